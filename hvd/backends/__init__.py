@@ -1,0 +1,20 @@
+"""Kinds of virtualisation: one folder each. A folder with a BACKEND is found by name; nothing elsewhere lists them."""
+
+from __future__ import annotations
+
+import functools
+import importlib
+import pkgutil
+
+from hvd.backends.contract import Backend
+
+
+@functools.cache
+def all_backends() -> dict[str, Backend]:
+    """Every backend of this build by name, available here or not."""
+    found: dict[str, Backend] = {}
+    for module in pkgutil.iter_modules(__path__):
+        if module.ispkg:
+            backend: Backend = importlib.import_module(f"{__name__}.{module.name}").BACKEND
+            found[backend.name] = backend
+    return found

@@ -1,0 +1,214 @@
+"""What a kind of virtualisation must provide (Backend), and what the rest of the daemon sees of a running guest (Instance).
+
+Every guest, VM or container, lives in a process that outlives the daemon and speaks one contract: a guest directory
+(hvd/runner/directory.py). A Backend says what it can do and launches that process; an Instance is the daemon's handle on it.
+The API never asks which kind it talks to: it asks for capabilities.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import AsyncIterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvapi.v1 import inspect_pb2
+
+from hvd.errors import HvdError
+from hvd.trace.points import POINTS, BackendId, Point
+
+
+class Capability(enum.StrEnum):
+    """What a guest of a backend can do beyond create, start, kill and delete. The names are API."""
+
+    CONSOLE = "console"
+    PAUSE = "pause"
+    RESET = "reset"
+    STOP = "stop"  # can ask the guest to end by itself
+    MEMORY_READ = "memory-read"
+    MEMORY_WRITE = "memory-write"
+    MEMORY_MAP = "memory-map"
+    TRANSLATE = "translate"
+    REGISTERS = "registers"
+    TRACE = "trace"
+    HYPERCALL = "hypercall"
+
+
+@dataclass(frozen=True, slots=True)
+class Availability:
+    """Does it run here? If not, why, and what would help."""
+
+    available: bool
+    reason: str = ""
+    remedy: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class EngineInfo:
+    """One of several ways in which a backend can execute."""
+
+    name: str
+    description: str
+    availability: Availability
+
+
+@dataclass(frozen=True, slots=True)
+class LaunchSpec:
+    """What a backend needs to start a guest: everything resolved, files as paths in the daemon's own store."""
+
+    uid: str
+    name: str  # for people: the guest's id
+    engine: str
+    memory_bytes: int
+    cpus: int
+    kernel: Path | None
+    initrd: Path | None
+    command_line: str
+    flat_load_address: int
+    restart_on_reset: bool
+    start_paused: bool
+    args: Sequence[str] = ()
+    log_max_bytes: int = 16 << 20
+    settings: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class InstanceStatus:
+    """As the guest's process tells it. state: STARTING, RUNNING, PAUSED, STOPPED, FAILED, LOST."""
+
+    state: str
+    reason: str = ""
+    message: str = ""
+    exit_code: int | None = None
+    resets: int = 0
+    log_error: str = ""
+    metadata: Mapping[str, str] | None = None
+
+
+class Instance(ABC):
+    """The daemon's handle on one running guest. Made by Backend.launch or Backend.adopt."""
+
+    directory: Path
+    pid: int
+
+    @abstractmethod
+    async def status(self) -> InstanceStatus: ...
+
+    @abstractmethod
+    async def wait_change(self, known: InstanceStatus) -> InstanceStatus:
+        """Returns when the status differs from the known one; the final status comes from the exit record. Never raises for a guest
+        that ended or vanished: it answers STOPPED, FAILED or LOST."""
+
+    @abstractmethod
+    async def kill(self) -> None:
+        """End it at once; no error when it has ended."""
+
+    @abstractmethod
+    async def close(self) -> None:
+        """Let go of it without ending it (the daemon goes, the guest stays)."""
+
+    # Everything below needs a capability; without it: HvdError CAPABILITY_MISSING.
+
+    async def pause(self) -> None:
+        raise missing(self, Capability.PAUSE)
+
+    async def resume(self) -> None:
+        raise missing(self, Capability.PAUSE)
+
+    async def reset(self) -> None:
+        raise missing(self, Capability.RESET)
+
+    async def request_stop(self) -> bool:
+        """Ask the guest to end by itself. False = it cannot hear it (no power button): kill it after the grace period or at once."""
+        raise missing(self, Capability.STOP)
+
+    async def read_memory(self, address: int, length: int, virtual: bool) -> bytes:
+        """length is at most 1 MiB."""
+        raise missing(self, Capability.MEMORY_READ)
+
+    async def write_memory(self, address: int, data: bytes, virtual: bool) -> None:
+        raise missing(self, Capability.MEMORY_WRITE)
+
+    async def memory_map(self) -> inspect_pb2.MemoryMap:
+        raise missing(self, Capability.MEMORY_MAP)
+
+    async def translate(self, address: int) -> inspect_pb2.AddressTranslation:
+        raise missing(self, Capability.TRANSLATE)
+
+    async def registers(self, vcpu: int) -> inspect_pb2.Registers:
+        raise missing(self, Capability.REGISTERS)
+
+    async def resize_console(self, rows: int, columns: int) -> None:
+        raise missing(self, Capability.CONSOLE)
+
+    def attach_console(self, read_only: bool) -> ConsoleAttachment:
+        raise missing(self, Capability.CONSOLE)
+
+
+class ConsoleAttachment(ABC):
+    """One viewer of a guest's console."""
+
+    @abstractmethod
+    async def __aenter__(self) -> ConsoleAttachment: ...
+
+    @abstractmethod
+    async def __aexit__(self, *exc: object) -> None: ...
+
+    @abstractmethod
+    def output(self) -> AsyncIterator[bytes | int]:
+        """What the guest writes from now on; an int says that so many bytes were skipped because this viewer was slow. Ends with the guest."""
+
+    @abstractmethod
+    async def write(self, data: bytes) -> None: ...
+
+
+class Backend(ABC):
+    """One kind of virtualisation. A backend's package sets BACKEND to one of these."""
+
+    name: str
+    id: BackendId
+    kind: str
+    description: str
+    capabilities: frozenset[Capability]
+    # Of the backends that can run a guest, the highest is chosen when nobody asked for one.
+    preference: int
+    # Points of its own, besides hvd.trace.points.POINTS.
+    own_trace_points: tuple[Point, ...] = ()
+
+    @abstractmethod
+    def probe(self) -> Availability:
+        """Can it run here? Cached by the caller; may take seconds; never raises."""
+
+    @abstractmethod
+    def engines(self) -> Sequence[EngineInfo]:
+        """Its ways of executing, the default first. Empty = there is but one."""
+
+    @abstractmethod
+    def check(self, spec: LaunchSpec) -> None:
+        """Raises HvdError when it can not run this guest: format, memory, architecture. Reads the kernel's header, starts nothing."""
+
+    @abstractmethod
+    async def launch(self, spec: LaunchSpec, directory: Path) -> Instance:
+        """Start the guest's process in its (existing, empty) directory; returns when the guest runs or raises HvdError."""
+
+    @abstractmethod
+    async def adopt(self, directory: Path) -> Instance:
+        """The handle on a guest that an earlier daemon started. Raises HvdError RUNNER_GONE when it has ended or cannot be trusted."""
+
+    @property
+    def trace_points(self) -> Sequence[Point]:
+        return (*POINTS, *self.own_trace_points)
+
+
+def missing(instance: Instance, capability: Capability) -> HvdError:
+    return HvdError("CAPABILITY_MISSING", backend=type(instance).__name__, capability=capability.value)
+
+
+async def bounded(seconds: float, call: str, work: asyncio.Future[object]) -> object:
+    """Await an answer of the guest's process, but not for ever."""
+    try:
+        return await asyncio.wait_for(work, seconds)
+    except TimeoutError:
+        raise HvdError("RUNNER_TIMEOUT", call=call, seconds=seconds) from None

@@ -1,0 +1,36 @@
+"""What a device of the board is: one file under devices/, a class with reads and writes on ports or MMIO, and interrupt lines.
+
+Devices that a running kernel touches all the time are in C (native/). docs/add-a-device.md walks through adding one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar, Protocol
+
+if TYPE_CHECKING:
+    from hvd.board.machine import Machine
+
+
+class PortDevice(Protocol):
+    """Ports and MMIO are optional; the bus asks which ranges a device wants once, when the machine is made."""
+
+    name: ClassVar[str]
+
+    @property
+    def ports(self) -> Sequence[range]:
+        """I/O ports it claims."""
+
+    def read_port(self, port: int, size: int) -> int:
+        """Value of size (1, 2, 4) bytes. Any exception is a bug of the device, never the guest's doing."""
+
+    def write_port(self, port: int, size: int, value: int) -> None: ...
+
+    def reset(self) -> None:
+        """The reset line."""
+
+
+class DeviceFactory(Protocol):
+    """An entry of hvd.board.devices.DEVICES."""
+
+    def __call__(self, machine: Machine) -> PortDevice: ...

@@ -1,0 +1,136 @@
+/* The hot part of the board: the devices that a running kernel touches all the time, once, in C.
+ *
+ * Linked into the emulation shim now and into the cell later, as KVM keeps the same devices in the host kernel. Everything a machine
+ * needs to be saved is in struct hv_board. No allocation, no threads of its own; unless a function says otherwise only the vcpu thread
+ * may call it.
+ */
+#ifndef HV_BOARD_H
+#define HV_BOARD_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#include "crossing.h"
+
+#define HV_NEVER UINT64_MAX
+
+/* ---- clock.c: the guest's virtual clock, in nanoseconds since its start; it stands while the guest is paused. */
+struct hv_clock {
+    uint64_t base_ns;    /* host CLOCK_MONOTONIC at virtual 0 */
+    uint64_t stopped_ns; /* virtual time at which it stands; meaningful when !running */
+    bool running;
+};
+uint64_t hv_host_ns(void); /* CLOCK_MONOTONIC */
+void hv_clock_start(struct hv_clock *);
+void hv_clock_stop(struct hv_clock *);
+uint64_t hv_clock_now(const struct hv_clock *);                     /* virtual ns */
+uint64_t hv_clock_to_host(const struct hv_clock *, uint64_t ns);    /* host ns at which virtual ns comes; HV_NEVER while stopped */
+
+/* ---- pic.c: two cascaded 8259A (Intel 8259A data sheet), ports 20/21, A0/A1, ELCR 4D0/4D1. */
+struct hv_pic_chip {
+    uint8_t irr, isr, imr, vector_base;
+    uint8_t lines;     /* present level of the eight inputs */
+    uint8_t elcr;      /* 1 = level triggered */
+    uint8_t init_step; /* 0 = none, else the next ICW: 2, 3, 4 */
+    uint8_t icw4_needed, auto_eoi, rotate_on_auto_eoi, special_mask, special_fully_nested, poll, read_isr;
+    uint8_t lowest_priority; /* the input that has the lowest priority; 7 after reset */
+};
+struct hv_pic {
+    struct hv_pic_chip chip[2]; /* master, slave */
+};
+void hv_pic_reset(struct hv_pic *);
+void hv_pic_set_line(struct hv_pic *, unsigned irq, bool level);
+bool hv_pic_pending(const struct hv_pic *);          /* is INTR of the master high */
+int hv_pic_peek(const struct hv_pic *);              /* vector that hv_pic_acknowledge would give, without its effects; -1 none */
+uint8_t hv_pic_acknowledge(struct hv_pic *);         /* INTA: vector; the spurious one (base+7) when nothing is pending */
+uint8_t hv_pic_read(struct hv_pic *, uint16_t port);
+void hv_pic_write(struct hv_pic *, uint16_t port, uint8_t value);
+
+/* ---- pit.c: 8254 (Intel 8254 data sheet), ports 40-43, and the speaker/gate port 61. Channel 0 drives IRQ 0. */
+struct hv_pit_channel {
+    uint8_t mode, access, bcd;
+    uint8_t write_low_done, write_latch; /* between the two bytes of access 3 */
+    uint8_t read_high_next;
+    uint8_t count_latched, status_latched, status;
+    uint8_t gate, loaded, output_hint;
+    uint16_t latch;
+    uint32_t reload;      /* 1..65536 (10000 in BCD) */
+    uint64_t start_ns;    /* virtual time of the last load or gate trigger */
+};
+struct hv_pit {
+    struct hv_pit_channel channel[3];
+    uint8_t port61;       /* bits 0,1 as written */
+    uint64_t next_edge_ns; /* of channel 0's output; HV_NEVER */
+    uint64_t missed;      /* ticks delivered late and merged */
+};
+void hv_pit_reset(struct hv_pit *, uint64_t now_ns);
+uint8_t hv_pit_read(struct hv_pit *, uint16_t port, uint64_t now_ns);
+void hv_pit_write(struct hv_pit *, uint16_t port, uint8_t value, uint64_t now_ns);
+uint64_t hv_pit_deadline(const struct hv_pit *); /* virtual ns of the next IRQ 0 edge; HV_NEVER */
+/* Have edges come due by now_ns? Late ticks are delivered one per call to the guest's pace, never in bursts: a period that was
+ * missed altogether is merged into one edge and counted in missed. */
+bool hv_pit_advance(struct hv_pit *, uint64_t now_ns);
+bool hv_pit_output(const struct hv_pit *, unsigned channel, uint64_t now_ns);
+
+/* ---- uart.c: 16550A (National PC16550D data sheet), COM1, ports 3F8-3FF, IRQ 4. */
+#define HV_UART_FIFO 16
+struct hv_uart {
+    uint8_t ier, iir_thri, lcr, mcr, lsr, msr, scr, fcr;
+    uint8_t rx[HV_UART_FIFO], rx_head, rx_count, rx_overrun;
+    uint16_t divisor;
+    uint64_t tx_bytes, rx_bytes;
+};
+void hv_uart_reset(struct hv_uart *);
+bool hv_uart_irq(const struct hv_uart *);            /* level of its interrupt output (with MCR.OUT2) */
+bool hv_uart_can_receive(const struct hv_uart *);
+void hv_uart_receive(struct hv_uart *, uint8_t byte);
+uint8_t hv_uart_read(struct hv_uart *, unsigned reg);
+/* Returns a byte to transmit (0..255), or -1. */
+int hv_uart_write(struct hv_uart *, unsigned reg, uint8_t value);
+
+/* ---- console.c: two byte rings between the vcpu thread and the runner's main thread; one writer and one reader each. */
+#define HV_CONSOLE_OUT (1u << 16)
+#define HV_CONSOLE_IN (1u << 12)
+struct hv_console {
+    uint32_t out_head, out_tail, in_head, in_tail; /* free-running */
+    uint32_t out_notify; /* the reader sleeps: wake it through out_event */
+    int out_event;       /* eventfd */
+    uint8_t out[HV_CONSOLE_OUT], in[HV_CONSOLE_IN];
+};
+void hv_console_init(struct hv_console *, int out_event);
+bool hv_console_write(struct hv_console *, uint8_t byte);                        /* vcpu thread; false = full */
+int hv_console_read(struct hv_console *);                                        /* vcpu thread; -1 = empty */
+size_t hv_console_take(struct hv_console *, uint8_t *buffer, size_t capacity);   /* main thread */
+size_t hv_console_put(struct hv_console *, const uint8_t *bytes, size_t length); /* main thread; returns how many fitted */
+bool hv_console_sleep(struct hv_console *);                                      /* main thread: ask for a wake-up; false = there is output already */
+
+/* ---- board.c: ports, interrupt lines and time together. */
+enum hv_port_result {
+    HV_PORT_DONE,    /* handled here */
+    HV_PORT_LEAVE,   /* a Python device claims it: leave the vcpu with PortIo */
+    HV_PORT_WAIT,    /* the console is full: let the main thread drain it, then do the same access again */
+};
+struct hv_board {
+    struct hv_clock clock;
+    struct hv_pic pic;
+    struct hv_pit pit;
+    struct hv_uart uart;
+    uint8_t claimed[65536 / 8]; /* ports that Python devices claim; an unclaimed port floats: reads all ones */
+    struct hv_console console;
+    struct hv_crossings crossings;
+};
+/* out_event: eventfd that is written when the console has output and the reader sleeps. counters/trace: mapped files or NULL. */
+void hv_board_init(struct hv_board *, int out_event, void *counters, size_t counters_size, void *trace, size_t trace_size, unsigned backend);
+size_t hv_board_size(void);
+void hv_board_reset(struct hv_board *); /* the reset line: devices, not the clock nor the console rings */
+void hv_board_claim(struct hv_board *, uint16_t first, uint16_t count);
+/* size is 1, 2 or 4 bytes. Byte-wide devices see the low byte at the port; wider accesses to them are split as on the ISA bus. */
+enum hv_port_result hv_board_port_in(struct hv_board *, uint16_t port, unsigned size, uint32_t *value);
+enum hv_port_result hv_board_port_out(struct hv_board *, uint16_t port, unsigned size, uint32_t value);
+void hv_board_set_irq(struct hv_board *, unsigned irq, bool level); /* for Python devices */
+/* Let time pass: run due timers, move typed bytes into the UART, refresh the interrupt lines. Returns hv_pic_pending. */
+bool hv_board_advance(struct hv_board *);
+uint64_t hv_board_deadline(const struct hv_board *); /* host ns of the next timer; HV_NEVER */
+
+#endif

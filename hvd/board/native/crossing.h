@@ -1,0 +1,79 @@
+/* Crossings between guest and hypervisor: counted always, recorded on demand.
+ *
+ * The layouts below are read by the daemon with pread and are described once more in client/hvapi/record.py and hvd/trace/counters.py;
+ * tests/unit/test_layouts.py compares every offset. Identifiers come from points.h, generated from hvd/trace/points.py.
+ */
+#ifndef HV_CROSSING_H
+#define HV_CROSSING_H
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "points.h"
+
+#define HV_COUNTERS_MAGIC 0x54435648u /* "HVCT" */
+#define HV_TRACE_MAGIC 0x52545648u    /* "HVTR" */
+#define HV_LAYOUT_VERSION 1u
+#define HV_POINTS 256
+#define HV_BUCKETS 12
+
+/* One crossing, 64 bytes, little-endian. */
+struct hv_record {
+    uint64_t time_ns;     /* CLOCK_MONOTONIC at entry into the hypervisor */
+    uint32_t duration_ns; /* entry to exit; UINT32_MAX = longer; 0 with HV_RECORD_UNTIMED */
+    uint16_t point;       /* trace point: what the guest did */
+    uint8_t kind;         /* enum hv_kind */
+    uint8_t backend;      /* enum hv_backend_id */
+    uint16_t vcpu;
+    uint16_t flags;       /* HV_RECORD_* */
+    uint32_t sequence;    /* low bits of the record's number, for finding loss */
+    uint64_t rip;         /* guest-virtual */
+    uint64_t arguments[4];
+};
+_Static_assert(sizeof(struct hv_record) == 64, "the record is 64 bytes");
+#define HV_RECORD_USER 1u    /* from guest user mode (CPL 3) */
+#define HV_RECORD_UNTIMED 2u /* the handling was not timed */
+#define HV_RECORD_LONG 4u    /* the vcpu was in 64-bit mode */
+
+struct hv_counter {
+    uint64_t count, total_ns, max_ns;
+};
+struct hv_counters {
+    uint32_t magic, version;
+    uint64_t start_ns;             /* CLOCK_MONOTONIC when the machine was made */
+    uint64_t first_instruction_ns; /* 0 = not yet */
+    uint64_t run_ns;               /* spent executing the guest */
+    uint64_t halted_ns;            /* spent waiting in HLT */
+    uint64_t console_out_bytes, console_in_bytes;
+    uint64_t resets;
+    uint64_t records;              /* trace records written */
+    uint64_t instructions;         /* 0 = not counted by this backend */
+    uint64_t reserved[22];
+    struct hv_counter points[HV_POINTS];
+    uint64_t histogram[HV_POINTS][HV_BUCKETS]; /* handling time; upper bounds hv_bucket_ns, the last is infinity */
+};
+extern const uint64_t hv_bucket_ns[HV_BUCKETS - 1];
+
+/* A ring of records: the vcpu thread writes, any number of readers follow with a position of their own. Record n lies in slot
+ * n % capacity. A reader that falls behind by capacity or more has lost records and knows how many. */
+struct hv_trace_header {
+    uint32_t magic, version;
+    uint32_t capacity;     /* records, a power of two */
+    uint32_t enabled;      /* written by the daemon: bit n = record kind n; 0 = off */
+    uint64_t head;         /* records ever written; stored with release order after the record */
+    uint64_t reserved[5];
+};
+_Static_assert(sizeof(struct hv_trace_header) == 64, "the ring's header is one record long");
+
+struct hv_crossings {
+    struct hv_counters *counters; /* never NULL after init: falls back to a private page */
+    struct hv_trace_header *trace;  /* NULL = no ring */
+    uint32_t capacity;            /* our own copies: what is shared is not trusted */
+    uint64_t head;
+    uint8_t backend;
+};
+void hv_crossings_init(struct hv_crossings *, void *counters, size_t counters_size, void *trace, size_t trace_size, unsigned backend);
+/* Count, and record if somebody listens. start_ns = hv_host_ns() at entry; 0 = untimed. */
+void hv_cross(struct hv_crossings *, unsigned point, uint64_t start_ns, uint64_t rip, unsigned flags, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a3);
+
+#endif

@@ -1,0 +1,100 @@
+"""The one interface between a board and a way of executing, shaped like KVM_RUN (Linux Documentation/virt/kvm/api.rst, section 5)."""
+
+from __future__ import annotations
+
+import enum
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+
+class ExitReason(enum.IntEnum):
+    """Why run() returned. The values are enum hv_exit_reason of the C side."""
+
+    INTERRUPTED = 0  # kick(); state is canonical: the only exit at which it may be read, changed or saved
+    PORT_IN = 1  # answer with Exit.value before the next run()
+    PORT_OUT = 2
+    MMIO_READ = 3  # answer with Exit.value before the next run()
+    MMIO_WRITE = 4
+    HALT = 5  # HLT with interrupts off: nothing will ever wake it (HLT with interrupts on waits inside run())
+    HYPERCALL = 6
+    SHUTDOWN = 7  # triple fault
+    DEBUG = 8
+    ERROR = 9  # the backend cannot go on; Exit.detail says why
+    CONSOLE_FULL = 10  # drain the console, run again
+
+
+@dataclass(slots=True)
+class Exit:
+    """One return of Vcpu.run(). Of the PORT_* and MMIO_* kinds: address, size in bytes (1, 2, 4, 8) and value."""
+
+    reason: ExitReason
+    address: int = 0
+    size: int = 0
+    value: int = 0
+    rip: int = 0
+    start_ns: int = 0  # CLOCK_MONOTONIC at which the guest was left
+    flags: int = 0  # of the trace record: FLAG_USER, FLAG_LONG
+    detail: str = ""  # of ERROR
+    metadata: dict[str, str] = field(default_factory=dict)  # of ERROR: address, bytes, ...
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A segment register with its hidden part. attributes: bits 8-23 of the descriptor's second word, in place."""
+
+    selector: int
+    base: int
+    limit: int
+    attributes: int
+
+
+@dataclass(frozen=True, slots=True)
+class EntryState:
+    """The vcpu's state at the guest's first instruction, as a loader wants it (Multiboot 1, PVH, Linux boot protocol)."""
+
+    registers: Mapping[str, int]  # eax.. or rax.., eip/rip, eflags; what is missing is 0
+    cr0: int
+    cr3: int = 0
+    cr4: int = 0
+    efer: int = 0
+    segments: Mapping[str, Segment] = field(default_factory=dict)  # cs ds es fs gs ss tr ldtr
+    gdt: tuple[int, int] = (0, 0)  # base, limit
+    idt: tuple[int, int] = (0, 0)
+
+
+class Vcpu(ABC):
+    """One virtual CPU. Everything but kick() belongs to the thread that calls run()."""
+
+    @abstractmethod
+    def enter(self, state: EntryState) -> None:
+        """Set the whole state, for the start and after a reset."""
+
+    @abstractmethod
+    def run(self) -> Exit:
+        """Run the guest until something needs the board's Python side."""
+
+    @abstractmethod
+    def kick(self) -> None:
+        """Make run() return INTERRUPTED soon, even if it is not running yet. Callable from any thread."""
+
+    @abstractmethod
+    def registers(self) -> dict[str, int]:
+        """All architectural registers by Intel's lower-case names: rax.. r15, rip, rflags, cr0 cr2 cr3 cr4 cr8, efer, cs ds es fs gs
+        ss tr ldtr, their `.base` and `.limit`, gdtr.base/.limit, idtr.base/.limit. At any exit."""
+
+    @abstractmethod
+    def set_register(self, name: str, value: int) -> None:
+        """Change one general register, rip or rflags. Raises KeyError for other names."""
+
+    @abstractmethod
+    def inject(self, vector: int) -> None:
+        """Deliver an external interrupt as soon as the guest takes it (devices of the board use its interrupt lines instead)."""
+
+    @abstractmethod
+    def memory_changed(self, address: int, length: int) -> None:
+        """The board wrote guest-physical memory (DMA, debugger): drop what was derived from it (translated code)."""
+
+    @abstractmethod
+    def close(self) -> None:
+        """Free everything. run() must not be active."""

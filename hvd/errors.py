@@ -1,0 +1,97 @@
+"""Every error that the API can answer with: the one table, from which messages, gRPC codes, docs and tests are made.
+
+Anything below the API raises HvdError(reason, **metadata); hvd/api/errors.py turns it into a google.rpc.Status with ErrorInfo
+(AIP-193). Every variable part of a message is in the metadata. A message ends with what to do next.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+DOMAIN = "hvd"
+
+
+@dataclass(frozen=True, slots=True)
+class Reason:
+    code: str  # name of the gRPC status code
+    message: str  # str.format template over the metadata
+    help: str = ""  # the next step, a template too
+
+
+REASONS: dict[str, Reason] = {
+    # names and requests
+    "NAME_INVALID": Reason("INVALID_ARGUMENT", "'{name}' is no valid {what} name",
+                           "use 1-63 of a-z, 0-9 and -, with a letter or digit at both ends"),
+    "NAME_TAKEN": Reason("ALREADY_EXISTS", "{what} '{name}' exists already", "choose another name, or delete it first"),
+    "GUEST_NOT_FOUND": Reason("NOT_FOUND", "there is no guest '{name}'", "`hvctl list` shows the guests there are"),
+    "IMAGE_NOT_FOUND": Reason("NOT_FOUND", "there is no image '{name}'", "`hvctl image list` shows the images there are"),
+    "BLOB_NOT_FOUND": Reason("NOT_FOUND", "the daemon has no blob {digest}", "upload it first"),
+    "FIELD_INVALID": Reason("INVALID_ARGUMENT", "{field} = {value}: {problem}", "{remedy}"),
+    "FIELD_IMMUTABLE": Reason("INVALID_ARGUMENT", "{field} of a guest cannot be changed after its creation",
+                              "fields that can: {mutable}"),
+    "REQUEST_ID_REUSED": Reason("ALREADY_EXISTS", "request_id {request_id} was used for a different request", "use a new UUID4"),
+    "ETAG_MISMATCH": Reason("ABORTED", "guest '{name}' was changed meanwhile", "read it again and repeat"),
+    "PAGE_TOKEN_INVALID": Reason("INVALID_ARGUMENT", "page_token '{token}' was not given by this daemon", "begin without it"),
+    "RESUME_TOKEN_EXPIRED": Reason("OUT_OF_RANGE", "events since '{token}' are no longer kept", "watch again without a resume_token"),
+    "SLOW_READER": Reason("RESOURCE_EXHAUSTED", "the reader fell behind by {pending} {what}", "resume, or read faster"),
+    # states
+    "GUEST_WRONG_STATE": Reason("FAILED_PRECONDITION", "guest '{name}' is {state}; {verb} needs {needed}", "{remedy}"),
+    "GUEST_BUSY": Reason("ABORTED", "{verb} of guest '{name}' is under way", "wait for it and repeat"),
+    "CAPABILITY_MISSING": Reason("UNIMPLEMENTED", "backend {backend} cannot {capability}", "`hvctl backends` shows what each can do"),
+    "WAIT_TIMED_OUT": Reason("DEADLINE_EXCEEDED", "guest '{name}' is still {state} after {seconds} s", "wait longer"),
+    # backends
+    "BACKEND_UNKNOWN": Reason("INVALID_ARGUMENT", "there is no backend '{backend}'", "there are: {known}"),
+    "BACKEND_UNAVAILABLE": Reason("FAILED_PRECONDITION", "backend {backend} does not run here: {problem}", "{remedy}"),
+    "ENGINE_UNKNOWN": Reason("INVALID_ARGUMENT", "backend {backend} has no engine '{engine}'", "it has: {known}"),
+    "NO_BACKEND_FITS": Reason("FAILED_PRECONDITION", "no backend here can run this guest: {problems}", "`hvctl doctor` says what would help"),
+    # images and kernels
+    "KERNEL_MISSING": Reason("INVALID_ARGUMENT", "the guest has neither a kernel nor an image with one", "give --kernel or --image"),
+    "IMAGE_FORMAT": Reason("INVALID_ARGUMENT", "{what} is not a kernel this board can load: {problem}",
+                           "it loads Linux bzImage, PVH and Multiboot 1 ELF, and flat binaries"),
+    "IMAGE_TRUNCATED": Reason("INVALID_ARGUMENT", "{what} ends at byte {length}, but needs {needed}", "fetch or build it again"),
+    "IMAGE_TOO_LARGE": Reason("INVALID_ARGUMENT", "{what} needs {needed} bytes of guest memory, there are {available}",
+                              "give the guest more --memory"),
+    "IMAGE_LAYOUT": Reason("INVALID_ARGUMENT", "{what}: {problem}", "fix the file's program headers"),
+    "IMAGE_IN_USE": Reason("FAILED_PRECONDITION", "image '{name}' is used by {guests}", "delete those first"),
+    "DIGEST_INVALID": Reason("INVALID_ARGUMENT", "'{digest}' is no digest", "digests are sha256: and 64 hex digits"),
+    "DIGEST_MISMATCH": Reason("INVALID_ARGUMENT", "the upload has digest {found}, announced was {digest}", "upload it again"),
+    "BLOB_SIZE": Reason("INVALID_ARGUMENT", "the upload has {found} bytes, announced were {size}", "upload it again"),
+    "BUILD_FAILED": Reason("INTERNAL", "building '{recipe}' failed in step {step}: {problem}", "the build's log is {log}"),
+    "RECIPE_UNKNOWN": Reason("INVALID_ARGUMENT", "there is no recipe '{recipe}'", "there are: {known}"),
+    "TOOL_MISSING": Reason("FAILED_PRECONDITION", "this needs {tools}, which the daemon's machine lacks", "{remedy}"),
+    # resources
+    "MEMORY_TOO_SMALL": Reason("INVALID_ARGUMENT", "{memory} bytes of guest memory are too few", "the least is {least}"),
+    "MEMORY_TOO_LARGE": Reason("RESOURCE_EXHAUSTED", "{memory} bytes of guest memory are more than the host can give ({available})",
+                               "give the guest less --memory"),
+    "MEMORY_ALIGNMENT": Reason("INVALID_ARGUMENT", "guest memory of {memory} bytes is no multiple of {granule}", "round it"),
+    "DISK_FULL": Reason("RESOURCE_EXHAUSTED", "no space left in {directory} (writing {what})", "free some and repeat"),
+    "TOO_MANY_GUESTS": Reason("RESOURCE_EXHAUSTED", "the daemon's limit of {limit} guests is reached", "delete some"),
+    # inspection
+    "ADDRESS_OUTSIDE": Reason("OUT_OF_RANGE", "{length} bytes at {address} are not within the guest's memory", "`hvctl mem map` shows the regions"),
+    "ADDRESS_UNMAPPED": Reason("FAILED_PRECONDITION", "guest-virtual {address} is not mapped: {problem}", "`hvctl mem translate` shows the page tables"),
+    # runners
+    "RUNNER_START_FAILED": Reason("INTERNAL", "the guest's runner did not start: {problem}", "see {log}"),
+    "RUNNER_GONE": Reason("UNAVAILABLE", "the guest's runner is gone: {problem}", "`hvctl show` says how it ended"),
+    "RUNNER_TIMEOUT": Reason("DEADLINE_EXCEEDED", "the guest's runner did not answer {call} within {seconds} s", "`hvctl kill` ends it"),
+    "REQUEST_INVALID": Reason("INVALID_ARGUMENT", "{problem}", "{remedy}"),
+    "ROLE_FORBIDDEN": Reason("PERMISSION_DENIED", "role {role} may not {method}", "use a socket of a higher role"),
+    "SHUTTING_DOWN": Reason("UNAVAILABLE", "the daemon is shutting down", "repeat when it is back"),
+    "INTERNAL": Reason("INTERNAL", "internal error: {problem}", "this is a bug; the daemon's log has the traceback"),
+}  # fmt: skip
+
+
+class HvdError(Exception):
+    """An error with a stable reason from REASONS; metadata holds every variable part."""
+
+    def __init__(self, reason: str, **metadata: object) -> None:
+        entry = REASONS[reason]
+        self.reason = reason
+        self.metadata: dict[str, str] = {key: str(value) for key, value in metadata.items()}
+        self.message = entry.message.format(**self.metadata)
+        self.help = entry.help.format(**self.metadata)
+        super().__init__(f"{self.message}; {self.help}" if self.help else self.message)
+
+    @property
+    def code(self) -> str:
+        """Name of the gRPC status code."""
+        return REASONS[self.reason].code

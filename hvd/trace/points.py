@@ -1,0 +1,143 @@
+"""Trace points: every reason for which a guest can cross into the hypervisor, by number, name and arguments.
+
+The one table of them. `python -m hvd.trace.points` writes it as a C header (board/native/points.h); TraceService hands it to clients,
+so that a decoder needs nothing but the stream. Numbers are stable: new points get new numbers.
+
+    1-31      the machine        32-63    exceptions, 32 + vector
+    64-127    hypercalls, 64 + number           128-255  a backend's own (Backend.trace_points)
+"""
+
+from __future__ import annotations
+
+import enum
+import sys
+from dataclasses import dataclass
+
+
+class Kind(enum.IntEnum):
+    """What sort of crossing a record is; bit `1 << kind` of the ring's `enabled` word switches it."""
+
+    LOST = 0
+    PORT_IO = 1
+    MMIO = 2
+    INTERRUPT = 3
+    EXCEPTION = 4
+    HALT = 5
+    HYPERCALL = 6
+    PRIVILEGED = 7
+    PAGE_FAULT = 8
+    SYSTEM_CALL = 9
+    TRANSLATION = 10
+    DEVICE = 11
+    MACHINE = 12
+
+    @property
+    def label(self) -> str:
+        """The name that people type and see: "port-io"."""
+        return self.name.lower().replace("_", "-")
+
+
+class BackendId(enum.IntEnum):
+    """The record's backend field. A backend's folder name is the lower-case name."""
+
+    EMULATION = 1
+    CONTAINER = 2
+    TRAP = 3
+    REWRITING = 4
+    PARAVIRT = 5
+    KVM = 6
+
+
+@dataclass(frozen=True, slots=True)
+class Argument:
+    """One of a point's up to four arguments. format: hex, dec, vector, ns, errno, bool."""
+
+    name: str
+    format: str = "hex"
+
+
+@dataclass(frozen=True, slots=True)
+class Point:
+    id: int
+    name: str
+    kind: Kind
+    arguments: tuple[Argument, ...] = ()
+    description: str = ""
+
+
+def _arguments(*words: str) -> tuple[Argument, ...]:
+    return tuple(Argument(*word.split(":")) for word in words)
+
+
+HYPERCALL_BASE = 64
+EXCEPTION_BASE = 32
+
+# Intel SDM vol. 3A, table 6-1. The flag says whether the vector pushes an error code.
+EXCEPTIONS: dict[int, str] = {
+    0: "divide-error", 1: "debug", 2: "nmi", 3: "breakpoint", 4: "overflow", 5: "bound-range", 6: "invalid-opcode",
+    7: "device-not-available", 8: "double-fault", 9: "coprocessor-overrun", 10: "invalid-tss", 11: "segment-not-present",
+    12: "stack-fault", 13: "general-protection", 14: "page-fault", 16: "x87-error", 17: "alignment-check",
+    18: "machine-check", 19: "simd-error", 20: "virtualization", 21: "control-protection",
+}  # fmt: skip
+
+# The base hypercall (docs/hypercall.md): number -> name, arguments; the fourth record argument is always the result.
+HYPERCALLS: dict[int, tuple[str, tuple[Argument, ...], str]] = {
+    0: ("version", _arguments("-", "-", "-", "result:dec"), "ABI version"),
+    1: ("log", _arguments("address", "length:dec", "-", "result:errno"), "a line for the hypervisor's log"),
+    2: ("annotate", _arguments("value0", "value1", "-", "result:errno"), "a mark in the trace"),
+    3: ("clock", _arguments("-", "-", "-", "result:ns"), "the guest's virtual clock"),
+    4: ("yield", _arguments("-", "-", "-", "result:errno"), "give the host CPU away"),
+    5: ("exit", _arguments("code:dec", "-", "-", "result:errno"), "end the guest with this code"),
+    6: ("console-size", _arguments("-", "-", "-", "result:hex"), "rows << 16 | columns of the attached console"),
+}
+HYPERCALL_UNKNOWN = HYPERCALL_BASE + 63
+
+POINTS: tuple[Point, ...] = (
+    Point(1, "port-in", Kind.PORT_IO, _arguments("port", "size:dec", "value"), "IN, INS: read of an I/O port"),
+    Point(2, "port-out", Kind.PORT_IO, _arguments("port", "size:dec", "value"), "OUT, OUTS: write to an I/O port"),
+    Point(3, "mmio-read", Kind.MMIO, _arguments("address", "size:dec", "value"), "read of a device's memory"),
+    Point(4, "mmio-write", Kind.MMIO, _arguments("address", "size:dec", "value"), "write to a device's memory"),
+    Point(5, "halt", Kind.HALT, _arguments("interrupts:bool"), "HLT; the duration is the time until the next interrupt"),
+    Point(6, "interrupt", Kind.INTERRUPT, _arguments("vector:vector"), "hardware interrupt delivered to the guest"),
+    Point(7, "triple-fault", Kind.MACHINE, (), "a fault while delivering a double fault"),
+    Point(8, "reset", Kind.MACHINE, (), "the machine was reset"),
+    Point(9, "lost", Kind.LOST, _arguments("records:dec"), "records overwritten before they were read"),
+    Point(10, "software-interrupt", Kind.SYSTEM_CALL, _arguments("vector:vector", "accumulator"), "INT n"),
+    Point(11, "system-call", Kind.SYSTEM_CALL, _arguments("number:dec"), "SYSCALL or SYSENTER"),
+    *(
+        Point(EXCEPTION_BASE + vector, f"exception.{name}",
+              Kind.PAGE_FAULT if vector == 14 else Kind.EXCEPTION,
+              _arguments("address", "error-code") if vector == 14 else _arguments("error-code"),
+              f"#{vector} delivered to the guest")
+        for vector, name in EXCEPTIONS.items()
+    ),
+    *(
+        Point(HYPERCALL_BASE + number, f"hypercall.{name}", Kind.HYPERCALL, arguments, description)
+        for number, (name, arguments, description) in HYPERCALLS.items()
+    ),
+    Point(HYPERCALL_UNKNOWN, "hypercall.unknown", Kind.HYPERCALL, _arguments("number:dec", "-", "-", "result:errno"),
+          "a call that does not exist"),
+)  # fmt: skip
+
+BY_ID: dict[int, Point] = {point.id: point for point in POINTS}
+BY_NAME: dict[str, Point] = {point.name: point for point in POINTS}
+
+
+def c_header() -> str:
+    """The table as points.h."""
+
+    def constant(name: str) -> str:
+        return name.upper().replace("-", "_").replace(".", "_")
+
+    lines = ["/* Generated from hvd/trace/points.py: python3 -m hvd.trace.points */", "#ifndef HV_POINTS_H", "#define HV_POINTS_H", ""]
+    lines += ["enum hv_kind {", *(f"    HV_KIND_{kind.name} = {kind.value}," for kind in Kind), "};", ""]
+    lines += ["enum hv_backend_id {", *(f"    HV_BACKEND_{b.name} = {b.value}," for b in BackendId), "};", ""]
+    lines += ["enum hv_point {", *(f"    HV_POINT_{constant(p.name)} = {p.id}," for p in POINTS)]
+    lines += [f"    HV_POINT_EXCEPTION_BASE = {EXCEPTION_BASE},", f"    HV_POINT_HYPERCALL_BASE = {HYPERCALL_BASE},", "};", ""]
+    kinds = ", ".join(f"[{p.id}] = {p.kind.value}" for p in POINTS)
+    lines += [f"#define HV_POINT_KINDS {{ {kinds} }}", "", "#endif", ""]
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    sys.stdout.write(c_header())
