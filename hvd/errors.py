@@ -75,6 +75,18 @@ REASONS: dict[str, Reason] = {
     "RUNNER_TIMEOUT": Reason("DEADLINE_EXCEEDED", "the guest's runner did not answer {call} within {seconds} s", "`hvctl kill` ends it"),
     "REQUEST_INVALID": Reason("INVALID_ARGUMENT", "{problem}", "{remedy}"),
     "ROLE_FORBIDDEN": Reason("PERMISSION_DENIED", "role {role} may not {method}", "use a socket of a higher role"),
+    # start of the daemon
+    "CONFIG_INVALID": Reason("INVALID_ARGUMENT", "setting {setting} = {value}: {problem}", "{remedy}"),
+    "DIRECTORY_IN_USE": Reason("FAILED_PRECONDITION", "another hvd (process {holder}) uses {directory}",
+                               "stop it, or give this one its own --state-dir and --runtime-dir"),
+    "DIRECTORY_UNUSABLE": Reason("FAILED_PRECONDITION", "{directory} cannot be used: {problem}",
+                                 "make it writable for this user, or choose others with --state-dir and --runtime-dir"),
+    "ENDPOINT_IN_USE": Reason("FAILED_PRECONDITION", "another daemon listens on {endpoint}", "stop it, or choose another --listen"),
+    "ENDPOINT_UNUSABLE": Reason("FAILED_PRECONDITION", "cannot listen on {endpoint}: {problem}", "{remedy}"),
+    "STORE_DAMAGED": Reason("DATA_LOSS", "the store {path} is damaged: {problem}",
+                            "move it away and start hvd again: guests that run are adopted without it"),
+    "STORE_VERSION": Reason("FAILED_PRECONDITION", "the store {path} has version {found}, this hvd knows {known}", "use a newer hvd"),
+    # the daemon itself
     "SHUTTING_DOWN": Reason("UNAVAILABLE", "the daemon is shutting down", "repeat when it is back"),
     "INTERNAL": Reason("INTERNAL", "internal error: {problem}", "this is a bug; the daemon's log has the traceback"),
 }  # fmt: skip
