@@ -1,0 +1,61 @@
+"""Files that are loaded into a guest: read piecewise, straight into guest RAM, so that a huge file costs nothing until
+it is used."""
+
+from __future__ import annotations
+
+import io
+import os
+from pathlib import Path
+from typing import BinaryIO
+
+from hvd.board.memory import GuestMemory
+from hvd.errors import HvdError
+
+
+class ImageFile:
+    """A kernel or initrd: a file, or bytes. Not mapped, since a file that somebody truncates would kill the reader
+    with SIGBUS."""
+
+    def __init__(self, source: Path | bytes, what: str = "the kernel") -> None:
+        """what: how messages name it. Raises OSError when the file cannot be opened."""
+        self.what = what
+        self._file: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb", buffering=0)
+        self.size = self._file.seek(0, os.SEEK_END)
+
+    def __enter__(self) -> ImageFile:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._file.close()
+
+    def need(self, end: int) -> None:
+        """Raises HvdError IMAGE_TRUNCATED unless the file has that many bytes."""
+        if self.size < end:
+            raise HvdError("IMAGE_TRUNCATED", what=self.what, length=self.size, needed=end)
+
+    def read(self, offset: int, length: int) -> bytes:
+        """Exactly these bytes. Raises HvdError IMAGE_TRUNCATED."""
+        self.need(offset + length)
+        data = bytearray(length)
+        self._fill(memoryview(data), offset)
+        return bytes(data)
+
+    def head(self, length: int) -> bytes:
+        """The first bytes: fewer when the file is shorter."""
+        return self.read(0, min(length, self.size))
+
+    def copy(self, offset: int, length: int, memory: GuestMemory, address: int) -> None:
+        """Bytes of the file to guest-physical memory. Raises HvdError IMAGE_TRUNCATED, ADDRESS_OUTSIDE."""
+        self.need(offset + length)
+        with memory.view(address, length) as target:
+            self._fill(target, offset)
+
+    def _fill(self, target: memoryview, offset: int) -> None:
+        self._file.seek(offset)
+        done = 0
+        while done < len(target):
+            # readinto is of FileIO and BytesIO alike, though BinaryIO does not declare it.
+            count: int = self._file.readinto(target[done:])  # type: ignore[attr-defined]
+            if not count:  # it shrank since it was opened
+                raise HvdError("IMAGE_TRUNCATED", what=self.what, length=offset + done, needed=offset + len(target))
+            done += count
