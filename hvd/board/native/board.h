@@ -35,11 +35,13 @@ struct hv_pic_chip {
     uint8_t init_step; /* 0 = none, else the next ICW: 2, 3, 4 */
     uint8_t icw4_needed, auto_eoi, rotate_on_auto_eoi, special_mask, special_fully_nested, poll, read_isr;
     uint8_t lowest_priority; /* the input that has the lowest priority; 7 after reset */
+    uint8_t single;          /* ICW1.SNGL: no ICW3 follows */
 };
 struct hv_pic {
     struct hv_pic_chip chip[2]; /* master, slave */
 };
 void hv_pic_reset(struct hv_pic *);
+/* A device holds its line until it is served: an edge-triggered request ends when its line falls (8259A data sheet, "IR inputs"). */
 void hv_pic_set_line(struct hv_pic *, unsigned irq, bool level);
 bool hv_pic_pending(const struct hv_pic *);          /* is INTR of the master high */
 int hv_pic_peek(const struct hv_pic *);              /* vector that hv_pic_acknowledge would give, without its effects; -1 none */
@@ -57,7 +59,12 @@ struct hv_pit_channel {
     uint16_t latch;
     uint32_t reload;      /* 1..65536 (10000 in BCD) */
     uint64_t start_ns;    /* virtual time of the last load or gate trigger */
+    uint32_t next_reload; /* the count as last written: a one-shot or a period under way ends with the old one */
+    uint64_t stopped_ns;  /* virtual time; gate low: when it fell; gate high and next_reload != reload: when next_reload takes over */
 };
+/* IRQ 0 edges closer together than this are merged, so that a guest with a count of 1 does not keep the host busy with itself. */
+#define HV_PIT_LEAST_PERIOD_NS 50000u
+#define HV_PIT_HZ 1193182u
 struct hv_pit {
     struct hv_pit_channel channel[3];
     uint8_t port61;       /* bits 0,1 as written */
@@ -88,6 +95,7 @@ void hv_uart_receive(struct hv_uart *, uint8_t byte);
 uint8_t hv_uart_read(struct hv_uart *, unsigned reg);
 /* Returns a byte to transmit (0..255), or -1. */
 int hv_uart_write(struct hv_uart *, unsigned reg, uint8_t value);
+bool hv_uart_transmits(const struct hv_uart *, unsigned reg); /* would a write to reg return a byte now */
 
 /* ---- console.c: two byte rings between the vcpu thread and the runner's main thread; one writer and one reader each. */
 #define HV_CONSOLE_OUT (1u << 16)
@@ -100,6 +108,7 @@ struct hv_console {
 };
 void hv_console_init(struct hv_console *, int out_event);
 bool hv_console_write(struct hv_console *, uint8_t byte);                        /* vcpu thread; false = full */
+bool hv_console_full(const struct hv_console *);                                 /* vcpu thread */
 int hv_console_read(struct hv_console *);                                        /* vcpu thread; -1 = empty */
 size_t hv_console_take(struct hv_console *, uint8_t *buffer, size_t capacity);   /* main thread */
 size_t hv_console_put(struct hv_console *, const uint8_t *bytes, size_t length); /* main thread; returns how many fitted */

@@ -1,0 +1,203 @@
+#include "board.h"
+
+#include <string.h>
+
+#define IRQ_PIT 0
+#define IRQ_UART 4
+#define UART_FIRST 0x3f8
+
+enum device { FLOATING, PIC, PIT, UART };
+
+static enum device device_at(uint32_t port)
+{
+    switch (port) {
+    case 0x20:
+    case 0x21:
+    case 0xa0:
+    case 0xa1:
+    case 0x4d0:
+    case 0x4d1:
+        return PIC;
+    case 0x40 ... 0x43:
+    case 0x61:
+        return PIT;
+    case UART_FIRST ... UART_FIRST + 7:
+        return UART;
+    default:
+        return FLOATING;
+    }
+}
+
+void hv_board_init(struct hv_board *board, int out_event, void *counters, size_t counters_size, void *trace, size_t trace_size, unsigned backend)
+{
+    memset(board, 0, sizeof *board);
+    hv_console_init(&board->console, out_event);
+    hv_crossings_init(&board->crossings, counters, counters_size, trace, trace_size, backend);
+    hv_pic_reset(&board->pic);
+    hv_pit_reset(&board->pit, 0);
+    hv_uart_reset(&board->uart);
+}
+
+size_t hv_board_size(void)
+{
+    return sizeof(struct hv_board);
+}
+
+void hv_board_reset(struct hv_board *board)
+{
+    hv_pic_reset(&board->pic);
+    hv_pit_reset(&board->pit, hv_clock_now(&board->clock));
+    hv_uart_reset(&board->uart);
+    board->crossings.counters->resets++;
+}
+
+void hv_board_claim(struct hv_board *board, uint16_t first, uint16_t count)
+{
+    for (uint32_t port = first; port < (uint32_t)first + count && port < 65536; port++)
+        board->claimed[port >> 3] |= (uint8_t)(1u << (port & 7));
+}
+
+static bool claimed(const struct hv_board *board, uint16_t port, unsigned size)
+{
+    for (uint32_t i = port; i < (uint32_t)port + size && i < 65536; i++)
+        if (board->claimed[i >> 3] >> (i & 7) & 1)
+            return true;
+    return false;
+}
+
+/* An edge on IRQ 0: the output goes low for a clock at most, then stays high until the next one is due. */
+static void run_pit(struct hv_board *board, uint64_t now_ns)
+{
+    if (hv_pit_advance(&board->pit, now_ns)) {
+        hv_pic_set_line(&board->pic, IRQ_PIT, false);
+        hv_pic_set_line(&board->pic, IRQ_PIT, true);
+    }
+}
+
+static void refresh_uart(struct hv_board *board)
+{
+    while (hv_uart_can_receive(&board->uart)) {
+        int byte = hv_console_read(&board->console);
+        if (byte < 0)
+            break;
+        hv_uart_receive(&board->uart, (uint8_t)byte);
+        board->crossings.counters->console_in_bytes++;
+    }
+    hv_pic_set_line(&board->pic, IRQ_UART, hv_uart_irq(&board->uart));
+}
+
+static uint8_t pit_read(struct hv_board *board, uint16_t port)
+{
+    uint64_t now_ns = hv_clock_now(&board->clock);
+    run_pit(board, now_ns);
+    return hv_pit_read(&board->pit, port, now_ns);
+}
+
+static void pit_write(struct hv_board *board, uint16_t port, uint8_t value)
+{
+    uint64_t now_ns = hv_clock_now(&board->clock);
+    run_pit(board, now_ns);
+    hv_pit_write(&board->pit, port, value, now_ns);
+    /* In mode 0 the output stays low until the count is reached, which takes back a request that was not served. */
+    if (board->pit.channel[0].mode == 0 && !hv_pit_output(&board->pit, 0, now_ns))
+        hv_pic_set_line(&board->pic, IRQ_PIT, false);
+}
+
+static uint8_t uart_read(struct hv_board *board, unsigned reg)
+{
+    unsigned waiting = board->uart.rx_count;
+    uint8_t value = hv_uart_read(&board->uart, reg);
+    /* Reading a character restarts the timeout of the FIFO, so that the line falls: what remains gives a new edge. */
+    if (board->uart.rx_count < waiting)
+        hv_pic_set_line(&board->pic, IRQ_UART, false);
+    refresh_uart(board);
+    return value;
+}
+
+static enum hv_port_result uart_write(struct hv_board *board, unsigned reg, uint8_t value)
+{
+    if (hv_uart_transmits(&board->uart, reg) && hv_console_full(&board->console))
+        return HV_PORT_WAIT;
+    if (hv_uart_transmits(&board->uart, reg)) { /* a full transmitter takes the line low, the empty one that follows at once high again */
+        board->uart.iir_thri = 0;
+        hv_pic_set_line(&board->pic, IRQ_UART, hv_uart_irq(&board->uart));
+    }
+    int byte = hv_uart_write(&board->uart, reg, value);
+    if (byte >= 0) {
+        hv_console_write(&board->console, (uint8_t)byte); /* has room: only this thread fills it */
+        board->crossings.counters->console_out_bytes++;
+    }
+    refresh_uart(board);
+    return HV_PORT_DONE;
+}
+
+static uint8_t byte_in(struct hv_board *board, uint32_t port)
+{
+    switch (device_at(port)) {
+    case PIC:
+        return hv_pic_read(&board->pic, (uint16_t)port);
+    case PIT:
+        return pit_read(board, (uint16_t)port);
+    case UART:
+        return uart_read(board, port - UART_FIRST);
+    case FLOATING:
+        break;
+    }
+    return 0xff;
+}
+
+static enum hv_port_result byte_out(struct hv_board *board, uint32_t port, uint8_t value)
+{
+    switch (device_at(port)) {
+    case PIC:
+        hv_pic_write(&board->pic, (uint16_t)port, value);
+        break;
+    case PIT:
+        pit_write(board, (uint16_t)port, value);
+        break;
+    case UART:
+        return uart_write(board, port - UART_FIRST, value);
+    case FLOATING:
+        break;
+    }
+    return HV_PORT_DONE;
+}
+
+enum hv_port_result hv_board_port_in(struct hv_board *board, uint16_t port, unsigned size, uint32_t *value)
+{
+    if (device_at(port) == FLOATING && claimed(board, port, size))
+        return HV_PORT_LEAVE;
+    *value = 0;
+    for (unsigned i = 0; i < size; i++)
+        *value |= (uint32_t)byte_in(board, (uint32_t)port + i) << (8 * i);
+    return HV_PORT_DONE;
+}
+
+enum hv_port_result hv_board_port_out(struct hv_board *board, uint16_t port, unsigned size, uint32_t value)
+{
+    if (device_at(port) == FLOATING && claimed(board, port, size))
+        return HV_PORT_LEAVE;
+    for (unsigned i = 0; i < size; i++) {
+        /* Only COM1's data register waits, and no port below it has side effects: doing the access again is safe. */
+        if (byte_out(board, (uint32_t)port + i, (uint8_t)(value >> (8 * i))) == HV_PORT_WAIT)
+            return HV_PORT_WAIT;
+    }
+    return HV_PORT_DONE;
+}
+
+void hv_board_set_irq(struct hv_board *board, unsigned irq, bool level)
+{
+    hv_pic_set_line(&board->pic, irq, level);
+}
+
+bool hv_board_advance(struct hv_board *board)
+{
+    run_pit(board, hv_clock_now(&board->clock));
+    refresh_uart(board);
+    return hv_pic_pending(&board->pic);
+}
+
+uint64_t hv_board_deadline(const struct hv_board *board)
+{
+    return hv_clock_to_host(&board->clock, hv_pit_deadline(&board->pit));
+}

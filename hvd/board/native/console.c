@@ -1,0 +1,80 @@
+#include "board.h"
+
+#include <errno.h>
+#include <unistd.h>
+
+/* Each ring has one writer and one reader: a head only its writer moves, a tail only its reader moves, both free-running, so that
+ * head - tail is the fill level. A side publishes its own index with release order and looks at the other's with acquire order. */
+
+static uint32_t acquire(const uint32_t *index)
+{
+    return __atomic_load_n(index, __ATOMIC_ACQUIRE);
+}
+
+void hv_console_init(struct hv_console *console, int out_event)
+{
+    console->out_head = console->out_tail = console->in_head = console->in_tail = 0;
+    console->out_notify = 0;
+    console->out_event = out_event;
+}
+
+bool hv_console_full(const struct hv_console *console)
+{
+    return console->out_head - acquire(&console->out_tail) >= HV_CONSOLE_OUT;
+}
+
+bool hv_console_write(struct hv_console *console, uint8_t byte)
+{
+    if (hv_console_full(console))
+        return false;
+    console->out[console->out_head % HV_CONSOLE_OUT] = byte;
+    /* Sequentially consistent, as is the reader's side in hv_console_sleep: either we see that it sleeps or it sees our byte. */
+    __atomic_store_n(&console->out_head, console->out_head + 1, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&console->out_notify, __ATOMIC_SEQ_CST) && __atomic_exchange_n(&console->out_notify, 0, __ATOMIC_SEQ_CST) &&
+        console->out_event >= 0) {
+        uint64_t one = 1;
+        /* EAGAIN means that the event is at its maximum: the reader is being woken anyway. */
+        while (write(console->out_event, &one, sizeof one) < 0 && errno == EINTR) {
+        }
+    }
+    return true;
+}
+
+int hv_console_read(struct hv_console *console)
+{
+    if (acquire(&console->in_head) == console->in_tail)
+        return -1;
+    uint8_t byte = console->in[console->in_tail % HV_CONSOLE_IN];
+    __atomic_store_n(&console->in_tail, console->in_tail + 1, __ATOMIC_RELEASE);
+    return byte;
+}
+
+size_t hv_console_take(struct hv_console *console, uint8_t *buffer, size_t capacity)
+{
+    size_t available = acquire(&console->out_head) - console->out_tail;
+    size_t length = available < capacity ? available : capacity;
+    for (size_t i = 0; i < length; i++)
+        buffer[i] = console->out[(console->out_tail + i) % HV_CONSOLE_OUT];
+    __atomic_store_n(&console->out_tail, console->out_tail + (uint32_t)length, __ATOMIC_RELEASE);
+    return length;
+}
+
+size_t hv_console_put(struct hv_console *console, const uint8_t *bytes, size_t length)
+{
+    size_t room = HV_CONSOLE_IN - (console->in_head - acquire(&console->in_tail));
+    if (length > room)
+        length = room;
+    for (size_t i = 0; i < length; i++)
+        console->in[(console->in_head + i) % HV_CONSOLE_IN] = bytes[i];
+    __atomic_store_n(&console->in_head, console->in_head + (uint32_t)length, __ATOMIC_RELEASE);
+    return length;
+}
+
+bool hv_console_sleep(struct hv_console *console)
+{
+    __atomic_store_n(&console->out_notify, 1, __ATOMIC_SEQ_CST);
+    if (__atomic_load_n(&console->out_head, __ATOMIC_SEQ_CST) == console->out_tail)
+        return true;
+    __atomic_store_n(&console->out_notify, 0, __ATOMIC_SEQ_CST);
+    return false;
+}

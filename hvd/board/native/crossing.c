@@ -1,0 +1,82 @@
+#include "crossing.h"
+
+#include <string.h>
+
+#include "board.h"
+
+const uint64_t hv_bucket_ns[HV_BUCKETS - 1] = {250, 500, 1000, 2500, 5000, 10000, 25000, 100000, 1000000, 10000000, 100000000};
+
+static const uint8_t point_kind[HV_POINTS] = HV_POINT_KINDS;
+
+/* Where boards count that were given no page, in tests mostly. Nobody reads it. */
+static struct hv_counters unread;
+
+void hv_crossings_init(struct hv_crossings *crossings, void *counters, size_t counters_size, void *trace, size_t trace_size, unsigned backend)
+{
+    memset(crossings, 0, sizeof *crossings);
+    crossings->backend = (uint8_t)backend;
+    crossings->counters = counters && counters_size >= sizeof(struct hv_counters) ? counters : &unread;
+    memset(crossings->counters, 0, sizeof *crossings->counters);
+    crossings->counters->version = HV_LAYOUT_VERSION;
+    crossings->counters->start_ns = hv_host_ns();
+    /* The magic comes last: a reader that finds it finds the rest. */
+    __atomic_store_n(&crossings->counters->magic, HV_COUNTERS_MAGIC, __ATOMIC_RELEASE);
+
+    if (!trace || trace_size < sizeof(struct hv_trace_header) + sizeof(struct hv_record))
+        return;
+    uint64_t room = (trace_size - sizeof(struct hv_trace_header)) / sizeof(struct hv_record);
+    uint32_t capacity = 1;
+    while ((uint64_t)capacity * 2 <= room && capacity < 1u << 31)
+        capacity *= 2;
+    crossings->trace = trace;
+    crossings->capacity = capacity;
+    /* `enabled` stays as it is: the daemon may have switched the trace on before the guest's first instruction. */
+    crossings->trace->version = HV_LAYOUT_VERSION;
+    crossings->trace->capacity = capacity;
+    __atomic_store_n(&crossings->trace->head, 0, __ATOMIC_RELAXED);
+    __atomic_store_n(&crossings->trace->magic, HV_TRACE_MAGIC, __ATOMIC_RELEASE);
+}
+
+static void record(struct hv_crossings *crossings, unsigned point, uint64_t start_ns, uint64_t duration_ns, uint64_t rip, unsigned flags,
+                   const uint64_t arguments[4])
+{
+    struct hv_record *slot = (struct hv_record *)(crossings->trace + 1) + (crossings->head & (crossings->capacity - 1));
+    struct hv_record filled = {
+        .time_ns = start_ns ? start_ns : hv_host_ns(),
+        .duration_ns = duration_ns < UINT32_MAX ? (uint32_t)duration_ns : UINT32_MAX,
+        .point = (uint16_t)point,
+        .kind = point_kind[point],
+        .backend = crossings->backend,
+        .flags = (uint16_t)(start_ns ? flags : flags | HV_RECORD_UNTIMED),
+        .sequence = (uint32_t)crossings->head,
+        .rip = rip,
+        .arguments = {arguments[0], arguments[1], arguments[2], arguments[3]},
+    };
+    *slot = filled;
+    crossings->head++;
+    crossings->counters->records = crossings->head;
+    __atomic_store_n(&crossings->trace->head, crossings->head, __ATOMIC_RELEASE);
+}
+
+void hv_cross(struct hv_crossings *crossings, unsigned point, uint64_t start_ns, uint64_t rip, unsigned flags, uint64_t a0, uint64_t a1, uint64_t a2,
+              uint64_t a3)
+{
+    point &= HV_POINTS - 1;
+    struct hv_counter *counter = &crossings->counters->points[point];
+    uint64_t duration = 0;
+
+    counter->count++;
+    if (start_ns) {
+        uint64_t now = hv_host_ns();
+        duration = now > start_ns ? now - start_ns : 0;
+        counter->total_ns += duration;
+        if (duration > counter->max_ns)
+            counter->max_ns = duration;
+        unsigned bucket = 0;
+        while (bucket < HV_BUCKETS - 1 && duration > hv_bucket_ns[bucket])
+            bucket++;
+        crossings->counters->histogram[point][bucket]++;
+    }
+    if (crossings->trace && __atomic_load_n(&crossings->trace->enabled, __ATOMIC_RELAXED) >> point_kind[point] & 1)
+        record(crossings, point, start_ns, duration, rip, flags, (const uint64_t[4]){a0, a1, a2, a3});
+}

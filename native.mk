@@ -1,0 +1,23 @@
+# The C parts: hvd/libhv.so, the board's hot devices and the emulation shim. The top Makefile includes this.
+
+PYTHON ?= python3
+CC ?= gcc
+HV_CFLAGS ?= -std=gnu11 -O2 -g -Wall -Wextra -Werror
+HV_DIRECTORIES := hvd/board/native hvd/backends/emulation
+HV_SOURCES := $(foreach d,$(HV_DIRECTORIES),$(wildcard $(d)/*.c))
+HV_HEADERS := $(foreach d,$(HV_DIRECTORIES),$(wildcard $(d)/*.h)) hvd/board/native/points.h
+
+hvd/board/native/points.h: hvd/trace/points.py
+	$(PYTHON) -m hvd.trace.points > $@.new
+	mv -f $@.new $@
+
+# Linked under another name and moved, so that a running runner keeps the library that it has mapped.
+hvd/libhv.so: $(HV_SOURCES) $(HV_HEADERS) native.mk
+	$(CC) $(HV_CFLAGS) -fPIC -shared -pthread $(addprefix -I,$(HV_DIRECTORIES)) -o $@.new $(HV_SOURCES) -ldl
+	mv -f $@.new $@
+
+.PHONY: native native-clean
+native: hvd/libhv.so
+
+native-clean:
+	rm -f hvd/libhv.so hvd/board/native/points.h
