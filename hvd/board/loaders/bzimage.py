@@ -103,7 +103,8 @@ def parse(image: ImageFile) -> BzImage | None:
         raise _format(image, "it is a zImage, which loads below 1 MiB")
     payload = ((padded[0x1F1] or 4) + 1) * 512
     paragraphs = _u32(padded, 0x1F4) if version >= 0x0204 else 0
-    image.need(max(payload + paragraphs * 16, payload + _XLF_64_ENTRY + 1))
+    # syssize counts paragraphs, and memtest86+ rounds up without padding the file.
+    image.need(payload + max(paragraphs * 16 - 15, _XLF_64_ENTRY + 1))
     relocatable = version >= 0x0205 and padded[0x234]
     preferred = int.from_bytes(padded[0x258:0x260], "little") if version >= 0x020A else 0
     initial = _u32(padded, 0x260) if version >= 0x020A else 0
