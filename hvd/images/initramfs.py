@@ -1,0 +1,26 @@
+"""The initramfs of the project's Linux guests: busybox and one script."""
+
+from __future__ import annotations
+
+from hvd.images import cpio
+
+# Where file systems get mounted, and where the guest's user works.
+_DIRECTORIES = ("bin", "dev", "proc", "root", "sys", "tmp")
+
+
+def busybox_initramfs(busybox: bytes, init: bytes) -> bytes:
+    """A cpio archive whose /init is the script and whose commands are all in a statically linked busybox.
+
+    Debian's busybox-static starts its own commands without looking for files, so that /bin/sh is the only link that is needed:
+    270 links would cost some million instructions at each boot.
+    """
+    return cpio.archive(
+        [
+            *(cpio.directory(name) for name in _DIRECTORIES),
+            # The kernel opens it before /init can mount anything.
+            cpio.character_device("dev/console", 5, 1),
+            cpio.file("bin/busybox", busybox, 0o755),
+            cpio.symlink("bin/sh", "busybox"),
+            cpio.file("init", init, 0o755),
+        ]
+    )
