@@ -1,0 +1,334 @@
+"""Settings of the daemon: the fields of Config are the one table, from which flags, environment, file keys, help and
+docs are made.
+
+A setting `stop_grace` is the flag --stop-grace, the environment variable HVD_STOP_GRACE and the TOML key `stop-grace`.
+A flag beats the environment, which beats the file, which beats the default. Lists are repeated flags, TOML arrays, or
+joined by commas in the environment.
+"""
+
+# _setting() makes dataclass fields: what it is called with are the table's rows, not shared defaults.
+# ruff: noqa: RUF009
+from __future__ import annotations
+
+import argparse
+import os
+import re
+import tomllib
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, dataclass, field, fields
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+from hvd.errors import HvdError
+
+ENV_PREFIX = "HVD_"
+LOG_LEVELS = ("debug", "info", "warning", "error")
+LOG_FORMATS = ("console", "json")
+_UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
+_SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
+
+
+def parse_size(text: str) -> int:
+    """Bytes of "64M", "1GiB", "4096". Raises ValueError."""
+    match = _SIZE.fullmatch(text.strip())
+    if not match:
+        raise ValueError("is no size; sizes look like 64M, 1G or 4096")
+    return int(match[1]) * _UNITS[match[2].upper()]
+
+
+def _positive_int(text: str) -> int:
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise ValueError("is no whole number above 0")
+    return int(text)
+
+
+def _seconds(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = -1.0
+    if not 0 <= value <= 86400:
+        raise ValueError("is no number of seconds between 0 and 86400")
+    return value
+
+
+def _path(text: str) -> Path:
+    if not text:
+        raise ValueError("is empty")
+    return Path(text).expanduser().absolute()
+
+
+def _listen(text: str) -> str:
+    if text.startswith("unix://"):
+        if not text.removeprefix("unix://").startswith("/"):
+            raise ValueError("needs an absolute path after unix://")
+        return text
+    return _host_port(text)
+
+
+def _host_port(text: str) -> str:
+    host, separator, port = text.rpartition(":")
+    if not separator or not host or not port.isdecimal() or int(port) > 65535:
+        raise ValueError("is neither unix:///path nor host:port")
+    return text
+
+
+def _choice(*choices: str) -> Callable[[str], str]:
+    def parse(text: str) -> str:
+        if text not in choices:
+            raise ValueError(f"is none of {', '.join(choices)}")
+        return text
+
+    return parse
+
+
+def _is_root() -> bool:
+    return os.geteuid() == 0
+
+
+def _xdg(variable: str, fallback: str) -> Path:
+    return Path(os.environ.get(variable) or Path.home() / fallback) / "hvd"
+
+
+def default_state_dir() -> Path:
+    """/var/lib/hvd for root, otherwise $XDG_STATE_HOME/hvd."""
+    return Path("/var/lib/hvd") if _is_root() else _xdg("XDG_STATE_HOME", ".local/state")
+
+
+def default_runtime_dir() -> Path:
+    """/run/hvd for root, otherwise $XDG_RUNTIME_DIR/hvd; without one, a directory of this user below the state
+    directory.
+    """
+    if _is_root():
+        return Path("/run/hvd")
+    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    return Path(runtime) / "hvd" if runtime else default_state_dir() / "run"
+
+
+def default_cache_dir() -> Path:
+    """/var/cache/hvd for root, otherwise $XDG_CACHE_HOME/hvd."""
+    return Path("/var/cache/hvd") if _is_root() else _xdg("XDG_CACHE_HOME", ".cache")
+
+
+def _setting(
+    parse: Callable[[str], Any], default: Any, help: str, *, shown: str = "", value: str = "", many: bool = False
+) -> Any:
+    """A row of the table. default: a value, or a function of nothing. shown: the default as the docs say it. value: its
+    placeholder.
+    """
+    about = {"parse": parse, "help": help, "shown": shown, "value": value, "many": many}
+    if callable(default):
+        return field(default_factory=default, metadata=about)
+    return field(default=default, metadata=about)
+
+
+@dataclass(frozen=True, slots=True)
+class Config:
+    """The settings in force."""
+
+    state_dir: Path = _setting(
+        _path,
+        default_state_dir,
+        "what was asked for: guests, images, blobs",
+        shown="/var/lib/hvd; not root: $XDG_STATE_HOME/hvd",
+        value="DIR",
+    )
+    runtime_dir: Path = _setting(
+        _path,
+        default_runtime_dir,
+        "what runs: sockets and a directory per guest; lost at reboot",
+        shown="/run/hvd; not root: $XDG_RUNTIME_DIR/hvd",
+        value="DIR",
+    )
+    listen: tuple[str, ...] = _setting(
+        _listen,
+        (),
+        "serve the API on unix:///path or, with --tls-*, on host:port (repeatable)",
+        shown="the sockets hvd*.sock, one per role, in the runtime directory",
+        value="ENDPOINT",
+        many=True,
+    )
+    metrics_listen: str = _setting(
+        _host_port, "", "serve Prometheus metrics on http://HOST:PORT/metrics", shown="not served", value="HOST:PORT"
+    )
+    log_level: str = _setting(
+        _choice(*LOG_LEVELS), "info", f"least level that is logged: {', '.join(LOG_LEVELS)}", value="LEVEL"
+    )
+    log_format: str = _setting(
+        _choice(*LOG_FORMATS), "console", f"form of the log on stderr: {', '.join(LOG_FORMATS)}", value="FORM"
+    )
+    stop_grace: float = _setting(
+        _seconds, 10.0, "seconds that a guest has to end by itself when it is stopped", value="SECONDS"
+    )
+    max_guests: int = _setting(_positive_int, 1000, "most guests at a time, running or not", value="N")
+    default_memory: int = _setting(
+        parse_size, 64 << 20, "guest memory where neither guest nor image say", shown="64M", value="SIZE"
+    )
+    log_max_bytes: int = _setting(parse_size, 16 << 20, "console log kept of each guest", shown="16M", value="SIZE")
+    image_dirs: tuple[Path, ...] = _setting(
+        _path,
+        (),
+        "directories below which clients may name files of the host (repeatable)",
+        shown="none",
+        value="DIR",
+        many=True,
+    )
+    cache_dir: Path = _setting(
+        _path,
+        default_cache_dir,
+        "downloads and builds, by content; may be deleted at any time",
+        shown="/var/cache/hvd; not root: $XDG_CACHE_HOME/hvd",
+        value="DIR",
+    )
+    tls_cert: Path | None = _setting(_path, None, "the daemon's certificate chain (PEM)", shown="none", value="FILE")
+    tls_key: Path | None = _setting(_path, None, "its private key (PEM)", shown="none", value="FILE")
+    tls_client_ca: Path | None = _setting(
+        _path,
+        None,
+        "certificate authority of the clients (PEM); their role is the URI hvd:role:ROLE "
+        "among a certificate's alternative names, view without one",
+        shown="none",
+        value="FILE",
+    )
+
+    @property
+    def guests_dir(self) -> Path:
+        return self.runtime_dir / "guests"
+
+    def check(self) -> None:
+        """What one setting's parser cannot see. Raises HvdError CONFIG_INVALID."""
+        tcp = [endpoint for endpoint in self.listen if not endpoint.startswith("unix://")]
+        missing = [
+            f"--{name.replace('_', '-')}"
+            for name in ("tls_cert", "tls_key", "tls_client_ca")
+            if getattr(self, name) is None
+        ]
+        if tcp and missing:
+            raise HvdError(
+                "CONFIG_INVALID",
+                setting="listen",
+                value=tcp[0],
+                remedy=f"give {', '.join(missing)}, or listen on unix:///path",
+                problem="TCP is served with mutual TLS only",
+            )
+        if self.log_max_bytes < 1 << 16:
+            raise HvdError(
+                "CONFIG_INVALID",
+                setting="log-max-bytes",
+                value=self.log_max_bytes,
+                problem="is too small",
+                remedy="the least is 64K",
+            )
+        if self.default_memory % 4096 or self.default_memory == 0:
+            raise HvdError("CONFIG_INVALID", setting="default-memory", value=self.default_memory, problem="is no multiple of 4096 above 0",
+                           remedy="round it")
+
+
+def _flag(setting: Field[Any]) -> str:
+    return "--" + setting.name.replace("_", "-")
+
+
+def _key(setting: Field[Any]) -> str:
+    return setting.name.replace("_", "-")
+
+
+def _shown_default(setting: Field[Any]) -> str:
+    return str(setting.metadata["shown"] or setting.default)
+
+
+def _parse(setting: Field[Any], where: str, raw: object) -> Any:
+    parse, many = setting.metadata["parse"], setting.metadata["many"]
+    values = raw if isinstance(raw, list) else [raw]
+    if not many and isinstance(raw, list):
+        raise HvdError("CONFIG_INVALID", setting=where, value=raw, problem="is a list", remedy="give one value")
+    parsed = []
+    for value in values:
+        if isinstance(value, bool) or not isinstance(value, str | int | float):
+            raise HvdError(
+                "CONFIG_INVALID", setting=where, value=value, problem="is neither text nor number", remedy="give text"
+            )
+        try:
+            parsed.append(parse(str(value)))
+        except ValueError as error:
+            raise HvdError("CONFIG_INVALID", setting=where, value=value, problem=error,
+                           remedy=setting.metadata["help"]) from None  # fmt: skip
+    return tuple(parsed) if many else parsed[0]
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="hvd",
+        allow_abbrev=False,
+        description="The hypervisor daemon: runs guests under every kind of virtualisation, behind one gRPC API.",
+        epilog="Each option is also an environment variable (HVD_STATE_DIR for --state-dir) and a key of the file
+        (state-dir).",
+    )
+    parser.add_argument("--config", metavar="FILE", help="settings file (TOML); also HVD_CONFIG")
+    parser.add_argument("--version", action="version", version=f"hvd {version()}")
+    for setting in fields(Config):
+        text = f"{setting.metadata['help']} (default: {_shown_default(setting)})".replace("%", "%%")
+        parser.add_argument(_flag(setting), metavar=setting.metadata["value"], help=text, dest=setting.name,
+                            action="append" if setting.metadata["many"] else "store")
+    return parser
+
+
+def version() -> str:
+    """Of this build."""
+    try:
+        return metadata.version("hvd")
+    except metadata.PackageNotFoundError:
+        return "0+unknown"
+
+
+def _read_file(path: Path) -> dict[str, object]:
+    known = {_key(setting) for setting in fields(Config)}
+    try:
+        settings = tomllib.loads(path.read_text("utf-8"))
+    except (OSError, UnicodeDecodeError, tomllib.TOMLDecodeError) as error:
+        raise HvdError(
+            "CONFIG_INVALID", setting="config", value=path, problem=error, remedy="correct the file"
+        ) from None
+    for key in settings:
+        if key not in known:
+            raise HvdError("CONFIG_INVALID", setting=f"{path}: {key}", value=settings[key], problem="there is no such setting",
+                           remedy=f"there are: {', '.join(sorted(known))}")
+    return settings
+
+
+def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
+    """The settings from flags, environment and file. Raises HvdError CONFIG_INVALID; SystemExit for --help and unknown
+    flags.
+    """
+    flags = _parser().parse_args(arguments)
+    file = flags.config or environment.get(f"{ENV_PREFIX}CONFIG")
+    from_file = _read_file(Path(file)) if file else {}
+    values: dict[str, Any] = {}
+    for setting in fields(Config):
+        variable = ENV_PREFIX + setting.name.upper()
+        if (given := getattr(flags, setting.name)) is not None:
+            values[setting.name] = _parse(setting, _flag(setting), given)
+        elif environment.get(variable):
+            text = environment[variable]
+            values[setting.name] = _parse(setting, variable, text.split(",") if setting.metadata["many"] else text)
+        elif _key(setting) in from_file:
+            values[setting.name] = _parse(setting, f"{file}: {_key(setting)}", from_file[_key(setting)])
+    config = Config(**values)
+    config.check()
+    return config
+
+
+def markdown_table() -> str:
+    """The table for docs/."""
+    rows = ["| flag | environment | file key | default | meaning |", "|---|---|---|---|---|",
+            f"| `--config FILE` | `{ENV_PREFIX}CONFIG` | | none | settings file (TOML) |"]  # fmt: skip
+    for setting in fields(Config):
+        cells = (
+            f"`{_flag(setting)} {setting.metadata['value']}`",
+            f"`{ENV_PREFIX}{setting.name.upper()}`",
+            f"`{_key(setting)}`",
+            _shown_default(setting),
+            setting.metadata["help"],
+        )
+        rows.append("| " + " | ".join(str(cell).replace("|", "\\|") for cell in cells) + " |")
+    return "\n".join(rows) + "\n"

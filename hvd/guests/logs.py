@@ -1,0 +1,178 @@
+"""The console log of a guest: k8s-file lines in console.log and, older, console.log.1, written by the guest's own
+process.
+
+    2026-11-23T12:00:00.000000000+00:00 stdout F text
+
+F = a whole line, P = a piece whose line goes on. The log is read here, whole or followed across rotations; plain
+blocking file access, so callers on the event loop go through asyncio.to_thread.
+"""
+
+from __future__ import annotations
+
+import calendar
+import os
+from collections import deque
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvd.runner import directory as names
+
+_CHUNK = 1 << 16
+# A line longer than this is no line of ours: take it in pieces.
+_MOST_LINE = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Line:
+    time_ns: int  # CLOCK_REALTIME
+    stream: str
+    text: bytes  # with its line end, if it has one
+
+    @property
+    def whole(self) -> bool:
+        return self.text.endswith(b"\n")
+
+
+class _Parser:
+    """Remembers the last second, since a log has many lines of each."""
+
+    def __init__(self) -> None:
+        self._second = b""
+        self._epoch = 0
+        self._last = 0
+
+    def parse(self, raw: bytes) -> Line:
+        fields = raw.split(b" ", 3)
+        if len(fields) == 4 and fields[2] in (b"F", b"P") and (moment := self._time(fields[0])) is not None:
+            self._last = moment
+            return Line(
+                moment, fields[1].decode("ascii", "replace"), fields[3] + b"\n" if fields[2] == b"F" else fields[3]
+            )
+        # Torn by a crash or a full disk: shown as it is, rather than lost.
+        return Line(self._last, "stdout", raw + b"\n")
+
+    def _time(self, text: bytes) -> int | None:
+        second, fraction = text[:19], text[20:29]
+        if second != self._second:
+            try:
+                date, _, clock = second.decode("ascii").partition("T")
+                year, month, day = (int(part) for part in date.split("-"))
+                hour, minute, seconds = (int(part) for part in clock.split(":"))
+                self._epoch = calendar.timegm((year, month, day, hour, minute, seconds)) * 1_000_000_000
+            except ValueError:
+                return None
+            self._second = second
+        digits = fraction.partition(b"+")[0].rstrip(b"Z")
+        return self._epoch + int(digits.ljust(9, b"0")) if digits.isdigit() else self._epoch
+
+
+class LogReader:
+    """One reader's way through a log; `read` goes on where the last call ended."""
+
+    def __init__(self, directory: Path) -> None:
+        self._directory = directory
+        self._file: int | None = None
+        self._identity = (0, 0)
+        self._rest = b""
+        self._parser = _Parser()
+        self._begun = False
+
+    def close(self) -> None:
+        if self._file is not None:
+            os.close(self._file)
+            self._file = None
+
+    def _open(self, name: str) -> bool:
+        try:
+            descriptor = os.open(self._directory / name, os.O_RDONLY | os.O_CLOEXEC)
+        except FileNotFoundError:
+            return False
+        self.close()
+        status = os.fstat(descriptor)
+        self._file, self._identity = descriptor, (status.st_dev, status.st_ino)
+        return True
+
+    def _rotated(self) -> bool:
+        """Is console.log another file than the one being read?"""
+        try:
+            status = os.stat(self._directory / names.LOG)
+        except FileNotFoundError:
+            return False
+        return (status.st_dev, status.st_ino) != self._identity
+
+    def raw_lines(self) -> Iterator[bytes]:
+        """What there is now and was not read yet, without line ends; a last line that is not complete waits for the
+        next call.
+        """
+        if not self._begun:
+            self._begun = self._open(names.LOG + ".1") or self._open(names.LOG)
+        if self._file is None:
+            return
+        while True:
+            # Asked before reading: what was written before the rotation is then read to its end.
+            rotated = self._rotated()
+            while block := os.read(self._file, _CHUNK):
+                lines = (self._rest + block).split(b"\n")
+                self._rest = lines.pop()
+                yield from lines
+                if len(self._rest) > _MOST_LINE:
+                    yield self._rest
+                    self._rest = b""
+            if not rotated or not self._open(names.LOG):
+                return
+            if self._rest:
+                yield self._rest
+                self._rest = b""
+
+    def read(self, most_lines: int, most_bytes: int) -> list[Line]:
+        """The next lines, up to these bounds (the last may exceed most_bytes); empty = all is read."""
+        lines: list[Line] = []
+        size = 0
+        for raw in self._lines:
+            lines.append(self._parser.parse(raw))
+            size += len(raw)
+            if len(lines) >= most_lines or size >= most_bytes:
+                return lines
+        self._pending = None
+        return lines
+
+    _pending: Iterator[bytes] | None = None
+
+    @property
+    def _lines(self) -> Iterator[bytes]:
+        if self._pending is None:
+            self._pending = self.raw_lines()
+        return self._pending
+
+    def read_tail(self, lines: int) -> list[Line]:
+        """All there is now, but only the last so many lines; a line in pieces counts once."""
+        kept: deque[list[bytes]] = deque(maxlen=lines)
+        begun: list[bytes] = []
+        for raw in self._lines:
+            begun.append(raw)
+            # The tag is the third word; a torn line counts as whole.
+            if raw.split(b" ", 3)[2:3] != [b"P"]:
+                kept.append(begun)
+                begun = []
+        self._pending = None
+        if begun and lines:
+            kept.append(begun)
+        return [self._parser.parse(raw) for group in kept for raw in group]
+
+
+def read_end(directory: Path, size: int) -> bytes:
+    """The last `size` bytes of the guest's output, for replay to a new viewer."""
+    reader = LogReader(directory)
+    kept: deque[bytes] = deque()
+    total = 0
+    try:
+        while lines := reader.read(1000, 1 << 18):
+            for line in lines:
+                kept.append(line.text)
+                total += len(line.text)
+                while total - len(kept[0]) >= size:
+                    total -= len(kept.popleft())
+    finally:
+        reader.close()
+    return b"".join(kept)[-size:] if size else b""
