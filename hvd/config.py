@@ -221,8 +221,13 @@ class Config:
                 remedy="the least is 64K",
             )
         if self.default_memory % 4096 or self.default_memory == 0:
-            raise HvdError("CONFIG_INVALID", setting="default-memory", value=self.default_memory, problem="is no multiple of 4096 above 0",
-                           remedy="round it")
+            raise HvdError(
+                "CONFIG_INVALID",
+                setting="default-memory",
+                value=self.default_memory,
+                problem="is no multiple of 4096 above 0",
+                remedy="round it",
+            )
 
 
 def _flag(setting: Field[Any]) -> str:
@@ -261,15 +266,19 @@ def _parser() -> argparse.ArgumentParser:
         prog="hvd",
         allow_abbrev=False,
         description="The hypervisor daemon: runs guests under every kind of virtualisation, behind one gRPC API.",
-        epilog="Each option is also an environment variable (HVD_STATE_DIR for --state-dir) and a key of the file
-        (state-dir).",
+        epilog="Each option is also an environment variable (HVD_STATE_DIR for --state-dir) and a key of the file.",
     )
     parser.add_argument("--config", metavar="FILE", help="settings file (TOML); also HVD_CONFIG")
     parser.add_argument("--version", action="version", version=f"hvd {version()}")
     for setting in fields(Config):
         text = f"{setting.metadata['help']} (default: {_shown_default(setting)})".replace("%", "%%")
-        parser.add_argument(_flag(setting), metavar=setting.metadata["value"], help=text, dest=setting.name,
-                            action="append" if setting.metadata["many"] else "store")
+        parser.add_argument(
+            _flag(setting),
+            metavar=setting.metadata["value"],
+            help=text,
+            dest=setting.name,
+            action="append" if setting.metadata["many"] else "store",
+        )
     return parser
 
 
@@ -291,8 +300,13 @@ def _read_file(path: Path) -> dict[str, object]:
         ) from None
     for key in settings:
         if key not in known:
-            raise HvdError("CONFIG_INVALID", setting=f"{path}: {key}", value=settings[key], problem="there is no such setting",
-                           remedy=f"there are: {', '.join(sorted(known))}")
+            raise HvdError(
+                "CONFIG_INVALID",
+                setting=f"{path}: {key}",
+                value=settings[key],
+                problem="there is no such setting",
+                remedy=f"there are: {', '.join(sorted(known))}",
+            )
     return settings
 
 

@@ -96,12 +96,21 @@ def check_labels(labels: Mapping[str, str]) -> None:
         )
     for key, value in labels.items():
         if not _LABEL_KEY.fullmatch(key):
-            raise HvdError("FIELD_INVALID", field="labels", value=repr(key[:80]), problem="is no label key",
-                           remedy="use 1-253 letters, digits, '.', '_', '/' and '-', with a letter or digit at both
-                           ends")
+            raise HvdError(
+                "FIELD_INVALID",
+                field="labels",
+                value=repr(key[:80]),
+                problem="is no label key",
+                remedy="use 1-253 letters, digits, '.', '_', '/' and '-', a letter or digit at both ends",
+            )
         if len(value.encode()) > 1024 or not value.isprintable():
-            raise HvdError("FIELD_INVALID", field=f"labels.{key}", value=repr(value[:80]), problem="is no label value",
-                           remedy="use up to 1024 printable characters")
+            raise HvdError(
+                "FIELD_INVALID",
+                field=f"labels.{key}",
+                value=repr(value[:80]),
+                problem="is no label value",
+                remedy="use up to 1024 printable characters",
+            )
 
 
 def check_policies(guest: Guest) -> None:
@@ -112,11 +121,21 @@ def check_policies(guest: Guest) -> None:
         )
     policy = guest.restart_policy
     if policy.mode not in guest_pb2.RestartPolicy.Mode.values():
-        raise HvdError("FIELD_INVALID", field="restart_policy.mode", value=policy.mode, problem="is unknown",
-                       remedy="use NEVER, ON_FAILURE or ALWAYS")
+        raise HvdError(
+            "FIELD_INVALID",
+            field="restart_policy.mode",
+            value=policy.mode,
+            problem="is unknown",
+            remedy="use NEVER, ON_FAILURE or ALWAYS",
+        )
     if policy.max_retries < 0:
-        raise HvdError("FIELD_INVALID", field="restart_policy.max_retries", value=policy.max_retries, problem="is negative",
-                       remedy="use 0 for no limit")
+        raise HvdError(
+            "FIELD_INVALID",
+            field="restart_policy.max_retries",
+            value=policy.max_retries,
+            problem="is negative",
+            remedy="use 0 for no limit",
+        )
 
 
 def check_memory(memory: int) -> None:
@@ -132,15 +151,30 @@ def check_memory(memory: int) -> None:
 def check_machine(machine: guest_pb2.MachineConfig) -> None:
     """All but memory, whose default is resolved first. Raises HvdError FIELD_INVALID."""
     if not 0 <= machine.cpus <= MOST_CPUS:
-        raise HvdError("FIELD_INVALID", field="machine.cpus", value=machine.cpus, problem="is out of range",
-                       remedy=f"use 1-{MOST_CPUS}")
+        raise HvdError(
+            "FIELD_INVALID",
+            field="machine.cpus",
+            value=machine.cpus,
+            problem="is out of range",
+            remedy=f"use 1-{MOST_CPUS}",
+        )
     if len(machine.append.encode()) > MOST_COMMAND_LINE or "\0" in machine.append or "\n" in machine.append:
-        raise HvdError("FIELD_INVALID", field="machine.append", value=repr(machine.append[:80]), problem="is no kernel command line",
-                       remedy=f"use one line of at most {MOST_COMMAND_LINE} bytes")
+        raise HvdError(
+            "FIELD_INVALID",
+            field="machine.append",
+            value=repr(machine.append[:80]),
+            problem="is no kernel command line",
+            remedy=f"use one line of at most {MOST_COMMAND_LINE} bytes",
+        )
     for argument in machine.args:
         if "\0" in argument:
-            raise HvdError("FIELD_INVALID", field="machine.args", value=repr(argument[:80]), problem="contains a NUL byte",
-                           remedy="leave it out")
+            raise HvdError(
+                "FIELD_INVALID",
+                field="machine.args",
+                value=repr(argument[:80]),
+                problem="contains a NUL byte",
+                remedy="leave it out",
+            )
 
 
 def resolve(

@@ -107,11 +107,11 @@ class Backends:
             except HvdError as error:
                 refusals.append((backend.name, error))
                 continue
-            passed_over = "; ".join(f"{name}: {error.message}" for name, error in refusals)
+            passed_over = "".join(f"; not {name}: {error.message}" for name, error in refusals)
             return Placement(
                 backend,
                 chosen,
-                f"the most preferred one that runs here and can run this guest{f' ({passed_over})' if passed_over else ''}",
+                f"the most preferred that can run this guest here{passed_over}",
             )
         # When all that run here say the same of the guest (a truncated kernel, say), that is the answer.
         checked = [error for _, error in refusals if error.reason != "BACKEND_UNAVAILABLE"]
