@@ -73,6 +73,8 @@ REASONS: dict[str, Reason] = {
     "RUNNER_START_FAILED": Reason("INTERNAL", "the guest's runner did not start: {problem}", "see {log}"),
     "RUNNER_GONE": Reason("UNAVAILABLE", "the guest's runner is gone: {problem}", "`hvctl show` says how it ended"),
     "RUNNER_TIMEOUT": Reason("DEADLINE_EXCEEDED", "the guest's runner did not answer {call} within {seconds} s", "`hvctl kill` ends it"),
+    "COUNTERS_UNREADABLE": Reason("UNAVAILABLE", "the guest's counters cannot be read: {problem}", "`hvctl show` says whether it runs"),
+    "NATIVE_MISSING": Reason("FAILED_PRECONDITION", "the C part {path} does not load: {problem}", "build it with `make setup`"),
     "REQUEST_INVALID": Reason("INVALID_ARGUMENT", "{problem}", "{remedy}"),
     "ROLE_FORBIDDEN": Reason("PERMISSION_DENIED", "role {role} may not {method}", "use a socket of a higher role"),
     # start of the daemon

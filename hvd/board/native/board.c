@@ -43,6 +43,26 @@ size_t hv_board_size(void)
     return sizeof(struct hv_board);
 }
 
+struct hv_clock *hv_board_clock(struct hv_board *board)
+{
+    return &board->clock;
+}
+
+struct hv_pic *hv_board_pic(struct hv_board *board)
+{
+    return &board->pic;
+}
+
+struct hv_console *hv_board_console(struct hv_board *board)
+{
+    return &board->console;
+}
+
+struct hv_crossings *hv_board_crossings(struct hv_board *board)
+{
+    return &board->crossings;
+}
+
 void hv_board_reset(struct hv_board *board)
 {
     hv_pic_reset(&board->pic);

@@ -132,6 +132,11 @@ struct hv_board {
 /* out_event: eventfd that is written when the console has output and the reader sleeps. counters/trace: mapped files or NULL. */
 void hv_board_init(struct hv_board *, int out_event, void *counters, size_t counters_size, void *trace, size_t trace_size, unsigned backend);
 size_t hv_board_size(void);
+/* The parts, for callers that do not know the struct's layout (ctypes). */
+struct hv_clock *hv_board_clock(struct hv_board *);
+struct hv_pic *hv_board_pic(struct hv_board *);
+struct hv_console *hv_board_console(struct hv_board *);
+struct hv_crossings *hv_board_crossings(struct hv_board *);
 void hv_board_reset(struct hv_board *); /* the reset line: devices, not the clock nor the console rings */
 void hv_board_claim(struct hv_board *, uint16_t first, uint16_t count);
 /* size is 1, 2 or 4 bytes. Byte-wide devices see the low byte at the port; wider accesses to them are split as on the ISA bus. */

@@ -1,0 +1,242 @@
+"""HotBoard: the board's hot devices (native/, libhv.so) and the virtual clock, for Python.
+
+A vcpu in C takes `HotBoard.address` and calls the devices without Python; a vcpu in Python calls the methods.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import enum
+import functools
+import mmap
+import os
+from pathlib import Path
+
+from hvd.errors import HvdError
+from hvd.trace.counters import COUNTERS_BYTES
+from hvd.trace.points import BackendId
+
+LIBRARY = Path(__file__).resolve().parent.parent / "libhv.so"
+NEVER = (1 << 64) - 1
+RECORD_BYTES = 64
+TRACE_RECORDS = 1 << 15  # 2 MiB, sparse until somebody traces
+
+
+class PortResult(enum.IntEnum):
+    """enum hv_port_result."""
+
+    DONE = 0
+    LEAVE = 1  # a Python device claims the port
+    WAIT = 2  # the console is full: drain it, do the access again
+
+
+_u8, _u16, _u32, _u64, _size = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_size_t
+_pointer, _unsigned, _bool = ctypes.c_void_p, ctypes.c_uint, ctypes.c_bool
+
+# C function -> result, arguments (native/board.h).
+_PROTOTYPES: dict[str, tuple[type | None, list[type]]] = {
+    "hv_host_ns": (_u64, []),
+    "hv_clock_start": (None, [_pointer]),
+    "hv_clock_stop": (None, [_pointer]),
+    "hv_clock_now": (_u64, [_pointer]),
+    "hv_board_size": (_size, []),
+    "hv_board_init": (None, [_pointer, ctypes.c_int, _pointer, _size, _pointer, _size, _unsigned]),
+    "hv_board_reset": (None, [_pointer]),
+    "hv_board_claim": (None, [_pointer, _u16, _u16]),
+    "hv_board_port_in": (ctypes.c_int, [_pointer, _u16, _unsigned, _pointer]),
+    "hv_board_port_out": (ctypes.c_int, [_pointer, _u16, _unsigned, _u32]),
+    "hv_board_set_irq": (None, [_pointer, _unsigned, _bool]),
+    "hv_board_advance": (_bool, [_pointer]),
+    "hv_board_deadline": (_u64, [_pointer]),
+    "hv_board_pic": (_pointer, [_pointer]),
+    "hv_board_console": (_pointer, [_pointer]),
+    "hv_board_crossings": (_pointer, [_pointer]),
+    "hv_board_clock": (_pointer, [_pointer]),
+    "hv_pic_pending": (_bool, [_pointer]),
+    "hv_pic_peek": (ctypes.c_int, [_pointer]),
+    "hv_pic_acknowledge": (_u8, [_pointer]),
+    "hv_console_take": (_size, [_pointer, _pointer, _size]),
+    "hv_console_put": (_size, [_pointer, ctypes.c_char_p, _size]),
+    "hv_console_sleep": (_bool, [_pointer]),
+    "hv_cross": (None, [_pointer, _unsigned, _u64, _u64, _unsigned, _u64, _u64, _u64, _u64]),
+}
+
+
+@functools.cache
+def library(path: Path = LIBRARY) -> ctypes.PyDLL:
+    """libhv.so with its prototypes set. Raises HvdError NATIVE_MISSING.
+
+    None of these functions blocks, so they keep the interpreter's lock: giving it up and getting it back costs more
+    than they do.
+    """
+    try:
+        lib = ctypes.PyDLL(str(path))
+        for name, (result, arguments) in _PROTOTYPES.items():
+            function = getattr(lib, name)
+            function.restype, function.argtypes = result, arguments
+    except (OSError, AttributeError) as error:
+        raise HvdError("NATIVE_MISSING", path=path, problem=error) from error
+    return lib
+
+
+class _SharedFile:
+    """A file of the guest directory, mapped for the C side.
+
+    Its blocks are allocated as they are written: whoever switches a trace on allocates the ring's (posix_fallocate), so
+    that a full disk is that reader's error and not the guest's.
+    """
+
+    def __init__(self, path: Path | None, size: int) -> None:
+        self.size = 0
+        self.address: int | None = None
+        if path is None:
+            return
+        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+        try:
+            os.ftruncate(fd, size)
+            self._map = mmap.mmap(fd, size)
+        finally:
+            os.close(fd)
+        self.size = size
+        self._first: ctypes.c_char | None = ctypes.c_char.from_buffer(self._map)
+        self.address = ctypes.addressof(self._first)
+
+    def close(self) -> None:
+        if self.address is not None:
+            self.address, self._first = None, None
+            self._map.close()
+
+
+class HotBoard:
+    """struct hv_board: clock, interrupt controllers, timer, COM1 with the console's rings, the counting of crossings.
+
+    Everything belongs to the vcpu's thread except now(), and console_take, console_put and console_sleep, which belong
+    to one other thread.
+    counters, trace: files to create or reuse (hvd/runner/directory.py); None counts for nobody.
+    Raises HvdError NATIVE_MISSING, and OSError when a file cannot be made.
+    """
+
+    def __init__(
+        self,
+        backend: BackendId,
+        *,
+        out_event: int = -1,
+        counters: Path | None = None,
+        trace: Path | None = None,
+        trace_records: int = TRACE_RECORDS,
+    ) -> None:
+        self._lib = library()
+        self._memory = ctypes.create_string_buffer(self._lib.hv_board_size() + 63)
+        start = ctypes.addressof(self._memory)
+        self.address = (start + 63) & ~63  # struct hv_board *, for C
+        self._counters = _SharedFile(counters, COUNTERS_BYTES)
+        self._trace = _SharedFile(trace, RECORD_BYTES * (1 + trace_records))
+        if counters is not None:
+            # Written by every crossing: better to find a full disk now than by SIGBUS later.
+            with open(counters, "rb+") as file:
+                os.posix_fallocate(file.fileno(), 0, COUNTERS_BYTES)
+        self._lib.hv_board_init(
+            self.address,
+            out_event,
+            self._counters.address,
+            self._counters.size,
+            self._trace.address,
+            self._trace.size,
+            int(backend),
+        )
+        self._pic: int = self._lib.hv_board_pic(self.address)
+        self._console: int = self._lib.hv_board_console(self.address)
+        self._crossings: int = self._lib.hv_board_crossings(self.address)
+        self._clock: int = self._lib.hv_board_clock(self.address)
+        self._value = ctypes.c_uint32()
+        self._value_address = ctypes.addressof(self._value)
+        self._take = ctypes.create_string_buffer(1 << 16)
+
+    def close(self) -> None:
+        """Unmap the files. Nothing else may be called afterwards."""
+        self._counters.close()
+        self._trace.close()
+
+    def claim(self, ports: range) -> None:
+        """Accesses to these ports leave the vcpu as LEAVE. The hot devices' own ports stay with them."""
+        self._lib.hv_board_claim(self.address, ports.start, len(ports))
+
+    def reset(self) -> None:
+        """The reset line: devices, not the clock nor the console's rings."""
+        self._lib.hv_board_reset(self.address)
+
+    # Ports: size is 1, 2 or 4 bytes.
+
+    def port_in(self, port: int, size: int) -> tuple[PortResult, int]:
+        """The value is meaningful with DONE only."""
+        result = self._lib.hv_board_port_in(self.address, port, size, self._value_address)
+        return PortResult(result), self._value.value
+
+    def port_out(self, port: int, size: int, value: int) -> PortResult:
+        return PortResult(self._lib.hv_board_port_out(self.address, port, size, value))
+
+    # Interrupts and time
+
+    def set_irq(self, irq: int, level: bool) -> None:
+        """Drive one of the lines 0-15. A device holds its line until the guest has served it."""
+        self._lib.hv_board_set_irq(self.address, irq, level)
+
+    def pending(self) -> bool:
+        """Does the interrupt controller ask for the CPU?"""
+        return bool(self._lib.hv_pic_pending(self._pic))
+
+    def peek(self) -> int | None:
+        """The vector that acknowledge() would give."""
+        vector: int = self._lib.hv_pic_peek(self._pic)
+        return None if vector < 0 else vector
+
+    def acknowledge(self) -> int:
+        """The CPU takes the interrupt: its vector, 0-255."""
+        return int(self._lib.hv_pic_acknowledge(self._pic))
+
+    def advance(self) -> bool:
+        """Run due timers, move typed bytes to the UART, refresh the interrupt lines. Returns pending()."""
+        return bool(self._lib.hv_board_advance(self.address))
+
+    def deadline(self) -> int | None:
+        """CLOCK_MONOTONIC nanoseconds at which advance() has the next timer to run; None while there is none."""
+        deadline: int = self._lib.hv_board_deadline(self.address)
+        return None if deadline == NEVER else deadline
+
+    def start_clock(self) -> None:
+        self._lib.hv_clock_start(self._clock)
+
+    def stop_clock(self) -> None:
+        """The guest is paused: its time stands."""
+        self._lib.hv_clock_stop(self._clock)
+
+    def now(self) -> int:
+        """Nanoseconds that the guest has lived, without the time it was paused."""
+        return int(self._lib.hv_clock_now(self._clock))
+
+    # Crossings
+
+    def host_ns(self) -> int:
+        """CLOCK_MONOTONIC, for cross()."""
+        return int(self._lib.hv_host_ns())
+
+    def cross(
+        self, point: int, start_ns: int, rip: int, flags: int = 0, a0: int = 0, a1: int = 0, a2: int = 0, a3: int = 0
+    ) -> None:
+        """Count a crossing that is over, and record it if somebody listens. start_ns: host_ns() at entry, 0 = untimed."""
+        self._lib.hv_cross(self._crossings, point, start_ns, rip, flags, a0, a1, a2, a3)
+
+    # The console, from the runner's main thread
+
+    def console_take(self) -> bytes:
+        """What the guest wrote, up to 64 KiB; empty when there is nothing."""
+        length: int = self._lib.hv_console_take(self._console, self._take, len(self._take))
+        return ctypes.string_at(self._take, length)
+
+    def console_put(self, data: bytes) -> int:
+        """Type. Returns how many bytes found room; kick the vcpu afterwards."""
+        return int(self._lib.hv_console_put(self._console, data, len(data)))
+
+    def console_sleep(self) -> bool:
+        """Ask for a write to out_event at the next output. False: there is output already, take it first."""
+        return bool(self._lib.hv_console_sleep(self._console))

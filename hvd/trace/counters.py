@@ -1,0 +1,95 @@
+"""The counters page of a guest (struct hv_counters, hvd/board/native/crossing.h), read by the daemon with pread.
+
+The page belongs to the guest's runner, which may be gone, older or broken: nothing in it is trusted beyond its shape.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+import sys
+from array import array
+from dataclasses import dataclass
+
+from hvd.errors import HvdError
+
+MAGIC = 0x54435648  # "HVCT"
+VERSION = 1
+POINTS = 256
+# Upper bounds of the histogram's buckets in nanoseconds; one more bucket, without a bound, follows.
+BUCKET_NS: tuple[int, ...] = (
+    250, 500, 1_000, 2_500, 5_000, 10_000, 25_000, 100_000, 1_000_000, 10_000_000, 100_000_000,
+)  # fmt: skip
+BUCKETS = len(BUCKET_NS) + 1
+
+HEADER = struct.Struct("<II9Q")
+HEADER_FIELDS = (
+    "start_ns", "first_instruction_ns", "run_ns", "halted_ns", "console_out_bytes", "console_in_bytes", "resets", "records",
+    "instructions",
+)  # fmt: skip
+HEADER_BYTES = 8 * (1 + 9 + 22)  # with the reserved words
+POINTS_OFFSET = HEADER_BYTES
+POINT_WORDS = 3
+HISTOGRAM_OFFSET = POINTS_OFFSET + POINTS * POINT_WORDS * 8
+COUNTERS_BYTES = HISTOGRAM_OFFSET + POINTS * BUCKETS * 8
+
+
+@dataclass(frozen=True, slots=True)
+class PointCounter:
+    """How often the guest crossed at one trace point. Times cover the crossings that were timed."""
+
+    count: int
+    total_ns: int
+    max_ns: int
+    histogram: tuple[int, ...]  # BUCKETS counts, not cumulative
+
+
+@dataclass(frozen=True, slots=True)
+class Counters:
+    """One reading. Fields are read without a lock: each is right, together they are a few nanoseconds apart."""
+
+    start_ns: int  # CLOCK_MONOTONIC when the machine was made
+    first_instruction_ns: int  # CLOCK_MONOTONIC; 0 = not yet
+    run_ns: int  # executing the guest
+    halted_ns: int  # waiting in HLT
+    console_out_bytes: int
+    console_in_bytes: int
+    resets: int
+    records: int  # trace records written
+    instructions: int  # 0 = not counted by this backend
+    points: dict[int, PointCounter]  # by trace point id; only those that were crossed
+
+
+def _unreadable(problem: str) -> HvdError:
+    return HvdError("COUNTERS_UNREADABLE", problem=problem)
+
+
+def read_counters(fd: int) -> Counters:
+    """Read the page from an open file. Raises HvdError COUNTERS_UNREADABLE when it is none of ours or not written yet."""
+    try:
+        page = os.pread(fd, COUNTERS_BYTES, 0)
+    except OSError as error:
+        raise _unreadable(os.strerror(error.errno or 0)) from error
+    return decode_counters(page)
+
+
+def decode_counters(page: bytes) -> Counters:
+    """The same for bytes at hand."""
+    if len(page) < COUNTERS_BYTES:
+        raise _unreadable(f"{len(page)} bytes, a page has {COUNTERS_BYTES}")
+    magic, version, *header = HEADER.unpack_from(page)
+    if magic != MAGIC:
+        raise _unreadable(f"magic number {magic:#010x}, not {MAGIC:#010x}")
+    if version != VERSION:
+        raise _unreadable(f"layout version {version}, this daemon reads {VERSION}")
+    words = array("Q", page[POINTS_OFFSET:COUNTERS_BYTES])
+    if sys.byteorder == "big":
+        words.byteswap()
+    buckets = (HISTOGRAM_OFFSET - POINTS_OFFSET) // 8
+    points: dict[int, PointCounter] = {}
+    for point in range(POINTS):
+        count, total_ns, max_ns = words[point * POINT_WORDS : (point + 1) * POINT_WORDS]
+        if count:
+            start = buckets + point * BUCKETS
+            points[point] = PointCounter(count, total_ns, max_ns, tuple(words[start : start + BUCKETS]))
+    return Counters(**dict(zip(HEADER_FIELDS, header, strict=True)), points=points)
