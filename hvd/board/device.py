@@ -16,6 +16,8 @@ class PortDevice(Protocol):
     """Ports and MMIO are optional; the bus asks which ranges a device wants once, when the machine is made."""
 
     name: ClassVar[str]
+    # Bytes of the widest access it takes (1, 2, 4); the bus splits wider ones, as an ISA bus does.
+    widest: ClassVar[int]
 
     @property
     def ports(self) -> Sequence[range]:
@@ -28,6 +30,21 @@ class PortDevice(Protocol):
 
     def reset(self) -> None:
         """The reset line."""
+
+
+class MmioDevice(Protocol):
+    """A PortDevice that has memory-mapped registers, too, or only those (ports is empty then)."""
+
+    name: ClassVar[str]
+
+    @property
+    def mmio(self) -> Sequence[range]:
+        """Guest-physical addresses it claims; none of them may be RAM."""
+
+    def read_mmio(self, address: int, size: int) -> int:
+        """Value of size (1, 2, 4, 8) bytes."""
+
+    def write_mmio(self, address: int, size: int, value: int) -> None: ...
 
 
 class DeviceFactory(Protocol):

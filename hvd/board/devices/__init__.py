@@ -1,0 +1,17 @@
+"""The board's devices in Python, one file each, and the one table of them. The hot ones are in C (hvd/board/native)."""
+
+from __future__ import annotations
+
+from hvd.board.device import DeviceFactory
+from hvd.board.devices.cmos import Cmos
+from hvd.board.devices.debug_exit import DebugExit
+from hvd.board.devices.keyboard import Keyboard
+from hvd.board.hypercall import HypercallPort
+
+# name -> what makes one for a machine. The order is that of the reset line.
+DEVICES: dict[str, DeviceFactory] = {
+    Cmos.name: Cmos,
+    Keyboard.name: Keyboard,
+    DebugExit.name: DebugExit,
+    HypercallPort.name: HypercallPort,
+}

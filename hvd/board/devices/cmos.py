@@ -1,0 +1,228 @@
+"""The CMOS clock: Motorola MC146818A (data sheet ADI-1022) with the PC/AT's memory behind it, ports 0x70 (index) and
+0x71 (data).
+
+The time of day is the guest's virtual clock on top of the host's wall time at the start; it stands while the guest is
+paused. The flags of register C are right for a guest that polls them; interrupt 8 is not raised.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, ClassVar
+
+if TYPE_CHECKING:
+    from hvd.board.machine import Machine
+
+INDEX, DATA = 0x70, 0x71
+SECOND = 1_000_000_000
+
+# Clock registers (data sheet, figure 3).
+SECONDS, MINUTES, HOURS, WEEKDAY, DAY, MONTH, YEAR = 0, 2, 4, 6, 7, 8, 9
+CENTURY = 0x32  # the PC/AT's extension
+A, B, C, D = 10, 11, 12, 13
+
+A_UPDATE_IN_PROGRESS = 0x80
+A_RATE = 0x0F
+A_DIVIDER = 0x70
+A_DIVIDER_RUNS = 0x20  # 32.768 kHz crystal
+B_SET = 0x80
+B_INTERRUPTS = 0x70
+B_BINARY = 0x04
+B_24_HOURS = 0x02
+C_REQUEST, C_PERIODIC, C_UPDATED = 0x80, 0x40, 0x10
+D_VALID = 0x80
+
+# The update begins 244 us after the flag rises and takes 1984 us (data sheet, figure 14).
+UPDATE_NS = (244 + 1984) * 1000
+
+TIME_REGISTERS = (SECONDS, MINUTES, HOURS, DAY, MONTH, YEAR, CENTURY)
+# Register -> least and greatest value, decimal.
+LIMITS = {
+    SECONDS: (0, 59),
+    MINUTES: (0, 59),
+    HOURS: (0, 23),
+    DAY: (1, 31),
+    MONTH: (1, 12),
+    YEAR: (0, 99),
+    CENTURY: (0, 99),
+}
+
+KIB, MIB = 1 << 10, 1 << 20
+BASE_MEMORY_KIB = 640
+
+
+def days_since_1970(year: int, month: int, day: int) -> int:
+    """Proleptic Gregorian; a day beyond the month's end counts on into the next month."""
+    year -= month <= 2  # the year begins in March, so that the leap day is its last
+    era_year = year % 400
+    day_of_year = (153 * ((month + 9) % 12) + 2) // 5 + day - 1
+    return (year // 400) * 146_097 + era_year * 365 + era_year // 4 - era_year // 100 + day_of_year - 719_468
+
+
+class Cmos:
+    """Clock and 114 bytes of memory."""
+
+    name: ClassVar[str] = "cmos"
+    widest: ClassVar[int] = 1
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        # Time of day in ns since 1970 at virtual time 0; the guest sets its clock by changing it.
+        self._epoch_ns = machine.start_wall_ns
+        self._memory = bytearray(128)
+        self._memory[A] = A_DIVIDER_RUNS | 0x06  # 1024 Hz
+        self._memory[B] = B_24_HOURS
+        self._fill_memory_size(machine.memory_bytes)
+        self._index = D
+        self._frozen_ns: int | None = None  # time of day while register B's SET is on
+        self._flags_ns = self._now_ns()  # up to here the flags of register C were read
+
+    @property
+    def ports(self) -> Sequence[range]:
+        return (range(INDEX, DATA + 1),)
+
+    def reset(self) -> None:
+        """The chip is battery-backed: RESET clears the interrupt enables and the flags, nothing else (data sheet,
+        "RESET")."""
+        self._memory[B] &= ~(B_INTERRUPTS | 0x08) & 0xFF
+        self._flags_ns = self._now_ns()
+        self._index = D
+
+    def read_port(self, port: int, size: int) -> int:
+        if port == INDEX:
+            return 0xFF  # write-only on the PC/AT
+        return self._read(self._index)
+
+    def write_port(self, port: int, size: int, value: int) -> None:
+        if port == INDEX:
+            self._index = value & 0x7F  # bit 7 gates the NMI, which nothing raises here
+        else:
+            self._write(self._index, value)
+
+    # ---- registers
+
+    def _read(self, index: int) -> int:
+        if index == A:
+            return self._memory[A] | (A_UPDATE_IN_PROGRESS if self._updating() else 0)
+        if index == C:
+            return self._take_flags()
+        if index == D:
+            return D_VALID
+        if index in TIME_REGISTERS or index == WEEKDAY:
+            return self._encoded_time()[index]
+        return self._memory[index]
+
+    def _write(self, index: int, value: int) -> None:
+        if index == A:
+            self._memory[A] = value & ~A_UPDATE_IN_PROGRESS & 0xFF
+        elif index == B:
+            self._write_b(value)
+        elif index in TIME_REGISTERS:
+            self._set_time(index, value)
+        elif index not in (C, D, WEEKDAY):  # read-only; the day of the week follows from the date
+            self._memory[index] = value
+
+    def _write_b(self, value: int) -> None:
+        now = self._now_ns()
+        was_set, is_set = self._frozen_ns is not None, bool(value & B_SET)
+        if is_set and not was_set:
+            self._frozen_ns = now
+        elif was_set and not is_set:
+            frozen = now if self._frozen_ns is None else self._frozen_ns
+            self._frozen_ns = None
+            self._epoch_ns += frozen - now
+        self._memory[B] = value
+
+    # ---- time of day
+
+    def _now_ns(self) -> int:
+        return self._epoch_ns + self._machine.clock_ns()
+
+    def _updating(self) -> bool:
+        if self._frozen_ns is not None or self._memory[A] & A_DIVIDER != A_DIVIDER_RUNS:
+            return False
+        return self._now_ns() % SECOND >= SECOND - UPDATE_NS
+
+    def _time_of_day_ns(self) -> int:
+        return self._now_ns() if self._frozen_ns is None else self._frozen_ns
+
+    def _encode(self, value: int) -> int:
+        return value if self._memory[B] & B_BINARY else value // 10 << 4 | value % 10
+
+    def _decode(self, value: int) -> int:
+        return value if self._memory[B] & B_BINARY else (value >> 4) * 10 + (value & 15)
+
+    def _encode_hour(self, hour: int) -> int:
+        if self._memory[B] & B_24_HOURS:
+            return self._encode(hour)
+        return self._encode(hour % 12 or 12) | (0x80 if hour >= 12 else 0)
+
+    def _decode_hour(self, value: int) -> int:
+        if self._memory[B] & B_24_HOURS:
+            return self._decode(value)
+        return self._decode(value & 0x7F) % 12 + (12 if value & 0x80 else 0)
+
+    def _encoded_time(self) -> dict[int, int]:
+        now = time.gmtime(self._time_of_day_ns() // SECOND)
+        encode = self._encode
+        return {
+            SECONDS: encode(min(now.tm_sec, 59)),
+            MINUTES: encode(now.tm_min),
+            HOURS: self._encode_hour(now.tm_hour),
+            WEEKDAY: encode((now.tm_wday + 1) % 7 + 1),  # 1 = Sunday
+            DAY: encode(now.tm_mday),
+            MONTH: encode(now.tm_mon),
+            YEAR: encode(now.tm_year % 100),
+            CENTURY: encode(now.tm_year // 100 % 100),
+        }
+
+    def _set_time(self, index: int, value: int) -> None:
+        """The real chip keeps what it cannot count; here such a value becomes the nearest one that it can."""
+        encoded = self._encoded_time() | {index: value}
+        fields = {}
+        for register, (least, greatest) in LIMITS.items():
+            decoded = self._decode_hour(encoded[HOURS]) if register == HOURS else self._decode(encoded[register])
+            fields[register] = min(max(decoded, least), greatest)
+        days = days_since_1970(fields[CENTURY] * 100 + fields[YEAR], fields[MONTH], fields[DAY])
+        seconds = days * 86_400 + fields[HOURS] * 3600 + fields[MINUTES] * 60 + fields[SECONDS]
+        old = self._time_of_day_ns()
+        new = seconds * SECOND + old % SECOND
+        if self._frozen_ns is None:
+            self._epoch_ns += new - old
+            self._flags_ns += new - old
+        else:
+            self._frozen_ns = new
+
+    def _take_flags(self) -> int:
+        """Register C: what came due since it was read last; reading clears it."""
+        now, since = self._now_ns(), self._flags_ns
+        self._flags_ns = now
+        flags = 0
+        rate = self._memory[A] & A_RATE
+        if rate:
+            # 1 and 2 give the rates of 8 and 9 (data sheet, table 3).
+            period_ns = (SECOND << (rate - 1 if rate > 2 else rate + 6)) // 32_768
+            flags |= C_PERIODIC if now // period_ns != since // period_ns else 0
+        if self._frozen_ns is None and now // SECOND != since // SECOND:
+            flags |= C_UPDATED
+        return flags | (C_REQUEST if flags & self._memory[B] & B_INTERRUPTS else 0)
+
+    # ---- the PC/AT's memory
+
+    def _fill_memory_size(self, memory_bytes: int) -> None:
+        """As SeaBIOS and QEMU lay it out (QEMU hw/i386/pc.c describes the registers; Ralf Brown's CMOS list)."""
+
+        def store(index: int, value: int, length: int = 2) -> None:
+            self._memory[index : index + length] = value.to_bytes(length, "little")
+
+        memory = self._memory
+        below_4g = min(memory_bytes, 0xC000_0000)
+        extended_kib = min(max(below_4g - MIB, 0) // KIB, 0xFFFF)
+        memory[0x14] = 0x02  # equipment: a coprocessor, no floppy
+        store(0x15, BASE_MEMORY_KIB)
+        store(0x17, extended_kib)
+        store(0x30, extended_kib)
+        store(0x34, max(below_4g - 16 * MIB, 0) // (64 * KIB))
+        store(0x5B, (memory_bytes - below_4g) // (64 * KIB), 3)
+        memory[0x2E:0x30] = (sum(memory[0x10:0x2E]) & 0xFFFF).to_bytes(2, "big")
