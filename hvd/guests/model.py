@@ -15,7 +15,7 @@ from typing import Protocol
 
 from hvapi.v1 import guest_pb2, image_pb2
 
-from hvd.backends.contract import InstanceStatus, LaunchSpec
+from hvd.backends.contract import LaunchSpec
 from hvd.errors import HvdError
 
 Guest = guest_pb2.Guest
@@ -211,10 +211,3 @@ def resolve(
 def digests_of(guest: Guest) -> list[str]:
     """The blobs that the guest itself names; those of its image are the image's."""
     return [digest for digest in (guest.machine.kernel, guest.machine.initrd) if digest]
-
-
-def failed(status: InstanceStatus) -> bool:
-    """Does this end count as a failure for the restart policy? A triple fault does: no guest asks for one (but see
-    on_reset).
-    """
-    return status.state in ("FAILED", "LOST") or status.reason == "TRIPLE_FAULT" or bool(status.exit_code)

@@ -149,3 +149,8 @@ def remove_directory(directory: Path) -> None:
     except FileNotFoundError:
         return
     shutil.rmtree(condemned, ignore_errors=True)
+
+
+def remove_left_over(condemned: Path) -> None:
+    """What a crash left of remove_directory."""
+    shutil.rmtree(condemned, ignore_errors=True)

@@ -1,0 +1,538 @@
+"""The life of one guest: a state machine moved by verbs (start, stop, kill, ...) and by what its process tells.
+
+Verbs are serialized by a lock per guest and idempotent. Each runs as a task of its own that the caller only waits for:
+a client that goes away in the middle leaves no half state behind. How a guest ended always comes from its process (or
+from its exit record); a verb that ends a guest asks for it and waits for that news like everybody else.
+
+    STOPPED, FAILED, LOST --start--> STARTING --> RUNNING <--pause, resume--> PAUSED
+    RUNNING, PAUSED --stop--> STOPPING --> STOPPED;  any of them --end--> STOPPED, FAILED, LOST --restart policy-->
+    STARTING
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+from collections.abc import Coroutine
+from pathlib import Path
+from typing import Any, Protocol
+
+import structlog
+from google.protobuf import timestamp_pb2
+from hvapi.v1 import guest_pb2
+
+from hvd.backends.contract import Backend, Capability, Instance, InstanceStatus, LaunchSpec
+from hvd.errors import HvdError
+from hvd.guests import adoption, records
+from hvd.guests.events import now
+from hvd.guests.model import ALIVE, ENDED, Guest, State, state_name
+from hvd.guests.restart import Restarts, is_on
+
+log = structlog.get_logger()
+
+GuestEvent = guest_pb2.GuestEvent
+# A runner that was told to kill its guest gets so long to say that it did.
+KILL_SECONDS = 10.0
+_FINAL = frozenset({"STOPPED", "FAILED", "LOST"})
+
+
+class Host(Protocol):
+    """What a guest needs of the daemon around it."""
+
+    stop_grace: float
+
+    def directory(self, uid: str) -> Path: ...
+    def backend(self, name: str) -> Backend: ...
+    def resolve(self, guest: guest_pb2.Guest, paused: bool) -> LaunchSpec: ...
+
+    def changed(self, life: GuestLife, kind: guest_pb2.GuestEvent.Type.ValueType, message: str) -> None:
+        """Tell watchers and the store."""
+
+    async def forget(self, life: GuestLife) -> None:
+        """Take it out of the store and the tables. Raises HvdError DISK_FULL."""
+
+
+class GuestLife:
+    """One guest: its message (`guest`, always as it is now), its instance while it runs."""
+
+    def __init__(self, guest: guest_pb2.Guest, host: Host) -> None:
+        self.guest = guest
+        self.instance: Instance | None = None
+        # Counts the runs seen by this daemon: a reader of the guest's files compares it to notice that they were made
+        # anew.
+        self.run = 0
+        self.deleted = False
+        self._host = host
+        self._lock = asyncio.Lock()
+        self._ended = asyncio.Event()
+        self._asked_to_end = False
+        self._resets = 0
+        self._restarts = Restarts()
+        self._follower: asyncio.Task[None] | None = None
+        self._restart: asyncio.Task[None] | None = None
+        self._verbs: set[asyncio.Task[None]] = set()
+        self._waiters: list[tuple[frozenset[int], asyncio.Future[guest_pb2.Guest]]] = []
+
+    @property
+    def directory(self) -> Path:
+        return self._host.directory(self.guest.uid)
+
+    @property
+    def is_alive(self) -> bool:
+        return self.guest.state in ALIVE
+
+    @property
+    def restarts(self) -> bool:
+        """Will the daemon start it anew in a moment?"""
+        return self._restart is not None and not self._restart.done()
+
+    # --- verbs ---
+
+    async def start(self, paused: bool) -> None:
+        """Raises HvdError GUEST_BUSY while it stops, and whatever keeps it from starting (it is FAILED then)."""
+
+        async def work() -> None:
+            async with self._exclusively():
+                self._cancel_restart()
+                if self.guest.state == Guest.STOPPING:
+                    raise HvdError("GUEST_BUSY", verb="stop", name=self.guest.name)
+                if self.is_alive:
+                    return
+                self.guest.restart_count = 0
+                self._restarts.forget()
+                await self._launch(paused, by_hand=True)
+
+        await self._run(work())
+
+    async def stop(self, grace: float) -> None:
+        """Ask it to end, kill it after `grace` seconds, or at once if it cannot hear."""
+
+        async def work() -> None:
+            async with self._exclusively():
+                self._cancel_restart()
+                if not self.is_alive:
+                    return
+                run = self.run
+                heard = await self._ask_to_end()
+            if heard:
+                with contextlib.suppress(TimeoutError):
+                    await asyncio.wait_for(self._ended.wait(), grace)
+            async with self._exclusively():
+                if self.run == run:
+                    await self._kill()
+
+        await self._run(work())
+
+    async def kill(self) -> None:
+        """End it at once; no error when it has ended. Raises HvdError RUNNER_TIMEOUT."""
+
+        async def work() -> None:
+            async with self._exclusively():
+                self._cancel_restart()
+                await self._kill()
+
+        await self._run(work())
+
+    async def pause(self) -> None:
+        """Raises HvdError GUEST_WRONG_STATE, GUEST_BUSY, CAPABILITY_MISSING."""
+
+        async def work() -> None:
+            async with self._exclusively():
+                if self.guest.state != Guest.PAUSED:
+                    await self._running("pause", Capability.PAUSE).pause()
+                    if self.guest.state == Guest.RUNNING:  # not ended meanwhile, nor told by its process already
+                        self._move(Guest.PAUSED, "paused")
+
+        await self._run(work())
+
+    async def resume(self) -> None:
+        """Raises HvdError GUEST_WRONG_STATE, GUEST_BUSY, CAPABILITY_MISSING."""
+
+        async def work() -> None:
+            async with self._exclusively():
+                if self.guest.state != Guest.RUNNING:
+                    await self._running("resume", Capability.PAUSE).resume()
+                    if self.guest.state == Guest.PAUSED:
+                        self._move(Guest.RUNNING, "resumed")
+
+        await self._run(work())
+
+    async def reset(self) -> None:
+        """Raises HvdError GUEST_WRONG_STATE, GUEST_BUSY, CAPABILITY_MISSING."""
+
+        async def work() -> None:
+            async with self._exclusively():
+                await self._running("reset", Capability.RESET).reset()
+
+        await self._run(work())
+
+    async def delete(self, force: bool, etag: str) -> None:
+        """Raises HvdError GUEST_WRONG_STATE unless it has ended or force is given; ETAG_MISMATCH, DISK_FULL."""
+
+        async def work() -> None:
+            async with self._exclusively():
+                if etag and etag != self.guest.etag:
+                    raise HvdError("ETAG_MISMATCH", name=self.guest.name)
+                if self.is_alive and not force:
+                    raise HvdError(
+                        "GUEST_WRONG_STATE",
+                        name=self.guest.name,
+                        state=state_name(self.guest),
+                        verb="delete",
+                        needed="STOPPED, FAILED or LOST",
+                        remedy="stop it first, or delete with --force",
+                    )
+                self._cancel_restart()
+                await self._kill()
+                await self._host.forget(self)
+                self.deleted = True
+                await asyncio.to_thread(records.remove_directory, self.directory)
+                self._host.changed(self, GuestEvent.DELETED, "deleted")
+                for _, waiter in self._waiters:
+                    if not waiter.done():
+                        waiter.set_exception(HvdError("GUEST_NOT_FOUND", name=self.guest.name))
+                self._waiters.clear()
+
+        await self._run(work())
+
+    def update(self, message: str = "updated") -> None:
+        """What was asked for has been changed (by the supervisor)."""
+        if not is_on(self.guest.restart_policy):
+            self._cancel_restart()
+        self._host.changed(self, GuestEvent.CHANGED, message)
+
+    async def wait(self, states: frozenset[int], timeout: float | None) -> guest_pb2.Guest:
+        """The guest when it is (or was, however shortly, from now on) in one of the states.
+
+        Raises HvdError WAIT_TIMED_OUT, and GUEST_NOT_FOUND when it is deleted meanwhile.
+        """
+        if self.guest.state in states:
+            return self.guest
+        waiter: asyncio.Future[guest_pb2.Guest] = asyncio.get_running_loop().create_future()
+        entry = (states, waiter)
+        self._waiters.append(entry)
+        try:
+            return await asyncio.wait_for(waiter, timeout)
+        except TimeoutError:
+            raise HvdError(
+                "WAIT_TIMED_OUT", name=self.guest.name, state=state_name(self.guest), seconds=timeout
+            ) from None
+        finally:
+            with contextlib.suppress(ValueError):
+                self._waiters.remove(entry)
+
+    async def wait_ended(self, seconds: float) -> bool:
+        """Has the present run ended within so many seconds?"""
+        try:
+            await asyncio.wait_for(self._ended.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
+    def reachable(self, verb: str, capability: Capability) -> Instance:
+        """The instance, for looking into the guest. Raises HvdError GUEST_WRONG_STATE, CAPABILITY_MISSING."""
+        backend = self._host.backend(self.guest.backend)
+        if capability not in backend.capabilities:
+            raise HvdError("CAPABILITY_MISSING", backend=backend.name, capability=capability.value)
+        if self.instance is None:
+            raise HvdError(
+                "GUEST_WRONG_STATE",
+                name=self.guest.name,
+                state=state_name(self.guest),
+                verb=verb,
+                needed="RUNNING or PAUSED",
+                remedy=f"`hvctl start {self.guest.name.removeprefix('guests/')}` first",
+            )
+        return self.instance
+
+    # --- adoption and farewell ---
+
+    async def adopt(self, last_boot: str) -> None:
+        """At the daemon's start: find out what became of the guest while no daemon was there. Never raises."""
+        was = self.guest.state
+        self._asked_to_end = was == Guest.STOPPING
+        try:
+            found = await adoption.find_out(
+                self.guest, self.directory, self._host.backend(self.guest.backend), last_boot
+            )
+        except Exception as error:  # one odd guest never stops the daemon
+            log.exception("guest could not be adopted", guest=self.guest.name)
+            if was not in ALIVE:
+                return
+            found = adoption.Found(status=InstanceStatus("LOST", "INTERNAL", f"adopting it failed: {error!r}"))
+        if found.instance is not None and found.status is not None:
+            self._follow(found.instance, found.status, "adopted")
+            if was == Guest.STOPPING:
+                self._spawn(self.stop(self._host.stop_grace))
+        elif found.status is not None:
+            self._end(found.status, found.time_ns)
+        elif any(condition.type == "RESTART_PENDING" for condition in self.guest.conditions):
+            self._schedule_restart()
+
+    async def close(self) -> None:
+        """The daemon goes, the guest stays."""
+        self._cancel_restart(keep_condition=True)
+        tasks = [task for task in (self._follower, *self._verbs) if task]
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+        if self.instance is not None:
+            await self.instance.close()
+            self.instance = None
+
+    # --- inside ---
+
+    def _exclusively(self) -> _Exclusively:
+        return _Exclusively(self)
+
+    async def _run(self, work: Coroutine[Any, Any, None]) -> None:
+        """Do it whether or not the caller stays to see it done."""
+        await asyncio.shield(self._spawn(work))
+
+    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
+        task = asyncio.create_task(work)
+        self._verbs.add(task)
+        task.add_done_callback(self._verb_done)
+        return task
+
+    def _verb_done(self, task: asyncio.Task[None]) -> None:
+        self._verbs.discard(task)
+        # Fetched here, since the caller may be gone; it gets the same exception if it is not.
+        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, HvdError):
+            log.error("verb failed", guest=self.guest.name, error=repr(error))
+
+    def _running(self, verb: str, capability: Capability) -> Instance:
+        if self.guest.state == Guest.STOPPING:
+            raise HvdError("GUEST_BUSY", verb="stop", name=self.guest.name)
+        return self.reachable(verb, capability)
+
+    async def _launch(self, paused: bool, by_hand: bool) -> None:
+        """Under the lock. The restart policy retries its own starts that fail, not those that somebody is told about."""
+        backend = self._host.backend(self.guest.backend)
+        if await self._readopt(backend):
+            return
+        for field in ("exit_code", "end_time", "start_time"):
+            self.guest.ClearField(field)
+        self._asked_to_end = False
+        self._conditions_clear("RESTART_PENDING", "RESTART_GIVEN_UP", "LOG_LOSING")
+        self._move(Guest.STARTING, "starting")
+        self.run += 1
+        self._ended.clear()
+        try:
+            spec = self._host.resolve(self.guest, paused)
+            await asyncio.to_thread(records.prepare_directory, self.directory, self.guest)
+            instance = await backend.launch(spec, self.directory)
+            status = await instance.status()
+        except Exception as error:
+            self._asked_to_end = by_hand
+            known = error if isinstance(error, HvdError) else HvdError("INTERNAL", problem=repr(error))
+            self._end(InstanceStatus("FAILED", known.reason, str(known), metadata=known.metadata), 0)
+            raise
+        self.guest.start_time.CopyFrom(now())
+        self._follow(instance, status, "started")
+        if status.state in _FINAL:
+            await self._ended.wait()
+
+    async def _readopt(self, backend: Backend) -> bool:
+        """A LOST guest's runner may live after all: one guest must never run twice."""
+        process = await asyncio.to_thread(records.read_process, self.directory)
+        if process is None or not records.is_living(process) or records.read_exit(self.directory):
+            return False
+        try:
+            found = await adoption.adopt_instance(backend, self.directory)
+        except HvdError as error:
+            raise HvdError(
+                "GUEST_WRONG_STATE",
+                name=self.guest.name,
+                state=state_name(self.guest),
+                verb="start",
+                needed=f"an end of its old runner (process {process.pid}, which does not answer: {error.message})",
+                remedy="`hvctl kill` ends it",
+            ) from error
+        if found.instance is not None and found.status is not None:
+            self._follow(found.instance, found.status, "found again")
+        return True
+
+    def _follow(self, instance: Instance, status: InstanceStatus, message: str) -> None:
+        self.instance = instance
+        self._ended.clear()
+        self._resets = status.resets
+        self._restarts.begin()
+        self.guest.host_pid = instance.pid
+        if status.state not in _FINAL:
+            if self.guest.state in ENDED:  # adopted although it was thought lost
+                for field in ("exit_code", "end_time"):
+                    self.guest.ClearField(field)
+            state = self.guest.state if self.guest.state == Guest.STOPPING else State.Value(status.state)
+            self._move(state, message)
+        self._follower = asyncio.create_task(self._follow_until_end(instance, status))
+
+    async def _follow_until_end(self, instance: Instance, status: InstanceStatus) -> None:
+        try:
+            while status.state not in _FINAL:
+                status = await instance.wait_change(status)
+                self._observe(status)
+        except Exception as error:
+            # It promised not to raise: a bug, but the guest's state must say something true.
+            log.exception("watching a guest failed", guest=self.guest.name)
+            status = InstanceStatus("LOST", "INTERNAL", f"watching it failed: {error!r}; `hvctl kill` ends its runner")
+        record = await asyncio.to_thread(records.read_exit, self.directory)
+        self.instance = None
+        self._end(status, record.time_ns if record else 0)
+        await instance.close()
+
+    def _observe(self, status: InstanceStatus) -> None:
+        if status.state in _FINAL:
+            return
+        losing = any(condition.type == "LOG_LOSING" for condition in self.guest.conditions)
+        if bool(status.log_error) != losing:
+            self._conditions_clear("LOG_LOSING")
+            if status.log_error:
+                self._condition("LOG_LOSING", "WRITE_FAILED", f"the console log cannot be written: {status.log_error}")
+            self._host.changed(self, GuestEvent.CHANGED, "console log: " + (status.log_error or "written again"))
+        if status.resets != self._resets:
+            self._resets = status.resets
+            self._host.changed(self, GuestEvent.CHANGED, f"reset ({status.resets} since its start)")
+        state = State.Value(status.state)
+        if self.guest.state not in (state, Guest.STOPPING):
+            self._move(state, status.state.lower())
+
+    def _move(
+        self, state: guest_pb2.Guest.State.ValueType, message: str, reason: str = "", explanation: str = ""
+    ) -> None:
+        self.guest.state = state
+        self.guest.reason = reason
+        self.guest.status_message = explanation
+        self._host.changed(self, GuestEvent.CHANGED, message)
+        for states, waiter in self._waiters:
+            if state in states and not waiter.done():
+                waiter.set_result(_copy(self.guest))
+
+    def _end(self, status: InstanceStatus, time_ns: int) -> None:
+        guest = self.guest
+        guest.host_pid = 0
+        guest.end_time.CopyFrom(_timestamp(time_ns) if time_ns else now())
+        guest.ClearField("exit_code")
+        if status.state == "STOPPED":
+            guest.exit_code = status.exit_code or 0
+        restart = self._wants_restart(status)
+        reason = status.reason or status.state
+        self._move(State.Value(status.state), f"ended: {reason}", reason, status.message)
+        self._ended.set()
+        if restart:
+            self._schedule_restart()
+
+    async def _ask_to_end(self) -> bool:
+        """True = it heard, and gets its grace. Under the lock."""
+        instance = self.instance
+        self._asked_to_end = True
+        if instance is None:
+            return False
+        was = self.guest.state
+        heard = True
+        if was != Guest.STOPPING:
+            try:
+                if was == Guest.PAUSED:
+                    await instance.resume()  # a guest that stands still hears no power button
+                heard = (
+                    Capability.STOP in self._host.backend(self.guest.backend).capabilities
+                    and await instance.request_stop()
+                )
+            except HvdError as error:
+                log.info("guest cannot be asked to end", guest=self.guest.name, reason=error.reason)
+                heard = False
+            if self.guest.state in ENDED:
+                return False
+            self._move(Guest.STOPPING, "stopping")
+        return heard
+
+    async def _kill(self) -> None:
+        """Under the lock."""
+        self._asked_to_end = True
+        if self.instance is None:
+            # LOST: its runner may still live.
+            process = await asyncio.to_thread(records.read_process, self.directory)
+            if self.guest.state == Guest.LOST and process is not None:
+                await asyncio.to_thread(records.kill_process, process)
+            return
+        await self.instance.kill()
+        if not await self.wait_ended(KILL_SECONDS):
+            raise HvdError("RUNNER_TIMEOUT", call="kill", seconds=KILL_SECONDS)
+
+    # --- restart policy ---
+
+    def _wants_restart(self, status: InstanceStatus) -> bool:
+        policy = self.guest.restart_policy
+        if self._asked_to_end or not self._restarts.wanted(policy, status):
+            return False
+        if self._restarts.given_up(policy):
+            self._condition(
+                "RESTART_GIVEN_UP",
+                "MAX_RETRIES",
+                f"failed again after {self._restarts.in_a_row} restarts in a row; `hvctl start` tries once more",
+            )
+            return False
+        self._condition(
+            "RESTART_PENDING", "RESTART_POLICY", f"is started again in {self._restarts.pause_seconds:.1f} s"
+        )
+        return True
+
+    def _schedule_restart(self) -> None:
+        seconds = self._restarts.pause_seconds
+
+        async def restart() -> None:
+            await asyncio.sleep(seconds)
+            async with self._exclusively():
+                if self.guest.state not in ENDED:
+                    return
+                self._restart = None  # from here on it is no longer pending and must not be cancelled half way
+                self._restarts.in_a_row += 1
+                self.guest.restart_count += 1
+                await self._launch(paused=False, by_hand=False)
+
+        self._restart = self._spawn(restart())
+
+    def _cancel_restart(self, *, keep_condition: bool = False) -> None:
+        if self._restart is not None:
+            self._restart.cancel()
+            self._restart = None
+        if not keep_condition:
+            self._conditions_clear("RESTART_PENDING")
+
+    # --- conditions ---
+
+    def _condition(self, kind: str, reason: str, message: str) -> None:
+        self._conditions_clear(kind)
+        self.guest.conditions.add(type=kind, reason=reason, message=message, last_transition_time=now())
+
+    def _conditions_clear(self, *kinds: str) -> None:
+        kept = [condition for condition in self.guest.conditions if condition.type not in kinds]
+        if len(kept) != len(self.guest.conditions):
+            del self.guest.conditions[:]
+            self.guest.conditions.extend(kept)
+
+
+class _Exclusively:
+    """The guest's lock, for a guest that still exists when it is got."""
+
+    def __init__(self, life: GuestLife) -> None:
+        self._life = life
+
+    async def __aenter__(self) -> None:
+        await self._life._lock.acquire()
+        if self._life.deleted:
+            self._life._lock.release()
+            raise HvdError("GUEST_NOT_FOUND", name=self._life.guest.name)
+
+    async def __aexit__(self, *exc: object) -> None:
+        self._life._lock.release()
+
+
+def _copy(guest: guest_pb2.Guest) -> guest_pb2.Guest:
+    copy = guest_pb2.Guest()
+    copy.CopyFrom(guest)
+    return copy
+
+
+def _timestamp(time_ns: int) -> timestamp_pb2.Timestamp:
+    return timestamp_pb2.Timestamp(seconds=time_ns // 1_000_000_000, nanos=time_ns % 1_000_000_000)

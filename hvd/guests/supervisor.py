@@ -1,0 +1,390 @@
+"""All guests: making, finding, changing and deleting them, adoption at the daemon's start, and what each needs of the
+daemon around it.
+
+The tables here are in memory and are the present; the store follows. What a client asked for is in the store before it
+is answered; what was merely observed is written behind, in one transaction for all that changed meanwhile, since the
+runtime directory tells it again anyway.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import base64
+import binascii
+import hashlib
+import uuid
+from collections.abc import Coroutine, Iterator, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import structlog
+from hvapi.v1 import guest_pb2
+
+from hvd.backends.contract import Backend, LaunchSpec
+from hvd.config import Config
+from hvd.errors import HvdError
+from hvd.guests import model, records
+from hvd.guests.events import EventLog, now
+from hvd.guests.lifecycle import GuestLife
+from hvd.guests.model import Guest
+from hvd.guests.placement import Backends
+from hvd.guests.store import Store
+
+log = structlog.get_logger()
+
+GuestEvent = guest_pb2.GuestEvent
+# A store that cannot be written (full disk) is tried again after this long.
+STORE_AGAIN_SECONDS = 5.0
+_BOOT = "boot-id"
+T = TypeVar("T")
+
+
+class Supervisor:
+    """Every guest of this daemon."""
+
+    def __init__(
+        self, config: Config, store: Store, backends: Backends, images: model.Images, blobs: model.Blobs
+    ) -> None:
+        self.config = config
+        self.backends = backends
+        self.events = EventLog()
+        self.stop_grace = config.stop_grace
+        # Why the store cannot be written at the moment; empty = it can.
+        self.store_problem = ""
+        # What was found odd at the start and left alone: for `hvctl doctor`.
+        self.oddities: list[str] = []
+        self.adopted = asyncio.Event()
+        self._store = store
+        self._images = images
+        self._blobs = blobs
+        self._guests: dict[str, GuestLife] = {}
+        self._creating = asyncio.Lock()
+        self._dirty: dict[str, GuestLife] = {}
+        self._dirt = asyncio.Event()
+        self._writer: asyncio.Task[None] | None = None
+        self._tasks: set[asyncio.Task[Any]] = set()
+
+    # --- tables ---
+
+    def __iter__(self) -> Iterator[GuestLife]:
+        return iter(self._guests.values())
+
+    def __len__(self) -> int:
+        return len(self._guests)
+
+    def get(self, name: str) -> GuestLife:
+        """The guest of "guests/{guest}". Raises HvdError NAME_INVALID, GUEST_NOT_FOUND."""
+        identifier = model.parse_name(name)
+        try:
+            return self._guests[identifier]
+        except KeyError:
+            raise HvdError("GUEST_NOT_FOUND", name=identifier) from None
+
+    def page(self, size: int, token: str, labels: dict[str, str]) -> tuple[list[guest_pb2.Guest], str]:
+        """The guests by name after the token's, and the token of the next page. Raises HvdError FIELD_INVALID,
+        PAGE_TOKEN_INVALID.
+        """
+        if size < 0:
+            raise HvdError(
+                "FIELD_INVALID", field="page_size", value=size, problem="is negative", remedy="use 0 for the default"
+            )
+        size = min(size or 100, 1000)
+        after = _decode_token(token)
+        fitting = [name for name in sorted(self._guests) if name > after and self._carries(name, labels)]
+        page = fitting[:size]
+        return [self._guests[name].guest for name in page], _encode_token(page[-1]) if len(fitting) > size else ""
+
+    def _carries(self, name: str, labels: dict[str, str]) -> bool:
+        carried = self._guests[name].guest.labels
+        return all(key in carried and carried[key] == value for key, value in labels.items())
+
+    def users_of(self, image: str) -> list[str]:
+        """Names of the guests that an image has."""
+        wanted = image.removeprefix("images/")
+        return [life.guest.name for life in self if life.guest.image.removeprefix("images/") == wanted]
+
+    def references(self) -> set[str]:
+        """Digests of the blobs that guests name themselves."""
+        return {digest for life in self for digest in model.digests_of(life.guest)}
+
+    # --- what a guest needs (lifecycle.Host) ---
+
+    def directory(self, uid: str) -> Path:
+        return self.config.guests_dir / uid
+
+    def backend(self, name: str) -> Backend:
+        return self.backends.get(name)
+
+    def resolve(self, guest: guest_pb2.Guest, paused: bool) -> LaunchSpec:
+        return model.resolve(
+            guest, self._images, self._blobs, self.config.default_memory, self.config.log_max_bytes, paused
+        )
+
+    def changed(self, life: GuestLife, kind: guest_pb2.GuestEvent.Type.ValueType, message: str) -> None:
+        self.events.publish(kind, life.guest, message)
+        if kind == GuestEvent.CHANGED:
+            self._dirty[life.guest.uid] = life
+            self._dirt.set()
+
+    async def forget(self, life: GuestLife) -> None:
+        await self._store.delete(life.guest.uid)
+        self._dirty.pop(life.guest.uid, None)
+        self._guests.pop(model.parse_name(life.guest.name), None)
+
+    # --- creation and change ---
+
+    async def create(self, request: guest_pb2.CreateGuestRequest) -> guest_pb2.Guest:
+        """Raises HvdError NAME_INVALID, NAME_TAKEN, FIELD_INVALID, REQUEST_ID_REUSED, TOO_MANY_GUESTS, DISK_FULL, and
+        what resolve and Backends.place raise.
+        """
+        if request.request_id:
+            _check_request_id(request.request_id)
+        guest = self._asked(request)
+        if request.validate_only:
+            if request.guest_id:
+                self._check_free(request.guest_id)
+            await self._place(guest)
+            return guest
+        return await self._whole(self._create(request, guest))
+
+    async def _create(self, request: guest_pb2.CreateGuestRequest, guest: guest_pb2.Guest) -> guest_pb2.Guest:
+        async with self._creating:
+            unidentified = guest_pb2.CreateGuestRequest()
+            unidentified.CopyFrom(request)
+            unidentified.ClearField("request_id")
+            fingerprint = hashlib.sha256(unidentified.SerializeToString(deterministic=True)).digest()
+            if request.request_id and (earlier := await self._store.request(request.request_id)):
+                if earlier.fingerprint != fingerprint:
+                    raise HvdError("REQUEST_ID_REUSED", request_id=request.request_id)
+                for life in self:
+                    if life.guest.uid == earlier.uid:
+                        return life.guest
+                raise HvdError("GUEST_NOT_FOUND", name=request.guest_id or f"of request {request.request_id}")
+            identifier = request.guest_id or model.make_up_id(self._guests)
+            self._check_free(identifier)
+            if len(self._guests) >= self.config.max_guests:
+                raise HvdError("TOO_MANY_GUESTS", limit=self.config.max_guests)
+            guest.name = model.PREFIX + identifier
+            await self._place(guest)
+            await self._store.create(guest, request.request_id, fingerprint)
+            life = self._guests[identifier] = GuestLife(guest, self)
+            self.changed(life, GuestEvent.CREATED, "created")
+            return guest
+
+    def _check_free(self, identifier: str) -> None:
+        model.check_id(identifier)
+        if identifier in self._guests:
+            raise HvdError("NAME_TAKEN", what="guest", name=identifier)
+
+    def _asked(self, request: guest_pb2.CreateGuestRequest) -> guest_pb2.Guest:
+        """The guest that is asked for, checked, without what the daemon adds; output-only fields are ignored (AIP-203)."""
+        asked = request.guest
+        if request.guest_id:
+            model.check_id(request.guest_id)
+        guest = Guest(
+            backend=asked.backend, engine=asked.engine, labels=asked.labels, image=asked.image, on_reset=asked.on_reset
+        )
+        guest.machine.CopyFrom(asked.machine)
+        guest.restart_policy.CopyFrom(asked.restart_policy)
+        if guest.image and not guest.image.startswith("images/"):
+            guest.image = f"images/{guest.image}"
+        model.check_labels(guest.labels)
+        model.check_policies(guest)
+        model.check_machine(guest.machine)
+        guest.uid = str(uuid.uuid4())
+        guest.name = model.PREFIX + request.guest_id if request.guest_id else ""
+        return guest
+
+    async def _place(self, guest: guest_pb2.Guest) -> None:
+        """Fill in what the daemon decides: backend, defaults, identity."""
+        spec = self.resolve(guest, paused=False)
+        placement = await self.backends.place(guest.backend, guest.engine, spec)
+        guest.backend, guest.engine, guest.backend_reason = placement.backend.name, placement.engine, placement.reason
+        guest.machine.memory_bytes, guest.machine.cpus = spec.memory_bytes, spec.cpus
+        guest.on_reset = guest.on_reset or Guest.STOP
+        guest.restart_policy.mode = guest.restart_policy.mode or guest_pb2.RestartPolicy.NEVER
+        guest.state = Guest.STOPPED
+        guest.create_time.CopyFrom(now())
+        guest.capabilities.extend(sorted(placement.backend.capabilities))
+        guest.etag = model.etag(guest)
+
+    async def update(self, asked: guest_pb2.Guest, paths: Sequence[str]) -> guest_pb2.Guest:
+        """Change the named fields; no paths = all changeable fields that are set.
+
+        Raises HvdError GUEST_NOT_FOUND, ETAG_MISMATCH, FIELD_IMMUTABLE, FIELD_INVALID, DISK_FULL (nothing is changed
+        then).
+        """
+        life = self.get(asked.name)
+        if asked.etag and asked.etag != life.guest.etag:
+            raise HvdError("ETAG_MISMATCH", name=life.guest.name)
+        wanted = _update_paths(asked, paths)
+        changed = guest_pb2.Guest()
+        changed.CopyFrom(life.guest)
+        for field in wanted:
+            changed.ClearField(field)
+            part = guest_pb2.Guest(**{field: getattr(asked, field)})
+            changed.MergeFrom(part)
+        changed.on_reset = changed.on_reset or Guest.STOP
+        changed.restart_policy.mode = changed.restart_policy.mode or guest_pb2.RestartPolicy.NEVER
+        model.check_labels(changed.labels)
+        model.check_policies(changed)
+        changed.etag = model.etag(changed)
+        if changed.etag == life.guest.etag:
+            return life.guest
+
+        async def work() -> guest_pb2.Guest:
+            await self._store.put([changed])
+            if life.deleted:
+                raise HvdError("GUEST_NOT_FOUND", name=life.guest.name)
+            # Only these: the guest's state may have moved on while the disk was busy.
+            for field in (*wanted, "etag", "on_reset", "restart_policy"):
+                life.guest.ClearField(field)
+                life.guest.MergeFrom(guest_pb2.Guest(**{field: getattr(changed, field)}))
+            life.update(f"changed {', '.join(wanted)}")
+            return life.guest
+
+        return await self._whole(work())
+
+    async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
+        """Do it whether or not the caller stays to see it done."""
+        task = asyncio.create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+        return await asyncio.shield(task)
+
+    # --- start and end of the daemon ---
+
+    async def start(self) -> None:
+        """Load the guests and adopt what runs, all at once. Raises HvdError STORE_DAMAGED and the like; never for an
+        odd guest.
+        """
+        loaded = await self._store.load()
+        for name, problem in loaded.odd:
+            log.error("guest in the store cannot be read", guest=name, problem=problem)
+            self.oddities.append(f"the store's entry of {name} cannot be read: {problem}")
+        for guest in loaded.guests:
+            self._guests[guest.name.removeprefix(model.PREFIX)] = GuestLife(guest, self)
+        last_boot = await self._store.fact(_BOOT)
+        self._writer = asyncio.create_task(self._write_behind())
+        await self._adopt_strangers()
+        await asyncio.gather(*(life.adopt(last_boot) for life in self))
+        try:
+            await self._store.set_fact(_BOOT, records.boot_id())
+        except HvdError as error:
+            log.error("store cannot be written", reason=error.reason, problem=error.message)
+        log.info("guests adopted", guests=len(self), alive=sum(life.is_alive for life in self))
+        self.adopted.set()
+
+    async def _adopt_strangers(self) -> None:
+        """Guests that run but that the store does not know, since it was lost: the runtime directory is the truth."""
+        known = {life.guest.uid for life in self}
+        for directory, guest in await asyncio.to_thread(_strangers, self.config.guests_dir, known):
+            if guest is None:
+                self.oddities.append(f"{directory} is no guest's directory; it was left alone")
+                continue
+            identifier = guest.name.removeprefix(model.PREFIX)
+            if identifier in self._guests:
+                self.oddities.append(f"{directory} holds another guest named {guest.name}; it was left alone")
+                continue
+            log.warning(
+                "guest is not in the store, taken from its directory", guest=guest.name, directory=str(directory)
+            )
+            guest.state = Guest.RUNNING  # adoption finds out
+            try:
+                await self._store.create(guest, "", b"")
+            except HvdError as error:
+                log.error("store cannot be written", reason=error.reason, problem=error.message)
+            self._guests[identifier] = GuestLife(guest, self)
+
+    async def _write_behind(self) -> None:
+        while True:
+            await self._dirt.wait()
+            self._dirt.clear()
+            dirty, self._dirty = self._dirty, {}
+            try:
+                await self._store.put([life.guest for life in dirty.values() if not life.deleted])
+                self.store_problem = ""
+            except Exception as error:
+                if not self.store_problem:
+                    log.exception("store cannot be written; trying again", seconds=STORE_AGAIN_SECONDS)
+                self.store_problem = str(error)
+                self._dirty = {**dirty, **self._dirty}
+                await asyncio.sleep(STORE_AGAIN_SECONDS)
+                self._dirt.set()
+
+    async def close(self) -> None:
+        """The daemon goes, the guests stay. Verbs under way are cut short; the next daemon finds out what came of them."""
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await asyncio.gather(*(life.close() for life in self), return_exceptions=True)
+        if self._writer is not None:
+            self._writer.cancel()
+            await asyncio.gather(self._writer, return_exceptions=True)
+        try:
+            await self._store.put([life.guest for life in self])
+        except HvdError as error:
+            log.error("store cannot be written", reason=error.reason, problem=error.message)
+
+
+def _strangers(guests_dir: Path, known: set[str]) -> list[tuple[Path, guest_pb2.Guest | None]]:
+    found: list[tuple[Path, guest_pb2.Guest | None]] = []
+    if not guests_dir.is_dir():
+        return found
+    for directory in sorted(guests_dir.iterdir()):
+        if directory.name.endswith(records.DELETED):
+            records.remove_left_over(directory)
+        elif directory.name not in known:
+            guest = records.read_guest(directory)
+            whole = guest is not None and guest.uid == directory.name and guest.name.startswith(model.PREFIX)
+            found.append((directory, guest if whole else None))
+    return found
+
+
+def _check_request_id(request_id: str) -> None:
+    try:
+        uuid.UUID(request_id)
+    except ValueError:
+        raise HvdError(
+            "FIELD_INVALID",
+            field="request_id",
+            value=repr(request_id[:80]),
+            problem="is no UUID",
+            remedy="use a new UUID4",
+        ) from None
+
+
+def _update_paths(asked: guest_pb2.Guest, paths: Sequence[str]) -> list[str]:
+    if not paths or list(paths) == ["*"]:
+        return [
+            field
+            for field in model.MUTABLE
+            if getattr(asked, field) or (field == "restart_policy" and asked.HasField(field))
+        ]
+    for path in paths:
+        if path in model.MUTABLE:
+            continue
+        if path.partition(".")[0] in Guest.DESCRIPTOR.fields_by_name:
+            raise HvdError("FIELD_IMMUTABLE", field=path, mutable=", ".join(model.MUTABLE))
+        raise HvdError(
+            "FIELD_INVALID",
+            field="update_mask",
+            value=repr(path[:80]),
+            problem="is no field of a guest",
+            remedy=f"fields that can be changed: {', '.join(model.MUTABLE)}",
+        )
+    return list(paths)
+
+
+def _encode_token(name: str) -> str:
+    return base64.urlsafe_b64encode(b"after:" + name.encode()).decode()
+
+
+def _decode_token(token: str) -> str:
+    if not token:
+        return ""
+    try:
+        text = base64.b64decode(token.encode(), altchars=b"-_", validate=True).decode()
+    except (binascii.Error, ValueError):
+        text = ""
+    if not text.startswith("after:"):
+        raise HvdError("PAGE_TOKEN_INVALID", token=token[:80])
+    return text.removeprefix("after:")
