@@ -1,0 +1,49 @@
+# The test kernels of guests/ into build/guests/. The top Makefile includes this. Needs gcc for x86 and binutils, no libraries.
+
+GUEST_CC ?= gcc
+GUEST_OBJCOPY ?= objcopy
+GUEST_BUILD := build/guests
+GUEST_CFLAGS := -std=gnu11 -Os -g0 -Wall -Wextra -Werror -ffreestanding -nostdlib -fno-pic -fno-pie -fno-stack-protector \
+	-fno-asynchronous-unwind-tables -fcf-protection=none -mno-red-zone -mgeneral-regs-only -Iguests/include
+GUEST_LDFLAGS := -static -no-pie -nostdlib -Wl,--build-id=none -Wl,-z,noexecstack -Wl,-z,max-page-size=4096
+GUEST_HEADERS := guests/include/guest.h guests/include/hv/hypercall.h
+
+GUEST_MULTIBOOT := hello hypercalls interrupts exceptions paging spin halt triple reset flood wild echo compute ticker
+GUEST_FILES := $(GUEST_MULTIBOOT:%=$(GUEST_BUILD)/%.elf) $(GUEST_BUILD)/pvh.elf $(GUEST_BUILD)/long.elf $(GUEST_BUILD)/flat.bin
+
+GUEST_LIB := $(addprefix $(GUEST_BUILD)/lib/,start.o print.o check.o traps.o pic.o entry.o)
+GUEST_LIB64 := $(addprefix $(GUEST_BUILD)/lib64/,start.o print.o check.o)
+
+.PHONY: guests guests-clean
+guests: $(GUEST_FILES)
+
+guests-clean:
+	rm -rf $(GUEST_FILES) $(GUEST_BUILD)/lib $(GUEST_BUILD)/lib64
+
+$(GUEST_BUILD)/lib/%.o: guests/lib/%.c $(GUEST_HEADERS) guests.mk
+	@mkdir -p $(@D)
+	$(GUEST_CC) -m32 $(GUEST_CFLAGS) -c -o $@ $<
+
+$(GUEST_BUILD)/lib/%.o: guests/lib/%.S guests.mk
+	@mkdir -p $(@D)
+	$(GUEST_CC) -m32 $(GUEST_CFLAGS) -c -o $@ $<
+
+$(GUEST_BUILD)/lib64/%.o: guests/lib/%.c $(GUEST_HEADERS) guests.mk
+	@mkdir -p $(@D)
+	$(GUEST_CC) -m64 $(GUEST_CFLAGS) -c -o $@ $<
+
+$(GUEST_MULTIBOOT:%=$(GUEST_BUILD)/%.elf): $(GUEST_BUILD)/%.elf: guests/%.c $(GUEST_BUILD)/lib/multiboot.o $(GUEST_LIB) guests/lib/guest.ld $(GUEST_HEADERS)
+	$(GUEST_CC) -m32 $(GUEST_CFLAGS) $(GUEST_LDFLAGS) -T guests/lib/guest.ld -o $@ $(filter %.o,$^) $<
+
+$(GUEST_BUILD)/pvh.elf: guests/pvh.c $(GUEST_BUILD)/lib/pvh.o $(GUEST_LIB) guests/lib/guest.ld $(GUEST_HEADERS)
+	$(GUEST_CC) -m32 $(GUEST_CFLAGS) $(GUEST_LDFLAGS) -T guests/lib/guest.ld -o $@ $(filter %.o,$^) $<
+
+$(GUEST_BUILD)/long.elf: guests/long.c guests/long_entry.S $(GUEST_LIB64) guests/lib/guest.ld $(GUEST_HEADERS)
+	$(GUEST_CC) -m64 $(GUEST_CFLAGS) $(GUEST_LDFLAGS) -T guests/lib/guest.ld -o $@ $(filter %.o %.S,$^) $<
+
+$(GUEST_BUILD)/flat.elf: guests/flat.S guests.mk
+	@mkdir -p $(@D)
+	$(GUEST_CC) -m32 $(GUEST_LDFLAGS) -Wl,-Ttext=0x100000 -o $@ $<
+
+$(GUEST_BUILD)/flat.bin: $(GUEST_BUILD)/flat.elf
+	$(GUEST_OBJCOPY) -O binary -j .text $< $@

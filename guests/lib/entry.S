@@ -1,0 +1,112 @@
+/* One stub per vector: vectors without an error code push 0, so that all frames look alike (struct frame in guest.h). */
+	.text
+	.macro	STUB vector
+stub_\vector:
+	.if	!(\vector == 8 || (\vector >= 10 && \vector <= 14) || \vector == 17 || \vector == 21)
+	pushl	$0
+	.endif
+	pushl	$\vector
+	jmp	common
+	.endm
+
+	.altmacro
+	.macro	STUB_EXPANDED vector
+	STUB	\vector
+	.endm
+	.set	n, 0
+	.rept	256
+	STUB_EXPANDED %n
+	.set	n, n + 1
+	.endr
+
+common:
+	cld
+	pushal
+	pushl	%ds
+	pushl	%es
+	pushl	%fs
+	pushl	%gs
+	movl	$0x10, %eax /* KERNEL_DATA */
+	movl	%eax, %ds
+	movl	%eax, %es
+	pushl	%esp
+	call	trap
+	addl	$4, %esp
+	popl	%gs
+	popl	%fs
+	popl	%es
+	popl	%ds
+	popal
+	addl	$8, %esp
+	iretl
+
+	.section .rodata
+	.balign	4
+	.globl	stubs
+	.macro	ADDRESS vector
+	.long	stub_\vector
+	.endm
+	.macro	ADDRESS_EXPANDED vector
+	ADDRESS	\vector
+	.endm
+stubs:
+	.set	n, 0
+	.rept	256
+	ADDRESS_EXPANDED %n
+	.set	n, n + 1
+	.endr
+
+/* void load_tables(const struct pointer *gdt, const struct pointer *idt) */
+	.text
+	.globl	load_tables
+load_tables:
+	movl	4(%esp), %eax
+	lgdt	(%eax)
+	movl	8(%esp), %eax
+	lidt	(%eax)
+	ljmp	$0x08, $1f
+1:	movl	$0x10, %eax
+	movl	%eax, %ds
+	movl	%eax, %es
+	movl	%eax, %fs
+	movl	%eax, %gs
+	movl	%eax, %ss
+	movl	$0x28, %eax
+	ltr	%ax
+	ret
+
+/* void enter_user(void (*code)(void), void *stack_top): returns when leave_user() is called. */
+	.globl	enter_user, leave_user
+enter_user:
+	movl	4(%esp), %ecx
+	movl	8(%esp), %edx
+	pushl	%ebx
+	pushl	%esi
+	pushl	%edi
+	pushl	%ebp
+	movl	%esp, kernel_stack
+	movl	$0x23, %eax /* USER_DATA */
+	movl	%eax, %ds
+	movl	%eax, %es
+	pushl	%eax
+	pushl	%edx
+	pushl	$0x2 /* eflags: interrupts off, IOPL 0 */
+	pushl	$0x1b /* USER_CODE */
+	pushl	%ecx
+	iretl
+leave_user:
+	movl	$0x10, %eax
+	movl	%eax, %ds
+	movl	%eax, %es
+	movl	kernel_stack, %esp
+	popl	%ebp
+	popl	%edi
+	popl	%esi
+	popl	%ebx
+	ret
+
+	.bss
+	.balign	4
+kernel_stack:
+	.skip	4
+	.section .note.GNU-stack, "", @progbits
