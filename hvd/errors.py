@@ -59,6 +59,10 @@ REASONS: dict[str, Reason] = {
     "BUILD_FAILED": Reason("INTERNAL", "building '{recipe}' failed in step {step}: {problem}", "the build's log is {log}"),
     "RECIPE_UNKNOWN": Reason("INVALID_ARGUMENT", "there is no recipe '{recipe}'", "there are: {known}"),
     "TOOL_MISSING": Reason("FAILED_PRECONDITION", "this needs {tools}, which the daemon's machine lacks", "{remedy}"),
+    "PACKAGE_NOT_FOUND": Reason("FAILED_PRECONDITION", "apt knows no package {package} for {architecture}",
+                                "`sudo apt-get update`, and check that the Debian or Ubuntu archive is among apt's sources"),
+    "PACKAGE_FETCH_FAILED": Reason("UNAVAILABLE", "apt could not download {package} {version}: {problem}",
+                                   "check the network, `sudo apt-get update`, and repeat"),
     # resources
     "MEMORY_TOO_SMALL": Reason("INVALID_ARGUMENT", "{memory} bytes of guest memory are too few", "the least is {least}"),
     "MEMORY_TOO_LARGE": Reason("RESOURCE_EXHAUSTED", "{memory} bytes of guest memory are more than the host can give ({available})",

@@ -1,7 +1,8 @@
 """A writer of cpio archives in the "newc" form, the one that Linux unpacks as its initramfs.
 
-Source: Documentation/driver-api/early-userspace/buffer-format.rst of the kernel. The same entries give the same bytes: owner 0,
-time 0, inode numbers counted. Written here because the cpio program needs root to make device nodes, and copies times.
+Source: Documentation/driver-api/early-userspace/buffer-format.rst of the kernel. The same entries give the same
+bytes: owner 0, time 0, inode numbers counted. Written here because the cpio program needs root to make device nodes,
+and copies times.
 """
 
 from __future__ import annotations
@@ -16,7 +17,8 @@ _TRAILER = "TRAILER!!!"
 
 @dataclass(frozen=True, slots=True)
 class Entry:
-    """One file of the archive. path is relative to the root, without a leading slash; mode holds type and permissions (stat.S_IF*)."""
+    """One file of the archive. path is relative to the root, without a leading slash; mode holds type and permissions
+    (stat.S_IF*)."""
 
     path: str
     mode: int
@@ -44,13 +46,12 @@ def character_device(path: str, major: int, minor: int, permissions: int = 0o600
 def archive(entries: Iterable[Entry]) -> bytes:
     """The archive of the entries, in their order, padded to 512 bytes.
 
-    Raises ValueError for a path that is absolute, climbs, is given twice or whose directory was not given before it: Linux would
-    silently leave such a file out.
+    Raises ValueError for a path that is absolute, climbs, is given twice or whose directory was not given before it:
+    Linux would silently leave such a file out.
     """
     out = bytearray()
     known: set[str] = set()
-    inode = 0
-    for entry in entries:
+    for inode, entry in enumerate(entries, start=1):
         path = PurePosixPath(entry.path)
         if path.is_absolute() or ".." in path.parts or not path.parts or str(path) != entry.path:
             raise ValueError(f"cpio: '{entry.path}' is not a plain relative path")
@@ -59,7 +60,6 @@ def archive(entries: Iterable[Entry]) -> bytes:
         if str(path.parent) != "." and str(path.parent) not in known:
             raise ValueError(f"cpio: '{entry.path}' comes before its directory")
         known.add(entry.path)
-        inode += 1
         _append(out, entry, inode)
     _append(out, Entry(_TRAILER, 0), 0)
     out += bytes(-len(out) % 512)

@@ -11,8 +11,8 @@ _DIRECTORIES = ("bin", "dev", "proc", "root", "sys", "tmp")
 def busybox_initramfs(busybox: bytes, init: bytes) -> bytes:
     """A cpio archive whose /init is the script and whose commands are all in a statically linked busybox.
 
-    Debian's busybox-static starts its own commands without looking for files, so that /bin/sh is the only link that is needed:
-    270 links would cost some million instructions at each boot.
+    Debian's busybox-static starts its own commands without looking for files, so that /bin/sh is the only link that
+    is needed: 270 links would cost some million instructions at each boot.
     """
     return cpio.archive(
         [

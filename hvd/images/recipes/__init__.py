@@ -1,0 +1,17 @@
+"""The recipes there are."""
+
+from __future__ import annotations
+
+from hvd.errors import HvdError
+from hvd.images.recipes.linux import LinuxRecipe
+from hvd.images.recipes.recipe import Recipe
+
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (LinuxRecipe(),)}
+
+
+def find(name: str) -> Recipe:
+    """Raises HvdError RECIPE_UNKNOWN."""
+    try:
+        return RECIPES[name]
+    except KeyError:
+        raise HvdError("RECIPE_UNKNOWN", recipe=name[:100], known=", ".join(sorted(RECIPES))) from None

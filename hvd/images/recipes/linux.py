@@ -1,0 +1,274 @@
+"""The small Linux: Debian's kernel source with the project's configuration, and an initramfs of busybox.
+
+The result is cached by everything it is made of. An interrupted build goes on where it was: make finds what it had
+compiled.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import fcntl
+import hashlib
+import json
+import os
+import re
+import shutil
+from collections.abc import AsyncIterator, Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvd.errors import HvdError
+from hvd.images.debian import Package, PackageSource
+from hvd.images.initramfs import busybox_initramfs
+from hvd.images.process import CommandError, check_tools, output_of, run_logged
+from hvd.images.recipes.recipe import Built, Progress, Recipe
+
+# Part of the cache's key: raise it when this module makes something else of the same inputs.
+_VERSION = 1
+_SOURCE = r"linux-source-\d+\.\d+(\.\d+)?"
+_SOURCES = Path(__file__).resolve().parents[3] / "guests" / "linux"
+_LOCK_RETRY_SECONDS = 0.5
+
+_TOOLS = {
+    "make": "make",
+    "gcc": "gcc",
+    "ld": "binutils",
+    "strip": "binutils",
+    "flex": "flex",
+    "bison": "bison",
+    "bc": "bc",
+    "tar": "tar",
+    "xz": "xz-utils",
+    "/usr/include/asm-generic/types.h": "linux-libc-dev",
+    "/usr/include/stdio.h": "libc6-dev",
+}
+# The x86_64 kernel is post-processed by its objtool.
+_TOOLS_64 = {**_TOOLS, "/usr/include/gelf.h": "libelf-dev"}
+
+
+@dataclass(frozen=True, slots=True)
+class _Architecture:
+    debian: str
+    tools: Mapping[str, str]
+    # Lines that make prints for a whole build, for the progress; it need not be exact.
+    lines: int
+
+
+_ARCHITECTURES = {
+    "i386": _Architecture("i386", _TOOLS, 1340),
+    "x86_64": _Architecture("amd64", _TOOLS_64, 1380),
+}
+
+# Without these the guest would not come up at all; other options may vanish from newer kernels.
+_ESSENTIAL = frozenset(
+    f"CONFIG_{name}"
+    for name in (
+        *(
+            "PVH",
+            "BLK_DEV_INITRD",
+            "BINFMT_ELF",
+            "BINFMT_SCRIPT",
+            "PRINTK",
+            "TTY",
+            "PROC_FS",
+            "SYSFS",
+            "TMPFS",
+            "DEVTMPFS",
+        ),
+        *("SERIAL_8250", "SERIAL_8250_CONSOLE", "MULTIUSER", "FUTEX", "POSIX_TIMERS"),
+    )
+)
+
+# The same source and configuration give the same kernel, on whichever machine and day.
+_BUILD_ENVIRONMENT = {
+    "KBUILD_BUILD_USER": "hvd",
+    "KBUILD_BUILD_HOST": "hvd",
+    "KBUILD_BUILD_VERSION": "1",
+    "KBUILD_BUILD_TIMESTAMP": "Thu Jan  1 00:00:00 UTC 1970",
+}
+
+
+class LinuxRecipe(Recipe):
+    name = "linux"
+    description = "a small Linux with busybox: boots to a shell in 11 to 30 million instructions"
+    # i386 first: every VM backend runs it.
+    images: Mapping[str, str] = {"i386": "linux", "x86_64": "linux64"}
+
+    async def build(self, arch: str, cache_dir: Path, force: bool, progress: Progress) -> Built:
+        progress("fetch", -1, "asking apt for the packages")
+        if not (_SOURCES / "common.config").exists():
+            raise HvdError(
+                "TOOL_MISSING", tools=str(_SOURCES), remedy="install hvd from its source tree, by `make setup`"
+            )
+        about = _ARCHITECTURES[arch]
+        try:
+            native = PackageSource(cache_dir, await _native_architecture())
+            names = await native.candidates(_SOURCE)
+            if not names:
+                raise HvdError("PACKAGE_NOT_FOUND", package="linux-source", architecture="all")
+            source = await native.find(names[0])
+            packages = native if about.debian == native.architecture else PackageSource(cache_dir, about.debian)
+            busybox = await packages.find("busybox-static")
+        except CommandError as error:
+            raise HvdError("BUILD_FAILED", recipe=self.name, step="fetch", problem=error, log="the daemon's") from error
+        build = _Build(arch, cache_dir, source, busybox, progress)
+        async with build.locked():
+            if force:
+                await asyncio.to_thread(shutil.rmtree, build.result, ignore_errors=True)
+            if build.is_complete():
+                progress("pack", 1, f"cached in {build.result}")
+            else:
+                check_tools(about.tools)
+                await build.run(native, packages)
+        return build.built()
+
+
+class _Build:
+    """One build in the cache: work is where it goes on, result where it ends."""
+
+    def __init__(self, arch: str, cache_dir: Path, source: Package, busybox: Package, progress: Progress) -> None:
+        self.arch = arch
+        self.source = source
+        self.busybox = busybox
+        self.progress = progress
+        self.step = "fetch"
+        self.fragments = [(_SOURCES / name).read_text() for name in ("common.config", f"{arch}.config")]
+        self.init = (_SOURCES / "init").read_bytes()
+        inputs = [_VERSION, arch, source.sha256, busybox.sha256, *self.fragments, hashlib.sha256(self.init).hexdigest()]
+        self.key = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
+        self.name = f"linux-{arch}-{self.key}"
+        self.cache_dir = cache_dir
+        self.result = cache_dir / "images" / self.name
+        self.work = cache_dir / "work" / self.name
+        self.log = cache_dir / "logs" / f"{self.name}.log"
+
+    def is_complete(self) -> bool:
+        return all((self.result / name).exists() for name in ("vmlinux", "initrd.cpio"))
+
+    def built(self) -> Built:
+        return Built(
+            kernel=self.result / "vmlinux",
+            initrd=self.result / "initrd.cpio",
+            # Reset goes through the keyboard controller: the kernel would find that out by itself, after trying others.
+            append="console=ttyS0 reboot=k tsc=reliable",
+            memory_bytes=64 << 20,
+            description=f"Linux {self.source.version} with busybox {self.busybox.version}, {self.arch}",
+        )
+
+    @contextlib.asynccontextmanager
+    async def locked(self) -> AsyncIterator[None]:
+        """Alone with this build, whichever daemon wants it too."""
+        for each in (self.result.parent, self.work.parent, self.log.parent):
+            each.mkdir(parents=True, exist_ok=True)
+        with (self.work.parent / f"{self.name}.lock").open("w") as lock:
+            while True:
+                try:
+                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    break
+                except BlockingIOError:
+                    self.progress("fetch", -1, "another build of the same is under way: waiting for it")
+                    await asyncio.sleep(_LOCK_RETRY_SECONDS)
+            yield
+
+    async def run(self, native: PackageSource, packages: PackageSource) -> None:
+        self.log.unlink(missing_ok=True)
+        try:
+            await self._fetch(native)
+            await self._configure()
+            await self._compile()
+            await self._pack(packages)
+        except (CommandError, OSError) as error:
+            if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+                raise HvdError("DISK_FULL", directory=self.cache_dir, what=self.name) from error
+            raise HvdError("BUILD_FAILED", recipe="linux", step=self.step, problem=error, log=self.log) from error
+
+    def _tell(self, step: str, fraction: float, message: str) -> None:
+        self.step = step
+        self.progress(step, fraction, message)
+
+    async def _fetch(self, native: PackageSource) -> None:
+        complete = self.work / "source.complete"
+        if complete.exists():
+            return
+        self._tell("fetch", -1, f"downloading {self.source.name} {self.source.version} (some 140 MB)")
+        await asyncio.to_thread(shutil.rmtree, self.work, ignore_errors=True)
+        package, source = self.work / "package", self.work / "source"
+        source.mkdir(parents=True)
+        await native.unpack(self.source, package)
+        # Debian: usr/src/linux-source-6.1.tar.xz; Ubuntu: one directory deeper, with links to it.
+        archives = [path for path in package.glob("usr/src/**/linux-source-*.tar.*") if not path.is_symlink()]
+        if len(archives) != 1:
+            raise CommandError(f"{self.source.name} holds {len(archives)} source archives, expected one")
+        self._tell("fetch", -1, f"unpacking {archives[0].name}")
+        await self._logged("tar", "-xf", str(archives[0]), "--strip-components=1", "-C", str(source))
+        await asyncio.to_thread(shutil.rmtree, package)
+        complete.touch()
+
+    async def _configure(self) -> None:
+        self._tell("configure", -1, f"configuring for {self.arch}")
+        out = self.work / "out"
+        out.mkdir(exist_ok=True)
+        await self._make("tinyconfig")
+        configuration = out / ".config"
+        # The last word on an option counts.
+        configuration.write_text(configuration.read_text() + "\n" + "\n".join(self.fragments))
+        await self._make("olddefconfig")
+        missing = missing_options(self.fragments, configuration.read_text())
+        if fatal := sorted(missing & _ESSENTIAL):
+            raise CommandError(f"this kernel source does not take {', '.join(fatal)}")
+        if missing:
+            self._tell("configure", 1, f"this kernel source has no {', '.join(sorted(missing))}")
+
+    async def _compile(self) -> None:
+        jobs, expected, lines = len(os.sched_getaffinity(0)), _ARCHITECTURES[self.arch].lines, 0
+
+        def on_line(line: str) -> None:
+            nonlocal lines
+            if re.match(r"\s+[A-Z]{2}", line):
+                lines += 1
+                self._tell("compile", min(lines / expected, 0.99), line.strip())
+
+        self._tell("compile", 0, f"compiling with {jobs} jobs (some minutes)")
+        await self._make("vmlinux", f"-j{jobs}", on_line=on_line)
+
+    async def _pack(self, packages: PackageSource) -> None:
+        self._tell("pack", -1, f"packing with busybox {self.busybox.version}")
+        incoming, unpacked = self.work / "result", self.work / "busybox"
+        for each in (incoming, unpacked):
+            await asyncio.to_thread(shutil.rmtree, each, ignore_errors=True)
+            each.mkdir()
+        await self._logged("strip", "-s", "-o", str(incoming / "vmlinux"), str(self.work / "out" / "vmlinux"))
+        # For people who look into the guest's kernel.
+        shutil.copy(self.work / "out" / "System.map", incoming)
+        shutil.copy(self.work / "out" / ".config", incoming / "config")
+        await packages.unpack(self.busybox, unpacked)
+        programs = [path for path in unpacked.glob("**/bin/busybox") if not path.is_symlink()]
+        if len(programs) != 1:
+            raise CommandError(f"{self.busybox.name} holds {len(programs)} busybox programs, expected one")
+        (incoming / "initrd.cpio").write_bytes(busybox_initramfs(programs[0].read_bytes(), self.init))
+        await asyncio.to_thread(shutil.rmtree, self.result, ignore_errors=True)
+        incoming.rename(self.result)
+        # Some 1.5 GB.
+        await asyncio.to_thread(shutil.rmtree, self.work)
+        self._tell("pack", 1, f"kept in {self.result}")
+
+    async def _make(self, target: str, *options: str, on_line: Callable[[str], None] = lambda line: None) -> None:
+        await self._logged("make", f"ARCH={self.arch}", f"O={self.work / 'out'}", *options, target, on_line=on_line)
+
+    async def _logged(self, *command: str, on_line: Callable[[str], None] = lambda line: None) -> None:
+        source = self.work / "source"
+        await run_logged(*command, log=self.log, environment=_BUILD_ENVIRONMENT, directory=source, on_line=on_line)
+
+
+def missing_options(fragments: list[str], configuration: str) -> set[str]:
+    """Options that a fragment sets and the finished configuration has not, or not so."""
+    wanted = dict(line.split("=", 1) for text in fragments for line in text.splitlines() if line.startswith("CONFIG_"))
+    found = dict(line.split("=", 1) for line in configuration.splitlines() if line.startswith("CONFIG_"))
+    return {name for name, value in wanted.items() if found.get(name) != value}
+
+
+async def _native_architecture() -> str:
+    check_tools({"dpkg": "dpkg"})
+    return (await output_of("dpkg", "--print-architecture")).strip()
