@@ -1,0 +1,360 @@
+/* What leaves translated code: ports, MMIO, CPUID and time stamps, system calls, exceptions and interrupts. */
+#include <stdio.h>
+#include <stdlib.h>
+
+#include "shim.h"
+
+#ifdef __x86_64__
+
+static _Thread_local struct hv_emulator *running; /* set by the vcpu thread; for callbacks that carry no user data */
+
+uint64_t hv_linear_rip(const struct hv_emulator *e)
+{
+    return hv_env64(e, ENV_EIP) + HV_AT(struct segment_cache, e->env, ENV_SEGS + SEG_CS * sizeof(struct segment_cache)).base;
+}
+
+uint32_t hv_record_flags(const struct hv_emulator *e)
+{
+    uint32_t hflags = hv_env32(e, ENV_HFLAGS);
+    return ((hflags & HF_CPL) == 3 ? HV_RECORD_USER : 0) | (hflags & HF_CS64 ? HV_RECORD_LONG : 0);
+}
+
+/* Let the CPU look at the PIC's INTR output: at the next block boundary, and not only when something else makes it look. */
+void hv_update_interrupt(struct hv_emulator *e)
+{
+    uint32_t *request = &HV_AT(uint32_t, e->cpu, CPU_INTERRUPT_REQUEST);
+    if (e->injected || hv_pic_pending(&e->board->pic)) {
+        *request |= CPU_INTERRUPT_HARD;
+        *(int16_t *)(HV_AT(uint8_t *, e->cpu, CPU_ICOUNT_DECR_PTR) + 2) = -1;
+    } else {
+        *request &= ~CPU_INTERRUPT_HARD;
+    }
+}
+
+/* CPUClass.cpu_exec_interrupt: called at block boundaries while a request is pending. Stands in for the original, whose case for
+ * CPU_INTERRUPT_HARD has no interrupt controller to ask and delivers vector 0. */
+static bool exec_interrupt(CPUState *cpu, int request)
+{
+    struct hv_emulator *e = running;
+    if (e->unicorn.x86_cpu_pending_interrupt_x86_64(cpu, request) != CPU_INTERRUPT_HARD)
+        return e->unicorn.x86_cpu_exec_interrupt_x86_64(cpu, request);
+    uint8_t vector;
+    if (e->injected) {
+        vector = e->injected_vector;
+        e->injected = false;
+    } else if (hv_pic_pending(&e->board->pic)) {
+        vector = hv_pic_acknowledge(&e->board->pic);
+    } else {
+        HV_AT(uint32_t, cpu, CPU_INTERRUPT_REQUEST) &= ~CPU_INTERRUPT_HARD;
+        return false;
+    }
+    HV_AT(uint32_t, cpu, CPU_INTERRUPT_REQUEST) &= ~CPU_INTERRUPT_HARD;
+    if (e->injected || hv_pic_pending(&e->board->pic))
+        HV_AT(uint32_t, cpu, CPU_INTERRUPT_REQUEST) |= CPU_INTERRUPT_HARD;
+    hv_cross(&e->board->crossings, HV_POINT_INTERRUPT, 0, hv_linear_rip(e), hv_record_flags(e), vector, 0, 0, 0);
+    e->unicorn.do_interrupt_x86_hardirq_x86_64(e->env, vector, 1); /* may longjmp: a fault while pushing the frame */
+    return true;
+}
+
+/* Length of the INT that raised a software interrupt, whose next instruction is at `next`: CC, CE and F1 are one byte long, CD ib two. */
+static unsigned int_length(struct hv_emulator *e, uint64_t next, int vector)
+{
+    uint8_t byte = 0;
+    if (vector != 3 && vector != 4 && vector != 1)
+        return 2;
+    uint64_t base = hv_linear_rip(e) - hv_env64(e, ENV_EIP);
+    if (e->unicorn.cpu_memory_rw_debug_x86_64(e->cpu, base + next - 1, &byte, 1, false) != 0)
+        return 1;
+    return byte == (vector == 3 ? 0xCC : vector == 4 ? 0xCE : 0xF1) ? 1 : 2;
+}
+
+/* UC_HOOK_INTR: an exception or INT n was raised. Hand it to QEMU's own delivery: IDT, gates, TSS stacks, error codes, double faults.
+ * A fault during delivery longjmps out of here; there is nothing to clean up in this frame. */
+static void on_exception(uc_engine *uc, uint32_t vector, void *user)
+{
+    (void)uc;
+    struct hv_emulator *e = user;
+    struct hv_crossings *crossings = &e->board->crossings;
+    if (HV_AT(uint32_t, e->env, ENV_EXCEPTION_IS_INT)) {
+        /* Unicorn moved EIP past the INT already; if the gate refuses (#GP, #NP), the fault must point at the INT itself. */
+        uint64_t next = hv_env64(e, ENV_EXCEPTION_NEXT_EIP);
+        HV_AT(uint64_t, e->env, ENV_EIP) = next - int_length(e, next, (int)vector);
+        hv_cross(crossings, HV_POINT_SOFTWARE_INTERRUPT, 0, hv_linear_rip(e), hv_record_flags(e), vector, hv_env64(e, ENV_REGS), 0, 0);
+    } else if (vector < 32) {
+        uint64_t error = HV_AT(uint32_t, e->env, ENV_ERROR_CODE);
+        bool page_fault = vector == 14;
+        hv_cross(crossings, HV_POINT_EXCEPTION_BASE + vector, 0, hv_linear_rip(e), hv_record_flags(e),
+                 page_fault ? hv_env64(e, ENV_CR + 8 * 2) : error, page_fault ? error : 0, 0, 0);
+    }
+    e->unicorn.x86_cpu_do_interrupt_x86_64(e->cpu);
+}
+
+/* UC_HOOK_INSN_INVALID: #UD takes this way instead. */
+static bool on_invalid_opcode(uc_engine *uc, void *user)
+{
+    HV_AT(uint32_t, ((struct hv_emulator *)user)->env, ENV_EXCEPTION_IS_INT) = 0;
+    on_exception(uc, 6, user);
+    return true;
+}
+
+/* Leave the guest in the middle of an instruction and return when the answer is there. */
+static void leave(struct hv_emulator *e, uint32_t reason)
+{
+    e->exit.reason = reason;
+    e->in_hook = true;
+    hv_coroutine_leave(&e->coroutine);
+    e->in_hook = false;
+    if (e->abandon) { /* the machine was reset or has ended: this instruction never completes */
+        e->abandon = false;
+        HV_AT(int32_t, e->cpu, CPU_EXCEPTION_INDEX) = EXCP_INTERRUPT;
+        e->unicorn.cpu_loop_exit_x86_64(e->cpu);
+    }
+}
+
+static void describe(struct hv_emulator *e, uint64_t address, uint32_t size, uint64_t value, uint64_t start_ns)
+{
+    e->exit.address = address;
+    e->exit.size = size;
+    e->exit.value = value;
+    e->exit.rip = hv_linear_rip(e);
+    e->exit.flags = hv_record_flags(e);
+    e->exit.start_ns = start_ns;
+}
+
+static uint32_t on_in(uc_engine *uc, uint32_t port, int size, void *user)
+{
+    (void)uc;
+    struct hv_emulator *e = user;
+    uint64_t start = hv_host_ns();
+    uint32_t value = 0;
+    enum hv_port_result result;
+    while ((result = hv_board_port_in(e->board, (uint16_t)port, (unsigned)size, &value)) == HV_PORT_WAIT) {
+        describe(e, port, (uint32_t)size, 0, start);
+        leave(e, HV_EXIT_CONSOLE_FULL);
+    }
+    if (result == HV_PORT_LEAVE) {
+        describe(e, port, (uint32_t)size, 0, start);
+        leave(e, HV_EXIT_PORT_IN);
+        value = (uint32_t)e->exit.value;
+    } else {
+        hv_cross(&e->board->crossings, HV_POINT_PORT_IN, start, hv_linear_rip(e), hv_record_flags(e), port, (uint64_t)size, value, 0);
+    }
+    hv_update_interrupt(e);
+    return value;
+}
+
+static void on_out(uc_engine *uc, uint32_t port, int size, uint32_t value, void *user)
+{
+    (void)uc;
+    struct hv_emulator *e = user;
+    uint64_t start = hv_host_ns();
+    enum hv_port_result result;
+    while ((result = hv_board_port_out(e->board, (uint16_t)port, (unsigned)size, value)) == HV_PORT_WAIT) {
+        describe(e, port, (uint32_t)size, value, start);
+        leave(e, HV_EXIT_CONSOLE_FULL);
+    }
+    if (result == HV_PORT_LEAVE) {
+        describe(e, port, (uint32_t)size, value, start);
+        leave(e, HV_EXIT_PORT_OUT);
+    } else {
+        hv_cross(&e->board->crossings, HV_POINT_PORT_OUT, start, hv_linear_rip(e), hv_record_flags(e), port, (uint64_t)size, value, 0);
+    }
+    hv_update_interrupt(e);
+    hv_arm_timer(e); /* the guest may just have programmed it */
+}
+
+/* Everything that is not RAM. `user` of these is not the emulator but the region, whose base the offset lacks. */
+struct mmio_region {
+    struct hv_emulator *emulator;
+    uint64_t base;
+};
+
+static uint64_t on_mmio_read(uc_engine *uc, uint64_t offset, unsigned size, void *user)
+{
+    (void)uc;
+    struct mmio_region *region = user;
+    struct hv_emulator *e = region->emulator;
+    describe(e, region->base + offset, size, ~0ull, hv_host_ns());
+    leave(e, HV_EXIT_MMIO_READ);
+    hv_update_interrupt(e);
+    return e->exit.value;
+}
+
+static void on_mmio_write(uc_engine *uc, uint64_t offset, unsigned size, uint64_t value, void *user)
+{
+    (void)uc;
+    struct mmio_region *region = user;
+    struct hv_emulator *e = region->emulator;
+    describe(e, region->base + offset, size, value, hv_host_ns());
+    leave(e, HV_EXIT_MMIO_WRITE);
+    hv_update_interrupt(e);
+}
+
+/* Nothing answers: reads give all ones, writes vanish, as on a PC's bus. */
+static uint64_t on_hole_read(uc_engine *uc, uint64_t offset, unsigned size, void *user)
+{
+    (void)uc;
+    struct mmio_region *region = user;
+    struct hv_emulator *e = region->emulator;
+    uint64_t value = size >= 8 ? ~0ull : (1ull << (8 * size)) - 1;
+    hv_cross(&e->board->crossings, HV_POINT_MMIO_READ, hv_host_ns(), hv_linear_rip(e), hv_record_flags(e), region->base + offset, size, value, 0);
+    return value;
+}
+
+static void on_hole_write(uc_engine *uc, uint64_t offset, unsigned size, uint64_t value, void *user)
+{
+    (void)uc;
+    struct mmio_region *region = user;
+    struct hv_emulator *e = region->emulator;
+    hv_cross(&e->board->crossings, HV_POINT_MMIO_WRITE, hv_host_ns(), hv_linear_rip(e), hv_record_flags(e), region->base + offset, size, value, 0);
+}
+
+static bool map_region(struct hv_emulator *e, uint64_t base, uint64_t length, bool device)
+{
+    struct mmio_region *region = calloc(1, sizeof *region); /* lives as long as the process: the mapping cannot be undone while running */
+    if (!region)
+        return false;
+    region->emulator = e;
+    region->base = base;
+    return e->unicorn.uc_mmio_map(e->uc, base, length, device ? on_mmio_read : on_hole_read, region,
+                                  device ? on_mmio_write : on_hole_write, region) == UC_ERR_OK_;
+}
+
+bool hv_emulator_map_hole(struct hv_emulator *e, uint64_t base, uint64_t length) { return map_region(e, base, length, false); }
+bool hv_emulator_map_device(struct hv_emulator *e, uint64_t base, uint64_t length) { return map_region(e, base, length, true); }
+
+static const struct hv_cpuid_entry *find_cpuid(const struct hv_emulator *e, uint32_t leaf, uint32_t subleaf)
+{
+    for (unsigned i = 0; i < e->cpuid_count; i++)
+        if (e->cpuid[i].leaf == leaf && (e->cpuid[i].any_subleaf || e->cpuid[i].subleaf == subleaf))
+            return &e->cpuid[i];
+    return NULL;
+}
+
+/* Returns whether the instruction is done. Leaves that are not in the table are answered by Unicorn. */
+static int on_cpuid(uc_engine *uc, void *user)
+{
+    (void)uc;
+    struct hv_emulator *e = user;
+    uint64_t *regs = &HV_AT(uint64_t, e->env, ENV_REGS);
+    uint32_t leaf = (uint32_t)regs[GPR_AX];
+    const struct hv_cpuid_entry *entry = find_cpuid(e, leaf, (uint32_t)regs[GPR_CX]);
+    if (!entry)
+        return 0;
+    uint32_t ecx = entry->ecx;
+    if (leaf == 1) { /* OSXSAVE mirrors CR4.OSXSAVE (SDM vol. 2A, CPUID) */
+        ecx &= ~(1u << 27);
+        if (ecx & 1u << 26 && hv_env64(e, ENV_CR + 8 * 4) & 1u << 18)
+            ecx |= 1u << 27;
+    }
+    regs[GPR_AX] = entry->eax;
+    regs[GPR_BX] = entry->ebx;
+    regs[GPR_CX] = ecx;
+    regs[GPR_DX] = entry->edx;
+    return 1;
+}
+
+/* The time stamp counter is the guest's virtual clock: 1 GHz, standing while the guest is paused. */
+static int on_rdtsc(uc_engine *uc, void *user)
+{
+    (void)uc;
+    struct hv_emulator *e = user;
+    uint64_t *regs = &HV_AT(uint64_t, e->env, ENV_REGS), now = hv_clock_now(&e->board->clock);
+    regs[GPR_AX] = (uint32_t)now;
+    regs[GPR_DX] = now >> 32;
+    return 1;
+}
+
+static int on_rdtscp(uc_engine *uc, void *user)
+{
+    struct hv_emulator *e = user;
+    on_rdtsc(uc, user);
+    HV_AT(uint64_t, e->env, ENV_REGS + 8 * GPR_CX) = HV_AT(uint32_t, e->env, ENV_TSC_AUX);
+    return 1;
+}
+
+/* Length of the system call instruction at RIP: prefixes and the two opcode bytes 0F 05 / 0F 34. */
+static unsigned system_call_length(struct hv_emulator *e)
+{
+    uint8_t bytes[15];
+    uint64_t rip = hv_linear_rip(e);
+    for (unsigned n = 0; n + 1 < sizeof bytes; n++) {
+        if (e->unicorn.cpu_memory_rw_debug_x86_64(e->cpu, rip + n, &bytes[n], 1, false) != 0)
+            break;
+        if (bytes[n] == 0x0F)
+            return n + 2;
+    }
+    return 2;
+}
+
+/* SDM vol. 2B, SYSCALL. Unicorn's own helper only calls hooks and then adds the instruction's length to RIP. */
+static void on_syscall(uc_engine *uc, void *user)
+{
+    (void)uc;
+    struct hv_emulator *e = user;
+    uint64_t *regs = &HV_AT(uint64_t, e->env, ENV_REGS), *rip = &HV_AT(uint64_t, e->env, ENV_EIP);
+    unsigned length = system_call_length(e);
+    uint32_t hflags = hv_env32(e, ENV_HFLAGS), star_selector = (uint32_t)(hv_env64(e, ENV_STAR) >> 32) & 0xFFFF;
+    hv_cross(&e->board->crossings, HV_POINT_SYSTEM_CALL, 0, hv_linear_rip(e), hv_record_flags(e), regs[GPR_AX], 0, 0, 0);
+    uint64_t target;
+    if (hflags & HF_LMA) {
+        uint64_t flags = e->unicorn.helper_read_eflags_x86_64(e->env), mask = hv_env64(e, ENV_FMASK);
+        regs[GPR_CX] = *rip + length;
+        regs[GPR_R11] = flags & ~(uint64_t)EFLAGS_RF;
+        e->unicorn.helper_write_eflags_x86_64(e->env, flags & ~(mask | EFLAGS_RF), 0xFFFFFFFF);
+        target = hflags & HF_CS64 ? hv_env64(e, ENV_LSTAR) : hv_env64(e, ENV_CSTAR);
+        hv_load_segment(e, SEG_CS, star_selector & 0xFFFC, 0, 0xFFFFFFFF, DESC_G | DESC_P | DESC_S | DESC_L | 0xB00);
+        hv_load_segment(e, SEG_SS, (star_selector + 8) & 0xFFFC, 0, 0xFFFFFFFF, DESC_G | DESC_B | DESC_P | DESC_S | 0x300);
+    } else {
+        regs[GPR_CX] = (uint32_t)(*rip + length);
+        HV_AT(uint64_t, e->env, ENV_EFLAGS) &= ~(uint64_t)(EFLAGS_IF | EFLAGS_RF | EFLAGS_VM);
+        target = (uint32_t)hv_env64(e, ENV_STAR);
+        hv_load_segment(e, SEG_CS, star_selector & 0xFFFC, 0, 0xFFFFFFFF, DESC_G | DESC_B | DESC_P | DESC_S | 0xB00);
+        hv_load_segment(e, SEG_SS, (star_selector + 8) & 0xFFFC, 0, 0xFFFFFFFF, DESC_G | DESC_B | DESC_P | DESC_S | 0x300);
+    }
+    *rip = target - length;
+}
+
+/* SDM vol. 2B, SYSENTER. */
+static void on_sysenter(uc_engine *uc, void *user)
+{
+    (void)uc;
+    struct hv_emulator *e = user;
+    uint32_t selector = HV_AT(uint32_t, e->env, ENV_SYSENTER_CS) & 0xFFFC;
+    unsigned length = system_call_length(e);
+    hv_cross(&e->board->crossings, HV_POINT_SYSTEM_CALL, 0, hv_linear_rip(e), hv_record_flags(e), hv_env64(e, ENV_REGS), 0, 0, 0);
+    bool long_mode = hv_env32(e, ENV_HFLAGS) & HF_LMA;
+    HV_AT(uint64_t, e->env, ENV_EFLAGS) &= ~(uint64_t)(EFLAGS_VM | EFLAGS_IF | EFLAGS_RF);
+    hv_load_segment(e, SEG_CS, selector, 0, 0xFFFFFFFF, DESC_G | (long_mode ? DESC_L : DESC_B) | DESC_P | DESC_S | 0xB00);
+    hv_load_segment(e, SEG_SS, selector + 8, 0, 0xFFFFFFFF, DESC_G | DESC_B | DESC_P | DESC_S | 0x300);
+    HV_AT(uint64_t, e->env, ENV_REGS + 8 * GPR_SP) = hv_env64(e, ENV_SYSENTER_ESP);
+    HV_AT(uint64_t, e->env, ENV_EIP) = hv_env64(e, ENV_SYSENTER_EIP) - length;
+}
+
+bool hv_hooks_install(struct hv_emulator *e, char *why, size_t why_size)
+{
+    static const struct { int type, instruction; void *function; } table[] = {
+        { UC_HOOK_INTR_, 0, on_exception },
+        { UC_HOOK_INSN_INVALID_, 0, on_invalid_opcode },
+        { UC_HOOK_INSN_, UC_X86_INS_SYSCALL_, on_syscall },
+        { UC_HOOK_INSN_, UC_X86_INS_SYSENTER_, on_sysenter },
+        { UC_HOOK_INSN_, UC_X86_INS_IN_, on_in },
+        { UC_HOOK_INSN_, UC_X86_INS_OUT_, on_out },
+        { UC_HOOK_INSN_, UC_X86_INS_CPUID_, on_cpuid },
+        { UC_HOOK_INSN_, UC_X86_INS_RDTSC_, on_rdtsc },
+        { UC_HOOK_INSN_, UC_X86_INS_RDTSCP_, on_rdtscp },
+    };
+    for (size_t i = 0; i < sizeof table / sizeof *table; i++) {
+        size_t handle;
+        int error = e->unicorn.uc_hook_add(e->uc, &handle, table[i].type, table[i].function, e, 1, 0, table[i].instruction);
+        if (error != UC_ERR_OK_) {
+            snprintf(why, why_size, "hook %zu: %s", i, e->unicorn.uc_strerror(error));
+            return false;
+        }
+    }
+    HV_AT(void **, e->cpu, CPU_CLASS)[CLASS_EXEC_INTERRUPT] = (void *)exec_interrupt;
+    return true;
+}
+
+void hv_hooks_enter_thread(struct hv_emulator *e) { running = e; }
+#endif

@@ -1,0 +1,81 @@
+/* The emulation backend's vcpu: Unicorn's translator with QEMU's own exception and interrupt delivery, shaped like KVM_RUN.
+ *
+ *   unicorn.c   finds the library and verifies that it is the build we know
+ *   shim.c      create, run, kick, the halt wait and the timer
+ *   hooks.c     what leaves translated code: ports, MMIO, CPUID, time stamps, system calls, exceptions, interrupts
+ *   state.c     registers in and out
+ */
+#ifndef HV_SHIM_H
+#define HV_SHIM_H
+
+#include <stdatomic.h>
+#include <time.h>
+
+#include "board.h"
+#include "coroutine.h"
+#include "unicorn_abi.h"
+
+/* hvd/board/vcpu.py ExitReason */
+enum hv_exit_reason {
+    HV_EXIT_INTERRUPTED, HV_EXIT_PORT_IN, HV_EXIT_PORT_OUT, HV_EXIT_MMIO_READ, HV_EXIT_MMIO_WRITE, HV_EXIT_HALT, HV_EXIT_HYPERCALL,
+    HV_EXIT_SHUTDOWN, HV_EXIT_DEBUG, HV_EXIT_ERROR, HV_EXIT_CONSOLE_FULL,
+};
+
+struct hv_exit {
+    uint32_t reason, size;
+    uint64_t address, value; /* value: in for *_OUT and *_WRITE, out for *_IN and *_READ */
+    uint64_t rip, start_ns;
+    uint32_t flags;          /* HV_RECORD_USER, HV_RECORD_LONG */
+    int32_t error;           /* of HV_EXIT_ERROR: uc_err */
+    char detail[112];        /* of HV_EXIT_ERROR */
+};
+
+struct hv_cpuid_entry {
+    uint32_t leaf, subleaf, any_subleaf, eax, ebx, ecx, edx;
+};
+
+struct hv_emulator {
+    struct unicorn unicorn;
+    uc_engine *uc;
+    CPUState *cpu;
+    CPUX86State *env;
+    struct hv_board *board;
+    struct hv_coroutine coroutine;
+    struct hv_exit exit;
+    bool in_hook;   /* the coroutine waits in a hook for the answer to `exit` */
+    bool abandon;   /* drop the instruction that the hook belongs to */
+    int result;     /* of cpu_exec */
+    atomic_uint kicked;
+    bool injected;
+    uint8_t injected_vector;
+    timer_t timer;
+    bool timer_made;
+    volatile uint64_t timer_deadline_ns; /* 0 = not armed */
+    uint64_t low_ram; /* bytes of RAM below 3 GiB, for ram addresses */
+    struct hv_cpuid_entry *cpuid;
+    unsigned cpuid_count;
+};
+
+/* unicorn.c */
+bool hv_unicorn_open(struct unicorn *, const char *library, char *why, size_t why_size);
+bool hv_unicorn_verify(struct hv_emulator *, char *why, size_t why_size);
+
+/* shim.c */
+void hv_arm_timer(struct hv_emulator *);
+
+/* hooks.c */
+bool hv_hooks_install(struct hv_emulator *, char *why, size_t why_size);
+void hv_update_interrupt(struct hv_emulator *);
+uint64_t hv_linear_rip(const struct hv_emulator *);
+uint32_t hv_record_flags(const struct hv_emulator *);
+void hv_hooks_enter_thread(struct hv_emulator *); /* this thread runs this emulator now */
+bool hv_emulator_map_hole(struct hv_emulator *, uint64_t base, uint64_t length);   /* floats */
+bool hv_emulator_map_device(struct hv_emulator *, uint64_t base, uint64_t length); /* leaves with Mmio */
+
+/* state.c */
+void hv_load_segment(struct hv_emulator *, unsigned index, uint32_t selector, uint64_t base, uint32_t limit, uint32_t flags);
+
+static inline uint64_t hv_env64(const struct hv_emulator *e, unsigned offset) { return HV_AT(uint64_t, e->env, offset); }
+static inline uint32_t hv_env32(const struct hv_emulator *e, unsigned offset) { return HV_AT(uint32_t, e->env, offset); }
+
+#endif
