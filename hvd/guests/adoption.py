@@ -8,7 +8,6 @@ very process of the pid file (same boot, same start time); otherwise the guest i
 from __future__ import annotations
 
 import asyncio
-import os
 import time
 from dataclasses import dataclass
 from pathlib import Path
@@ -76,7 +75,7 @@ async def find_out(guest: guest_pb2.Guest, directory: Path, backend: Backend, la
 
 
 async def _process(directory: Path, was: int) -> records.Process | None:
-    deadline = time.monotonic() + (PID_SECONDS if was == Guest.STARTING and os.path.isdir(directory) else 0)
+    deadline = time.monotonic() + (PID_SECONDS if was == Guest.STARTING else 0)
     while (process := records.read_process(directory)) is None and time.monotonic() < deadline:  # noqa: ASYNC110 - a file of another process
         await asyncio.sleep(0.05)
     return process

@@ -307,7 +307,7 @@ class GuestLife:
         return self.reachable(verb, capability)
 
     async def _launch(self, paused: bool, by_hand: bool) -> None:
-        """Under the lock. The restart policy retries its own starts that fail, not those that somebody is told about."""
+        """Under the lock. The policy retries its own starts that fail, not those that somebody is told about."""
         backend = self._host.backend(self.guest.backend)
         if await self._readopt(backend):
             return

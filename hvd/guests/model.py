@@ -11,7 +11,7 @@ import re
 import secrets
 from collections.abc import Container, Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Literal, Protocol
 
 from hvapi.v1 import guest_pb2, image_pb2
 
@@ -25,7 +25,8 @@ PREFIX = "guests/"
 ENDED: frozenset[int] = frozenset({Guest.STOPPED, Guest.FAILED, Guest.LOST})
 ALIVE: frozenset[int] = frozenset({Guest.STARTING, Guest.RUNNING, Guest.PAUSED, Guest.STOPPING})
 # Fields of a Guest that UpdateGuest may change.
-MUTABLE = ("labels", "on_reset", "restart_policy")
+Mutable = Literal["labels", "on_reset", "restart_policy"]
+MUTABLE: tuple[Mutable, ...] = ("labels", "on_reset", "restart_policy")
 PAGE_BYTES = 4096
 # A board needs room for its loaders' tables and the first megabyte of a PC.
 LEAST_MEMORY = 1 << 20

@@ -58,7 +58,8 @@ class Supervisor:
         self._images = images
         self._blobs = blobs
         self._guests: dict[str, GuestLife] = {}
-        self._creating = asyncio.Lock()
+        # Held while what was asked for changes: creation and updates, one at a time.
+        self._asking = asyncio.Lock()
         self._dirty: dict[str, GuestLife] = {}
         self._dirt = asyncio.Event()
         self._writer: asyncio.Task[None] | None = None
@@ -148,7 +149,7 @@ class Supervisor:
         return await self._whole(self._create(request, guest))
 
     async def _create(self, request: guest_pb2.CreateGuestRequest, guest: guest_pb2.Guest) -> guest_pb2.Guest:
-        async with self._creating:
+        async with self._asking:
             unidentified = guest_pb2.CreateGuestRequest()
             unidentified.CopyFrom(request)
             unidentified.ClearField("request_id")
@@ -177,7 +178,7 @@ class Supervisor:
             raise HvdError("NAME_TAKEN", what="guest", name=identifier)
 
     def _asked(self, request: guest_pb2.CreateGuestRequest) -> guest_pb2.Guest:
-        """The guest that is asked for, checked, without what the daemon adds; output-only fields are ignored (AIP-203)."""
+        """The guest that is asked for, checked; output-only fields are ignored (AIP-203)."""
         asked = request.guest
         if request.guest_id:
             model.check_id(request.guest_id)
@@ -214,36 +215,32 @@ class Supervisor:
         Raises HvdError GUEST_NOT_FOUND, ETAG_MISMATCH, FIELD_IMMUTABLE, FIELD_INVALID, DISK_FULL (nothing is changed
         then).
         """
-        life = self.get(asked.name)
-        if asked.etag and asked.etag != life.guest.etag:
-            raise HvdError("ETAG_MISMATCH", name=life.guest.name)
-        wanted = _update_paths(asked, paths)
-        changed = guest_pb2.Guest()
-        changed.CopyFrom(life.guest)
-        for field in wanted:
-            changed.ClearField(field)
-            part = guest_pb2.Guest(**{field: getattr(asked, field)})
-            changed.MergeFrom(part)
-        changed.on_reset = changed.on_reset or Guest.STOP
-        changed.restart_policy.mode = changed.restart_policy.mode or guest_pb2.RestartPolicy.NEVER
-        model.check_labels(changed.labels)
-        model.check_policies(changed)
-        changed.etag = model.etag(changed)
-        if changed.etag == life.guest.etag:
-            return life.guest
+        return await self._whole(self._update(self.get(asked.name), asked, _update_paths(asked, paths)))
 
-        async def work() -> guest_pb2.Guest:
+    async def _update(
+        self, life: GuestLife, asked: guest_pb2.Guest, wanted: Sequence[model.Mutable]
+    ) -> guest_pb2.Guest:
+        async with self._asking:
+            if asked.etag and asked.etag != life.guest.etag:
+                raise HvdError("ETAG_MISMATCH", name=life.guest.name)
+            changed = guest_pb2.Guest()
+            changed.CopyFrom(life.guest)
+            _take(changed, asked, wanted)
+            changed.on_reset = changed.on_reset or Guest.STOP
+            changed.restart_policy.mode = changed.restart_policy.mode or guest_pb2.RestartPolicy.NEVER
+            model.check_labels(changed.labels)
+            model.check_policies(changed)
+            changed.etag = model.etag(changed)
+            if changed.etag == life.guest.etag:
+                return life.guest
             await self._store.put([changed])
             if life.deleted:
                 raise HvdError("GUEST_NOT_FOUND", name=life.guest.name)
             # Only these: the guest's state may have moved on while the disk was busy.
-            for field in (*wanted, "etag", "on_reset", "restart_policy"):
-                life.guest.ClearField(field)
-                life.guest.MergeFrom(guest_pb2.Guest(**{field: getattr(changed, field)}))
+            _take(life.guest, changed, model.MUTABLE)
+            life.guest.etag = changed.etag
             life.update(f"changed {', '.join(wanted)}")
             return life.guest
-
-        return await self._whole(work())
 
     async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
         """Do it whether or not the caller stays to see it done."""
@@ -313,7 +310,7 @@ class Supervisor:
                 self._dirt.set()
 
     async def close(self) -> None:
-        """The daemon goes, the guests stay. Verbs under way are cut short; the next daemon finds out what came of them."""
+        """The daemon goes, the guests stay. Verbs under way are cut short: the next daemon finds out."""
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(life.close() for life in self), return_exceptions=True)
         if self._writer is not None:
@@ -352,7 +349,13 @@ def _check_request_id(request_id: str) -> None:
         ) from None
 
 
-def _update_paths(asked: guest_pb2.Guest, paths: Sequence[str]) -> list[str]:
+def _take(target: guest_pb2.Guest, source: guest_pb2.Guest, wanted: Sequence[model.Mutable]) -> None:
+    for field in wanted:
+        target.ClearField(field)
+        target.MergeFrom(guest_pb2.Guest(**{field: getattr(source, field)}))
+
+
+def _update_paths(asked: guest_pb2.Guest, paths: Sequence[str]) -> list[model.Mutable]:
     if not paths or list(paths) == ["*"]:
         return [
             field
@@ -371,7 +374,7 @@ def _update_paths(asked: guest_pb2.Guest, paths: Sequence[str]) -> list[str]:
             problem="is no field of a guest",
             remedy=f"fields that can be changed: {', '.join(model.MUTABLE)}",
         )
-    return list(paths)
+    return [field for field in model.MUTABLE if field in paths]
 
 
 def _encode_token(name: str) -> str:

@@ -1,0 +1,148 @@
+"""A guest's trace ring (struct hv_trace_header and what follows, hvd/board/native/crossing.h), read by the daemon with
+pread.
+
+The vcpu's thread writes and never waits; each reader follows with a position of its own. One that falls behind by more
+than the ring holds has lost records, and knows how many. The ring belongs to the guest's process: nothing in it is
+trusted beyond its bounds.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from pathlib import Path
+
+from hvapi.record import RECORD_BYTES
+
+from hvd.errors import HvdError
+
+MAGIC = 0x52545648  # "HVTR"
+VERSION = 1
+HEADER_BYTES = 64
+_HEADER = struct.Struct("<IIIIQ")
+_ENABLED_OFFSET = 12
+_HEAD_OFFSET = 16
+_SEQUENCE_OFFSET = 20  # of struct hv_record
+_SEQUENCE = struct.Struct("<I")
+# 64 MiB of records: no ring of ours is larger, so a larger one is a lie.
+MOST_RECORDS = 1 << 20
+
+
+def write_enabled(path: Path, mask: int) -> None:
+    """Switch kinds on and off: bit n = kind n. A ring that is not there (yet) is no error."""
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        # A file that was just created and has no header yet would grow to a wrong one.
+        if os.fstat(descriptor).st_size >= HEADER_BYTES:
+            os.pwrite(descriptor, mask.to_bytes(4, "little"), _ENABLED_OFFSET)
+    finally:
+        os.close(descriptor)
+
+
+class RingReader:
+    """One reader's way through a ring, from the newest record on.
+
+    Raises HvdError TRACE_UNREADABLE when the file is not there or is no ring of ours.
+    """
+
+    def __init__(self, path: Path, *, from_start: bool = False) -> None:
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise HvdError("TRACE_UNREADABLE", problem=os.strerror(error.errno or 0)) from error
+        try:
+            self.capacity = self._check()
+        except BaseException:
+            self.close()
+            raise
+        status = os.fstat(self._descriptor)
+        self.identity = (status.st_dev, status.st_ino)
+        self.position = 0 if from_start else self._head()
+
+    def _check(self) -> int:
+        header = os.pread(self._descriptor, _HEADER.size, 0)
+        if len(header) < _HEADER.size:
+            raise HvdError("TRACE_UNREADABLE", problem="it has no header")
+        magic, version, capacity, _, _ = _HEADER.unpack(header)
+        if magic != MAGIC:
+            raise HvdError("TRACE_UNREADABLE", problem=f"magic number {magic:#010x}, not {MAGIC:#010x}")
+        if version != VERSION:
+            raise HvdError("TRACE_UNREADABLE", problem=f"layout version {version}, this daemon reads {VERSION}")
+        size = os.fstat(self._descriptor).st_size
+        if (
+            not 0 < capacity <= MOST_RECORDS
+            or capacity & (capacity - 1)
+            or size < HEADER_BYTES + capacity * RECORD_BYTES
+        ):
+            raise HvdError("TRACE_UNREADABLE", problem=f"capacity {capacity} in a file of {size} bytes")
+        return int(capacity)
+
+    def close(self) -> None:
+        if self._descriptor >= 0:
+            os.close(self._descriptor)
+            self._descriptor = -1
+
+    def _head(self) -> int:
+        return int.from_bytes(os.pread(self._descriptor, 8, _HEAD_OFFSET), "little")
+
+    def read(self, most: int) -> tuple[bytes, int]:
+        """Up to `most` records from the position on, as raw bytes, and how many were lost before the first of them."""
+        head = self._head()
+        if head == self.position:
+            return b"", 0
+        if head < self.position:
+            # No writer goes back: the ring was cleared or scribbled over. Go on from where it is.
+            self.position = head
+            return b"", 0
+        lost = 0
+        oldest = head - self.capacity
+        if self.position < oldest:
+            # Leave some room, or the writer overtakes again while this is read.
+            skip_to = min(head, oldest + self.capacity // 8)
+            lost += skip_to - self.position
+            self.position = skip_to
+        count = min(most, head - self.position)
+        first = self.position
+        block = self._records(first, count)
+        # What was overwritten meanwhile; slot `head` may be being written right now.
+        overwritten = max(0, self._head() - self.capacity + 1 - first)
+        if overwritten > 0 and (overwritten := min(overwritten, count)):
+            block = block[overwritten * RECORD_BYTES :]
+            lost += overwritten
+        self.position = first + count
+        if block and not self._is_sequence(block, first + overwritten):
+            # The numbers do not fit: a torn record, counted as lost rather than shown as something that never happened.
+            block, torn = self._whole(block, first + overwritten)
+            lost += torn
+        return block, lost
+
+    def _records(self, first: int, count: int) -> bytes:
+        slot = first & (self.capacity - 1)
+        until_end = min(count, self.capacity - slot)
+        block = os.pread(self._descriptor, until_end * RECORD_BYTES, HEADER_BYTES + slot * RECORD_BYTES)
+        if until_end < count:
+            block += os.pread(self._descriptor, (count - until_end) * RECORD_BYTES, HEADER_BYTES)
+        if len(block) != count * RECORD_BYTES:
+            raise HvdError("TRACE_UNREADABLE", problem="the file was cut short")
+        return block
+
+    @staticmethod
+    def _is_sequence(block: bytes, first: int) -> bool:
+        last = first + len(block) // RECORD_BYTES - 1
+        return (
+            _SEQUENCE.unpack_from(block, _SEQUENCE_OFFSET)[0] == first & 0xFFFFFFFF
+            and _SEQUENCE.unpack_from(block, len(block) - RECORD_BYTES + _SEQUENCE_OFFSET)[0] == last & 0xFFFFFFFF
+        )
+
+    @staticmethod
+    def _whole(block: bytes, first: int) -> tuple[bytes, int]:
+        kept = []
+        count = len(block) // RECORD_BYTES
+        for index in range(count):
+            start = index * RECORD_BYTES
+            if _SEQUENCE.unpack_from(block, start + _SEQUENCE_OFFSET)[0] == (first + index) & 0xFFFFFFFF:
+                kept.append(block[start : start + RECORD_BYTES])
+        return b"".join(kept), count - len(kept)
