@@ -223,7 +223,7 @@ class HotBoard:
     def cross(
         self, point: int, start_ns: int, rip: int, flags: int = 0, a0: int = 0, a1: int = 0, a2: int = 0, a3: int = 0
     ) -> None:
-        """Count a crossing that is over, and record it if somebody listens. start_ns: host_ns() at entry, 0 = untimed."""
+        """Count a finished crossing, and record it if somebody listens. start_ns: host_ns() at entry, 0 = untimed."""
         self._lib.hv_cross(self._crossings, point, start_ns, rip, flags, a0, a1, a2, a3)
 
     # The console, from the runner's main thread

@@ -24,8 +24,8 @@ BUCKETS = len(BUCKET_NS) + 1
 
 HEADER = struct.Struct("<II9Q")
 HEADER_FIELDS = (
-    "start_ns", "first_instruction_ns", "run_ns", "halted_ns", "console_out_bytes", "console_in_bytes", "resets", "records",
-    "instructions",
+    "start_ns", "first_instruction_ns", "run_ns", "halted_ns", "console_out_bytes", "console_in_bytes", "resets",
+    "records", "instructions",
 )  # fmt: skip
 HEADER_BYTES = 8 * (1 + 9 + 22)  # with the reserved words
 POINTS_OFFSET = HEADER_BYTES
@@ -65,7 +65,7 @@ def _unreadable(problem: str) -> HvdError:
 
 
 def read_counters(fd: int) -> Counters:
-    """Read the page from an open file. Raises HvdError COUNTERS_UNREADABLE when it is none of ours or not written yet."""
+    """Read the page from an open file. Raises HvdError COUNTERS_UNREADABLE when it is not ours or not written yet."""
     try:
         page = os.pread(fd, COUNTERS_BYTES, 0)
     except OSError as error:

@@ -1,0 +1,102 @@
+/* Random accesses to the hot devices under the sanitizers: fuzz_board SEED STEPS. Checks what must hold whatever a guest does. */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "board.h"
+
+#define CHECK(condition) \
+    do { \
+        if (!(condition)) { \
+            fprintf(stderr, "%s:%d: %s, step %lu\n", __FILE__, __LINE__, #condition, step); \
+            exit(1); \
+        } \
+    } while (0)
+
+static uint64_t state;
+
+static uint32_t next(void) /* xorshift64* (Vigna 2014) */
+{
+    state ^= state >> 12;
+    state ^= state << 25;
+    state ^= state >> 27;
+    return (uint32_t)(state * 0x2545f4914f6cdd1dull >> 32);
+}
+
+static const uint16_t bases[] = {0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x4d1, 0x40, 0x41, 0x42, 0x43, 0x61,
+                                 0x3f8, 0x3f9, 0x3fa, 0x3fb, 0x3fc, 0x3fd, 0x3fe, 0x3ff, 0x1f, 0x3f6, 0xffff, 0xfffe};
+
+int main(int argc, char **argv)
+{
+    if (argc != 3)
+        return 2;
+    state = strtoull(argv[1], NULL, 0) | 1;
+    unsigned long steps = strtoul(argv[2], NULL, 0);
+    struct hv_board *board = malloc(sizeof *board);
+    size_t trace_size = sizeof(struct hv_trace_header) + 100 * sizeof(struct hv_record);
+    struct hv_counters *counters = malloc(sizeof *counters);
+    struct hv_trace_header *trace = calloc(1, trace_size);
+    trace->enabled = 0xffffffff;
+    hv_board_init(board, -1, counters, sizeof *counters, trace, trace_size, HV_BACKEND_EMULATION);
+    hv_board_claim(board, 0xfff0, 0xffff);
+    hv_clock_start(&board->clock);
+    uint64_t taken = 0, typed = 0;
+    uint8_t buffer[300];
+
+    for (unsigned long step = 0; step < steps; step++) {
+        uint16_t port = bases[next() % (sizeof bases / sizeof *bases)];
+        unsigned size = 1u << next() % 3;
+        uint32_t value = next(), got = 0;
+        switch (next() % 12) {
+        case 0 ... 2:
+            if (hv_board_port_in(board, port, size, &got) == HV_PORT_DONE && size < 4)
+                CHECK(got >> (8 * size) == 0);
+            break;
+        case 3 ... 6:
+            hv_board_port_out(board, port, size, value);
+            break;
+        case 7:
+            hv_board_set_irq(board, value % 20, value >> 8 & 1);
+            break;
+        case 8: {
+            int peek = hv_pic_peek(&board->pic);
+            CHECK(hv_pic_pending(&board->pic) == (peek >= 0));
+            uint8_t vector = hv_pic_acknowledge(&board->pic);
+            CHECK(peek < 0 || vector == peek);
+            break;
+        }
+        case 9:
+            CHECK(hv_board_advance(board) == hv_pic_pending(&board->pic));
+            CHECK(board->uart.rx_count <= HV_UART_FIFO);
+            break;
+        case 10:
+            taken += hv_console_take(&board->console, buffer, value % sizeof buffer);
+            typed += hv_console_put(&board->console, buffer, value % sizeof buffer);
+            break;
+        case 11:
+            hv_cross(&board->crossings, value, value & 1 ? hv_host_ns() : 0, port, 0, 1, 2, 3, 4);
+            if (value % 1000 == 0)
+                hv_board_reset(board);
+            if (value % 50 == 1) { /* time jumps */
+                hv_clock_stop(&board->clock);
+                board->clock.stopped_ns += (uint64_t)next() << next() % 20;
+                hv_clock_start(&board->clock);
+            }
+            hv_board_deadline(board);
+            break;
+        }
+    }
+    unsigned long step = steps;
+    size_t length;
+    while ((length = hv_console_take(&board->console, buffer, sizeof buffer)))
+        taken += length;
+    CHECK(taken == board->uart.tx_bytes); /* nothing that was sent is lost */
+    CHECK(counters->console_out_bytes == taken);
+    CHECK(typed == counters->console_in_bytes + (board->console.in_head - board->console.in_tail));
+    CHECK(trace->head == counters->records && trace->capacity == 64);
+    printf("%llu sent, %llu typed\n", (unsigned long long)taken, (unsigned long long)typed);
+    free(trace);
+    free(counters);
+    free(board);
+    return 0;
+}

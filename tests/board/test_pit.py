@@ -1,0 +1,284 @@
+"""The 8254. Its functions take the virtual time as an argument, so the tests choose the time."""
+
+from __future__ import annotations
+
+import ctypes
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hvd.board.hot import NEVER, library
+
+HZ = 1193182
+LATCH_ALL = 0xC0
+
+
+class Pit:
+    """struct hv_pit by its functions; `now` is the virtual time in ticks of the input clock."""
+
+    def __init__(self) -> None:
+        lib = library()
+        pointer, u8, u16, u64 = ctypes.c_void_p, ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint64
+        for name, result, arguments in (
+            ("reset", None, [pointer, u64]),
+            ("read", u8, [pointer, u16, u64]),
+            ("write", None, [pointer, u16, u8, u64]),
+            ("deadline", u64, [pointer]),
+            ("advance", ctypes.c_bool, [pointer, u64]),
+            ("output", ctypes.c_bool, [pointer, ctypes.c_uint, u64]),
+        ):
+            function = getattr(lib, f"hv_pit_{name}")
+            function.restype, function.argtypes = result, arguments
+        self.lib = lib
+        self.memory = ctypes.create_string_buffer(1024)
+        self.ns = 0
+        lib.hv_pit_reset(self.memory, 0)
+
+    def at(self, ticks: int) -> Pit:
+        """Go to the middle of a tick."""
+        self.ns = (2 * ticks + 1) * 500_000_000 // HZ
+        return self
+
+    def read(self, port: int) -> int:
+        return int(self.lib.hv_pit_read(self.memory, port, self.ns))
+
+    def write(self, port: int, *values: int) -> None:
+        for value in values:
+            self.lib.hv_pit_write(self.memory, port, value, self.ns)
+
+    def load(self, channel: int, mode: int, count: int, bcd: int = 0) -> None:
+        """Control word and both bytes, at a whole tick."""
+        self.write(0x43, channel << 6 | 0x30 | mode << 1 | bcd)
+        self.write(0x40 + channel, count & 0xFF, count >> 8 & 0xFF)
+
+    def count(self, channel: int = 0) -> int:
+        self.write(0x43, channel << 6)
+        return self.read(0x40 + channel) | self.read(0x40 + channel) << 8
+
+    def status(self, channel: int = 0) -> int:
+        self.write(0x43, 0xE0 | 2 << channel)
+        return self.read(0x40 + channel)
+
+    def output(self, channel: int = 0) -> bool:
+        return bool(self.lib.hv_pit_output(self.memory, channel, self.ns))
+
+    def advance(self) -> bool:
+        return bool(self.lib.hv_pit_advance(self.memory, self.ns))
+
+    def deadline(self) -> int | None:
+        """In ticks, rounded."""
+        ns = self.lib.hv_pit_deadline(self.memory)
+        return None if ns == NEVER else round(ns * HZ / 1e9)
+
+
+def waveform(pit: Pit, channel: int, ticks: range) -> str:
+    return "".join("-" if pit.at(tick).output(channel) else "_" for tick in ticks)
+
+
+def test_mode_0_terminal_count() -> None:
+    pit = Pit()
+    pit.load(0, 0, 5)
+    assert waveform(pit, 0, range(8)) == "_____---"
+    assert [pit.at(tick).count() for tick in range(8)] == [5, 4, 3, 2, 1, 0, 0xFFFF, 0xFFFE]
+    assert pit.deadline() == 5
+
+
+def test_mode_0_first_byte_stops_the_count() -> None:
+    pit = Pit()
+    pit.load(0, 0, 5)
+    pit.at(8).write(0x40, 0)
+    assert not pit.output() and pit.deadline() is None
+    pit.write(0x40, 1)
+    assert pit.deadline() in (8 + 256, 9 + 256)  # loaded in the middle of a tick
+
+
+def test_mode_2_rate_generator() -> None:
+    pit = Pit()
+    pit.load(0, 2, 4)
+    assert waveform(pit, 0, range(9)) == "---_---_-"
+    assert [pit.at(tick).count() for tick in range(6)] == [4, 3, 2, 1, 4, 3]
+    assert pit.deadline() == 4
+
+
+def test_mode_3_square_wave() -> None:
+    pit = Pit()
+    pit.load(0, 3, 6)
+    assert waveform(pit, 0, range(12)) == "---___---___"
+    assert [pit.at(tick).count() for tick in range(7)] == [6, 4, 2, 6, 4, 2, 6]
+    pit = Pit()
+    pit.load(0, 7, 5)  # 7 is 3; an odd count is high for one tick more
+    assert waveform(pit, 0, range(10)) == "---__---__"
+    assert [pit.at(tick).count() for tick in range(6)] == [4, 2, 0, 4, 2, 4]
+
+
+def test_mode_4_strobe() -> None:
+    pit = Pit()
+    pit.load(0, 4, 3)
+    assert waveform(pit, 0, range(7)) == "---_---"
+    assert pit.deadline() == 4
+    assert pit.at(5).advance()
+    assert pit.deadline() is None and not pit.at(100_000).advance()
+
+
+def test_modes_1_and_5_wait_for_the_gate() -> None:
+    for mode, wave in ((1, "___-----"), (5, "---_----")):
+        pit = Pit()
+        pit.load(2, mode, 3)
+        assert waveform(pit, 2, range(10)) == "-" * 10
+        pit.at(10).write(0x61, 1)
+        assert waveform(pit, 2, range(10, 18)) == wave, mode
+        pit.write(0x61, 0)
+        pit.at(20).write(0x61, 1)  # triggers again
+        assert waveform(pit, 2, range(20, 28)) == wave, mode
+
+
+def test_gate_freezes_mode_0() -> None:
+    pit = Pit()
+    pit.load(2, 0, 100)
+    assert pit.at(1000).count(2) == 100  # the gate is low after reset
+    pit.write(0x61, 1)
+    assert pit.at(1030).count(2) == 70
+    pit.write(0x61, 0)
+    assert pit.at(5000).count(2) == 70
+    pit.write(0x61, 1)
+    assert not pit.at(5069).read(0x61) & 0x20
+    assert pit.at(5071).read(0x61) & 0x20
+
+
+def test_count_written_during_a_period_waits_for_its_end() -> None:
+    pit = Pit()
+    pit.load(0, 2, 10)
+    pit.at(14).write(0x40, 4, 0)
+    assert pit.status() & 0x40  # null count: not loaded yet
+    assert [pit.at(tick).count() for tick in (14, 19, 20, 23, 24)] == [6, 1, 4, 1, 4]
+    assert not pit.status() & 0x40
+
+
+def test_bcd() -> None:
+    pit = Pit()
+    pit.load(0, 0, 0x1000, bcd=1)
+    assert pit.at(1).count() == 0x0999
+    assert pit.at(1001).count() == 0x9999
+    assert pit.at(999).deadline() == 1000
+
+
+def test_latch_holds_until_it_is_read() -> None:
+    pit = Pit()
+    pit.load(0, 2, 0x1234)
+    pit.at(0x34).write(0x43, 0)
+    pit.at(0x100).write(0x43, 0)  # ignored: the first latch was not read
+    assert [pit.read(0x40), pit.read(0x40)] == [0x00, 0x12]
+    assert pit.read(0x40) == 0x34 and pit.read(0x40) == 0x11  # live again
+
+
+def test_read_back_status_then_count() -> None:
+    pit = Pit()
+    pit.load(0, 2, 0x1234)
+    pit.at(4).write(0x43, LATCH_ALL | 2)
+    assert pit.read(0x40) == 0x80 | 0x30 | 2 << 1
+    assert pit.read(0x40) | pit.read(0x40) << 8 == 0x1230
+
+
+def test_access_modes() -> None:
+    pit = Pit()
+    pit.write(0x43, 0x14)  # low byte only
+    pit.write(0x40, 0x80)
+    assert pit.at(0).deadline() == 0x80 and pit.read(0x40) == 0x80
+    pit.write(0x43, 0x24)  # high byte only
+    pit.write(0x40, 0x80)
+    assert pit.read(0x40) == 0x80 and pit.deadline() in (0x8000, 0x8001)
+
+
+def test_refresh_toggles() -> None:
+    pit = Pit()
+    assert {pit.at(tick).read(0x61) & 0x10 for tick in range(0, 60, 9)} == {0, 0x10}
+
+
+def test_missed_ticks_are_merged() -> None:
+    pit = Pit()
+    pit.load(0, 2, 11932)  # 100 Hz
+    assert not pit.at(11931).advance()
+    assert pit.at(11932 * 10 + 5).advance()
+    assert not pit.advance()
+    assert pit.deadline() == 11932 * 11  # on the old beat
+
+
+def test_a_count_of_one_does_not_flood() -> None:
+    pit = Pit()
+    pit.load(0, 2, 1)
+    edges = 0
+    for microsecond in range(10_000):
+        pit.ns = microsecond * 1000
+        edges += pit.advance()
+    assert 100 <= edges <= 201  # 20 kHz at most
+
+
+@given(
+    count=st.integers(2, 0xFFFF), mode=st.sampled_from([2, 3]), slices=st.lists(st.integers(1, 2_000_000), max_size=50)
+)
+@settings(max_examples=200, deadline=None)
+def test_periodic_edges_are_regular(count: int, mode: int, slices: list[int]) -> None:
+    """Whenever one looks, an edge was delivered if and only if a period ended since, and the beat does not drift."""
+    pit = Pit()
+    pit.load(0, mode, count)
+    period_ns = count * 10**9 / HZ
+    for step in slices:
+        before = pit.lib.hv_pit_deadline(pit.memory)
+        pit.ns += step
+        assert pit.advance() == (pit.ns >= before)
+        deadline = pit.lib.hv_pit_deadline(pit.memory)
+        assert pit.ns < deadline
+        beat = deadline / period_ns
+        assert abs(beat - round(beat)) * period_ns <= 2
+        if period_ns >= 50_000:
+            assert deadline <= pit.ns + period_ns + 2
+
+
+@given(
+    mode=st.integers(0, 7),
+    count=st.integers(0, 0xFFFF),
+    bcd=st.booleans(),
+    times=st.lists(st.integers(0, 10**12), min_size=1, max_size=20),
+)
+@settings(max_examples=300, deadline=None)
+def test_one_shot_counts_fall_and_periodic_ones_stay_in_range(
+    mode: int, count: int, bcd: bool, times: list[int]
+) -> None:
+    pit = Pit()
+    if bcd:
+        count = int(f"{count % 10000:d}", 16)
+    pit.load(0, mode, count, bcd)
+    modulus = 10000 if bcd else 65536
+    reload = int(f"{count:x}") if bcd else count
+    reload = reload or modulus
+    for ns in sorted(times):
+        pit.ns = ns
+        shown = pit.count()
+        shown = int(f"{shown:x}") if bcd else shown
+        ticks = ns * HZ // 10**9
+        if mode in (0, 4):
+            assert shown == (reload - ticks) % modulus
+        elif mode in (2, 6):
+            assert shown == (reload - ticks % reload) % modulus
+        elif mode in (3, 7):
+            assert shown % 2 == 0 and shown <= reload
+
+
+@given(
+    st.lists(
+        st.tuples(
+            st.booleans(), st.sampled_from([*range(0x40, 0x44), 0x61]), st.integers(0, 255), st.integers(0, 10**9)
+        )
+    )
+)
+@settings(max_examples=300, deadline=None)
+def test_random_programs_do_no_harm(program: list[tuple[bool, int, int, int]]) -> None:
+    pit = Pit()
+    for is_write, port, value, step in program:
+        pit.ns += step
+        if is_write:
+            pit.write(port, value)
+        else:
+            assert 0 <= pit.read(port) <= 255
+        pit.advance()
+        assert pit.lib.hv_pit_deadline(pit.memory) > pit.ns  # never a deadline that has passed: no busy host
