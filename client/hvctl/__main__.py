@@ -1,0 +1,7 @@
+"""python -m hvctl"""
+
+import sys
+
+from hvctl.cli import main
+
+sys.exit(main())

@@ -1,0 +1,152 @@
+"""The command line: finds the verb in the table, loads its module only, and turns whatever happens into an exit
+code."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import os
+import signal
+import sys
+from collections.abc import Sequence
+from types import FrameType
+from typing import Any
+
+import click
+
+from hvctl import failures
+from hvctl.sdk.errors import HvctlError
+from hvctl.settings import CONTEXT, EVERY_FORMAT, GIVE_UP, Settings, VerbCommand, common_options
+from hvctl.verbs import VERBS
+
+
+class VerbGroup(click.Group):
+    """The verbs whose names begin with prefix, from the table; a verb's module is imported when the verb is used."""
+
+    def __init__(self, prefix: str = "", **kwargs: Any) -> None:
+        super().__init__(context_settings=CONTEXT, **kwargs)
+        self.params += common_options(EVERY_FORMAT, GIVE_UP)
+        own = {name.removeprefix(prefix): row for name, row in VERBS.items() if name.startswith(prefix)}
+        self._verbs = {name: row for name, row in own.items() if " " not in name}
+        self._aliases = {alias: name for name, row in self._verbs.items() for alias in row.aliases}
+        self._prefix = prefix
+
+    def list_commands(self, ctx: click.Context) -> list[str]:
+        return list(self._verbs)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:
+        name = self._aliases.get(cmd_name, cmd_name)
+        row = self._verbs.get(name)
+        if row is None:
+            return None
+        if not row.home:
+            return VerbGroup(f"{self._prefix}{name} ", name=name, help=row.help)
+        module, _, function = row.home.partition(":")
+        command: VerbCommand = getattr(importlib.import_module(f"hvctl.verbs.{module}"), function)
+        command.name, command.short_help, command.rpcs = name, row.help, row.rpcs
+        return command
+
+    def resolve_command(
+        self, ctx: click.Context, args: list[str]
+    ) -> tuple[str | None, click.Command | None, list[str]]:
+        name = args[0]
+        if self.get_command(ctx, name) is None and not name.startswith("-"):
+            near = difflib.get_close_matches(name, [*self._verbs, *self._aliases], n=1)
+            hint = f"; did you mean '{near[0]}'?" if near else ""
+            raise click.UsageError(f"there is no verb '{name}'{hint}", ctx)
+        return super().resolve_command(ctx, args)
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        """From the table, so that help imports no verb."""
+        with formatter.section("Verbs"):
+            formatter.write_dl([("|".join((name, *row.aliases)), row.help) for name, row in self._verbs.items()])
+
+
+def root() -> VerbGroup:
+    return VerbGroup(
+        name="hvctl",
+        help="Runs guests under every kind of virtualisation that hvd offers, and shows what crosses between guest "
+        "and hypervisor.",
+        epilog="Options may stand anywhere. `hvctl VERB --help` describes a verb.",
+    )
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    """SIGTERM and SIGHUP clean up as Ctrl-C does: raw terminals are restored, `run --rm` removes its guest."""
+    raise KeyboardInterrupt
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Runs hvctl with these arguments (sys.argv's without them) and returns the exit code."""
+    words = list(sys.argv[1:] if arguments is None else arguments)
+    settings = Settings(output=_wanted_form(words))
+    in_main_thread = arguments is None
+    if in_main_thread:
+        signal.signal(signal.SIGTERM, _terminate)
+        signal.signal(signal.SIGHUP, _terminate)
+    code = _run(words, settings)
+    if in_main_thread:
+        # Threads of grpc and destructors have nothing left to do that would be worth their 50 ms.
+        sys.stdout.flush()
+        sys.stderr.flush()
+    return code
+
+
+def _run(words: list[str], settings: Settings) -> int:
+    failed = failures.RUN_FAILED if _is_run(words) else None
+    try:
+        result = root().main(words, prog_name="hvctl", obj=settings, standalone_mode=False)
+        sys.stdout.flush()
+        return result if isinstance(result, int) else failures.OK
+    except HvctlError as error:
+        failures.report(error, settings.output)
+        return failed or failures.exit_code(error)
+    except click.exceptions.NoArgsIsHelpError as error:
+        click.echo(error.format_message(), err=True)
+        return failures.USAGE
+    except click.UsageError as error:
+        failures.report(failures.from_usage(error), settings.output)
+        return failed or failures.USAGE
+    except (KeyboardInterrupt, click.Abort):
+        return failures.INTERRUPTED
+    except BrokenPipeError:
+        # Python would complain once more when it flushes stdout at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return failures.PIPE_CLOSED
+    finally:
+        settings.close()
+
+
+def _wanted_form(words: list[str]) -> str:
+    """The -o of a command line that may turn out to be wrong before click reaches it: errors follow it as well."""
+    for index, word in enumerate(words):
+        if word == "--":
+            break
+        if word in ("-o", "--output") and index + 1 < len(words):
+            value = words[index + 1]
+        elif word.startswith("--output="):
+            value = word.removeprefix("--output=")
+        elif word.startswith("-o") and not word.startswith("--"):
+            value = word[2:]
+        else:
+            continue
+        if value in EVERY_FORMAT:
+            return value
+    return "table"
+
+
+def _is_run(words: list[str]) -> bool:
+    """Whether the verb is run: its first word that is no option and no option's value."""
+    skip = False
+    for word in words:
+        if skip:
+            skip = False
+        elif word in ("-o", "--output", "--endpoint", "--timeout"):
+            skip = True
+        elif not word.startswith("-"):
+            return word == "run"
+    return False
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,306 @@
+"""The asyncio client: the methods of hvctl.sdk.client, awaited."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator, Callable, Sequence
+from types import TracebackType
+from typing import Any, Generic, Self
+
+import grpc
+import grpc.aio
+from hvapi.v1 import guest_pb2, image_pb2
+
+from hvctl.sdk.calls import Calls, Q, R, ServerStream, Unary, channel_options
+from hvctl.sdk.client import DEFAULT_TIMEOUT
+from hvctl.sdk.endpoint import Endpoint, default_endpoint
+from hvctl.sdk.errors import HvctlError, from_rpc
+from hvctl.sdk.guests import GuestSpec, Path, file_blob, upload_frames
+from hvctl.sdk.watching import Resume
+
+
+class AsyncUnaryMethod(Generic[Q, R]):
+    """A bound RPC with one response."""
+
+    def __init__(self, client: AsyncClient, call: Unary[Q, R]) -> None:
+        self._client, self._call = client, call
+        self._invoke = client.channel.unary_unary(
+            call.path, request_serializer=call.request.SerializeToString, response_deserializer=call.response.FromString
+        )
+
+    async def __call__(self, request: Q | None = None, /, *, timeout: float | None = None, **fields: Any) -> R:
+        """timeout: seconds; absent = the client's own. Raises HvctlError."""
+        if timeout is None and not self._call.waits:
+            timeout = self._client.timeout
+        try:
+            return await self._invoke(self._call.make(request, fields), timeout=timeout)
+        except grpc.RpcError as error:
+            raise from_rpc(error, self._client.endpoint, self._call.method) from error
+
+
+class AsyncServerStreamMethod(Generic[Q, R]):
+    """A bound RPC with a stream of responses."""
+
+    def __init__(self, client: AsyncClient, call: ServerStream[Q, R]) -> None:
+        self._client, self._call = client, call
+        self._invoke = client.channel.unary_stream(
+            call.path, request_serializer=call.request.SerializeToString, response_deserializer=call.response.FromString
+        )
+
+    def __call__(self, request: Q | None = None, /, *, timeout: float | None = None, **fields: Any) -> AsyncStream[R]:
+        """timeout: seconds until the stream is ended with TIMED_OUT; absent = never. Errors come from the iteration."""
+        call = self._invoke(self._call.make(request, fields), timeout=timeout)
+        return AsyncStream(call, self._client.endpoint, self._call.method)
+
+
+class AsyncStream(AsyncIterator[R]):
+    """Responses as they come; `async with` or cancel() ends it. Iteration raises HvctlError."""
+
+    def __init__(self, call: Any, endpoint: Endpoint, method: str) -> None:
+        self._call, self._endpoint, self._method = call, endpoint, method
+        self._responses = aiter(call)
+        self._cancelled = False
+
+    async def __anext__(self) -> R:
+        if self._cancelled:
+            raise StopAsyncIteration
+        try:
+            return await anext(self._responses)
+        except grpc.RpcError as error:
+            raise from_rpc(error, self._endpoint, self._method) from error
+        except asyncio.CancelledError:
+            # grpc.aio raises this in the reader when the call is cancelled, by us or by whoever cancelled the reading
+            # task.
+            if self._cancelled:
+                raise StopAsyncIteration from None
+            raise
+
+    async def write(self, request: Any) -> None:
+        """Sends one request of a bidirectional call."""
+        try:
+            await self._call.write(request)
+        except asyncio.InvalidStateError:  # it has ended; the iteration tells how
+            return
+        except grpc.RpcError as error:
+            raise from_rpc(error, self._endpoint, self._method) from error
+
+    def cancel(self) -> None:
+        """End it. The iteration ends without an error."""
+        self._cancelled = True
+        self._call.cancel()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+
+class AsyncConsole:
+    """An attached console: iterate for what the guest writes, write() what is typed. `async with` or close() detaches.
+
+    After the iteration has ended, `ended` is the guest as it ended, or None when the console was detached.
+    `skipped_bytes` is what this viewer missed by being slow.
+    """
+
+    def __init__(self, client: AsyncClient, setup: guest_pb2.AttachConsoleSetup, timeout: float | None) -> None:
+        call = Calls.__dict__["_attach_console"]
+        self.ended: guest_pb2.Guest | None = None
+        self.skipped_bytes = 0
+        self._setup: guest_pb2.AttachConsoleSetup | None = setup
+        invoke = client.channel.stream_stream(
+            call.path, request_serializer=call.request.SerializeToString, response_deserializer=call.response.FromString
+        )
+        self._stream: AsyncStream[guest_pb2.AttachConsoleResponse] = AsyncStream(
+            invoke(timeout=timeout), client.endpoint, call.method
+        )
+
+    async def _begin(self) -> None:
+        if self._setup is not None:
+            setup, self._setup = self._setup, None
+            await self._stream.write(guest_pb2.AttachConsoleRequest(setup=setup))
+
+    async def frames(self) -> AsyncIterator[guest_pb2.AttachConsoleResponse]:
+        """Every frame, with `attached` and `skipped_bytes` among them."""
+        await self._begin()
+        async for frame in self._stream:
+            kind = frame.WhichOneof("frame")
+            if kind == "skipped_bytes":
+                self.skipped_bytes += frame.skipped_bytes
+            elif kind == "ended":
+                self.ended = frame.ended
+            yield frame
+            if kind == "ended":
+                return
+
+    async def __aiter__(self) -> AsyncIterator[bytes]:
+        async for frame in self.frames():
+            if frame.WhichOneof("frame") == "output":
+                yield frame.output
+
+    async def write(self, data: bytes) -> None:
+        """Type this. Does not wait for the guest to read it."""
+        await self._begin()
+        await self._stream.write(guest_pb2.AttachConsoleRequest(input=data))
+
+    async def resize(self, rows: int, columns: int) -> None:
+        await self._begin()
+        await self._stream.write(guest_pb2.AttachConsoleRequest(size=guest_pb2.ConsoleSize(rows=rows, columns=columns)))
+
+    async def close(self) -> None:
+        """Detach."""
+        self._stream.cancel()
+
+    async def __aenter__(self) -> Self:
+        await self._begin()
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()
+
+
+class AsyncClient(Calls):
+    """hvctl.sdk.Client for asyncio: the same methods, to be awaited or iterated with `async for`. Belongs to one
+    event loop."""
+
+    def __init__(
+        self, endpoint: str | None = None, *, timeout: float = DEFAULT_TIMEOUT, channel: grpc.aio.Channel | None = None
+    ) -> None:
+        self.endpoint = Endpoint(endpoint or default_endpoint())
+        self.timeout = timeout
+        self._channel = channel
+        self._methods: dict[str, Any] = {}
+
+    @property
+    def channel(self) -> grpc.aio.Channel:
+        if self._channel is None:
+            credentials = self.endpoint.credentials()
+            target = self.endpoint.target()
+            if credentials is None:
+                self._channel = grpc.aio.insecure_channel(target, channel_options())
+            else:
+                self._channel = grpc.aio.secure_channel(target, credentials, channel_options())
+        return self._channel
+
+    def _unary(self, call: Unary[Q, R]) -> AsyncUnaryMethod[Q, R]:
+        if call.path not in self._methods:
+            self._methods[call.path] = AsyncUnaryMethod(self, call)
+        return self._methods[call.path]  # type: ignore[no-any-return]
+
+    def _server_stream(self, call: ServerStream[Q, R]) -> AsyncServerStreamMethod[Q, R]:
+        if call.path not in self._methods:
+            self._methods[call.path] = AsyncServerStreamMethod(self, call)
+        return self._methods[call.path]  # type: ignore[no-any-return]
+
+    async def wait_ready(self, timeout: float) -> bool:
+        """Waits until the daemon can be reached, at most so many seconds. False = it could not."""
+        try:
+            await asyncio.wait_for(self.channel.channel_ready(), timeout)
+        except TimeoutError:
+            return False
+        return True
+
+    async def upload_file(self, path: Path, progress: Callable[[int, int], None] | None = None) -> str:
+        """Makes the file a blob of the daemon, unless it has it already. Returns its digest ("sha256:...").
+
+        progress is called with (bytes sent, bytes in all). Raises HvctlError FILE_UNREADABLE, DISK_FULL, ...
+        """
+        info = await asyncio.to_thread(file_blob, path)
+        if info.digest in (await self.find_blobs(digests=[info.digest])).digests:
+            return info.digest
+        call = Calls.__dict__["_upload_blob"]
+        invoke = self.channel.stream_unary(
+            call.path, request_serializer=call.request.SerializeToString, response_deserializer=call.response.FromString
+        )
+
+        async def frames() -> AsyncIterator[image_pb2.UploadBlobRequest]:
+            sent = 0
+            source = upload_frames(path, info)
+            while (frame := await asyncio.to_thread(next, source, None)) is not None:
+                yield frame
+                sent += len(frame.chunk)
+                if progress is not None:
+                    progress(sent, info.size_bytes)
+
+        try:
+            await invoke(frames())
+        except grpc.RpcError as error:
+            raise from_rpc(error, self.endpoint, call.method) from error
+        return info.digest
+
+    async def create(self, spec: GuestSpec, *, validate_only: bool = False) -> guest_pb2.Guest:
+        """Uploads the guest's files and makes it, STOPPED."""
+        kernel = await self.upload_file(spec.kernel) if spec.kernel is not None else ""
+        initrd = await self.upload_file(spec.initrd) if spec.initrd is not None else ""
+        return await self.create_guest(
+            guest_id=spec.name, guest=spec.message(kernel, initrd), validate_only=validate_only
+        )
+
+    async def run_guest(self, *, paused: bool = False, **spec: Any) -> guest_pb2.Guest:
+        """Makes a guest and starts it; the keyword arguments are GuestSpec's. Returns when its first instruction has
+        run.
+
+        When the start fails the guest stays, STOPPED or FAILED, to be looked at.
+        """
+        guest = await self.create(GuestSpec(**spec))
+        return await self.start_guest(name=guest.name, paused=paused)
+
+    async def guests(self, labels: dict[str, str] | None = None) -> AsyncIterator[guest_pb2.Guest]:
+        """Every guest, page by page."""
+        token = ""
+        while True:
+            page = await self.list_guests(page_token=token, labels=labels or {})
+            for guest in page.guests:
+                yield guest
+            token = page.next_page_token
+            if not token:
+                return
+
+    async def watch(
+        self, names: Sequence[str] = (), *, changes_only: bool = False
+    ) -> AsyncIterator[guest_pb2.GuestEvent]:
+        """watch_guests that goes on by itself when the daemon restarts or this reader is too slow. PRESENT events
+        again mean that the daemon no longer had what happened meanwhile. Fails only if it cannot begin."""
+        state = Resume(names, changes_only)
+        while True:
+            try:
+                async with self.watch_guests(state.request()) as events:
+                    async for event in events:
+                        state.saw(event)
+                        yield event
+                return
+            except HvctlError as error:
+                await asyncio.sleep(state.delay_after(error))
+
+    def console(
+        self,
+        name: str,
+        *,
+        replay_bytes: int = 0,
+        read_only: bool = False,
+        size: tuple[int, int] | None = None,
+        timeout: float | None = None,
+    ) -> AsyncConsole:
+        """Attaches to a guest's console. replay_bytes: so much of its log first (at most 1 MiB). size: rows, columns.
+        timeout: seconds until it is detached with TIMED_OUT; absent = never."""
+        setup = guest_pb2.AttachConsoleSetup(name=name, replay_bytes=replay_bytes, read_only=read_only)
+        if size is not None:
+            setup.size.rows, setup.size.columns = size
+        return AsyncConsole(self, setup, timeout)
+
+    async def close(self) -> None:
+        if self._channel is not None:
+            await self._channel.close()
+        self.endpoint.close()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        await self.close()

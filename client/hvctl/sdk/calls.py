@@ -1,0 +1,217 @@
+"""Every RPC of the API, once: Client and AsyncClient both get their methods from the table in Calls.
+
+A method takes a request message, or its fields as keyword arguments, and `timeout` in seconds:
+
+    client.get_guest(name="guests/web-1")
+    client.get_guest(guest_pb2.GetGuestRequest(name="guests/web-1"), timeout=5)
+"""
+
+from __future__ import annotations
+
+import json
+import uuid
+from collections.abc import Iterator
+from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
+
+from google.protobuf import empty_pb2
+from google.protobuf.message import Message
+from hvapi.v1 import guest_pb2, image_pb2, inspect_pb2, metrics_pb2, system_pb2, trace_pb2
+
+if TYPE_CHECKING:
+    from hvctl.sdk.aio import AsyncClient, AsyncServerStreamMethod, AsyncUnaryMethod
+    from hvctl.sdk.client import Client, ServerStreamMethod, UnaryMethod
+
+Q = TypeVar("Q", bound=Message)
+R = TypeVar("R", bound=Message)
+
+
+class _Call(Generic[Q, R]):
+    """One RPC. idempotent: repeating it changes nothing, so it is retried when the daemon is away for a moment.
+    waits: it answers when something happens, so it has no deadline unless one is given."""
+
+    def __init__(
+        self,
+        service: str,
+        method: str,
+        request: type[Q],
+        response: type[R],
+        *,
+        idempotent: bool = False,
+        waits: bool = False,
+    ):
+        self.service = f"hvd.v1.{service}"
+        self.method = method
+        self.request = request
+        self.response = response
+        self.idempotent = idempotent
+        self.waits = waits
+
+    @property
+    def path(self) -> str:
+        """The method's name on the wire."""
+        return f"/{self.service}/{self.method}"
+
+    def make(self, request: Q | None, fields: dict[str, Any]) -> Q:
+        """The request to send; one that can carry a request_id gets one (AIP-155), which makes its creation safe to
+        repeat."""
+        if request is None:
+            request = self.request(**fields)
+        elif fields:
+            raise TypeError(f"{self.method}: give a request or its fields, not both")
+        if "request_id" in self.request.DESCRIPTOR.fields_by_name and not getattr(request, "request_id"):  # noqa: B009
+            complete = self.request()
+            complete.CopyFrom(request)
+            setattr(complete, "request_id", str(uuid.uuid4()))  # noqa: B010
+            return complete
+        return request
+
+
+class Unary(_Call[Q, R]):
+    """One request, one response."""
+
+    @overload
+    def __get__(self, client: Client, owner: type) -> UnaryMethod[Q, R]: ...
+    @overload
+    def __get__(self, client: AsyncClient, owner: type) -> AsyncUnaryMethod[Q, R]: ...
+    def __get__(self, client: Any, owner: type) -> Any:
+        return self if client is None else client._unary(self)
+
+
+class ServerStream(_Call[Q, R]):
+    """One request, a stream of responses."""
+
+    @overload
+    def __get__(self, client: Client, owner: type) -> ServerStreamMethod[Q, R]: ...
+    @overload
+    def __get__(self, client: AsyncClient, owner: type) -> AsyncServerStreamMethod[Q, R]: ...
+    def __get__(self, client: Any, owner: type) -> Any:
+        return self if client is None else client._server_stream(self)
+
+
+class ClientStream(_Call[Q, R]):
+    """A stream of requests; not a method of its own: upload_file and console use it."""
+
+
+# The service of each row; spelled once because grpc wants it in every path.
+_GUEST = "GuestService"
+_INSPECT = "InspectService"
+_TRACE = "TraceService"
+_METRICS = "MetricsService"
+_IMAGE = "ImageService"
+_SYSTEM = "SystemService"
+
+
+class Calls:
+    """The table. proto/hvd/v1 documents each RPC under the same name."""
+
+    create_guest = Unary(_GUEST, "CreateGuest", guest_pb2.CreateGuestRequest, guest_pb2.Guest, idempotent=True)
+    get_guest = Unary(_GUEST, "GetGuest", guest_pb2.GetGuestRequest, guest_pb2.Guest, idempotent=True)
+    list_guests = Unary(
+        _GUEST, "ListGuests", guest_pb2.ListGuestsRequest, guest_pb2.ListGuestsResponse, idempotent=True
+    )
+    update_guest = Unary(_GUEST, "UpdateGuest", guest_pb2.UpdateGuestRequest, guest_pb2.Guest, idempotent=True)
+    delete_guest = Unary(_GUEST, "DeleteGuest", guest_pb2.DeleteGuestRequest, empty_pb2.Empty)
+    start_guest = Unary(_GUEST, "StartGuest", guest_pb2.StartGuestRequest, guest_pb2.Guest)
+    stop_guest = Unary(_GUEST, "StopGuest", guest_pb2.StopGuestRequest, guest_pb2.Guest, idempotent=True)
+    kill_guest = Unary(_GUEST, "KillGuest", guest_pb2.KillGuestRequest, guest_pb2.Guest, idempotent=True)
+    pause_guest = Unary(_GUEST, "PauseGuest", guest_pb2.PauseGuestRequest, guest_pb2.Guest, idempotent=True)
+    resume_guest = Unary(_GUEST, "ResumeGuest", guest_pb2.ResumeGuestRequest, guest_pb2.Guest, idempotent=True)
+    reset_guest = Unary(_GUEST, "ResetGuest", guest_pb2.ResetGuestRequest, guest_pb2.Guest)
+    wait_guest = Unary(_GUEST, "WaitGuest", guest_pb2.WaitGuestRequest, guest_pb2.Guest, idempotent=True, waits=True)
+    watch_guests = ServerStream(
+        _GUEST, "WatchGuests", guest_pb2.WatchGuestsRequest, guest_pb2.GuestEvent, idempotent=True
+    )
+    _attach_console = ClientStream(
+        _GUEST, "AttachConsole", guest_pb2.AttachConsoleRequest, guest_pb2.AttachConsoleResponse
+    )
+    get_logs = ServerStream(_GUEST, "GetLogs", guest_pb2.GetLogsRequest, guest_pb2.GetLogsResponse, idempotent=True)
+
+    read_memory = ServerStream(
+        _INSPECT, "ReadMemory", inspect_pb2.ReadMemoryRequest, inspect_pb2.ReadMemoryResponse, idempotent=True
+    )
+    write_memory = Unary(_INSPECT, "WriteMemory", inspect_pb2.WriteMemoryRequest, inspect_pb2.WriteMemoryResponse)
+    get_memory_map = Unary(
+        _INSPECT, "GetMemoryMap", inspect_pb2.GetMemoryMapRequest, inspect_pb2.MemoryMap, idempotent=True
+    )
+    translate_address = Unary(
+        _INSPECT,
+        "TranslateAddress",
+        inspect_pb2.TranslateAddressRequest,
+        inspect_pb2.AddressTranslation,
+        idempotent=True,
+    )
+    get_registers = Unary(
+        _INSPECT, "GetRegisters", inspect_pb2.GetRegistersRequest, inspect_pb2.Registers, idempotent=True
+    )
+
+    stream_trace = ServerStream(
+        _TRACE, "StreamTrace", trace_pb2.StreamTraceRequest, trace_pb2.StreamTraceResponse, idempotent=True
+    )
+    summarize_trace = Unary(
+        _TRACE, "SummarizeTrace", trace_pb2.SummarizeTraceRequest, trace_pb2.TraceSummary, idempotent=True
+    )
+    list_trace_points = Unary(
+        _TRACE, "ListTracePoints", trace_pb2.ListTracePointsRequest, trace_pb2.ListTracePointsResponse, idempotent=True
+    )
+
+    get_metrics = Unary(
+        _METRICS, "GetMetrics", metrics_pb2.GetMetricsRequest, metrics_pb2.GetMetricsResponse, idempotent=True
+    )
+    watch_stats = ServerStream(
+        _METRICS, "WatchStats", metrics_pb2.WatchStatsRequest, metrics_pb2.WatchStatsResponse, idempotent=True
+    )
+
+    _upload_blob = ClientStream(_IMAGE, "UploadBlob", image_pb2.UploadBlobRequest, image_pb2.UploadBlobResponse)
+    find_blobs = Unary(_IMAGE, "FindBlobs", image_pb2.FindBlobsRequest, image_pb2.FindBlobsResponse, idempotent=True)
+    create_image = Unary(_IMAGE, "CreateImage", image_pb2.CreateImageRequest, image_pb2.Image, idempotent=True)
+    get_image = Unary(_IMAGE, "GetImage", image_pb2.GetImageRequest, image_pb2.Image, idempotent=True)
+    list_images = Unary(
+        _IMAGE, "ListImages", image_pb2.ListImagesRequest, image_pb2.ListImagesResponse, idempotent=True
+    )
+    delete_image = Unary(_IMAGE, "DeleteImage", image_pb2.DeleteImageRequest, empty_pb2.Empty)
+    build_image = ServerStream(_IMAGE, "BuildImage", image_pb2.BuildImageRequest, image_pb2.BuildImageResponse)
+
+    get_info = Unary(_SYSTEM, "GetInfo", system_pb2.GetInfoRequest, system_pb2.SystemInfo, idempotent=True)
+    list_backends = Unary(
+        _SYSTEM, "ListBackends", system_pb2.ListBackendsRequest, system_pb2.ListBackendsResponse, idempotent=True
+    )
+    # fmt: on
+
+
+def table() -> Iterator[_Call[Any, Any]]:
+    """Every RPC of Calls."""
+    return (value for value in vars(Calls).values() if isinstance(value, _Call))
+
+
+# gRFC A6: only UNAVAILABLE, which says that the call was not executed or can be repeated, and only where repeating
+# changes nothing.
+RETRY_POLICY = {
+    "maxAttempts": 4,
+    "initialBackoff": "0.1s",
+    "maxBackoff": "1s",
+    "backoffMultiplier": 2,
+    "retryableStatusCodes": ["UNAVAILABLE"],
+}
+
+
+def channel_options() -> list[tuple[str, Any]]:
+    """For grpc.insecure_channel and its kin."""
+    config = {
+        "methodConfig": [
+            {
+                "name": [{"service": call.service, "method": call.method} for call in table() if call.idempotent],
+                "retryPolicy": RETRY_POLICY,
+            }
+        ]
+    }
+    return [
+        ("grpc.service_config", json.dumps(config)),
+        ("grpc.enable_retries", 1),
+        # A daemon that comes back shall be found within a second, not after gRPC's default of up to two minutes.
+        ("grpc.initial_reconnect_backoff_ms", 100),
+        ("grpc.max_reconnect_backoff_ms", 1000),
+        # A page of 1000 guests is larger than the default of 4 MiB allows.
+        ("grpc.max_receive_message_length", 64 << 20),
+        # The daemon is never behind the proxy that http_proxy names.
+        ("grpc.enable_http_proxy", 0),
+    ]

@@ -1,0 +1,301 @@
+"""The synchronous client."""
+
+from __future__ import annotations
+
+import queue
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any, Generic, Self
+
+import grpc
+from hvapi.v1 import guest_pb2, image_pb2
+
+from hvctl.sdk.calls import Calls, Q, R, ServerStream, Unary, channel_options
+from hvctl.sdk.endpoint import Endpoint, default_endpoint
+from hvctl.sdk.errors import HvctlError, from_rpc
+from hvctl.sdk.guests import GuestSpec, Path, file_blob, upload_frames
+from hvctl.sdk.watching import Resume
+
+# Long enough for a start on a loaded host; a daemon that hangs shall not hang its clients.
+DEFAULT_TIMEOUT = 120.0
+# Messages that Console.write takes before it waits for the connection.
+WRITES_AHEAD = 64
+
+
+class UnaryMethod(Generic[Q, R]):
+    """A bound RPC with one response."""
+
+    def __init__(self, client: Client, call: Unary[Q, R]) -> None:
+        self._client, self._call = client, call
+        self._invoke = client.channel.unary_unary(
+            call.path, request_serializer=call.request.SerializeToString, response_deserializer=call.response.FromString
+        )
+
+    def __call__(self, request: Q | None = None, /, *, timeout: float | None = None, **fields: Any) -> R:
+        """timeout: seconds; absent = the client's own. Raises HvctlError."""
+        if timeout is None and not self._call.waits:
+            timeout = self._client.timeout
+        try:
+            return self._invoke(self._call.make(request, fields), timeout=timeout)
+        except grpc.RpcError as error:
+            raise from_rpc(error, self._client.endpoint, self._call.method) from error
+
+
+class ServerStreamMethod(Generic[Q, R]):
+    """A bound RPC with a stream of responses."""
+
+    def __init__(self, client: Client, call: ServerStream[Q, R]) -> None:
+        self._client, self._call = client, call
+        self._invoke = client.channel.unary_stream(
+            call.path, request_serializer=call.request.SerializeToString, response_deserializer=call.response.FromString
+        )
+
+    def __call__(self, request: Q | None = None, /, *, timeout: float | None = None, **fields: Any) -> Stream[R]:
+        """timeout: seconds until the stream is ended with TIMED_OUT; absent = never. Errors come from the iteration."""
+        call = self._invoke(self._call.make(request, fields), timeout=timeout)
+        return Stream(call, self._client.endpoint, self._call.method)
+
+
+class Stream(Iterator[R]):
+    """Responses as they come; `with` or cancel() ends it. Iteration raises HvctlError."""
+
+    def __init__(self, call: Any, endpoint: Endpoint, method: str) -> None:
+        self._call, self._endpoint, self._method = call, endpoint, method
+        self._cancelled = False
+
+    def __next__(self) -> R:
+        try:
+            return next(self._call)  # type: ignore[no-any-return]
+        except grpc.RpcError as error:
+            if self._cancelled:
+                raise StopIteration from None
+            raise from_rpc(error, self._endpoint, self._method) from error
+
+    def cancel(self) -> None:
+        """End it; from any thread. The iteration ends without an error."""
+        self._cancelled = True
+        self._call.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.cancel()
+
+
+class Console:
+    """An attached console: iterate for what the guest writes, write() what is typed. `with` or close() detaches.
+
+    After the iteration has ended, `ended` is the guest as it ended, or None when the console was detached.
+    `skipped_bytes` is what this viewer missed by being slow.
+    """
+
+    def __init__(self, client: Client, setup: guest_pb2.AttachConsoleSetup, timeout: float | None) -> None:
+        call = Calls.__dict__["_attach_console"]
+        self.ended: guest_pb2.Guest | None = None
+        self.skipped_bytes = 0
+        # SimpleQueue.put is reentrant: resize() may be called from a signal handler.
+        self._requests: queue.SimpleQueue[guest_pb2.AttachConsoleRequest | None] = queue.SimpleQueue()
+        self._requests.put(guest_pb2.AttachConsoleRequest(setup=setup))
+        self._room = threading.Semaphore(WRITES_AHEAD)
+        self._closed = False
+        invoke = client.channel.stream_stream(
+            call.path, request_serializer=call.request.SerializeToString, response_deserializer=call.response.FromString
+        )
+        self._frames: Stream[guest_pb2.AttachConsoleResponse] = Stream(
+            invoke(self._sent(), timeout=timeout), client.endpoint, call.method
+        )
+
+    def _sent(self) -> Iterator[guest_pb2.AttachConsoleRequest]:
+        while (request := self._requests.get()) is not None:
+            if request.WhichOneof("frame") == "input":
+                self._room.release()
+            yield request
+
+    def frames(self) -> Iterator[guest_pb2.AttachConsoleResponse]:
+        """Every frame, with `attached` and `skipped_bytes` among them."""
+        for frame in self._frames:
+            kind = frame.WhichOneof("frame")
+            if kind == "skipped_bytes":
+                self.skipped_bytes += frame.skipped_bytes
+            elif kind == "ended":
+                self.ended = frame.ended
+            yield frame
+            if kind == "ended":
+                return
+
+    def __iter__(self) -> Iterator[bytes]:
+        return (frame.output for frame in self.frames() if frame.WhichOneof("frame") == "output")
+
+    def write(self, data: bytes) -> None:
+        """Type this. Waits while much of what was typed before is still on its way to the daemon, not for the guest
+        to read it."""
+        self._room.acquire()
+        if self._closed:
+            self._room.release()  # for the next writer that waits
+            return
+        self._requests.put(guest_pb2.AttachConsoleRequest(input=data))
+
+    def resize(self, rows: int, columns: int) -> None:
+        self._requests.put(guest_pb2.AttachConsoleRequest(size=guest_pb2.ConsoleSize(rows=rows, columns=columns)))
+
+    def close(self) -> None:
+        """Detach; from any thread."""
+        self._closed = True
+        self._requests.put(None)
+        self._room.release()
+        self._frames.cancel()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+class Client(Calls):
+    """A connection to the daemon. Its methods are the rows of Calls and the helpers below; all raise HvctlError.
+
+    endpoint: unix:///path or host:port; absent = default_endpoint(). timeout: seconds for each call that gives none.
+    channel: for tests; otherwise made on first use.
+    """
+
+    def __init__(
+        self, endpoint: str | None = None, *, timeout: float = DEFAULT_TIMEOUT, channel: grpc.Channel | None = None
+    ) -> None:
+        self.endpoint = Endpoint(endpoint or default_endpoint())
+        self.timeout = timeout
+        self._channel = channel
+        self._methods: dict[str, Any] = {}
+
+    @property
+    def channel(self) -> grpc.Channel:
+        if self._channel is None:
+            credentials = self.endpoint.credentials()
+            target = self.endpoint.target()
+            if credentials is None:
+                self._channel = grpc.insecure_channel(target, channel_options())
+            else:
+                self._channel = grpc.secure_channel(target, credentials, channel_options())
+        return self._channel
+
+    def _unary(self, call: Unary[Q, R]) -> UnaryMethod[Q, R]:
+        if call.path not in self._methods:
+            self._methods[call.path] = UnaryMethod(self, call)
+        return self._methods[call.path]  # type: ignore[no-any-return]
+
+    def _server_stream(self, call: ServerStream[Q, R]) -> ServerStreamMethod[Q, R]:
+        if call.path not in self._methods:
+            self._methods[call.path] = ServerStreamMethod(self, call)
+        return self._methods[call.path]  # type: ignore[no-any-return]
+
+    def wait_ready(self, timeout: float) -> bool:
+        """Waits until the daemon can be reached, at most so many seconds. False = it could not."""
+        try:
+            grpc.channel_ready_future(self.channel).result(timeout=timeout)
+        except grpc.FutureTimeoutError:
+            return False
+        return True
+
+    def upload_file(self, path: Path, progress: Callable[[int, int], None] | None = None) -> str:
+        """Makes the file a blob of the daemon, unless it has it already. Returns its digest ("sha256:...").
+
+        progress is called with (bytes sent, bytes in all). Raises HvctlError FILE_UNREADABLE, DISK_FULL, ...
+        """
+        info = file_blob(path)
+        if info.digest in self.find_blobs(digests=[info.digest]).digests:
+            return info.digest
+        call = Calls.__dict__["_upload_blob"]
+        invoke = self.channel.stream_unary(
+            call.path, request_serializer=call.request.SerializeToString, response_deserializer=call.response.FromString
+        )
+        try:
+            invoke(_reported(upload_frames(path, info), info.size_bytes, progress))
+        except grpc.RpcError as error:
+            raise from_rpc(error, self.endpoint, call.method) from error
+        return info.digest
+
+    def create(self, spec: GuestSpec, *, validate_only: bool = False) -> guest_pb2.Guest:
+        """Uploads the guest's files and makes it, STOPPED."""
+        kernel = self.upload_file(spec.kernel) if spec.kernel is not None else ""
+        initrd = self.upload_file(spec.initrd) if spec.initrd is not None else ""
+        return self.create_guest(guest_id=spec.name, guest=spec.message(kernel, initrd), validate_only=validate_only)
+
+    def run_guest(self, *, paused: bool = False, **spec: Any) -> guest_pb2.Guest:
+        """Makes a guest and starts it; the keyword arguments are GuestSpec's. Returns when its first instruction has
+        run.
+
+        When the start fails the guest stays, STOPPED or FAILED, to be looked at.
+        """
+        guest = self.create(GuestSpec(**spec))
+        return self.start_guest(name=guest.name, paused=paused)
+
+    def guests(self, labels: dict[str, str] | None = None) -> Iterator[guest_pb2.Guest]:
+        """Every guest, page by page."""
+        token = ""
+        while True:
+            page = self.list_guests(page_token=token, labels=labels or {})
+            yield from page.guests
+            token = page.next_page_token
+            if not token:
+                return
+
+    def watch(self, names: Sequence[str] = (), *, changes_only: bool = False) -> Iterator[guest_pb2.GuestEvent]:
+        """watch_guests that goes on by itself when the daemon restarts or this reader is too slow. PRESENT events
+        again mean that the daemon no longer had what happened meanwhile. Fails only if it cannot begin."""
+        state = Resume(names, changes_only)
+        while True:
+            try:
+                with self.watch_guests(state.request()) as events:
+                    for event in events:
+                        state.saw(event)
+                        yield event
+                return
+            except HvctlError as error:
+                time.sleep(state.delay_after(error))
+
+    def console(
+        self,
+        name: str,
+        *,
+        replay_bytes: int = 0,
+        read_only: bool = False,
+        size: tuple[int, int] | None = None,
+        timeout: float | None = None,
+    ) -> Console:
+        """Attaches to a guest's console. replay_bytes: so much of its log first (at most 1 MiB). size: rows, columns.
+        timeout: seconds until it is detached with TIMED_OUT; absent = never."""
+        setup = guest_pb2.AttachConsoleSetup(name=name, replay_bytes=replay_bytes, read_only=read_only)
+        if size is not None:
+            setup.size.rows, setup.size.columns = size
+        return Console(self, setup, timeout)
+
+    def close(self) -> None:
+        if self._channel is not None:
+            self._channel.close()
+        self.endpoint.close()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+
+def _reported(
+    frames: Iterator[image_pb2.UploadBlobRequest], size: int, progress: Callable[[int, int], None] | None
+) -> Iterator[image_pb2.UploadBlobRequest]:
+    sent = 0
+    for frame in frames:
+        yield frame
+        sent += len(frame.chunk)
+        if progress is not None:
+            progress(sent, size)

@@ -1,0 +1,88 @@
+"""Requests made of plain Python values: the Guest to be created, the blobs to be uploaded."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Literal
+
+from hvapi.v1 import guest_pb2, image_pb2
+
+from hvctl.sdk.errors import HvctlError
+from hvctl.sdk.names import image_name
+
+# The API's limit for one message of UploadBlob.
+CHUNK_BYTES = 1 << 20
+
+Path = str | os.PathLike[str]
+OnReset = Literal["", "stop", "restart"]
+_ON_RESET = {
+    "": guest_pb2.Guest.ON_RESET_UNSPECIFIED,
+    "stop": guest_pb2.Guest.STOP,
+    "restart": guest_pb2.Guest.RESTART,
+}
+
+
+@dataclass(slots=True, kw_only=True)
+class GuestSpec:
+    """What a guest is to be. Files are uploaded by the client; 0 and "" leave the choice to the daemon.
+
+    memory_bytes: a multiple of 4096. flat_load_address: guest-physical, of flat binaries only. append: kernel command
+    line, added to the image's. args: for the guest's program.
+    """
+
+    name: str = ""
+    backend: str = ""
+    engine: str = ""
+    image: str = ""
+    kernel: Path | None = None
+    initrd: Path | None = None
+    append: str = ""
+    memory_bytes: int = 0
+    cpus: int = 0
+    flat_load_address: int = 0
+    args: Sequence[str] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    on_reset: OnReset = ""
+    restart: guest_pb2.RestartPolicy | None = None
+
+    def message(self, kernel_digest: str, initrd_digest: str) -> guest_pb2.Guest:
+        """The Guest for CreateGuest, its files replaced by their digests."""
+        return guest_pb2.Guest(
+            backend=self.backend,
+            engine=self.engine,
+            image=image_name(self.image),
+            labels=self.labels,
+            on_reset=_ON_RESET[self.on_reset],
+            restart_policy=self.restart,
+            machine=guest_pb2.MachineConfig(
+                memory_bytes=self.memory_bytes,
+                cpus=self.cpus,
+                kernel=kernel_digest,
+                initrd=initrd_digest,
+                append=self.append,
+                flat_load_address=self.flat_load_address,
+                args=self.args,
+            ),
+        )
+
+
+def file_blob(path: Path) -> image_pb2.BlobInfo:
+    """Digest and size of a file. Raises HvctlError FILE_UNREADABLE."""
+    try:
+        with open(path, "rb") as file:
+            digest = hashlib.file_digest(file, "sha256").hexdigest()
+            size = file.tell()
+    except OSError as error:
+        raise HvctlError.local("FILE_UNREADABLE", path=os.fspath(path), problem=error.strerror or error) from error
+    return image_pb2.BlobInfo(digest=f"sha256:{digest}", size_bytes=size)
+
+
+def upload_frames(path: Path, info: image_pb2.BlobInfo) -> Iterator[image_pb2.UploadBlobRequest]:
+    """The messages of UploadBlob: the announcement, then chunks of 1 MiB."""
+    yield image_pb2.UploadBlobRequest(info=info)
+    with open(path, "rb") as file:
+        while chunk := file.read(CHUNK_BYTES):
+            yield image_pb2.UploadBlobRequest(chunk=chunk)

@@ -1,0 +1,23 @@
+"""Resource names (AIP-122). Imports nothing, so that a command line can use it for help and completion."""
+
+from __future__ import annotations
+
+
+def guest_name(guest: str) -> str:
+    """web-1 or guests/web-1 -> guests/web-1"""
+    return guest if guest.startswith("guests/") else f"guests/{guest}"
+
+
+def guest_id(name: str) -> str:
+    """guests/web-1 -> web-1"""
+    return name.removeprefix("guests/")
+
+
+def image_name(image: str) -> str:
+    """linux or images/linux -> images/linux; empty stays empty."""
+    return image if not image or image.startswith("images/") else f"images/{image}"
+
+
+def image_id(name: str) -> str:
+    """images/linux -> linux"""
+    return name.removeprefix("images/")

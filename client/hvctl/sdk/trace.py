@@ -1,0 +1,267 @@
+"""From blocks of raw trace records to events with names and arguments.
+
+    stream = client.stream_trace(names=["guests/web-1"])
+    decoder = TraceDecoder()
+    for block in stream:
+        for event in decoder.decode(block):
+            print(event)
+
+A block holds up to 1000 records. An event is cheap until its arguments are asked for, so filter by point or kind first.
+"""
+
+from __future__ import annotations
+
+import errno
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from typing import Any, NamedTuple
+
+from hvapi import record
+from hvapi.v1 import trace_pb2
+
+from hvctl.sdk.errors import HvctlError
+from hvctl.sdk.names import guest_id
+
+_SIGN_64, _MODULUS_64 = 1 << 63, 1 << 64
+# Linux's convention, which the hypercall ABI shares: the last 4095 values are negative errnos. 32-bit guests return
+# 32 bits of them.
+_ERRNO_MAX = 4095
+
+
+def duration_text(nanoseconds: int) -> str:
+    """1234 -> "1.2us"."""
+    for unit, size in (("s", 1_000_000_000), ("ms", 1_000_000), ("us", 1_000)):
+        if nanoseconds >= size:
+            return f"{nanoseconds / size:.1f}{unit}"
+    return f"{nanoseconds}ns"
+
+
+def _errno_text(value: int) -> str:
+    for modulus in (_MODULUS_64, 1 << 32):
+        number = modulus - value
+        if 0 < number <= _ERRNO_MAX:
+            return f"-{errno.errorcode.get(number, number)}"
+    return str(value)
+
+
+def _bytes_text(value: int) -> str:
+    text = "".join(
+        chr(byte) if 0x20 <= byte < 0x7F and byte not in b'"\\' else f"\\x{byte:02x}" for byte in _trimmed(value)
+    )
+    return f'"{text}"'
+
+
+def _trimmed(value: int) -> bytes:
+    return value.to_bytes(8, "little").rstrip(b"\0")
+
+
+# TraceArgument.format -> how a 64-bit value is printed.
+FORMATS: dict[str, Callable[[int], str]] = {
+    "hex": lambda value: f"{value:#x}",
+    "dec": str,
+    "signed": lambda value: str(value - _MODULUS_64 if value >= _SIGN_64 else value),
+    "vector": lambda value: f"{value:#04x}",
+    "bool": lambda value: "true" if value else "false",
+    "ns": duration_text,
+    "errno": _errno_text,
+    "bytes": _bytes_text,
+}
+
+RESULT = "result"
+_PLACEHOLDERS = ("-", "")
+
+
+class Argument(NamedTuple):
+    """One argument of an event: its name, its 64 bits, and how people read them."""
+
+    name: str
+    value: int
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class _Point:
+    name: str
+    kind: str
+    slots: tuple[tuple[int, str, Callable[[int], str]], ...]  # position, name, format; without the result
+    result: tuple[int, Callable[[int], str]] | None
+
+
+def _point(point: trace_pb2.TracePoint) -> _Point:
+    slots: list[tuple[int, str, Callable[[int], str]]] = []
+    result: tuple[int, Callable[[int], str]] | None = None
+    for position, argument in enumerate(point.arguments):
+        form = FORMATS.get(argument.format, FORMATS["hex"])
+        if argument.name == RESULT:
+            result = (position, form)
+        elif argument.name not in _PLACEHOLDERS:
+            slots.append((position, argument.name, form))
+    return _Point(point.name, point.kind, tuple(slots), result)
+
+
+_LOST = _Point("lost", "lost", ((0, "records", str),), None)
+
+
+@dataclass(frozen=True, slots=True)
+class TraceEvent:
+    """One crossing between a guest and the hypervisor, or (name "lost") a gap of so many of them."""
+
+    guest: str  # resource name
+    record: record.Record
+    epoch_ns: int  # wall-clock time at monotonic time 0
+    _point: _Point
+
+    @property
+    def name(self) -> str:
+        """Of the trace point: "port-out", "hypercall.log"."""
+        return self._point.name
+
+    @property
+    def kind(self) -> str:
+        """Of the trace point: "port-io", "hypercall"."""
+        return self._point.kind
+
+    @property
+    def time_ns(self) -> int:
+        """CLOCK_MONOTONIC of the daemon's host at entry into the hypervisor; 0 for a gap."""
+        return self.record.time_ns
+
+    @property
+    def wall_time(self) -> datetime:
+        """Time of day, UTC, at entry into the hypervisor."""
+        return datetime.fromtimestamp((self.epoch_ns + self.record.time_ns) / 1e9, UTC)
+
+    @property
+    def duration_ns(self) -> int | None:
+        """From entry to exit; None when this reason is not timed."""
+        return None if self.record.flags & record.FLAG_UNTIMED else self.record.duration_ns
+
+    @property
+    def rip(self) -> int:
+        """Guest-virtual address of the instruction."""
+        return self.record.rip
+
+    @property
+    def user(self) -> bool:
+        """It came from guest user mode."""
+        return bool(self.record.flags & record.FLAG_USER)
+
+    @property
+    def lost(self) -> int:
+        """Records that are missing here; 0 for an ordinary event."""
+        return self.record.a0 if self._point.kind == "lost" else 0
+
+    @property
+    def arguments(self) -> tuple[Argument, ...]:
+        values = self.record[-4:]
+        return tuple(
+            Argument(name, values[position], form(values[position])) for position, name, form in self._point.slots
+        )
+
+    @property
+    def result(self) -> Argument | None:
+        """What the hypervisor answered, where the point has an answer."""
+        if self._point.result is None:
+            return None
+        position, form = self._point.result
+        value = self.record[-4:][position]
+        return Argument(RESULT, value, form(value))
+
+    def __str__(self) -> str:
+        return self.line(f"{self.time_ns / 1e9:.6f}")
+
+    def line(self, time: str) -> str:
+        """As strace would print it, with this for the time."""
+        guest = guest_id(self.guest)
+        if self.lost:
+            return f"{time} {guest} --- {self.lost} records lost: they were overwritten before they could be sent ---"
+        words = [f"{time} {guest} {self.name}({', '.join(f'{a.name}={a.text}' for a in self.arguments)})"]
+        if (result := self.result) is not None:
+            words.append(f"= {result.text}")
+        words.append(f"rip={self.rip:#x}")
+        if self.user:
+            words.append("user")
+        if (duration := self.duration_ns) is not None:
+            words.append(f"<{duration_text(duration)}>")
+        return " ".join(words)
+
+    def document(self) -> dict[str, Any]:
+        """For JSON: values as numbers."""
+        document: dict[str, Any] = {
+            "time_ns": self.time_ns,
+            "wall_time": self.wall_time.isoformat().replace("+00:00", "Z"),
+            "guest": self.guest,
+            "point": self.name,
+            "kind": self.kind,
+            "arguments": {argument.name: argument.value for argument in self.arguments},
+        }
+        if (result := self.result) is not None:
+            document["result"] = result.value
+        if self.lost:
+            document["lost"] = self.lost
+            return document
+        return document | {
+            "duration_ns": self.duration_ns,
+            "rip": self.rip,
+            "vcpu": self.record.vcpu,
+            "user": self.user,
+            "sequence": self.record.sequence,
+        }
+
+
+class TraceDecoder:
+    """Decodes the messages of StreamTrace in their order; the first one brings the header that names everything."""
+
+    def __init__(self, header: trace_pb2.TraceHeader | None = None) -> None:
+        self._guests: list[str] = []
+        self._points: dict[int, _Point] = {}
+        self._epoch_ns = 0
+        self._last_ns: dict[str, int] = {}
+        if header is not None:
+            self._learn(header)
+
+    def _learn(self, header: trace_pb2.TraceHeader) -> None:
+        self._guests = list(header.guests)
+        self._points = {point.id: _point(point) for point in header.points}
+        self._epoch_ns = header.monotonic_epoch.ToNanoseconds()
+
+    def decode(self, block: trace_pb2.StreamTraceResponse) -> Iterator[TraceEvent]:
+        """The block's events; what was lost before them comes first. Raises HvctlError TRACE_BLOCK_INVALID for what
+        is no block."""
+        if block.HasField("header"):
+            self._learn(block.header)
+        if not (block.records or block.lost):
+            return
+        try:
+            guest = self._guests[block.guest]
+        except IndexError:
+            raise _invalid(f"guest {block.guest} is not in the header, which names {len(self._guests)}") from None
+        if len(block.records) % record.RECORD_BYTES:
+            raise _invalid(f"{len(block.records)} bytes are no whole number of records")
+        if block.lost:
+            time_ns = self._last_ns.get(guest, 0)
+            yield TraceEvent(
+                guest,
+                record.Record(time_ns, 0, 0, 0, 0, 0, record.FLAG_UNTIMED, 0, 0, block.lost, 0, 0, 0),
+                self._epoch_ns,
+                _LOST,
+            )
+        points, epoch = self._points, self._epoch_ns
+        for item in record.decode(block.records):
+            self._last_ns[guest] = item.time_ns
+            yield TraceEvent(guest, item, epoch, points.get(item.point) or self._unknown(item.point))
+
+    def decode_all(self, blocks: Iterable[trace_pb2.StreamTraceResponse]) -> Iterator[TraceEvent]:
+        """The events of a whole stream (of the synchronous client)."""
+        for block in blocks:
+            yield from self.decode(block)
+
+    def _unknown(self, number: int) -> _Point:
+        point = _Point(f"point-{number}", "unknown", tuple((i, f"a{i}", FORMATS["hex"]) for i in range(4)), None)
+        self._points[number] = point
+        return point
+
+
+def _invalid(problem: str) -> HvctlError:
+    return HvctlError.local("TRACE_BLOCK_INVALID", problem=problem)

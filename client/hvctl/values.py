@@ -1,0 +1,141 @@
+"""What people type for sizes, durations, addresses and labels, and the numbers that become of it."""
+
+from __future__ import annotations
+
+import re
+from datetime import UTC, datetime, timedelta
+from typing import Any
+
+import click
+
+_SIZE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
+_SIZE = re.compile(r"(\d+)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+_DURATION_UNITS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
+_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|)")
+_MAX_INT64 = (1 << 63) - 1
+_MAX_UINT64 = (1 << 64) - 1
+
+
+class Size(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
+    """Bytes: 4096, 64K, 64M, 1G, 1GiB (powers of 1024), 0x1000; at least 1."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        text = str(value).strip()
+        match = _SIZE.fullmatch(text)
+        size = int(match[1]) * _SIZE_UNITS[match[2].lower()] if match else _integer(text)
+        if size < 0:
+            self.fail(f"'{value}' is no size; write bytes, or 64M, 1G", param, ctx)
+        if not 0 < size <= _MAX_INT64:
+            self.fail(f"'{value}' is out of range; it is at least 1 and less than 8E bytes", param, ctx)
+        return size
+
+
+class Seconds(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
+    """A duration: 5, 2.5, 5s, 500ms, 2m, 1h, 1d."""
+
+    name = "seconds"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        if isinstance(value, float):
+            return value
+        match = _DURATION.fullmatch(str(value).strip())
+        if match is None:
+            self.fail(f"'{value}' is no duration; write seconds, or 500ms, 2m, 1h", param, ctx)
+        return float(match[1]) * _DURATION_UNITS[match[2]]
+
+
+class Address(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
+    """An address: 0x100000 or decimal, below 2**64."""
+
+    name = "address"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        if isinstance(value, int):
+            return value
+        address = _integer(str(value).strip())
+        if not 0 <= address <= _MAX_UINT64:
+            self.fail(f"'{value}' is no address; write 0x... or a decimal number below 2**64", param, ctx)
+        return address
+
+
+class Label(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
+    """KEY=VALUE."""
+
+    name = "KEY=VALUE"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, str]:
+        if isinstance(value, tuple):
+            return value
+        key, equals, text = str(value).partition("=")
+        if not (key and equals):
+            self.fail(f"'{value}' is no label; write KEY=VALUE", param, ctx)
+        return key, text
+
+
+class Moment(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
+    """A time: 2026-11-23T12:00:00Z (local time without a zone), or so long ago: 5m, 30s."""
+
+    name = "time"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> datetime:
+        if isinstance(value, datetime):
+            return value
+        text = str(value).strip()
+        if match := _DURATION.fullmatch(text):
+            return datetime.now(UTC) - timedelta(seconds=float(match[1]) * _DURATION_UNITS[match[2]])
+        try:
+            moment = datetime.fromisoformat(text)
+        except ValueError:
+            self.fail(f"'{value}' is no time; write 2026-11-23T12:00:00Z, or 5m for five minutes ago", param, ctx)
+        return moment.astimezone(UTC)
+
+
+class Restart(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
+    """never, always, on-failure or on-failure:N; becomes (mode of the API, most retries)."""
+
+    name = "policy"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
+        if isinstance(value, tuple):
+            return value
+        match = re.fullmatch(r"(never|always|on-failure)(?::(\d{1,9}))?", str(value))
+        if match is None or (match[2] and match[1] != "on-failure"):
+            self.fail(f"'{value}' is no restart policy; write never, always, on-failure or on-failure:N", param, ctx)
+        return match[1].upper().replace("-", "_"), int(match[2] or 0)
+
+
+def _integer(text: str) -> int:
+    """Decimal or 0x; -1 when it is neither."""
+    try:
+        return int(text, 16) if text[:2].lower() == "0x" else int(text)
+    except ValueError:
+        return -1
+
+
+SIZE, SECONDS, ADDRESS, LABEL, MOMENT, RESTART = Size(), Seconds(), Address(), Label(), Moment(), Restart()
+
+
+def size_text(size: int) -> str:
+    """67108864 -> "64M"; exact, or with one digit after the point."""
+    for unit in ("T", "G", "M", "K"):
+        step = _SIZE_UNITS[unit.lower()]
+        if size >= step:
+            return f"{size // step}{unit}" if size % step == 0 else f"{size / step:.1f}{unit}"
+    return str(size)
+
+
+def age_text(seconds: float) -> str:
+    """3725 -> "1h2m"; the two largest units."""
+    left = max(0, int(seconds))
+    words: list[str] = []
+    for unit, step in (("d", 86400), ("h", 3600), ("m", 60), ("s", 1)):
+        if left >= step or (unit == "s" and not words):
+            words.append(f"{left // step}{unit}")
+            left %= step
+        elif words:
+            break
+    return "".join(words[:2])

@@ -1,0 +1,58 @@
+"""The verbs of hvctl: one table, one file per group of them.
+
+A new verb is a function with @verb in the file of its group (its first argument is Settings) and a row here.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class Verb(NamedTuple):
+    home: str  # module of this package, and the function in it
+    help: str
+    rpcs: tuple[str, ...] = ()  # of the API (proto/hvd/v1) that it calls
+    aliases: tuple[str, ...] = ()
+
+
+# A name of two words belongs to a group, whose own row has no home.
+VERBS: dict[str, Verb] = {
+    "backends": Verb("system:backends", "The kinds of virtualisation: what runs here, and why not", ("ListBackends",)),
+    "doctor": Verb("system:doctor", "What is wrong here, and what would help", ("GetInfo", "ListBackends")),
+    "version": Verb("system:version", "Versions of hvctl and, with --daemon, of the daemon", ("GetInfo",)),
+    "run": Verb("run:run", "Make a guest, start it and attach to its console",
+                ("FindBlobs", "UploadBlob", "CreateGuest", "StartGuest", "AttachConsole", "GetGuest", "DeleteGuest")),
+    "create": Verb("run:create", "Make a guest, stopped", ("FindBlobs", "UploadBlob", "CreateGuest")),
+    "start": Verb("lifecycle:start", "Start guests", ("StartGuest",)),
+    "stop": Verb("lifecycle:stop", "Ask guests to end, then end them", ("StopGuest",)),
+    "kill": Verb("lifecycle:kill", "End guests at once", ("KillGuest",)),
+    "pause": Verb("lifecycle:pause", "Let guests stand still", ("PauseGuest",)),
+    "resume": Verb("lifecycle:resume", "Let paused guests go on", ("ResumeGuest",)),
+    "reset": Verb("lifecycle:reset", "Press the reset button", ("ResetGuest",)),
+    "update": Verb("lifecycle:update", "Change a guest's labels and policies", ("GetGuest", "UpdateGuest")),
+    "delete": Verb("lifecycle:delete", "Delete guests", ("DeleteGuest",), ("rm",)),
+    "wait": Verb("lifecycle:wait", "Wait until guests end, or reach a state", ("WaitGuest",)),
+    "list": Verb("listing:list_guests", "The guests there are", ("ListGuests", "WatchGuests"), ("ls", "ps")),
+    "show": Verb("listing:show", "Everything about a guest", ("GetGuest",)),
+    "top": Verb("live:top", "The busiest guests, live", ("WatchStats",)),
+    "stats": Verb("live:stats", "Figures of guests, live", ("WatchStats",)),
+    "events": Verb("live:events", "What happens to guests, as it happens", ("WatchGuests",)),
+    "logs": Verb("console:logs", "What a guest wrote to its console", ("GetLogs",)),
+    "console": Verb("console:console", "Attach to a guest's console", ("AttachConsole",)),
+    "trace": Verb("trace:trace", "The crossings between guest and hypervisor, as they happen",
+                  ("StreamTrace", "SummarizeTrace", "ListTracePoints")),
+    "mem": Verb("", "A guest's memory"),
+    "mem read": Verb("memory:read", "Show memory as a hex dump", ("ReadMemory",)),
+    "mem write": Verb("memory:write", "Write memory", ("WriteMemory",)),
+    "mem dump": Verb("memory:dump", "Save memory to a file", ("GetMemoryMap", "ReadMemory")),
+    "mem map": Verb("memory:map_", "The regions of guest-physical memory", ("GetMemoryMap",)),
+    "mem translate": Verb("memory:translate", "Follow a guest-virtual address", ("TranslateAddress",)),
+    "regs": Verb("memory:regs", "A virtual CPU's registers", ("GetRegisters",)),
+    "metrics": Verb("system:metrics", "Prometheus metrics", ("GetMetrics",)),
+    "image": Verb("", "What guests start from"),
+    "image list": Verb("images:list_images", "The images there are", ("ListImages",), ("ls",)),
+    "image import": Verb("images:import_", "Make an image of a kernel", ("FindBlobs", "UploadBlob", "CreateImage")),
+    "image build": Verb("images:build", "Build an image by one of the daemon's recipes", ("BuildImage",)),
+    "image delete": Verb("images:delete", "Delete images", ("DeleteImage",), ("rm",)),
+    "completion": Verb("completion:completion", "A completion script for bash, zsh or fish"),
+}  # fmt: skip

@@ -1,0 +1,158 @@
+"""image list, import, build, delete."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from hvctl import failures
+from hvctl.output import Column, document, is_document, print_document, print_items
+from hvctl.sdk.errors import HvctlError
+from hvctl.sdk.names import image_id, image_name
+from hvctl.settings import Settings, verb
+from hvctl.values import LABEL, SIZE, size_text
+from hvctl.verbs.run import upload
+
+if TYPE_CHECKING:
+    from hvapi.v1 import image_pb2
+
+FORMATS = ("table", "json", "jsonl", "yaml", "name")
+
+COLUMNS: list[Column[image_pb2.Image]] = [
+    Column("NAME", lambda i: image_id(i.name)),
+    Column("KIND", lambda i: i.kind),
+    Column("ARCH", lambda i: i.arch or "-"),
+    Column("SIZE", lambda i: size_text(i.size_bytes), right=True),
+    Column("MEMORY", lambda i: size_text(i.memory_bytes) if i.memory_bytes else "-", wide=True, right=True),
+    Column("COMMAND LINE", lambda i: i.append or "-", wide=True),
+    Column("KERNEL", lambda i: i.kernel[:19] or "-", wide=True),
+    Column("DESCRIPTION", lambda i: i.description),
+]
+
+
+def _print_image(settings: Settings, image: image_pb2.Image) -> None:
+    if is_document(settings.output):
+        print_document(settings.output, document(image))
+    else:
+        click.echo(image.name if settings.output == "name" else image_id(image.name))
+
+
+@verb()
+def list_images(settings: Settings) -> None:
+    """Lists images."""
+    from hvapi.v1 import image_pb2
+
+    everything = image_pb2.ListImagesResponse()
+    token = ""
+    while True:
+        page = settings.client.list_images(page_token=token)
+        everything.images.extend(page.images)
+        token = page.next_page_token
+        if not token:
+            break
+    print_items(settings, everything, everything.images, COLUMNS, lambda image: image.name)
+
+
+@verb(formats=FORMATS)
+@click.argument("name")
+@click.option("--kernel", type=click.Path(dir_okay=False), metavar="F", required=True, help="Kernel file.")
+@click.option("--initrd", type=click.Path(dir_okay=False), metavar="F", help="Initial RAM disk.")
+@click.option("--append", default="", metavar="S", help="Default kernel command line.")
+@click.option("--memory", type=SIZE, metavar="SIZE", help="Default RAM of its guests.")
+@click.option("--arch", type=click.Choice(["i386", "x86_64"]), help="Default: the daemon finds out.")
+@click.option("--label", "labels", type=LABEL, multiple=True, help="Label; may be repeated.")
+@click.option("--description", default="", metavar="S", help="For people.")
+def import_(
+    settings: Settings,
+    name: str,
+    kernel: str,
+    initrd: str | None,
+    append: str,
+    memory: int | None,
+    arch: str | None,
+    labels: tuple[tuple[str, str], ...],
+    description: str,
+) -> None:
+    """Makes an image NAME of a kernel and what goes with it."""
+    from hvapi.v1 import image_pb2
+
+    image = image_pb2.Image(
+        kind="kernel",
+        kernel=upload(settings, kernel),
+        initrd=upload(settings, initrd) if initrd else "",
+        append=append,
+        memory_bytes=memory or 0,
+        arch=arch or "",
+        labels=dict(labels),
+        description=description,
+    )
+    _print_image(settings, settings.client.create_image(image_id=image_id(name), image=image))
+
+
+@verb(formats=FORMATS)
+@click.argument("recipe")
+@click.option("--name", metavar="N", help="Name of the image; default: the recipe's.")
+@click.option("--arch", type=click.Choice(["i386", "x86_64"]), help="Default: the recipe's.")
+@click.option("--force", is_flag=True, help="Build although it is cached.")
+def build(settings: Settings, recipe: str, name: str | None, arch: str | None, force: bool) -> int:
+    """Builds an image by one of the daemon's recipes (linux), and shows how far it is."""
+    frames = settings.client.build_image(
+        recipe=recipe, image_id=image_id(name or ""), arch=arch or "", force=force, timeout=settings.timeout
+    )
+    progress = _Progress()
+    image = None
+    with frames:
+        for frame in frames:
+            if frame.WhichOneof("frame") == "progress":
+                progress.show(frame.progress)
+            elif frame.WhichOneof("frame") == "image":
+                image = frame.image
+    progress.end()
+    if image is None:
+        raise HvctlError.local("NOT_EXPLAINED", problem=f"the build of {recipe} ended without an image")
+    _print_image(settings, image)
+    return failures.OK
+
+
+class _Progress:
+    """On stderr: one line that changes on a terminal, otherwise a line per step and per tenth of it."""
+
+    def __init__(self) -> None:
+        self._live = sys.stderr.isatty()
+        self._last = ("", -1)
+        self._width = 0
+
+    def show(self, progress: image_pb2.BuildProgress) -> None:
+        percent = "" if progress.fraction < 0 else f" {progress.fraction * 100:.0f}%"
+        text = f"{progress.step}{percent} {progress.message}".rstrip()
+        if self._live:
+            click.echo(f"\r{text[:100]:<{self._width}}", err=True, nl=False)
+            self._width = min(len(text), 100)
+            return
+        mark = (progress.step, int(progress.fraction * 10))
+        if mark != self._last:
+            self._last = mark
+            click.echo(text, err=True)
+
+    def end(self) -> None:
+        if self._live and self._width:
+            click.echo("", err=True)
+
+
+@verb(formats=("table", "name"))
+@click.argument("name", nargs=-1, required=True)
+@click.option("--allow-missing", is_flag=True, help="It is no failure when there is no such image.")
+def delete(settings: Settings, name: tuple[str, ...], allow_missing: bool) -> int:
+    """Deletes images. Guests that were started from them keep running."""
+    code = failures.OK
+    for image in (image_name(word) for word in name):
+        try:
+            settings.client.delete_image(name=image, allow_missing=allow_missing)
+        except HvctlError as error:
+            failures.report(error, settings.output)
+            code = code or failures.exit_code(error)
+        else:
+            click.echo(image if settings.output == "name" else image_id(image))
+    return code

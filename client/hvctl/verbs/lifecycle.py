@@ -1,0 +1,207 @@
+"""start, stop, kill, pause, resume, reset, update, delete, wait."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import click
+
+from hvctl import failures
+from hvctl.output import colored, document, is_document, print_document, printable
+from hvctl.sdk.errors import HvctlError
+from hvctl.sdk.names import guest_id, guest_name
+from hvctl.settings import Settings, verb
+from hvctl.values import LABEL, RESTART
+
+if TYPE_CHECKING:
+    from hvapi.v1 import guest_pb2
+
+FORMATS = ("table", "json", "jsonl", "yaml", "name")
+# What the daemon may need beyond a grace period or a wait to answer.
+ANSWER_SECONDS = 30.0
+
+guests_argument = click.argument("guest", nargs=-1, required=True)
+
+
+def each(settings: Settings, guests: Sequence[str], act: Callable[[str], guest_pb2.Guest]) -> int:
+    """Does it to every guest, in spite of failures, and prints what became of them. Returns the first failure's exit
+    code."""
+    done: list[guest_pb2.Guest] = []
+    code = failures.OK
+    for guest in guests:
+        try:
+            done.append(act(guest_name(guest)))
+        except HvctlError as error:
+            failures.report(error, settings.output)
+            code = code or failures.exit_code(error)
+            if failures.exit_code(error) == failures.UNREACHABLE:
+                break  # it would be the same for the others
+    if is_document(settings.output) and done:
+        documents = [document(guest) for guest in done]
+        print_document(settings.output, documents[0] if len(guests) == 1 else {"guests": documents})
+    elif done:
+        for became in done:
+            print_guest(settings, became)
+    return code
+
+
+def print_guest(settings: Settings, guest: guest_pb2.Guest) -> None:
+    """One line: what it is now."""
+    from hvapi.v1 import guest_pb2
+
+    if settings.output == "name":
+        click.echo(guest.name)
+        return
+    state = guest_pb2.Guest.State.Name(guest.state)
+    words = [guest_id(guest.name), colored(state) if settings.color else state]
+    if guest.reason:
+        words.append(guest.reason)
+    if guest.HasField("exit_code"):
+        words.append(str(guest.exit_code))
+    click.echo(printable(" ".join(words)) if not settings.color else " ".join(words))
+
+
+@verb(formats=FORMATS)
+@guests_argument
+@click.option("--paused", is_flag=True, help="Load them, but stay before the first instruction.")
+def start(settings: Settings, guest: tuple[str, ...], paused: bool) -> int:
+    """Starts guests. Starting one that runs changes nothing."""
+    return each(settings, guest, lambda name: settings.client.start_guest(name=name, paused=paused))
+
+
+@verb(formats=FORMATS, timeout_help="Kill them after so long; default: the daemon's.")
+@guests_argument
+def stop(settings: Settings, guest: tuple[str, ...]) -> int:
+    """Asks guests to end (the power button, where they can hear it), and kills them after --timeout."""
+    from google.protobuf import duration_pb2
+    from hvapi.v1 import guest_pb2
+
+    def act(name: str) -> guest_pb2.Guest:
+        request = guest_pb2.StopGuestRequest(name=name)
+        if settings.timeout is None:
+            return settings.client.stop_guest(request)
+        request.grace_period.CopyFrom(duration_pb2.Duration(nanos=0))
+        request.grace_period.FromNanoseconds(round(settings.timeout * 1e9))
+        return settings.client.stop_guest(request, timeout=settings.timeout + ANSWER_SECONDS)
+
+    return each(settings, guest, act)
+
+
+@verb(formats=FORMATS)
+@guests_argument
+def kill(settings: Settings, guest: tuple[str, ...]) -> int:
+    """Ends guests at once."""
+    return each(settings, guest, lambda name: settings.client.kill_guest(name=name))
+
+
+@verb(formats=FORMATS)
+@guests_argument
+def pause(settings: Settings, guest: tuple[str, ...]) -> int:
+    """Lets guests stand still; their clock stands too."""
+    return each(settings, guest, lambda name: settings.client.pause_guest(name=name))
+
+
+@verb(formats=FORMATS)
+@guests_argument
+def resume(settings: Settings, guest: tuple[str, ...]) -> int:
+    """Lets paused guests go on."""
+    return each(settings, guest, lambda name: settings.client.resume_guest(name=name))
+
+
+@verb(formats=FORMATS)
+@guests_argument
+def reset(settings: Settings, guest: tuple[str, ...]) -> int:
+    """Presses the reset button: the guests boot anew."""
+    return each(settings, guest, lambda name: settings.client.reset_guest(name=name))
+
+
+@verb(formats=FORMATS)
+@click.argument("guest")
+@click.option("--label", "labels", type=LABEL, multiple=True, help="Set this label; may be repeated.")
+@click.option("--remove-label", "removed", metavar="KEY", multiple=True, help="Remove this label; may be repeated.")
+@click.option("--restart", type=RESTART, metavar="POLICY", help="never, always, on-failure or on-failure:N.")
+@click.option("--on-reset", type=click.Choice(["stop", "restart"]), help="What a reset or triple fault does.")
+def update(
+    settings: Settings,
+    guest: str,
+    labels: tuple[tuple[str, str], ...],
+    removed: tuple[str, ...],
+    restart: tuple[str, int] | None,
+    on_reset: str | None,
+) -> int:
+    """Changes a guest's labels, restart policy, or what a reset does."""
+    if not (labels or removed or restart or on_reset):
+        raise click.UsageError("nothing to change: give --label, --remove-label, --restart or --on-reset")
+    from google.protobuf import field_mask_pb2
+    from hvapi.v1 import guest_pb2
+
+    def act(name: str) -> guest_pb2.Guest:
+        changed = guest_pb2.Guest(name=name)
+        paths = []
+        if labels or removed:
+            present = settings.client.get_guest(name=name)
+            # The labels are replaced as a whole; the etag keeps us from undoing somebody else's change.
+            changed.etag = present.etag
+            kept = {key: value for key, value in present.labels.items() if key not in removed}
+            changed.labels.update(kept | dict(labels))
+            paths.append("labels")
+        if restart is not None:
+            changed.restart_policy.mode = guest_pb2.RestartPolicy.Mode.Value(restart[0])
+            changed.restart_policy.max_retries = restart[1]
+            paths.append("restart_policy")
+        if on_reset is not None:
+            changed.on_reset = guest_pb2.Guest.OnReset.Value(on_reset.upper())
+            paths.append("on_reset")
+        return settings.client.update_guest(guest=changed, update_mask=field_mask_pb2.FieldMask(paths=paths))
+
+    return each(settings, [guest], act)
+
+
+@verb(formats=("table", "name"))
+@guests_argument
+@click.option("--force", is_flag=True, help="Kill them first if they run.")
+@click.option("--allow-missing", is_flag=True, help="It is no failure when there is no such guest.")
+def delete(settings: Settings, guest: tuple[str, ...], force: bool, allow_missing: bool) -> int:
+    """Deletes guests with their logs."""
+    code = failures.OK
+    for name in (guest_name(word) for word in guest):
+        try:
+            settings.client.delete_guest(name=name, force=force, allow_missing=allow_missing)
+        except HvctlError as error:
+            failures.report(error, settings.output)
+            code = code or failures.exit_code(error)
+        else:
+            click.echo(name if settings.output == "name" else guest_id(name))
+    return code
+
+
+# Lower case for people; "ended" is any of stopped, failed, lost.
+WAIT_STATES = ("ended", "running", "paused", "stopped", "failed", "lost", "starting", "stopping")
+
+
+@verb(formats=FORMATS, timeout_help="Wait no longer (exit code 124); default: for ever.")
+@guests_argument
+@click.option(
+    "--for", "states", type=click.Choice(WAIT_STATES), multiple=True, help="State; may be repeated. Default: ended."
+)
+def wait(settings: Settings, guest: tuple[str, ...], states: tuple[str, ...]) -> int:
+    """Waits until every guest has ended, or reached one of the states given."""
+    from hvapi.v1 import guest_pb2
+
+    end = None if settings.timeout is None else time.monotonic() + settings.timeout
+    wanted = [guest_pb2.Guest.State.Value(state.upper()) for state in states if state != "ended"]
+    if "ended" in states and wanted:
+        wanted += [guest_pb2.Guest.STOPPED, guest_pb2.Guest.FAILED, guest_pb2.Guest.LOST]
+
+    def act(name: str) -> guest_pb2.Guest:
+        request = guest_pb2.WaitGuestRequest(name=name, states=wanted)
+        if end is None:
+            return settings.client.wait_guest(request)
+        left = max(0.001, end - time.monotonic())
+        # The daemon's own answer says in which state the guest still is; the deadline is for a daemon that hangs.
+        request.timeout.FromNanoseconds(round(left * 1e9))
+        return settings.client.wait_guest(request, timeout=left + ANSWER_SECONDS)
+
+    return each(settings, guest, act)

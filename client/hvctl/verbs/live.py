@@ -1,0 +1,110 @@
+"""top, stats, events: what goes on, as it goes on."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING
+
+import click
+
+from hvctl.output import Column, document, is_document, print_document, printable, table_lines
+from hvctl.sdk.names import guest_id, guest_name
+from hvctl.settings import Settings, verb
+from hvctl.values import SECONDS, size_text
+from hvctl.verbs.listing import state_text
+
+if TYPE_CHECKING:
+    from hvapi.v1 import metrics_pb2
+
+COLUMNS: list[Column[metrics_pb2.GuestStats]] = [
+    Column("NAME", lambda s: guest_id(s.name)),
+    Column("BACKEND", lambda s: s.backend),
+    Column("STATE", lambda s: s.state),
+    Column("CPU%", lambda s: f"{s.cpu_ratio * 100:.1f}", right=True),
+    Column("CPU TIME", lambda s: f"{s.cpu_seconds:.1f}s", right=True),
+    Column("MEMORY", lambda s: size_text(s.memory_resident_bytes), right=True),
+    Column("LIMIT", lambda s: size_text(s.memory_limit_bytes) if s.memory_limit_bytes else "-", right=True),
+    Column("EXITS/S", lambda s: f"{s.exits_per_second:.0f}", right=True),
+    Column("EXITS", lambda s: str(s.exits), right=True),
+    Column("HYPERCALLS", lambda s: str(s.hypercalls), right=True),
+    Column("BY KIND", lambda s: ",".join(f"{k}={n}" for k, n in sorted(s.exits_by_kind.items())) or "-", wide=True),
+]
+
+FORMATS = ("table", "wide", "json", "jsonl", "yaml")
+every_option = click.option(
+    "--every", type=SECONDS, default=1.0, metavar="S", help="Interval, at least 100ms; default 1s."
+)
+count_option = click.option("--count", type=click.IntRange(min=1), help="End after so many.")
+
+
+def _follow(settings: Settings, guests: Sequence[str], every: float, count: int | None, busiest_first: bool) -> None:
+    from hvapi.v1 import metrics_pb2
+
+    request = metrics_pb2.WatchStatsRequest(names=[guest_name(guest) for guest in guests])
+    request.interval.FromNanoseconds(round(every * 1e9))
+    with settings.client.watch_stats(request, timeout=settings.timeout) as stream:
+        responses: Iterator[metrics_pb2.WatchStatsResponse] = stream
+        if count is not None:
+            responses = (response for _, response in zip(range(count), stream, strict=False))
+        if is_document(settings.output):
+            for response in responses:
+                print_document(settings.output, document(response))
+            return
+
+        def ordered(response: metrics_pb2.WatchStatsResponse) -> list[metrics_pb2.GuestStats]:
+            if busiest_first:
+                return sorted(response.stats, key=lambda s: (-s.cpu_ratio, -s.exits_per_second, s.name))
+            return sorted(response.stats, key=lambda s: s.name)
+
+        if settings.live and count is None:
+            from rich.live import Live
+            from rich.text import Text
+
+            with Live(auto_refresh=False, screen=busiest_first) as live:
+                for response in responses:
+                    text = "\n".join(table_lines(settings, ordered(response), COLUMNS))
+                    live.update(Text.from_ansi(text), refresh=True)
+            return
+        for response in responses:
+            click.echo("\n".join(table_lines(settings, ordered(response), COLUMNS)))
+
+
+@verb(formats=FORMATS)
+@click.argument("guest", nargs=-1)
+@every_option
+@count_option
+def top(settings: Settings, guest: tuple[str, ...], every: float, count: int | None) -> None:
+    """Shows guests, the busiest first, again and again. Ends with Ctrl-C."""
+    _follow(settings, guest, every, count, busiest_first=True)
+
+
+@verb(formats=FORMATS)
+@click.argument("guest", nargs=-1)
+@every_option
+@count_option
+def stats(settings: Settings, guest: tuple[str, ...], every: float, count: int | None) -> None:
+    """Shows figures of all guests, or of these, again and again; once with --count 1."""
+    _follow(settings, guest, every, count, busiest_first=False)
+
+
+@verb(formats=("table", "json", "jsonl", "yaml"))
+@click.argument("guest", nargs=-1)
+@click.option("--present", is_flag=True, help="First the guests there are.")
+@count_option
+def events(settings: Settings, guest: tuple[str, ...], present: bool, count: int | None) -> None:
+    """Shows what happens to all guests, or to these: creation, every change of state, deletion."""
+    shown = 0
+    for event in settings.client.watch([guest_name(name) for name in guest], changes_only=not present):
+        if is_document(settings.output):
+            print_document(settings.output, document(event))
+        elif event.type == event.BOOKMARK:
+            continue
+        else:
+            moment = datetime.fromtimestamp(event.time.ToNanoseconds() / 1e9, UTC).isoformat(timespec="milliseconds")
+            words = [moment.replace("+00:00", "Z"), guest_id(event.guest.name), event.Type.Name(event.type)]
+            words += [state_text(event.guest), event.guest.reason, event.message]
+            click.echo(printable(" ".join(word for word in words if word)))
+        shown += 1
+        if shown == count:
+            return

@@ -1,0 +1,177 @@
+"""run and create."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import click
+
+from hvctl import failures
+from hvctl.output import document, is_document, print_document
+from hvctl.sdk.errors import HvctlError
+from hvctl.sdk.names import guest_id
+from hvctl.settings import Settings, say, verb
+from hvctl.values import ADDRESS, LABEL, RESTART, SIZE
+from hvctl.verbs.outcome import exit_code, tell_end
+
+if TYPE_CHECKING:
+    from hvapi.v1 import guest_pb2
+
+FORMATS = ("table", "json", "jsonl", "yaml", "name")
+# The whole of a young guest's console: as much as the API replays.
+REPLAY_BYTES = 1 << 20
+# Below this an upload is over before anybody has read how far it is.
+PROGRESS_BYTES = 16 << 20
+
+_SPEC_OPTIONS = [
+    click.option("--backend", metavar="B", help="Kind of virtualisation; default: the best fitting one."),
+    click.option("--engine", metavar="E", help="Way of executing within the backend."),
+    click.option("--name", metavar="N", help="Name; default: the daemon makes one up."),
+    click.option("--image", metavar="I", help="Image with the kernel and its defaults."),
+    click.option("--kernel", type=click.Path(dir_okay=False), metavar="F", help="Kernel file."),
+    click.option("--initrd", type=click.Path(dir_okay=False), metavar="F", help="Initial RAM disk."),
+    click.option("--append", metavar="S", help="Kernel command line; added to the image's."),
+    click.option("--flat", type=ADDRESS, metavar="ADDRESS", help="Load address and entry of a flat binary."),
+    click.option("--memory", type=SIZE, metavar="SIZE", help="RAM: 64M, 1G, bytes."),
+    click.option("--cpus", type=click.IntRange(min=1), metavar="N", help="Virtual CPUs."),
+    click.option("--label", "labels", type=LABEL, multiple=True, help="Label; may be repeated."),
+    click.option("--restart", type=RESTART, metavar="POLICY", help="never, always, on-failure or on-failure:N."),
+    click.option("--on-reset", type=click.Choice(["stop", "restart"]), help="What a reset or triple fault does."),
+    click.argument("args", nargs=-1, metavar="[GUEST ARGS]..."),
+]  # fmt: skip
+
+
+def spec_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    for option in reversed(_SPEC_OPTIONS):
+        function = option(function)
+    return function
+
+
+def make(settings: Settings, spec: dict[str, Any]) -> guest_pb2.Guest:
+    """Uploads the files and makes the guest; says which backend was chosen when that was left open."""
+    from hvapi.v1 import guest_pb2
+
+    from hvctl.sdk.guests import GuestSpec
+
+    restart = spec["restart"]
+    policy = None
+    if restart is not None:
+        mode = guest_pb2.RestartPolicy.Mode.Value(restart[0])
+        policy = guest_pb2.RestartPolicy(mode=mode, max_retries=restart[1])
+    guest = GuestSpec(
+        name=guest_id(spec["name"] or ""),
+        backend=spec["backend"] or "",
+        engine=spec["engine"] or "",
+        image=spec["image"] or "",
+        append=spec["append"] or "",
+        memory_bytes=spec["memory"] or 0,
+        cpus=spec["cpus"] or 0,
+        flat_load_address=spec["flat"] or 0,
+        args=spec["args"],
+        labels=dict(spec["labels"]),
+        on_reset=spec["on_reset"] or "",
+        restart=policy,
+    )
+    kernel, initrd = (upload(settings, spec[what]) if spec[what] else "" for what in ("kernel", "initrd"))
+    made = settings.client.create_guest(guest_id=guest.name, guest=guest.message(kernel, initrd))
+    if not spec["backend"]:
+        say(f"backend {made.backend}: {made.backend_reason or 'the daemon chose it'}")
+    return made
+
+
+def upload(settings: Settings, path: str) -> str:
+    """The file's digest, once the daemon has it; a long upload shows on a terminal how far it is."""
+    if not sys.stderr.isatty():
+        return settings.client.upload_file(path)
+    shown = False
+
+    def progress(sent: int, size: int) -> None:
+        nonlocal shown
+        if size >= PROGRESS_BYTES:
+            shown = True
+            click.echo(f"\ruploading {path}: {sent * 100 // size}%", err=True, nl=False)
+
+    try:
+        return settings.client.upload_file(path, progress)
+    finally:
+        if shown:
+            click.echo("", err=True)
+
+
+def print_made(settings: Settings, guest: guest_pb2.Guest) -> None:
+    if is_document(settings.output):
+        print_document(settings.output, document(guest))
+    else:
+        click.echo(guest.name if settings.output == "name" else guest_id(guest.name))
+
+
+@verb(formats=FORMATS)
+@spec_options
+def create(settings: Settings, **spec: Any) -> None:
+    """Makes a guest, stopped, and prints its name. `hvctl start` starts it."""
+    print_made(settings, make(settings, spec))
+
+
+@verb(formats=FORMATS, timeout_help="Give up after so long (exit code 124); with --rm the guest is removed.")
+@spec_options
+@click.option("--rm", is_flag=True, help="Delete the guest when it ends.")
+@click.option("--detach", "-d", is_flag=True, help="Start it, print its name and leave it alone.")
+def run(settings: Settings, rm: bool, detach: bool, **spec: Any) -> int:
+    """Makes a guest, starts it and attaches to its console; ^] detaches.
+
+    Ends with the guest's exit code, or with 125 when hvctl or the daemon failed. Guest arguments that begin with -
+    follow a --.
+    """
+    if rm and detach:
+        raise click.UsageError("--rm needs hvctl to stay until the guest ends: leave --detach or --rm out")
+    guest = make(settings, spec)
+    name, short = guest.name, guest_id(guest.name)
+
+    def remove() -> None:
+        settings.client.delete_guest(name=name, force=True, allow_missing=True)
+
+    try:
+        guest = settings.client.start_guest(name=name)
+    except (HvctlError, KeyboardInterrupt):
+        if rm:
+            remove()
+        else:
+            say(
+                f"{short} was made but is not started: `hvctl show {short}` says more, `hvctl delete {short}` removes it"
+            )
+        raise
+    if detach:
+        print_made(settings, guest)
+        return failures.OK
+
+    from hvctl.terminal import Detached, follow
+
+    goes_on = f"{short} goes on: `hvctl console {short}` attaches, `hvctl kill {short}` ends it"
+    try:
+        ended = follow(settings, name, replay_bytes=REPLAY_BYTES)
+    except Detached:
+        say(f"detached; {goes_on}" + ("; it is not deleted at its end" if rm else ""))
+        return failures.OK
+    except KeyboardInterrupt:
+        if rm:
+            remove()
+            say(f"interrupted; {short} is deleted")
+        else:
+            say(f"detached; {goes_on}")
+        return failures.INTERRUPTED
+    except HvctlError as error:
+        if error.reason == "TIMED_OUT":
+            failures.report(error, settings.output)
+            if rm:
+                remove()
+            else:
+                say(goes_on)
+            return failures.TIMED_OUT
+        say(goes_on)
+        raise
+    tell_end(ended)
+    if rm:
+        remove()
+    return exit_code(ended)
