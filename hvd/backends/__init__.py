@@ -5,8 +5,10 @@ from __future__ import annotations
 import functools
 import importlib
 import pkgutil
+from typing import TYPE_CHECKING
 
-from hvd.backends.contract import Backend
+if TYPE_CHECKING:  # a runner imports a backend's vcpu module, and must not pay for asyncio and protobuf
+    from hvd.backends.contract import Backend
 
 
 @functools.cache

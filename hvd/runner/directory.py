@@ -1,14 +1,19 @@
-"""The guest directory `<runtime-dir>/guests/<uid>/`: the one contract between the daemon and the process that owns a guest.
+"""The guest directory `<runtime-dir>/guests/<uid>/`: the one contract between the daemon and the process that owns a
+guest.
 
 In conmon's form, so that conmon can provide it for containers and the runner for VMs, and the daemon has one code path:
 
-    machine.json   what to run (LaunchSpec), written by the daemon before the start; guest.json next to it is the daemon's own
+    machine.json   what to run (hvd.board.machine.MachineSpec), written by the daemon before the start; guest.json next
+                   to it is the daemon's own
     pid            JSON {"pid", "start_time", "boot_id"} of the process; start_time is field 22 of /proc/PID/stat
-    attach         SOCK_SEQPACKET: packets to the viewer are one byte stream (2 = stdout, 3 = stderr) and up to 8192 bytes; a packet
-                   of stream 0 is 8 bytes little-endian: so many bytes were skipped for this viewer. Packets from the viewer are input
-    console.log    k8s-file lines: `2026-11-23T12:00:00.000000000+00:00 stdout F text` (P = no line end follows yet); rotated to
-                   console.log.1 at half of log_max_bytes
-    exit.json      the exit record, written last and atomically: {"state", "reason", "message", "exit_code", "time_ns", "metadata"}
+    attach         SOCK_SEQPACKET: packets to the viewer are one byte stream (2 = stdout, 3 = stderr) and up to 8191
+                   bytes; a packet of stream 0 has 8 bytes little-endian: so many bytes were skipped for this viewer.
+                   Packets from the viewer are input. A viewer that closes its writing side has left
+    console.log    k8s-file lines: `2026-11-23T12:00:00.000000000+00:00 stdout F text` (P = no line end follows yet);
+                   rotated to console.log.1 at half of log_max_bytes. stderr is what the guest logged by hypercalls,
+                   and hvd's own notes
+    exit.json      the exit record, written last and atomically: {"state", "reason", "message", "exit_code", "time_ns",
+                   "metadata"}
     control        SOCK_STREAM: length-prefixed hvd.runner.v1 messages
     counters       struct hv_counters, a plain file that the runner maps and the daemon reads with pread
     trace          struct hv_trace_header and its ring, likewise; the daemon switches kinds on by writing `enabled`
@@ -19,6 +24,12 @@ The directory is private to the daemon's user (0700). Sun's 108-byte limit on so
 """
 
 from __future__ import annotations
+
+import json
+import os
+import time
+from collections.abc import Mapping
+from typing import Any
 
 MACHINE = "machine.json"
 PID = "pid"
@@ -48,3 +59,74 @@ ENDS: dict[str, str] = {
     "LOAD_FAILED": "FAILED",  # the image could not be loaded: reason of hvd/errors.py in the metadata
     "RUNNER_CRASHED": "LOST",  # no exit record
 }
+
+EXIT_RECORD_BYTES = 16384
+_MESSAGE_BYTES = 2048
+
+
+class ExitRecord:
+    """The place of exit.json, reserved at the start, so that a full disk cannot take a guest's end away."""
+
+    def __init__(self, directory: str) -> None:
+        """Raises OSError, e.g. when the disk is full now."""
+        self._path = os.path.join(directory, EXIT)
+        self._fd = os.open(f"{self._path}.new", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        os.posix_fallocate(self._fd, 0, EXIT_RECORD_BYTES)
+
+    def write(self, reason: str, message: str, exit_code: int | None, metadata: Mapping[str, str]) -> None:
+        """A reason of ENDS. Texts beyond 2 KiB are cut."""
+        document = {
+            "state": ENDS[reason],
+            "reason": reason,
+            "message": message[:_MESSAGE_BYTES],
+            "exit_code": exit_code,
+            "time_ns": time.time_ns(),
+            "metadata": {key: str(value)[:_MESSAGE_BYTES] for key, value in metadata.items()},
+        }
+        data = json.dumps(document).encode()
+        os.pwrite(self._fd, data, 0)
+        os.ftruncate(self._fd, len(data))
+        os.rename(f"{self._path}.new", self._path)
+
+
+def write_json(path: str, document: Mapping[str, Any]) -> None:
+    """Atomically: a reader sees the old file or the new one."""
+    new = f"{path}.new"
+    with open(new, "w", encoding="utf-8") as file:
+        json.dump(document, file)
+    os.rename(new, path)
+
+
+def read_json(path: str) -> dict[str, Any] | None:
+    """None when it is missing or no JSON object: what stands in a guest directory is not trusted."""
+    try:
+        with open(path, encoding="utf-8", errors="replace") as file:
+            document = json.load(file)
+    except (OSError, ValueError):
+        return None
+    return document if isinstance(document, dict) else None
+
+
+def boot_id() -> str:
+    """Differs after a reboot, when pids mean other processes."""
+    with open("/proc/sys/kernel/random/boot_id", encoding="ascii") as file:
+        return file.read().strip()
+
+
+def process_start_time(pid: int) -> int | None:
+    """Field 22 of /proc/PID/stat, in clock ticks since the boot; None when the process is gone or a zombie."""
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The name, field 2, may hold anything, spaces and parentheses included.
+            fields = file.read().rpartition(b")")[2].split()
+    except OSError:
+        return None
+    return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def process_identity(pid: int) -> dict[str, Any]:
+    """The contents of the pid file. Raises ProcessLookupError."""
+    start = process_start_time(pid)
+    if start is None:
+        raise ProcessLookupError(f"no process {pid}")
+    return {"pid": pid, "start_time": start, "boot_id": boot_id()}

@@ -388,17 +388,32 @@ class WaitStatus(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     STATE_FIELD_NUMBER: _builtins.int
+    RESETS_FIELD_NUMBER: _builtins.int
+    LOG_FAILING_FIELD_NUMBER: _builtins.int
     state: _builtins.str
+    resets: _builtins.int
+    """When present: answered as well when the number of resets is no longer this one,"""
+    log_failing: _builtins.bool
+    """and when the console log has begun (false) or ceased (true) to fail."""
     def __init__(
         self,
         *,
         state: _builtins.str = ...,
+        resets: _builtins.int | None = ...,
+        log_failing: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_log_failing", b"_log_failing", "_resets", b"_resets", "log_failing", b"log_failing", "resets", b"resets"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_log_failing", b"_log_failing", "_resets", b"_resets", "log_failing", b"log_failing", "resets", b"resets", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    def WhichOneof(self, oneof_group: _Never) -> None: ...
+    _WhichOneofReturnType__log_failing: _TypeAlias = _typing.Literal["log_failing"]  # noqa: Y015
+    _WhichOneofArgType__log_failing: _TypeAlias = _typing.Literal["_log_failing", b"_log_failing"]  # noqa: Y015
+    _WhichOneofReturnType__resets: _TypeAlias = _typing.Literal["resets"]  # noqa: Y015
+    _WhichOneofArgType__resets: _TypeAlias = _typing.Literal["_resets", b"_resets"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__log_failing) -> _WhichOneofReturnType__log_failing | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__resets) -> _WhichOneofReturnType__resets | None: ...
 
 Global___WaitStatus: _TypeAlias = WaitStatus  # noqa: Y015
 

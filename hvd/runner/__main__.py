@@ -1,0 +1,131 @@
+"""`python -m hvd.runner DIRECTORY [READY-FD]`: runs the machine that DIRECTORY/machine.json describes.
+
+To READY-FD one JSON line is written: {"ok": true} when the guest runs, else {"error": REASON, "metadata": {..}} from
+the table of hvd/errors.py. SIGTERM kills the guest. The process lives on when whoever started it dies.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import importlib
+import json
+import os
+import signal
+import sys
+from dataclasses import fields
+from typing import Any
+
+from hvd.board.machine import CreateVcpu, MachineSpec
+from hvd.errors import HvdError
+from hvd.runner.directory import MACHINE, PID, RUNNER_LOG, ExitRecord, process_identity, read_json, write_json
+from hvd.runner.runner import Runner
+
+# Of two processes of hvd the kernel should rather end a guest than the daemon.
+OOM_SCORE_ADJUSTMENT = "300"
+DISK_FULL = (errno.ENOSPC, errno.EDQUOT)
+
+
+class ReadyPipe:
+    """Where the parent waits for the guest's first instruction."""
+
+    def __init__(self, fd: int | None) -> None:
+        self._fd = fd
+
+    def __call__(self, error: HvdError | None) -> None:
+        if self._fd is None:
+            return
+        answer: dict[str, Any] = {"ok": True}
+        if error is not None:
+            answer = {"error": error.reason, "metadata": error.metadata}
+        with contextlib.suppress(BrokenPipeError):  # the parent has gone; the guest stays
+            os.write(self._fd, json.dumps(answer).encode() + b"\n")
+        os.close(self._fd)
+        self._fd = None
+
+
+def detach(ready_fd: int | None) -> None:
+    """A process of its own: session, descriptors, signals."""
+    with contextlib.suppress(PermissionError):  # it leads a group already
+        os.setsid()
+    keep = 3
+    if ready_fd is not None:
+        os.closerange(3, ready_fd)
+        keep = ready_fd + 1
+        os.set_inheritable(ready_fd, False)
+    os.closerange(keep, os.sysconf("SC_OPEN_MAX"))
+    os.umask(0o077)
+    for number in (signal.SIGHUP, signal.SIGINT):
+        signal.signal(number, signal.SIG_IGN)
+
+
+def introduce(name: str) -> None:
+    """For ps, top and the out-of-memory killer."""
+    with contextlib.suppress(OSError):  # nice to have
+        with open("/proc/self/comm", "w", encoding="utf-8") as comm:
+            comm.write(f"hvd:{name}"[:15])
+        with open("/proc/self/oom_score_adj", "w", encoding="ascii") as score:
+            score.write(OOM_SCORE_ADJUSTMENT)
+
+
+def read_spec() -> MachineSpec:
+    """Raises HvdError RUNNER_START_FAILED."""
+    document = read_json(MACHINE)
+    if document is None:
+        raise HvdError("RUNNER_START_FAILED", problem=f"{MACHINE} is missing or no JSON", log=RUNNER_LOG)
+    try:
+        return MachineSpec(
+            **{field.name: document[field.name] for field in fields(MachineSpec) if field.name in document}
+        )
+    except TypeError as error:
+        raise HvdError("RUNNER_START_FAILED", problem=f"{MACHINE}: {error}", log=RUNNER_LOG) from error
+
+
+def find_vcpu(backend: str) -> CreateVcpu:
+    """`create` of hvd.backends.BACKEND.vcpu. Raises HvdError BACKEND_UNAVAILABLE."""
+    try:
+        module = importlib.import_module(f"hvd.backends.{backend}.vcpu")
+    except ImportError as error:
+        raise HvdError("BACKEND_UNAVAILABLE", backend=backend, problem=str(error), remedy="run `make setup`") from error
+    create: CreateVcpu = module.create
+    return create
+
+
+def prepare(ready: ReadyPipe) -> Runner:
+    """Raises HvdError when there is no machine to be had."""
+    try:
+        record = ExitRecord(".")
+        spec = read_spec()
+        introduce(spec.name)
+        write_json(PID, process_identity(os.getpid()))
+        return Runner(spec, find_vcpu(spec.backend), record, ready)
+    except OSError as error:
+        if error.errno in DISK_FULL:
+            raise HvdError("DISK_FULL", directory=os.getcwd(), what=error.filename or "the guest's files") from error
+        raise HvdError("RUNNER_START_FAILED", problem=str(error), log=RUNNER_LOG) from error
+
+
+def main(arguments: list[str]) -> int:
+    ready_fd = int(arguments[1]) if len(arguments) > 1 else None
+    detach(ready_fd)
+    os.chdir(arguments[0])
+    ready = ReadyPipe(ready_fd)
+    try:
+        runner = prepare(ready)
+    except HvdError as error:
+        print(error, file=sys.stderr)
+        ready(error)
+        return 1
+    signal.signal(signal.SIGTERM, lambda number, frame: runner.post(runner.kill))
+    try:
+        runner.run()
+    except OSError as error:
+        ready(HvdError("RUNNER_START_FAILED", problem=str(error), log=RUNNER_LOG))
+        raise
+    sys.stderr.flush()
+    # The vcpu thread may still be inside the guest, when it was killed: nothing is left to be torn down in order.
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

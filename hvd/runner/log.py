@@ -1,0 +1,136 @@
+"""The console log of a guest: k8s-file lines, rotated, and never the guest's problem.
+
+A log that cannot be written (full disk, I/O error, size limit) loses output, counts it, says so, and goes on when it
+can.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import time
+
+STDOUT, STDERR = b"stdout", b"stderr"
+# A line without an end is cut here, or when nothing was added to it for so long.
+LONGEST_LINE = 8192
+PARTIAL_SECONDS = 0.1
+LEAST_FILE = 4096
+
+
+class ConsoleLog:
+    """console.log and, after a rotation, console.log.1; each at most half of max_bytes (but at least 4 KiB)."""
+
+    def __init__(self, path: str, max_bytes: int) -> None:
+        self._path = path
+        self._half = max(max_bytes // 2, LEAST_FILE)
+        self._fd: int | None = None
+        self._size = 0
+        self._partial = b""  # of the console: a line whose end has not come
+        self._failure = ""
+        self.lost_bytes = 0  # since the last success
+        # time.monotonic() at which flush() is due; None = nothing to flush.
+        self.deadline: float | None = None
+
+    @property
+    def error(self) -> str:
+        """Empty while the log can be written."""
+        if not self._failure:
+            return ""
+        return f"the console log cannot be written ({self._failure}); {self.lost_bytes} bytes are lost so far"
+
+    def console(self, data: bytes) -> None:
+        """Output of the guest's console."""
+        whole, newline, rest = (self._partial + data).rpartition(b"\n")
+        self._partial = rest
+        prefix = _prefix(STDOUT)
+        block = b""
+        if newline:
+            block = prefix + b"F " + (b"\n" + prefix + b"F ").join(whole.split(b"\n")) + b"\n"
+        while len(self._partial) > LONGEST_LINE:
+            block += prefix + b"P " + self._partial[:LONGEST_LINE] + b"\n"
+            self._partial = self._partial[LONGEST_LINE:]
+        self.deadline = time.monotonic() + PARTIAL_SECONDS if self._partial else None
+        if block:
+            self._append(block)
+
+    def message(self, text: bytes) -> None:
+        """What the guest logged by a hypercall, one line of stderr for each of its lines."""
+        prefix = _prefix(STDERR) + b"F "
+        self._append(b"".join(prefix + line + b"\n" for line in text.rstrip(b"\n").split(b"\n")))
+
+    def flush(self) -> None:
+        """Write the line whose end has not come."""
+        self.deadline = None
+        if self._partial:
+            block = _prefix(STDOUT) + b"P " + self._partial + b"\n"
+            self._partial = b""
+            self._append(block)
+
+    def close(self) -> None:
+        self.flush()
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+
+    # ---- files
+
+    def _append(self, block: bytes) -> None:
+        """Whole lines."""
+        note = b""
+        if self.lost_bytes:
+            text = f"hvd: about {self.lost_bytes} bytes of the guest's output are missing here: {self._failure}\n"
+            note = _prefix(STDERR) + b"F " + text.encode()
+            block = note + block
+        while block:
+            room = self._half - self._size
+            cut = len(block)
+            if cut > room:
+                cut = block.rfind(b"\n", 0, max(room, 0)) + 1
+                if not cut and not self._size:
+                    cut = block.find(b"\n") + 1  # one line longer than a file
+            try:
+                if not cut:
+                    self._rotate()
+                    continue
+                self._write(block[:cut])
+            except OSError as error:
+                self._failure = os.strerror(error.errno or 0)
+                self.lost_bytes += len(block) - len(note)
+                return
+            block = block[cut:]
+            note = b""
+            self._failure, self.lost_bytes = "", 0
+
+    def _open(self) -> int:
+        if self._fd is None:
+            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            self._size = os.fstat(self._fd).st_size
+        return self._fd
+
+    def _write(self, lines: bytes) -> None:
+        fd = self._open()
+        view = memoryview(lines)
+        try:
+            while view:
+                view = view[os.write(fd, view) :]
+        except OSError:
+            # No half lines: a reader takes the file apart line by line.
+            os.ftruncate(fd, self._size)
+            raise
+        self._size += len(lines)
+
+    def _rotate(self) -> None:
+        with contextlib.suppress(FileNotFoundError):  # somebody took it away
+            os.rename(self._path, f"{self._path}.1")
+        if self._fd is not None:
+            os.close(self._fd)
+            self._fd = None
+        self._size = 0
+        self._open()
+
+
+def _prefix(stream: bytes) -> bytes:
+    """`2026-11-23T12:00:00.000000000+00:00 stdout `."""
+    seconds, nanoseconds = divmod(time.time_ns(), 1_000_000_000)
+    stamp = time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds))
+    return b"%s.%09d+00:00 %s " % (stamp.encode(), nanoseconds, stream)

@@ -1,0 +1,290 @@
+"""The process that owns one virtual machine: a thread for the vcpu, and the main thread, which serves everybody else.
+
+The main thread never waits for the vcpu thread, and the vcpu thread waits for the main thread only where the guest
+produces output faster than it can be taken away. Nothing here imports protobuf: hvd.runner.control does, when the
+first connection comes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import selectors
+import socket
+import sys
+import threading
+import time
+from collections import deque
+from collections.abc import Callable
+from pathlib import Path
+from queue import SimpleQueue
+from typing import TYPE_CHECKING
+
+from hvd.board.hot import HotBoard
+from hvd.board.machine import CreateVcpu, End, Machine, MachineSpec
+from hvd.board.memory import GuestMemory
+from hvd.errors import HvdError
+from hvd.runner.attach import AttachServer
+from hvd.runner.directory import ATTACH, CONTROL, COUNTERS, LOG, TRACE, ExitRecord
+from hvd.runner.log import ConsoleLog
+from hvd.trace.points import BackendId
+
+if TYPE_CHECKING:
+    from hvd.runner.control import ControlServer
+
+TRACE_RECORDS = 16384
+# Typed input that waits for the guest; beyond it the viewers wait.
+INPUT_BYTES = 64 << 10
+INPUT_RETRY_SECONDS = (0.01, 0.25)
+# Turns of 64 KiB that a guest's console gets before the others are served.
+CONSOLE_TURNS = 8
+# How long a killed vcpu may take to notice, and viewers to read what is left.
+KILL_SECONDS = 2.0
+FAREWELL_SECONDS = 0.5
+# Hypercall logs that wait for the main thread; with more the guest waits.
+LOG_MESSAGES = 64
+
+Ready = Callable[[HvdError | None], None]
+
+
+class Runner:
+    """One machine and its sockets. Relative to the current directory, which is the guest's."""
+
+    def __init__(self, spec: MachineSpec, create_vcpu: CreateVcpu, record: ExitRecord, ready: Ready) -> None:
+        """ready is called once: when the guest runs (None) or could not be started. Raises HvdError MEMORY_*,
+        NATIVE_MISSING; OSError when the files of the directory cannot be made."""
+        self._record = record
+        self._ready: Ready | None = ready
+        self._selector = selectors.DefaultSelector()
+        self._posted: deque[Callable[[], None]] = deque()
+        self._wake_event = self._event(self._run_posted)
+        self._console_event = self._event(self._drain_console)
+        self._console_busy = False
+        self._messages = threading.Semaphore(LOG_MESSAGES)
+        self._input = bytearray()
+        self._input_delay = INPUT_RETRY_SECONDS[0]
+        self._deadlines: dict[Callable[[], None], float] = {}
+        self._ended: SimpleQueue[End] = SimpleQueue()
+        self._finishing = self._done = False
+        self._control: ControlServer | None = None
+        self._log = ConsoleLog(LOG, spec.log_max_bytes)
+        self._log_failing = False
+        board = HotBoard(
+            BackendId[spec.backend.upper()],
+            out_event=self._console_event,
+            counters=Path(COUNTERS),
+            trace=Path(TRACE),
+            trace_records=TRACE_RECORDS,
+        )
+        self._board = board
+        self.machine = Machine(
+            spec,
+            board,
+            GuestMemory(spec.memory_bytes),
+            create_vcpu,
+            on_change=lambda: self.post(self._changed),
+            on_log=self._guest_logs,
+        )
+
+    def _event(self, handler: Callable[[], None]) -> int:
+        """An eventfd whose writing runs a function of the main thread."""
+        fd = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+
+        def ready(events: int) -> None:
+            os.eventfd_read(fd)
+            handler()
+
+        self._selector.register(fd, selectors.EVENT_READ, ready)
+        return fd
+
+    # ---- any thread
+
+    def post(self, function: Callable[[], None]) -> None:
+        """Run a function in the main thread, soon."""
+        self._posted.append(function)
+        os.eventfd_write(self._wake_event, 1)
+
+    def _guest_logs(self, text: bytes) -> None:
+        """In the vcpu thread, which waits when it logs faster than the main thread writes."""
+        self._messages.acquire()
+
+        def write() -> None:
+            self._messages.release()
+            self._log.message(text)
+            self._check_log()
+
+        self.post(write)
+
+    # ---- main thread
+
+    def run(self) -> None:
+        """To the machine's end and the writing of its record. Raises OSError when the sockets cannot be made."""
+        self._thread = threading.Thread(target=self._run_machine, name="vcpu", daemon=True)
+        self._thread.start()
+        self._attach = AttachServer(self._selector, _listen(ATTACH, socket.SOCK_SEQPACKET), self._type)
+        control = _listen(CONTROL, socket.SOCK_STREAM)
+        control.setblocking(False)
+        self._selector.register(control, selectors.EVENT_READ, lambda events: self._accept_control(control))
+        self._drain_console()
+        while not self._done:
+            self._turn()
+
+    def _run_machine(self) -> None:
+        self._ended.put(self.machine.run())
+        self.post(self._machine_ended)
+
+    def _turn(self) -> None:
+        """Wait for the next events and serve them."""
+        for key, events in self._selector.select(self._timeout()):
+            # An earlier event of this turn may have closed it.
+            if self._selector.get_map().get(key.fd) is key:
+                key.data(events)
+        if self._console_busy:
+            self._drain_console()
+        now = time.monotonic()
+        for function in [function for function, deadline in self._deadlines.items() if deadline <= now]:
+            del self._deadlines[function]
+            function()
+
+    def _timeout(self) -> float | None:
+        if self._console_busy or self._posted:
+            return 0
+        if not self._deadlines:
+            return None
+        return max(0.0, min(self._deadlines.values()) - time.monotonic())
+
+    def _run_posted(self) -> None:
+        for _ in range(len(self._posted)):
+            self._posted.popleft()()
+
+    def kill(self) -> None:
+        """End the guest; the runner goes on until its record is written."""
+        self.machine.call(self.machine.kill, lambda result, error: None)
+        self._deadlines.setdefault(self._force_end, time.monotonic() + KILL_SECONDS)
+
+    def _force_end(self) -> None:
+        """The vcpu does not listen: the record is written without it, and the process takes its thread along."""
+        if not self._finishing:
+            self._finish(End("KILLED", "killed; the vcpu did not stop by itself"))
+
+    # ---- state
+
+    def _changed(self) -> None:
+        machine = self.machine
+        if self._ready is not None and machine.state != "STARTING":
+            ready, self._ready = self._ready, None
+            ready(None)
+        if self._control is not None:
+            self._control.status_changed()
+
+    def _machine_ended(self) -> None:
+        if not self._finishing:
+            self._finish(self._ended.get())
+
+    def _finish(self, end: End) -> None:
+        """Everything that the guest wrote goes to log and viewers; then the record; then the process ends."""
+        self._finishing = True
+        machine = self.machine
+        if machine.end is None:
+            machine.end = end
+        while data := self._board.console_take():
+            self._log.console(data)
+            self._attach.output(data)
+        self._run_posted()
+        self._log.close()
+        if self._control is not None:
+            self._control.status_changed()
+        until = time.monotonic() + FAREWELL_SECONDS
+        while self._unread() and (left := until - time.monotonic()) > 0:
+            for key, events in self._selector.select(left):
+                if (
+                    key.fd not in (self._wake_event, self._console_event)
+                    and self._selector.get_map().get(key.fd) is key
+                ):
+                    key.data(events & selectors.EVENT_WRITE)
+        if self._log.error:
+            print(self._log.error, file=sys.stderr)
+        self._record.write(end.reason, end.message, end.exit_code, end.metadata)
+        if self._ready is not None:
+            error = machine.start_error or HvdError("RUNNER_START_FAILED", problem=end.message, log="runner.log")
+            self._ready(error)
+            self._ready = None
+        self._done = True
+
+    def _unread(self) -> bool:
+        return self._attach.waiting or (self._control is not None and self._control.waiting)
+
+    # ---- console
+
+    def _drain_console(self) -> None:
+        self._console_busy = False
+        for _ in range(CONSOLE_TURNS):
+            data = self._board.console_take()
+            if data:
+                self.machine.console_drained()
+                self._log.console(data)
+                self._attach.output(data)
+            elif self._board.console_sleep():
+                break
+        else:
+            self._console_busy = True
+        self._check_log()
+
+    def _check_log(self) -> None:
+        if self._log.deadline is None:
+            self._deadlines.pop(self._flush_log, None)
+        else:
+            self._deadlines[self._flush_log] = self._log.deadline
+        failing = bool(self._log.error)
+        if failing != self._log_failing:
+            self._log_failing = failing
+            self._changed()
+
+    def _flush_log(self) -> None:
+        self._log.flush()
+        self._check_log()
+
+    def _type(self, data: bytes) -> None:
+        self._input += data
+        self._input_delay = INPUT_RETRY_SECONDS[0]
+        self._pass_input()
+
+    def _pass_input(self) -> None:
+        """As much of what was typed as the guest has room for. Nothing tells when it has read: ask again, more and
+        more rarely."""
+        taken = self._board.console_put(bytes(self._input))
+        if taken:
+            del self._input[:taken]
+            self._input_delay = INPUT_RETRY_SECONDS[0]
+            self.machine.kick()
+        self._attach.accept_input(len(self._input) < INPUT_BYTES)
+        if self._input:
+            self._deadlines[self._pass_input] = time.monotonic() + self._input_delay
+            self._input_delay = min(self._input_delay * 2, INPUT_RETRY_SECONDS[1])
+        else:
+            self._deadlines.pop(self._pass_input, None)
+
+    # ---- control
+
+    def _accept_control(self, listener: socket.socket) -> None:
+        try:
+            sock, _ = listener.accept()
+        except OSError:  # it has gone again, or there are no descriptors left
+            return
+        if self._control is None:
+            from hvd.runner.control import ControlServer  # protobuf: see above
+
+            self._control = ControlServer(
+                self._selector, self.machine, self.post, lambda: self._log.error, lambda: self.post(self.kill)
+            )
+        self._control.accept(sock)
+
+
+def _listen(name: str, kind: socket.SocketKind) -> socket.socket:
+    """A socket in the current directory, whose path may be longer than a socket's name can be."""
+    listener = socket.socket(socket.AF_UNIX, kind)
+    with contextlib.suppress(FileNotFoundError):
+        os.unlink(name)
+    listener.bind(name)
+    listener.listen(16)
+    return listener
