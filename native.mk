@@ -21,3 +21,11 @@ native: hvd/libhv.so
 
 native-clean:
 	rm -f hvd/libhv.so hvd/board/native/points.h
+
+# The guest program of the emulation backend's self-check.
+hvd/backends/emulation/selfcheck.bin: hvd/backends/emulation/selfcheck.S native.mk
+	mkdir -p build
+	$(CC) -m32 -c -o build/selfcheck.o $<
+	objcopy -O binary -j .text build/selfcheck.o $@
+
+native: hvd/backends/emulation/selfcheck.bin
