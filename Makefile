@@ -1,0 +1,60 @@
+# hvd: everything from a fresh clone. `make demo` shows it, `make test` proves it.
+#
+#   make setup      virtual environment in .venv, C parts, guest programs, Debian packages when root; idempotent
+#   make demo       a daemon on a private socket, real guests, their console, trace and metrics; about a minute
+#   make test       the suite, under 20 minutes on two cores     make test-slow   the tests marked slow (they build Linux)
+#   make bench      every figure of the README, side by side with its peer
+#   make lint       ruff, mypy --strict, buf lint, generated code up to date
+#   make proto      client/hvapi from proto/
+
+SYSTEM_PYTHON ?= python3
+VENV := .venv
+PYTHON := $(VENV)/bin/python
+export HVD_REQUIRE_BACKENDS
+
+.PHONY: all setup demo test test-slow bench lint proto clean packages
+.DEFAULT_GOAL := all
+all: setup
+
+include native.mk
+include guests.mk
+
+# Packages that only root can install: what is missing is installed when we are root, otherwise named, and what needs it says so.
+packages:
+	@sh deploy/packages.sh
+
+$(VENV)/.stamp: pyproject.toml | packages
+	@$(SYSTEM_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "hvd needs Python 3.11 or later; $(SYSTEM_PYTHON) is $$($(SYSTEM_PYTHON) -V 2>&1). Set SYSTEM_PYTHON." >&2; exit 1; }
+	@$(SYSTEM_PYTHON) -m venv $(VENV) || { echo "$(SYSTEM_PYTHON) cannot make virtual environments: install its venv module (Debian: python3-venv)" >&2; exit 1; }
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check -e '.[daemon,dev]'
+	@touch $@
+
+setup: packages $(VENV)/.stamp native guests
+
+# The C parts and the guests need the virtual environment only to write points.h; make must not build them before it is there.
+hvd/board/native/points.h: | $(VENV)/.stamp
+
+demo: setup
+	@$(PYTHON) deploy/demo.py
+
+test: setup lint
+	$(PYTHON) -m pytest -m 'not slow' $(PYTEST_ARGS)
+
+test-slow: setup
+	$(PYTHON) -m pytest -m slow --timeout 3000 $(PYTEST_ARGS)
+
+bench: setup
+	$(PYTHON) -m bench $(BENCH_ARGS)
+
+lint: $(VENV)/.stamp
+	$(VENV)/bin/ruff check .
+	$(VENV)/bin/mypy
+	$(VENV)/bin/buf lint proto
+	@PYTHON=$(abspath $(PYTHON)) sh proto/generate.sh build/hvapi-check && diff -r -x __pycache__ build/hvapi-check/v1 client/hvapi/v1 \
+	    && diff -r -x __pycache__ build/hvapi-check/runner client/hvapi/runner || { echo "client/hvapi is not what proto/ says: make proto" >&2; exit 1; }
+
+proto: $(VENV)/.stamp
+	PYTHON=$(abspath $(PYTHON)) sh proto/generate.sh client/hvapi
+
+clean: native-clean guests-clean
+	rm -rf build
