@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -29,7 +30,7 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
         self.blobs = blobs
         self.builder = builder
 
-    async def UploadBlob(  # type: ignore[override]
+    async def UploadBlob(
         self, request_iterator: AsyncIterator[image_pb2.UploadBlobRequest], context: _Context
     ) -> image_pb2.UploadBlobResponse:
         requests = aiter(request_iterator)
@@ -90,11 +91,13 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
         self.catalog.delete(request.name, request.allow_missing)
         return empty_pb2.Empty()
 
-    async def BuildImage(  # type: ignore[override]
+    async def BuildImage(
         self, request: image_pb2.BuildImageRequest, context: _Context
     ) -> AsyncIterator[image_pb2.BuildImageResponse]:
-        async for frame in self.builder.build(request.recipe, request.arch, request.image_id, request.force):
-            if isinstance(frame, image_pb2.Image):
-                yield image_pb2.BuildImageResponse(image=frame)
-            else:
-                yield image_pb2.BuildImageResponse(progress=frame)
+        build = self.builder.build(request.recipe, request.arch, request.image_id, request.force)
+        async with contextlib.aclosing(build) as frames:
+            async for frame in frames:
+                if isinstance(frame, image_pb2.Image):
+                    yield image_pb2.BuildImageResponse(image=frame)
+                else:
+                    yield image_pb2.BuildImageResponse(progress=frame)

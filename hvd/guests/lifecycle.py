@@ -65,6 +65,7 @@ class GuestLife:
         self._host = host
         self._lock = asyncio.Lock()
         self._ended = asyncio.Event()
+        self._last_end: guest_pb2.Guest | None = None
         self._asked_to_end = False
         self._resets = 0
         self._restarts = Restarts()
@@ -221,13 +222,14 @@ class GuestLife:
             with contextlib.suppress(ValueError):
                 self._waiters.remove(entry)
 
-    async def wait_ended(self, seconds: float) -> bool:
-        """Has the present run ended within so many seconds?"""
-        try:
-            await asyncio.wait_for(self._ended.wait(), seconds)
-        except TimeoutError:
-            return False
-        return True
+    async def end_of(self, run: int, seconds: float) -> guest_pb2.Guest | None:
+        """The guest as it was when that run ended, waiting for it; None = it has not ended within so many seconds."""
+        if self.run == run:
+            try:
+                await asyncio.wait_for(self._ended.wait(), seconds)
+            except TimeoutError:
+                return None
+        return self._last_end
 
     def reachable(self, verb: str, capability: Capability) -> Instance:
         """The instance, for looking into the guest. Raises HvdError GUEST_WRONG_STATE, CAPABILITY_MISSING."""
@@ -316,11 +318,11 @@ class GuestLife:
         self._asked_to_end = False
         self._conditions_clear("RESTART_PENDING", "RESTART_GIVEN_UP", "LOG_LOSING")
         self._move(Guest.STARTING, "starting")
-        self.run += 1
         self._ended.clear()
         try:
             spec = self._host.resolve(self.guest, paused)
             await asyncio.to_thread(records.prepare_directory, self.directory, self.guest)
+            self.run += 1  # only now: whoever sees it finds nothing of the run before
             instance = await backend.launch(spec, self.directory)
             status = await instance.status()
         except Exception as error:
@@ -418,6 +420,7 @@ class GuestLife:
         restart = self._wants_restart(status)
         reason = status.reason or status.state
         self._move(State.Value(status.state), f"ended: {reason}", reason, status.message)
+        self._last_end = _copy(guest)
         self._ended.set()
         if restart:
             self._schedule_restart()
@@ -456,7 +459,7 @@ class GuestLife:
                 await asyncio.to_thread(records.kill_process, process)
             return
         await self.instance.kill()
-        if not await self.wait_ended(KILL_SECONDS):
+        if await self.end_of(self.run, KILL_SECONDS) is None:
             raise HvdError("RUNNER_TIMEOUT", call="kill", seconds=KILL_SECONDS)
 
     # --- restart policy ---

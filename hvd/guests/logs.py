@@ -101,6 +101,12 @@ class LogReader:
             return False
         return (status.st_dev, status.st_ino) != self._identity
 
+    def has_news(self) -> bool:
+        """Is there anything that was not read yet? Quick: asked again and again by those who follow."""
+        if self._file is None:
+            return (self._directory / names.LOG).exists()
+        return os.fstat(self._file).st_size > os.lseek(self._file, 0, os.SEEK_CUR) or self._rotated()
+
     def raw_lines(self) -> Iterator[bytes]:
         """What there is now and was not read yet, without line ends; a last line that is not complete waits for the
         next call.

@@ -132,10 +132,8 @@ class RingReader:
     @staticmethod
     def _is_sequence(block: bytes, first: int) -> bool:
         last = first + len(block) // RECORD_BYTES - 1
-        return (
-            _SEQUENCE.unpack_from(block, _SEQUENCE_OFFSET)[0] == first & 0xFFFFFFFF
-            and _SEQUENCE.unpack_from(block, len(block) - RECORD_BYTES + _SEQUENCE_OFFSET)[0] == last & 0xFFFFFFFF
-        )
+        found = [_SEQUENCE.unpack_from(block, start + _SEQUENCE_OFFSET)[0] for start in (0, len(block) - RECORD_BYTES)]
+        return found == [first & 0xFFFFFFFF, last & 0xFFFFFFFF]
 
     @staticmethod
     def _whole(block: bytes, first: int) -> tuple[bytes, int]:

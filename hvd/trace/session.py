@@ -31,8 +31,8 @@ class Filter:
         not exist.
         """
         known_points = {point.name: point for point in points}
-        known_kinds = {kind.label: kind for kind in Kind if kind is not Kind.LOST}
-        wanted_kinds = {_known(known_kinds, "kinds", kind) for kind in kinds}
+        known_kinds: dict[str, Kind] = {kind.label: kind for kind in Kind if kind is not Kind.LOST}
+        wanted_kinds: set[Kind] = {_known(known_kinds, "kinds", kind) for kind in kinds}
         wanted_points = {_known(known_points, "reasons", reason) for reason in reasons}
         if wanted_points:
             # Both given = both must hold.
@@ -125,9 +125,10 @@ class GuestTrace:
             self._ring.close()
         self._switch.remove(self._directory, self._filter.mask)
 
-    def read(self, most: int, run: int) -> tuple[bytes, int]:
-        """Up to `most` wanted records and how many were lost; (b"", 0) = nothing new. run: GuestLife.run, to notice a
-        new ring.
+    def read(self, most: int, run: int) -> tuple[bytes, int, bool]:
+        """Up to `most` wanted records, how many were lost, and whether to ask again at once (False = nothing new).
+
+        run: GuestLife.run, to notice that the ring was made anew.
         """
         if self._ring is not None:
             try:
@@ -136,18 +137,15 @@ class GuestTrace:
                 # Cut short or gone bad: the guest may have been started anew; if not, it stays silent until it is.
                 self._ring.close()
                 self._ring = None
-                return b"", 0
+                return b"", 0, False
             if block or lost or run == self._run:
-                return self._filter.apply(block), lost
+                return self._filter.apply(block), lost, bool(block or lost)
             # The old ring is read to its end.
             self._ring.close()
             self._ring = None
         self._run = run
         self._open(from_start=True)
-        if self._ring is not None:
-            self._switch.apply(self._directory)
-        return b"", 0
-
-    @property
-    def is_open(self) -> bool:
-        return self._ring is not None
+        if self._ring is None:
+            return b"", 0, False
+        self._switch.apply(self._directory)
+        return b"", 0, True

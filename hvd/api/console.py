@@ -1,0 +1,188 @@
+"""AttachConsole: one viewer of a guest's console, from the setup frame to the guest's end.
+
+The guest's process sends to each viewer what the guest writes from the attachment on; what was before comes from the
+log. A viewer that is slow holds up nobody: its packets pile up here to a bound, then at the guest's process, which
+skips and says how much.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from google.protobuf import empty_pb2
+from hvapi.v1 import guest_pb2
+
+from hvd.api.interceptors import require
+from hvd.api.roles import Permission
+from hvd.backends.contract import Capability, ConsoleAttachment, Instance
+from hvd.errors import HvdError
+from hvd.guests.lifecycle import GuestLife
+from hvd.guests.logs import read_end
+from hvd.guests.model import ENDED, Guest, State
+from hvd.guests.supervisor import Supervisor
+
+Request = guest_pb2.AttachConsoleRequest
+Response = guest_pb2.AttachConsoleResponse
+MOST_REPLAY = 1 << 20
+# Packets that wait here for a slow viewer.
+PENDING_PACKETS = 64
+# An attachment that was closed means that the guest ends; its exit record may be a moment behind.
+END_SECONDS = 5.0
+START_SECONDS = 30.0
+_STARTED = frozenset(State.values()) - {Guest.STATE_UNSPECIFIED, Guest.STARTING}
+
+
+async def attach(supervisor: Supervisor, requests: AsyncIterator[Request]) -> AsyncIterator[Response]:
+    """Raises HvdError GUEST_NOT_FOUND, GUEST_WRONG_STATE, CAPABILITY_MISSING, ROLE_FORBIDDEN, REQUEST_INVALID,
+    FIELD_INVALID.
+    """
+    setup = await _setup(requests)
+    life = supervisor.get(setup.name)
+    if life.guest.state == Guest.STARTING:
+        await life.wait(_STARTED, START_SECONDS)
+    if life.instance is None and life.guest.state in ENDED and setup.replay_bytes:
+        # It ended before the viewer came: it still gets what there was, and how it ended.
+        guest = _copy(life.guest)
+        yield Response(attached=empty_pb2.Empty())
+        if log := await asyncio.to_thread(read_end, life.directory, setup.replay_bytes):
+            yield Response(output=log)
+        yield Response(ended=guest)
+        return
+    instance, run = life.reachable("attach", Capability.CONSOLE), life.run
+    async with instance.attach_console(setup.read_only) as attachment:
+        async for response in _attached(life, instance, attachment, setup, requests):
+            yield response
+    ended = await life.end_of(run, END_SECONDS)
+    if ended is None:
+        raise HvdError("RUNNER_GONE", problem="it closed the console although the guest goes on")
+    yield Response(ended=ended)
+
+
+async def _setup(requests: AsyncIterator[Request]) -> guest_pb2.AttachConsoleSetup:
+    first = await anext(aiter(requests), None)
+    if first is None or first.WhichOneof("frame") != "setup":
+        raise HvdError(
+            "REQUEST_INVALID",
+            problem="the first frame of AttachConsole is no setup",
+            remedy="send setup with the name first",
+        )
+    setup = first.setup
+    if not setup.read_only:
+        require(Permission.OPERATE, "AttachConsole (not read_only)")
+    if not 0 <= setup.replay_bytes <= MOST_REPLAY:
+        raise HvdError(
+            "FIELD_INVALID",
+            field="setup.replay_bytes",
+            value=setup.replay_bytes,
+            problem="is out of range",
+            remedy=f"use 0-{MOST_REPLAY}",
+        )
+    return setup
+
+
+async def _attached(
+    life: GuestLife,
+    instance: Instance,
+    attachment: ConsoleAttachment,
+    setup: guest_pb2.AttachConsoleSetup,
+    requests: AsyncIterator[Request],
+) -> AsyncIterator[Response]:
+    if setup.HasField("size") and not setup.read_only:
+        await instance.resize_console(setup.size.rows, setup.size.columns)
+    yield Response(attached=empty_pb2.Empty())
+    # bytes = output, int = skipped, an exception = what ended it, None = the guest closed its console.
+    packets: asyncio.Queue[bytes | int | Exception | None] = asyncio.Queue(PENDING_PACKETS)
+    tasks = [
+        asyncio.create_task(_listen(attachment, packets)),
+        asyncio.create_task(_type(instance, attachment, setup.read_only, requests, packets)),
+    ]
+    try:
+        if setup.replay_bytes:
+            log = await asyncio.to_thread(read_end, life.directory, setup.replay_bytes)
+            early = _drain(packets)
+            if log := log[
+                : len(log) - _overlap(log, b"".join(packet for packet in early if isinstance(packet, bytes)))
+            ]:
+                yield Response(output=log)
+        else:
+            early = []
+        for packet in early:
+            if (response := _response(packet)) is None:
+                return
+            yield response
+        while (response := _response(await packets.get())) is not None:
+            yield response
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _response(packet: bytes | int | Exception | None) -> Response | None:
+    if isinstance(packet, Exception):
+        raise packet
+    if isinstance(packet, bytes):
+        return Response(output=packet)
+    return None if packet is None else Response(skipped_bytes=packet)
+
+
+async def _listen(attachment: ConsoleAttachment, packets: asyncio.Queue[bytes | int | Exception | None]) -> None:
+    try:
+        async for packet in attachment.output():
+            await packets.put(packet)
+        await packets.put(None)
+    except Exception as error:  # noqa: BLE001 - raised again by the reader of the queue
+        await packets.put(error)
+
+
+async def _type(
+    instance: Instance,
+    attachment: ConsoleAttachment,
+    read_only: bool,
+    requests: AsyncIterator[Request],
+    packets: asyncio.Queue[bytes | int | Exception | None],
+) -> None:
+    """What the viewer sends. A viewer that closes its side goes on looking."""
+    try:
+        async for request in requests:
+            frame = request.WhichOneof("frame")
+            if frame == "setup" or frame is None:
+                raise HvdError(
+                    "REQUEST_INVALID",
+                    problem="a later frame of AttachConsole is neither input nor size",
+                    remedy="send setup once, first",
+                )
+            if read_only and frame == "input":
+                raise HvdError(
+                    "REQUEST_INVALID",
+                    problem="input to a console that was attached read_only",
+                    remedy="attach without it",
+                )
+            if frame == "input":
+                await attachment.write(request.input)
+            elif not read_only:
+                await instance.resize_console(request.size.rows, request.size.columns)
+    except Exception as error:  # noqa: BLE001 - raised again by the reader of the queue
+        await packets.put(error)
+
+
+def _drain(packets: asyncio.Queue[bytes | int | Exception | None]) -> list[bytes | int | Exception | None]:
+    drained = []
+    while not packets.empty():
+        drained.append(packets.get_nowait())
+    return drained
+
+
+def _overlap(log: bytes, live: bytes) -> int:
+    """How many bytes at the end of the log came by the attachment too: it was attached before the log was read."""
+    for length in range(min(len(log), len(live)), 0, -1):
+        if log.endswith(live[:length]):
+            return length
+    return 0
+
+
+def _copy(guest: guest_pb2.Guest) -> guest_pb2.Guest:
+    copy = guest_pb2.Guest()
+    copy.CopyFrom(guest)
+    return copy
