@@ -188,15 +188,19 @@ def test_any_tables_and_any_registers(seed: int, mode: tuple[int, int], cr3: int
 
 # Against Unicorn's MMU: the guest reads a word through the tables; the walk must say which word, or that it faults.
 
-ENTRY = st.tuples(st.integers(0, 15), st.sampled_from([0x00, 0x01, 0x03, 0x05, 0x07, 0x07, 0x07, 0x87]))
+# By a seed, since Hypothesis's own integers favour 0: few would get past the first entry.
+FLAGS = [0x00, 0x01, 0x03, 0x05, 0x07, 0x07, 0x87, 0x87]
 
 
 @settings(max_examples=150, deadline=None)
-@given(st.lists(ENTRY, min_size=64, max_size=64), st.booleans(), st.integers(0, 0xFFFF))
-def test_agrees_with_a_processor(entries: list[tuple[int, int]], pae: bool, low: int) -> None:
+@given(st.integers(0, 1 << 32), st.booleans())
+def test_agrees_with_a_processor(seed: int, pae: bool) -> None:
     unicorn = pytest.importorskip("unicorn")
     x86 = pytest.importorskip("unicorn.x86_const")
     size = 8 if pae else 4
+    chance = random.Random(seed)
+    entries = [(chance.randrange(16), chance.choice(FLAGS)) for _ in range(64)]
+    low = chance.randrange(1 << 16)
     with GuestMemory(4 * MIB) as memory:
         # Every page holds its own number, after its table entries.
         for page in range(16):
@@ -209,7 +213,7 @@ def test_agrees_with_a_processor(entries: list[tuple[int, int]], pae: bool, low:
         directory = 0x3000 if pae else root
         for index in range(16):
             target, flags = entries[index]
-            base = (target >> 2 << 22 if not pae else 0) if flags & 0x80 else 0x4000 + (target & 1) * 0x1000
+            base = (target >> 3 << 22 if not pae else 0) if flags & 0x80 else 0x4000 + (target & 1) * 0x1000
             memory.write(directory + size * index, (base | flags).to_bytes(size, "little"))
         for table in (0x4000, 0x5000):
             for index in range(16):
