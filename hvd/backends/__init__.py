@@ -1,4 +1,8 @@
-"""Kinds of virtualisation: one folder each. A folder with a BACKEND is found by name; nothing elsewhere lists them."""
+"""Kinds of virtualisation, one folder each; nothing elsewhere lists them.
+
+A folder NAME has backend.py with BACKEND, which the daemon finds here, and for virtual machines vcpu.py with create(), which the runner
+imports by name: without this package's daemon side, whose imports a runner must not pay for.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +21,6 @@ def all_backends() -> dict[str, Backend]:
     found: dict[str, Backend] = {}
     for module in pkgutil.iter_modules(__path__):
         if module.ispkg:
-            backend: Backend = importlib.import_module(f"{__name__}.{module.name}").BACKEND
+            backend: Backend = importlib.import_module(f"{__name__}.{module.name}.backend").BACKEND
             found[backend.name] = backend
     return found

@@ -165,7 +165,7 @@ class ConsoleAttachment(ABC):
 
 
 class Backend(ABC):
-    """One kind of virtualisation. A backend's package sets BACKEND to one of these."""
+    """One kind of virtualisation. hvd/backends/NAME/backend.py sets BACKEND to one of these."""
 
     name: str
     id: BackendId

@@ -121,6 +121,17 @@ static void describe(struct hv_emulator *e, uint64_t address, uint32_t size, uin
     e->exit.start_ns = start_ns;
 }
 
+/* IOPL and the TSS's I/O permission bitmap (SDM vol. 1, 19.5). Unicorn's translator leaves this check out: any guest program could reach
+ * the devices. The helper raises #GP and does not return; the hook's caller has made the registers whole already. */
+static void check_port_permission(struct hv_emulator *e, uint32_t port, int size)
+{
+    uint64_t eflags = hv_env64(e, ENV_EFLAGS);
+    bool virtual_8086 = eflags & EFLAGS_VM;
+    if (!(hv_env64(e, ENV_CR) & 1) || (!virtual_8086 && (hv_env32(e, ENV_HFLAGS) & HF_CPL) <= (eflags >> 12 & 3)))
+        return;
+    (size == 1 ? e->unicorn.helper_check_iob_x86_64 : size == 2 ? e->unicorn.helper_check_iow_x86_64 : e->unicorn.helper_check_iol_x86_64)(e->env, port);
+}
+
 static uint32_t on_in(uc_engine *uc, uint32_t port, int size, void *user)
 {
     (void)uc;
@@ -128,6 +139,7 @@ static uint32_t on_in(uc_engine *uc, uint32_t port, int size, void *user)
     uint64_t start = hv_host_ns();
     uint32_t value = 0;
     enum hv_port_result result;
+    check_port_permission(e, port, size);
     while ((result = hv_board_port_in(e->board, (uint16_t)port, (unsigned)size, &value)) == HV_PORT_WAIT) {
         describe(e, port, (uint32_t)size, 0, start);
         leave(e, HV_EXIT_CONSOLE_FULL);
@@ -149,6 +161,7 @@ static void on_out(uc_engine *uc, uint32_t port, int size, uint32_t value, void 
     struct hv_emulator *e = user;
     uint64_t start = hv_host_ns();
     enum hv_port_result result;
+    check_port_permission(e, port, size);
     while ((result = hv_board_port_out(e->board, (uint16_t)port, (unsigned)size, value)) == HV_PORT_WAIT) {
         describe(e, port, (uint32_t)size, value, start);
         leave(e, HV_EXIT_CONSOLE_FULL);

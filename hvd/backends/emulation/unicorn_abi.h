@@ -91,6 +91,9 @@ typedef struct CPUX86State CPUX86State;
     X(int, cpu_memory_rw_debug_x86_64, (CPUState *, uint64_t, void *, uint64_t, bool))                                             \
     X(uint64_t, helper_read_eflags_x86_64, (CPUX86State *))                                                                        \
     X(void, helper_write_eflags_x86_64, (CPUX86State *, uint64_t, uint32_t))                                                       \
+    X(void, helper_check_iob_x86_64, (CPUX86State *, uint32_t))                                                                    \
+    X(void, helper_check_iow_x86_64, (CPUX86State *, uint32_t))                                                                    \
+    X(void, helper_check_iol_x86_64, (CPUX86State *, uint32_t))                                                                    \
     X(void, cpu_x86_update_cr0_x86_64, (CPUX86State *, uint32_t))                                                                  \
     X(void, cpu_x86_update_cr3_x86_64, (CPUX86State *, uint64_t))                                                                  \
     X(void, cpu_x86_update_cr4_x86_64, (CPUX86State *, uint32_t))                                                                  \

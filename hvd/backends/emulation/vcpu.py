@@ -47,14 +47,30 @@ class _State(ctypes.Structure):
 class _CpuidEntry(ctypes.Structure):
     """struct hv_cpuid_entry (shim.h)."""
 
-    _fields_ = (("leaf", _u32), ("subleaf", _u32), ("any_subleaf", _u32), ("eax", _u32), ("ebx", _u32), ("ecx", _u32), ("edx", _u32))
+    _fields_ = (
+        ("leaf", _u32),
+        ("subleaf", _u32),
+        ("any_subleaf", _u32),
+        ("eax", _u32),
+        ("ebx", _u32),
+        ("ecx", _u32),
+        ("edx", _u32),
+    )
 
 
 GENERAL: Final = ("rax", "rcx", "rdx", "rbx", "rsp", "rbp", "rsi", "rdi", *(f"r{n}" for n in range(8, 16)))
 SEGMENTS: Final = ("es", "cs", "ss", "ds", "fs", "gs", "ldtr", "tr")
 SETTABLE: Final = {name: index for index, name in enumerate((*GENERAL, "rip", "rflags"))}
 # Leaf -> feature word (FeatureWord of QEMU's cpu.h) and register: what is not reported must not work either.
-FEATURE_WORDS: Final = ((0, 1, "edx"), (1, 1, "ecx"), (2, 7, "ebx"), (3, 7, "ecx"), (4, 7, "edx"), (6, 0x8000_0001, "edx"), (7, 0x8000_0001, "ecx"))
+FEATURE_WORDS: Final = (
+    (0, 1, "edx"),
+    (1, 1, "ecx"),
+    (2, 7, "ebx"),
+    (3, 7, "ecx"),
+    (4, 7, "edx"),
+    (6, 0x8000_0001, "edx"),
+    (7, 0x8000_0001, "ecx"),
+)
 
 _PROTOTYPES: Final[dict[str, tuple[Any, list[Any]]]] = {
     "hv_emulator_create": (_pointer, [ctypes.c_char_p, _pointer, ctypes.c_char_p, ctypes.c_size_t]),
@@ -96,7 +112,12 @@ def unicorn_library() -> Path:
     if spec is not None and spec.origin is not None:
         for path in sorted(Path(spec.origin).parent.glob("lib/libunicorn.so*")):
             return path
-    raise HvdError("BACKEND_UNAVAILABLE", backend="emulation", problem="Unicorn is not installed", remedy="pip install unicorn==2.1.4")
+    raise HvdError(
+        "BACKEND_UNAVAILABLE",
+        backend="emulation",
+        problem="Unicorn is not installed",
+        remedy="pip install unicorn==2.1.4",
+    )
 
 
 class NativeVcpu(Vcpu):
@@ -111,8 +132,12 @@ class NativeVcpu(Vcpu):
         library = unicorn_library()
         self._emulator: int | None = self._lib.hv_emulator_create(str(library).encode(), board.address, why, len(why))
         if not self._emulator:
-            raise HvdError("BACKEND_UNAVAILABLE", backend="emulation", problem=f"{library}: {why.value.decode(errors='replace')}",
-                           remedy="pip install unicorn==2.1.4, or use --engine public")
+            raise HvdError(
+                "BACKEND_UNAVAILABLE",
+                backend="emulation",
+                problem=f"{library}: {why.value.decode(errors='replace')}",
+                remedy="pip install unicorn==2.1.4, or use --engine public",
+            )
         self._exit = self._lib.hv_emulator_exit(self._emulator).contents
         self._answered: Exit | None = None
         self._map(memory)
@@ -120,7 +145,9 @@ class NativeVcpu(Vcpu):
 
     def _map(self, memory: GuestMemory) -> None:
         for address, length, offset in memory.ram_spans():
-            self._require(self._lib.hv_emulator_map_ram(self._emulator, address, length, memory.host_address + offset), address)
+            self._require(
+                self._lib.hv_emulator_map_ram(self._emulator, address, length, memory.host_address + offset), address
+            )
         at = 0
         for region in sorted(memory.regions(), key=lambda region: region.start):
             if region.kind is RegionKind.HOLE:
@@ -128,7 +155,9 @@ class NativeVcpu(Vcpu):
             if region.start > at:
                 self._require(self._lib.hv_emulator_map_hole(self._emulator, at, region.start - at), at)
             if region.kind is RegionKind.MMIO:
-                self._require(self._lib.hv_emulator_map_device(self._emulator, region.start, region.length), region.start)
+                self._require(
+                    self._lib.hv_emulator_map_device(self._emulator, region.start, region.length), region.start
+                )
             at = max(at, region.end)
         at = max(at, 0)
         for start, end in ((at, HIGH_RAM_START), (max(at, HIGH_RAM_START), ADDRESS_SPACE)):
@@ -150,7 +179,9 @@ class NativeVcpu(Vcpu):
 
     def _set_cpuid(self, cpuid: Callable[..., dict[Any, Any]]) -> None:
         # Leaf 0xD follows XCR0 and CR4, which Unicorn keeps: not in the table means that Unicorn answers.
-        table = {key: leaf for key, leaf in cpuid(self._native_cpuid, TSC_HZ, follows_cr4=True).items() if key[0] != 0xD}
+        table = {
+            key: leaf for key, leaf in cpuid(self._native_cpuid, TSC_HZ, follows_cr4=True).items() if key[0] != 0xD
+        }
         for word, leaf, register in FEATURE_WORDS:
             reported = getattr(table[leaf, 0], register)
             native = self._native_cpuid(leaf, 0)[("eax", "ebx", "ecx", "edx").index(register)]
@@ -204,8 +235,18 @@ class NativeVcpu(Vcpu):
             found[name] = getattr(raw, name)
         for index, name in enumerate(SEGMENTS):
             segment = raw.segs[index]
-            found |= {name: segment.selector, f"{name}.base": segment.base, f"{name}.limit": segment.limit, f"{name}.attributes": segment.flags}
-        found |= {"gdtr.base": raw.gdt_base, "gdtr.limit": raw.gdt_limit, "idtr.base": raw.idt_base, "idtr.limit": raw.idt_limit}
+            found |= {
+                name: segment.selector,
+                f"{name}.base": segment.base,
+                f"{name}.limit": segment.limit,
+                f"{name}.attributes": segment.flags,
+            }
+        found |= {
+            "gdtr.base": raw.gdt_base,
+            "gdtr.limit": raw.gdt_limit,
+            "idtr.base": raw.idt_base,
+            "idtr.limit": raw.idt_limit,
+        }
         return found
 
     def set_register(self, name: str, value: int) -> None:
@@ -230,7 +271,9 @@ def _wide(name: str) -> str:
 
 def _segment(segments: Mapping[str, Segment], name: str) -> _Segment:
     segment = segments.get(name)
-    return _Segment() if segment is None else _Segment(segment.selector, segment.base, segment.limit, segment.attributes)
+    return (
+        _Segment() if segment is None else _Segment(segment.selector, segment.base, segment.limit, segment.attributes)
+    )
 
 
 def create(board: HotBoard, memory: GuestMemory, cpuid: Callable[..., dict[Any, Any]], engine: str) -> Vcpu:
