@@ -19,6 +19,7 @@ from hvd.board.machine import Machine
 from hvd.board.memory import Region
 from hvd.board.paging import CR0_PE, EFER_LMA, Translation
 from hvd.errors import HvdError
+from hvd.runner.directory import ENDS
 from hvd.runner.protocol import LENGTH_BYTES, MOST_BYTES, FrameError, frame, frame_length
 
 MOST_CONNECTIONS = 64
@@ -217,6 +218,7 @@ class ControlServer:
         machine = self._machine
         status = control_pb2.Status(state=machine.state, resets=machine.resets, log_error=self._log_error())
         if machine.end is not None:
+            status.state = ENDS[machine.end.reason]
             status.reason, status.message = machine.end.reason, machine.end.message
         return status
 

@@ -286,5 +286,5 @@ def _listen(name: str, kind: socket.SocketKind) -> socket.socket:
     with contextlib.suppress(FileNotFoundError):
         os.unlink(name)
     listener.bind(name)
-    listener.listen(16)
+    listener.listen(128)
     return listener

@@ -1,0 +1,146 @@
+"""Starting a runner and finding one again: the daemon's side, before there is a connection."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import errno
+import json
+import os
+import signal
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+
+import hvapi
+
+import hvd
+from hvd.board.machine import MachineSpec
+from hvd.errors import HvdError
+from hvd.runner.directory import PID, RUNNER_LOG, boot_id, process_start_time, read_json
+
+READY_FD = 3
+# What a runner gets of the daemon's environment.
+ENVIRONMENT = (
+    "PATH",
+    "LANG",
+    "LC_ALL",
+    "LD_LIBRARY_PATH",
+    "PYTHONHOME",
+    "PYTHONDONTWRITEBYTECODE",
+    "PYTHONPYCACHEPREFIX",
+)
+LOG_TAIL_BYTES = 4096
+
+
+def command(directory: Path, executable: str) -> list[str]:
+    """The runner's command line. -S: the site module and what it runs cost as much as starting the guest; its
+    directories come by PYTHONPATH. -P: the daemon's current directory is no place to import from."""
+    return [executable, "-S", "-P", "-m", "hvd.runner", str(directory), str(READY_FD)]
+
+
+def environment() -> dict[str, str]:
+    kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
+    packages = [str(Path(package.__path__[0]).resolve().parent) for package in (hvd, hvapi)]
+    sites = [entry for entry in sys.path if entry.endswith(("site-packages", "dist-packages"))]
+    return kept | {"PYTHONPATH": os.pathsep.join(dict.fromkeys([*packages, *sites]))}
+
+
+def spawn(directory: Path, executable: str, ready: int) -> int:
+    """Start a runner in a session of its own; returns its pid. The caller reaps it."""
+    directory = directory.absolute()
+    log = str(directory / RUNNER_LOG)
+    actions = [
+        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+        (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+        (os.POSIX_SPAWN_DUP2, 1, 2),
+        (os.POSIX_SPAWN_DUP2, ready, READY_FD),
+    ]
+    return os.posix_spawn(
+        executable,
+        command(directory, executable),
+        environment(),
+        file_actions=actions,
+        setsid=True,
+        setsigmask=(),
+        setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD),
+    )
+
+
+async def read_line(fd: int) -> bytes:
+    """What a pipe gives up to the first line end or its end."""
+    loop = asyncio.get_running_loop()
+    os.set_blocking(fd, False)
+    line = bytearray()
+    readable = asyncio.Event()
+    loop.add_reader(fd, readable.set)
+    try:
+        while not line.endswith(b"\n"):
+            await readable.wait()
+            readable.clear()
+            with contextlib.suppress(BlockingIOError):
+                piece = os.read(fd, 65536)
+                if not piece:
+                    break
+                line += piece
+    finally:
+        loop.remove_reader(fd)
+    return bytes(line)
+
+
+def ready_error(line: bytes, directory: Path) -> HvdError | None:
+    """What the runner said of its start; None = the guest runs."""
+    try:
+        answer = json.loads(line)
+        if answer.get("ok") is True:
+            return None
+        return HvdError(answer["error"], **answer["metadata"])
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        # It ended before it could speak: its log's last line is usually the exception.
+        problem = log_tail(directory) or "it ended without a word"
+        return HvdError("RUNNER_START_FAILED", problem=problem, log=directory / RUNNER_LOG)
+
+
+def log_tail(directory: Path) -> str:
+    """The last line of the runner's log; empty when it said nothing."""
+    try:
+        with open(directory / RUNNER_LOG, "rb") as log:
+            log.seek(max(0, log.seek(0, os.SEEK_END) - LOG_TAIL_BYTES))
+            lines = log.read().decode(errors="replace").split("\n")
+    except OSError:
+        return ""
+    return next((line.strip() for line in reversed(lines) if line.strip()), "")
+
+
+def find(directory: Path) -> tuple[int, int]:
+    """(pid, pidfd) of the runner that the directory names. Raises HvdError RUNNER_GONE: none, ended, or another
+    process now."""
+    pid_file = read_json(str(directory / PID))
+    if pid_file is None:
+        raise HvdError("RUNNER_GONE", problem="its directory has no pid file")
+    pid, start, boot = (pid_file.get(key) for key in ("pid", "start_time", "boot_id"))
+    if boot != boot_id():
+        raise HvdError("RUNNER_GONE", problem="the host was started anew since")
+    if not isinstance(pid, int) or pid <= 0:
+        raise HvdError("RUNNER_GONE", problem=f"its pid file names process {pid!r}")
+    # First the descriptor, then the check: what the descriptor names cannot be replaced after it.
+    try:
+        pidfd = os.pidfd_open(pid)
+    except (ProcessLookupError, OverflowError, OSError) as error:
+        raise HvdError("RUNNER_GONE", problem=f"process {pid} does not exist any more") from error
+    if process_start_time(pid) != start:
+        os.close(pidfd)
+        raise HvdError("RUNNER_GONE", problem=f"process {pid} is another one now, or has ended")
+    return pid, pidfd
+
+
+def machine_document(spec: MachineSpec) -> Mapping[str, object]:
+    """machine.json of it."""
+    return {name: getattr(spec, name) for name in MachineSpec.__slots__}
+
+
+def file_error(error: OSError, directory: Path) -> HvdError:
+    """A file of the guest's directory that cannot be written."""
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return HvdError("DISK_FULL", directory=directory, what="the guest's directory")
+    return HvdError("RUNNER_START_FAILED", problem=str(error), log=directory / RUNNER_LOG)
