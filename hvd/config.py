@@ -102,7 +102,9 @@ def default_runtime_dir() -> Path:
     """
     if _is_root():
         return Path("/run/hvd")
-    runtime = os.environ.get("XDG_RUNTIME_DIR")
+    # The client looks in /run/user too when the variable is missing, as it is under sudo and cron.
+    usual = f"/run/user/{os.geteuid()}"
+    runtime = os.environ.get("XDG_RUNTIME_DIR") or (usual if os.path.isdir(usual) else "")
     return Path(runtime) / "hvd" if runtime else default_state_dir() / "run"
 
 

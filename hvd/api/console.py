@@ -176,9 +176,12 @@ def _drain(packets: asyncio.Queue[bytes | int | Exception | None]) -> list[bytes
 
 def _overlap(log: bytes, live: bytes) -> int:
     """How many bytes at the end of the log came by the attachment too: it was attached before the log was read."""
-    for length in range(min(len(log), len(live)), 0, -1):
-        if log.endswith(live[:length]):
+    start = max(0, len(log) - len(live))
+    while live and (start := log.find(live[0], start)) >= 0:
+        length = len(log) - start
+        if log[start : start + 64] == live[: min(64, length)] and log.endswith(live[:length]):
             return length
+        start += 1
     return 0
 
 

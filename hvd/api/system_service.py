@@ -1,0 +1,153 @@
+"""SystemService: the daemon, the host under it, and which kinds of virtualisation run here."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import platform
+import resource
+import shutil
+from typing import Any
+
+from hvapi.v1 import system_pb2, system_pb2_grpc
+
+from hvd import config
+from hvd.backends.contract import Backend
+from hvd.guests.model import host_memory_bytes
+from hvd.guests.placement import Probe
+from hvd.guests.supervisor import Supervisor
+
+Finding = system_pb2.Finding
+# Below this the next image or a few logs may not fit.
+LITTLE_DISK_BYTES = 1 << 30
+# A guest costs the daemon a handful of descriptors.
+DESCRIPTORS_PER_GUEST = 8
+
+
+class SystemService(system_pb2_grpc.SystemServiceServicer):
+    def __init__(self, supervisor: Supervisor, settings: config.Config) -> None:
+        self._supervisor = supervisor
+        self._settings = settings
+        # Where /metrics is really served, once it is.
+        self.metrics_address = ""
+
+    async def GetInfo(self, request: system_pb2.GetInfoRequest, context: Any) -> system_pb2.SystemInfo:
+        probes = await self._probes()
+        return system_pb2.SystemInfo(
+            version=config.version(),
+            python_version=platform.python_version(),
+            state_dir=str(self._settings.state_dir),
+            runtime_dir=str(self._settings.runtime_dir),
+            metrics_address=self.metrics_address,
+            pid=os.getpid(),
+            host_kernel=platform.release(),
+            host_cpus=len(os.sched_getaffinity(0)),
+            host_memory_bytes=host_memory_bytes(),
+            findings=[
+                *(_backend_finding(backend, probe) for backend, probe in probes),
+                *self._daemon_findings(),
+                *await asyncio.to_thread(self._host_findings),
+            ],
+            guests=len(self._supervisor),
+        )
+
+    async def ListBackends(
+        self, request: system_pb2.ListBackendsRequest, context: Any
+    ) -> system_pb2.ListBackendsResponse:
+        return system_pb2.ListBackendsResponse(backends=[_backend(*each) for each in await self._probes()])
+
+    async def _probes(self) -> list[tuple[Backend, Probe]]:
+        backends = self._supervisor.backends.all()
+        return list(zip(backends, await asyncio.gather(*map(self._supervisor.backends.probe, backends)), strict=True))
+
+    def _daemon_findings(self) -> list[system_pb2.Finding]:
+        findings = [
+            Finding(level=Finding.PROBLEM, subject="guests", message=oddity, remedy="look at it and remove it")
+            for oddity in self._supervisor.oddities
+        ]
+        if self._supervisor.store_problem:
+            findings.append(
+                Finding(
+                    level=Finding.PROBLEM,
+                    subject="store",
+                    message=f"changes of guests are not kept: {self._supervisor.store_problem}",
+                    remedy=f"free space in {self._settings.state_dir}; the daemon tries again by itself",
+                )
+            )
+        return findings
+
+    def _host_findings(self) -> list[system_pb2.Finding]:
+        findings = []
+        for subject, directory in (
+            ("state directory", self._settings.state_dir),
+            ("runtime directory", self._settings.runtime_dir),
+        ):
+            free = shutil.disk_usage(directory).free
+            findings.append(
+                Finding(
+                    level=Finding.OK if free >= LITTLE_DISK_BYTES else Finding.NOTE,
+                    subject=subject,
+                    message=f"{directory} has {free >> 20} MiB left",
+                    remedy="" if free >= LITTLE_DISK_BYTES else "free some: images, logs and guest memory go there",
+                )
+            )
+        limit = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
+        if limit != resource.RLIM_INFINITY and limit < self._settings.max_guests * DESCRIPTORS_PER_GUEST:
+            findings.append(
+                Finding(
+                    level=Finding.NOTE,
+                    subject="open files",
+                    message=f"the limit of {limit} open files is too low for {self._settings.max_guests} guests (max-guests)",
+                    remedy="raise it (ulimit -n, LimitNOFILE=), or lower max-guests",
+                )
+            )
+        if os.geteuid() != 0:
+            findings.append(
+                Finding(
+                    level=Finding.NOTE,
+                    subject="privileges",
+                    message="the daemon does not run as root: it offers what needs no privilege",
+                    remedy="run it as root for the rest",
+                )
+            )
+        if not shutil.which("cc"):
+            findings.append(
+                Finding(
+                    level=Finding.NOTE,
+                    subject="cc",
+                    message="there is no C compiler: images cannot be built here",
+                    remedy="install gcc and make",
+                )
+            )
+        return findings
+
+
+def _backend_finding(backend: Backend, probe: Probe) -> system_pb2.Finding:
+    availability = probe.availability
+    return Finding(
+        level=Finding.OK if availability.available else Finding.NOTE,
+        subject=f"backend {backend.name}",
+        message=backend.description if availability.available else availability.reason,
+        remedy=availability.remedy,
+    )
+
+
+def _backend(backend: Backend, probe: Probe) -> system_pb2.Backend:
+    return system_pb2.Backend(
+        name=f"backends/{backend.name}",
+        kind=backend.kind,
+        available=probe.availability.available,
+        reason=probe.availability.reason,
+        remedy=probe.availability.remedy,
+        capabilities=sorted(backend.capabilities),
+        engines=[
+            system_pb2.Engine(
+                name=engine.name,
+                available=engine.availability.available,
+                reason=engine.availability.reason,
+                description=engine.description,
+            )
+            for engine in probe.engines
+        ],
+        description=backend.description,
+    )

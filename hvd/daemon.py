@@ -1,0 +1,214 @@
+"""`hvd`: wires everything together, serves until it is told to end, and leaves the guests running."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import signal
+import socket
+import sys
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+
+import structlog
+from hvapi.v1 import guest_pb2_grpc, image_pb2_grpc, inspect_pb2_grpc, system_pb2_grpc, trace_pb2_grpc
+
+from hvd import config as settings
+from hvd.api.endpoints import Endpoint, endpoints
+from hvd.api.guest_service import GuestService
+from hvd.api.image_service import ImageService
+from hvd.api.inspect_service import InspectService
+from hvd.api.server import ApiServer, Register
+from hvd.api.system_service import SystemService
+from hvd.api.trace_service import TraceService
+from hvd.backends import all_backends
+from hvd.backends.contract import Backend
+from hvd.config import Config
+from hvd.errors import HvdError
+from hvd.guests.placement import Backends
+from hvd.guests.store import Store
+from hvd.guests.supervisor import Supervisor
+from hvd.images.blobs import BlobStore
+from hvd.images.builder import ImageBuilder
+from hvd.images.catalog import ImageCatalog
+from hvd.images.collector import collect_for_ever
+from hvd.trace.session import TraceSwitch
+
+log = structlog.get_logger()
+
+LOCK = "lock"
+SERVICES = tuple(f"hvd.v1.{noun}Service" for noun in ("Guest", "Image", "Inspect", "Trace", "Metrics", "System"))
+
+
+def configure_logging(config: Config) -> None:
+    """structlog to stderr: lines for people or JSON for machines."""
+    renderer: structlog.typing.Processor = (
+        structlog.processors.JSONRenderer()
+        if config.log_format == "json"
+        else structlog.dev.ConsoleRenderer(colors=sys.stderr.isatty() and "NO_COLOR" not in os.environ)
+    )
+    processors: list[structlog.typing.Processor] = [
+        structlog.contextvars.merge_contextvars,
+        structlog.processors.add_log_level,
+        structlog.processors.TimeStamper("iso", utc=True),
+    ]
+    if config.log_format == "json":
+        processors.append(structlog.processors.format_exc_info)
+    structlog.configure(
+        processors=[*processors, renderer],
+        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, config.log_level.upper())),
+        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        cache_logger_on_first_use=True,
+    )
+    # What libraries say (grpc, asyncio), in the same place.
+    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(message)s")
+
+
+@contextlib.contextmanager
+def locked(directory: Path) -> Iterator[None]:
+    """The directory, made if need be, for this daemon alone. Raises HvdError DIRECTORY_IN_USE, DIRECTORY_UNUSABLE."""
+    try:
+        directory.mkdir(mode=0o711, parents=True, exist_ok=True)
+        descriptor = os.open(directory / LOCK, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise HvdError("DIRECTORY_UNUSABLE", directory=directory, problem=error.strerror) from error
+    try:
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "unknown"
+            raise HvdError("DIRECTORY_IN_USE", holder=holder, directory=directory) from None
+        # A full disk must not keep the daemon from starting: the number is for people only.
+        with contextlib.suppress(OSError):
+            os.truncate(descriptor, 0)
+            os.pwrite(descriptor, f"{os.getpid()}\n".encode(), 0)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def notify(state: str) -> None:
+    """Tell systemd (sd_notify(3)), if it listens."""
+    address = os.environ.get("NOTIFY_SOCKET")
+    if not address:
+        return
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notifier:
+        try:
+            notifier.connect("\0" + address[1:] if address.startswith("@") else address)
+            notifier.send(state.encode())
+        except OSError as error:
+            log.warning("NOTIFY_SOCKET cannot be told", error=str(error))
+
+
+class Daemon:
+    """One hvd: what it is made of, and the order in which that begins and ends."""
+
+    def __init__(self, config: Config, backends: Mapping[str, Backend]) -> None:
+        """Raises HvdError STORE_DAMAGED, STORE_VERSION, DISK_FULL, DIRECTORY_UNUSABLE."""
+        self.config = config
+        try:
+            config.guests_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self.blobs = BlobStore(config.state_dir / "blobs")
+        except OSError as error:
+            raise HvdError("DIRECTORY_UNUSABLE", directory=error.filename, problem=error.strerror) from error
+        self.store = Store(config.state_dir)
+        self.catalog = ImageCatalog(
+            config.state_dir / "images.sqlite", self.blobs, lambda name: self.supervisor.users_of(name)
+        )
+        self.supervisor = Supervisor(config, self.store, Backends(backends), self.catalog, self.blobs)
+        self.switch = TraceSwitch()
+        self.system = SystemService(self.supervisor, config)
+        self.endpoints: list[Endpoint] = endpoints(config)
+        self.server = ApiServer(self._registrations(), SERVICES)
+        self._tasks: list[asyncio.Task[None]] = []
+
+    def _registrations(self) -> list[Register]:
+        guests, images = GuestService(self.supervisor), ImageService(self.catalog, self.blobs, self._builder())
+        inspection, tracing = InspectService(self.supervisor), TraceService(self.supervisor, self.switch)
+        return [
+            lambda server: guest_pb2_grpc.add_GuestServiceServicer_to_server(guests, server),
+            lambda server: image_pb2_grpc.add_ImageServiceServicer_to_server(images, server),
+            lambda server: inspect_pb2_grpc.add_InspectServiceServicer_to_server(inspection, server),
+            lambda server: trace_pb2_grpc.add_TraceServiceServicer_to_server(tracing, server),
+            lambda server: system_pb2_grpc.add_SystemServiceServicer_to_server(self.system, server),
+        ]
+
+    def _builder(self) -> ImageBuilder:
+        return ImageBuilder(self.config.cache_dir, self.blobs, self.catalog)
+
+    async def start(self) -> None:
+        """Serve, then adopt: whoever asks meanwhile is answered, and health says NOT_SERVING until all is known."""
+        await self.store.open()
+        await self.server.start(self.endpoints, self.config)
+        await self.supervisor.start()
+        for life in self.supervisor:
+            self.switch.apply(life.directory)  # an earlier daemon may have left recording on
+        self._tasks.append(asyncio.create_task(collect_for_ever(self.blobs, self._references)))
+        await self.server.ready()
+
+    def _references(self) -> set[str]:
+        return self.catalog.references() | self.supervisor.references()
+
+    async def close(self) -> None:
+        """Stop serving; the guests stay."""
+        for task in self._tasks:
+            task.cancel()
+        await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.server.stop()
+        await self.supervisor.close()
+        await self.store.close()
+        self.catalog.close()
+
+
+async def serve(config: Config) -> None:
+    """Until SIGTERM or SIGINT. Raises HvdError when it cannot start."""
+    loop = asyncio.get_running_loop()
+    stop = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, stop.set)
+    daemon = Daemon(config, all_backends())
+    starting = asyncio.create_task(daemon.start())
+    stopping = asyncio.create_task(stop.wait())
+    try:
+        await asyncio.wait((starting, stopping), return_when=asyncio.FIRST_COMPLETED)
+        if starting.done():
+            starting.result()
+            addresses = [endpoint.address for endpoint in daemon.endpoints]
+            log.info(
+                "ready", endpoints=addresses, guests=len(daemon.supervisor), pid=os.getpid(), version=settings.version()
+            )
+            notify("READY=1\nSTATUS=serving on " + " ".join(addresses))
+            await stopping
+            log.info("ending; the guests go on", guests=sum(life.is_alive for life in daemon.supervisor))
+        notify("STOPPING=1")
+    finally:
+        for task in (starting, stopping):
+            task.cancel()
+        await asyncio.gather(starting, stopping, return_exceptions=True)
+        await daemon.close()
+
+
+def main() -> None:
+    """The command `hvd`. Exit status: 0 after a signal, 1 when it cannot start, 2 for wrong settings."""
+    try:
+        config = settings.load(sys.argv[1:], os.environ)
+    except HvdError as error:
+        sys.exit(_complaint(error, 2))
+    configure_logging(config)
+    try:
+        with locked(config.state_dir), locked(config.runtime_dir):
+            asyncio.run(serve(config))
+    except HvdError as error:
+        sys.exit(_complaint(error, 1))
+
+
+def _complaint(error: HvdError, status: int) -> int:
+    print(f"hvd: {error.message}\nhvd: {error.help} [{error.reason}]", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    main()
