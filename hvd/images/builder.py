@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncGenerator
 from pathlib import Path
 
 from hvapi.v1 import image_pb2
@@ -26,7 +26,7 @@ class ImageBuilder:
 
     async def build(
         self, recipe_name: str, arch: str = "", identifier: str = "", force: bool = False
-    ) -> AsyncIterator[image_pb2.BuildProgress | image_pb2.Image]:
+    ) -> AsyncGenerator[image_pb2.BuildProgress | image_pb2.Image, None]:
         """Tells how far the build is, then the image. A reader that is slow skips progress. The build ends when its
         last reader goes; the next one goes on from there.
 

@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import secrets
 import shutil
 from collections.abc import AsyncIterator, Callable, Mapping
 from dataclasses import dataclass
@@ -27,7 +28,7 @@ from hvd.images.recipes.recipe import Built, Progress, Recipe
 
 # Part of the cache's key: raise it when this module makes something else of the same inputs.
 _VERSION = 1
-_SOURCE = r"linux-source-\d+\.\d+(\.\d+)?"
+_SOURCE = "linux-source-[0-9]+[.][0-9.]+"
 _SOURCES = Path(__file__).resolve().parents[3] / "guests" / "linux"
 _LOCK_RETRY_SECONDS = 0.5
 
@@ -105,10 +106,8 @@ class LinuxRecipe(Recipe):
         about = _ARCHITECTURES[arch]
         try:
             native = PackageSource(cache_dir, await _native_architecture())
-            names = await native.candidates(_SOURCE)
-            if not names:
-                raise HvdError("PACKAGE_NOT_FOUND", package="linux-source", architecture="all")
-            source = await native.find(names[0])
+            # The version that the distribution's own kernel has; it may offer newer ones besides.
+            source = await native.find(await native.dependency("linux-source", _SOURCE))
             packages = native if about.debian == native.architecture else PackageSource(cache_dir, about.debian)
             busybox = await packages.find("busybox-static")
         except CommandError as error:
@@ -116,7 +115,7 @@ class LinuxRecipe(Recipe):
         build = _Build(arch, cache_dir, source, busybox, progress)
         async with build.locked():
             if force:
-                await asyncio.to_thread(shutil.rmtree, build.result, ignore_errors=True)
+                await _remove(build.result)
             if build.is_complete():
                 progress("pack", 1, f"cached in {build.result}")
             else:
@@ -193,7 +192,7 @@ class _Build:
         if complete.exists():
             return
         self._tell("fetch", -1, f"downloading {self.source.name} {self.source.version} (some 140 MB)")
-        await asyncio.to_thread(shutil.rmtree, self.work, ignore_errors=True)
+        await _remove(self.work)
         package, source = self.work / "package", self.work / "source"
         source.mkdir(parents=True)
         await native.unpack(self.source, package)
@@ -203,7 +202,7 @@ class _Build:
             raise CommandError(f"{self.source.name} holds {len(archives)} source archives, expected one")
         self._tell("fetch", -1, f"unpacking {archives[0].name}")
         await self._logged("tar", "-xf", str(archives[0]), "--strip-components=1", "-C", str(source))
-        await asyncio.to_thread(shutil.rmtree, package)
+        await _remove(package)
         complete.touch()
 
     async def _configure(self) -> None:
@@ -237,7 +236,7 @@ class _Build:
         self._tell("pack", -1, f"packing with busybox {self.busybox.version}")
         incoming, unpacked = self.work / "result", self.work / "busybox"
         for each in (incoming, unpacked):
-            await asyncio.to_thread(shutil.rmtree, each, ignore_errors=True)
+            await _remove(each)
             each.mkdir()
         await self._logged("strip", "-s", "-o", str(incoming / "vmlinux"), str(self.work / "out" / "vmlinux"))
         # For people who look into the guest's kernel.
@@ -248,10 +247,10 @@ class _Build:
         if len(programs) != 1:
             raise CommandError(f"{self.busybox.name} holds {len(programs)} busybox programs, expected one")
         (incoming / "initrd.cpio").write_bytes(busybox_initramfs(programs[0].read_bytes(), self.init))
-        await asyncio.to_thread(shutil.rmtree, self.result, ignore_errors=True)
+        await _remove(self.result)
         incoming.rename(self.result)
         # Some 1.5 GB.
-        await asyncio.to_thread(shutil.rmtree, self.work)
+        await _remove(self.work)
         self._tell("pack", 1, f"kept in {self.result}")
 
     async def _make(self, target: str, *options: str, on_line: Callable[[str], None] = lambda line: None) -> None:
@@ -272,3 +271,11 @@ def missing_options(fragments: list[str], configuration: str) -> set[str]:
 async def _native_architecture() -> str:
     check_tools({"dpkg": "dpkg"})
     return (await output_of("dpkg", "--print-architecture")).strip()
+
+
+async def _remove(directory: Path) -> None:
+    """Out of the way first: a build that is cancelled leaves the worker thread removing while the next one begins."""
+    doomed = directory.with_name(f"{directory.name}.removed-{secrets.token_hex(4)}")
+    with contextlib.suppress(FileNotFoundError):
+        await asyncio.to_thread(directory.rename, doomed)
+        await asyncio.to_thread(shutil.rmtree, doomed)

@@ -1,0 +1,168 @@
+"""Reads what each guest has used so far: its counters page, its process in /proc.
+
+The guests are copied into views in the event loop; the reading is plain file access and may run in a worker thread.
+"""
+
+from __future__ import annotations
+
+import os
+import threading
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvapi.v1 import guest_pb2
+
+from hvd.errors import HvdError
+from hvd.guests.records import read_process
+from hvd.runner import directory as names
+from hvd.trace.counters import Counters, read_counters
+
+_TICKS = os.sysconf("SC_CLK_TCK")
+_PAGE = os.sysconf("SC_PAGE_SIZE")
+
+
+@dataclass(frozen=True, slots=True)
+class GuestView:
+    """What of a guest the metrics need, at one moment."""
+
+    name: str  # without "guests/"
+    uid: str
+    backend: str
+    image: str  # without "images/"; empty = none
+    state: str
+    pid: int
+    start_seconds: float  # since the epoch; 0 = never started
+    memory_limit: int  # bytes of guest RAM
+    directory: Path
+
+
+@dataclass(frozen=True, slots=True)
+class CpuSeconds:
+    """CPU time of the guest's process: executing the guest, in the hypervisor's user code, in the host kernel."""
+
+    guest: float = 0.0
+    vmm: float = 0.0
+    system: float = 0.0
+
+    @property
+    def total(self) -> float:
+        return self.guest + self.vmm + self.system
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One guest, read."""
+
+    guest: GuestView
+    counters: Counters | None  # None = it has no page yet, or none that can be read
+    cpu: CpuSeconds
+    resident: int | None  # bytes; None = no process
+
+
+@dataclass(frozen=True, slots=True)
+class _ProcessTimes:
+    user: float
+    system: float
+    resident: int
+
+
+@dataclass(slots=True)
+class _Life:
+    """One run of one guest: which process, and how its CPU time was divided so far."""
+
+    pid: int
+    start_time: int  # ticks since boot, from the pid file: tells a reused pid apart
+    run_seconds: float = 0.0
+    user: float = 0.0
+    cpu: CpuSeconds = CpuSeconds()
+
+
+def view_of(guest: guest_pb2.Guest, directory: Path) -> GuestView:
+    """Call it in the event loop: the guest changes there."""
+    return GuestView(
+        name=guest.name.removeprefix("guests/"),
+        uid=guest.uid,
+        backend=guest.backend,
+        image=guest.image.removeprefix("images/"),
+        state=guest_pb2.Guest.State.Name(guest.state),
+        pid=guest.host_pid,
+        start_seconds=guest.start_time.seconds + guest.start_time.nanos / 1e9,
+        memory_limit=guest.machine.memory_bytes,
+        directory=directory,
+    )
+
+
+class Meter:
+    """Reads guests, and remembers of each what makes its counters only ever grow. Thread-safe."""
+
+    def __init__(self) -> None:
+        self._lives: dict[str, _Life] = {}
+        self._lock = threading.Lock()
+
+    def read(self, guests: Iterable[GuestView]) -> list[Reading]:
+        with self._lock:
+            return [self._read(guest) for guest in guests]
+
+    def forget_all_but(self, uids: set[str]) -> None:
+        """Guests that are gone need no memory."""
+        with self._lock:
+            for uid in self._lives.keys() - uids:
+                del self._lives[uid]
+
+    def _read(self, guest: GuestView) -> Reading:
+        counters = _counters_of(guest)
+        life = self._lives.get(guest.uid)
+        if guest.pid and (life is None or life.pid != guest.pid):
+            process = read_process(guest.directory)
+            if process is not None and process.pid == guest.pid:
+                life = self._lives[guest.uid] = _Life(process.pid, process.start_time)
+        if life is None:
+            return Reading(guest, counters, CpuSeconds(), None)
+        times = _process_times(life) if guest.pid else None
+        if times is not None:
+            _divide(life, times, counters.run_ns / 1e9 if counters else 0.0)
+        return Reading(guest, counters, life.cpu, times.resident if times else None)
+
+
+def _divide(life: _Life, times: _ProcessTimes, run_seconds: float) -> None:
+    """User time is the guest's as far as the board says that the guest ran, the rest the VMM's. Divided by what came
+    in since the last reading, so that neither part ever shrinks: the board counts wall-clock time, which runs ahead of
+    CPU time on a busy host.
+    """
+    new_user = max(0.0, times.user - life.user)
+    new_guest = min(new_user, max(0.0, run_seconds - life.run_seconds))
+    life.user = max(life.user, times.user)
+    life.run_seconds = run_seconds
+    life.cpu = CpuSeconds(
+        guest=life.cpu.guest + new_guest,
+        vmm=life.cpu.vmm + new_user - new_guest,
+        system=max(life.cpu.system, times.system),
+    )
+
+
+def _counters_of(guest: GuestView) -> Counters | None:
+    try:
+        descriptor = os.open(guest.directory / names.COUNTERS, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None  # not started yet, or being deleted
+    try:
+        return read_counters(descriptor)
+    except HvdError:
+        return None  # not written yet, or not ours: the guest has no counters
+    finally:
+        os.close(descriptor)
+
+
+def _process_times(life: _Life) -> _ProcessTimes | None:
+    """proc(5), /proc/PID/stat; None when the process is gone."""
+    try:
+        stat = Path(f"/proc/{life.pid}/stat").read_bytes()
+    except OSError:
+        return None
+    # The name in parentheses may hold anything, parentheses and blanks too.
+    fields = stat[stat.rindex(b")") + 2 :].split()
+    user, system, start_time, resident = (int(fields[number - 3]) for number in (14, 15, 22, 24))
+    if start_time != life.start_time:
+        return None
+    return _ProcessTimes(user / _TICKS, system / _TICKS, resident * _PAGE)
