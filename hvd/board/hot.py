@@ -41,6 +41,7 @@ _PROTOTYPES: dict[str, tuple[type | None, list[type]]] = {
     "hv_clock_now": (_u64, [_pointer]),
     "hv_board_size": (_size, []),
     "hv_board_init": (None, [_pointer, ctypes.c_int, _pointer, _size, _pointer, _size, _unsigned]),
+    "hv_board_account": (None, [_pointer, _u64, _u64]),
     "hv_board_reset": (None, [_pointer]),
     "hv_board_claim": (None, [_pointer, _u16, _u16]),
     "hv_board_port_in": (ctypes.c_int, [_pointer, _u16, _unsigned, _pointer]),
@@ -225,6 +226,10 @@ class HotBoard:
     ) -> None:
         """Count a finished crossing, and record it if somebody listens. start_ns: host_ns() at entry, 0 = untimed."""
         self._lib.hv_cross(self._crossings, point, start_ns, rip, flags, a0, a1, a2, a3)
+
+    def account(self, *, run_ns: int = 0, halted_ns: int = 0) -> None:
+        """Time that a vcpu in Python just spent; the first call tells when the first instruction ran."""
+        self._lib.hv_board_account(self.address, run_ns, halted_ns)
 
     # The console, from the runner's main thread
 

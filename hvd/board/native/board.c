@@ -63,6 +63,15 @@ struct hv_crossings *hv_board_crossings(struct hv_board *board)
     return &board->crossings;
 }
 
+void hv_board_account(struct hv_board *board, uint64_t run_ns, uint64_t halted_ns)
+{
+    struct hv_counters *counters = board->crossings.counters;
+    if (!counters->first_instruction_ns)
+        counters->first_instruction_ns = hv_host_ns() - run_ns - halted_ns;
+    counters->run_ns += run_ns;
+    counters->halted_ns += halted_ns;
+}
+
 void hv_board_reset(struct hv_board *board)
 {
     hv_pic_reset(&board->pic);
