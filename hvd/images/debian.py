@@ -7,16 +7,21 @@ given a state of its own (package lists, no installed packages) with the host's 
 
 from __future__ import annotations
 
+import math
 import os
 import re
 import shutil
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from hvd.errors import HvdError
+from hvd.images.lock import locked
 from hvd.images.process import CommandError, check_tools, output_of
 
+# Package lists of our own are fetched again when they are older than this, in seconds.
+_LISTS_AGE = 24 * 3600.0
 _PACKAGE_TOOLS = {"apt-get": "apt", "apt-cache": "apt", "dpkg-deb": "dpkg", "dpkg": "dpkg"}
 
 
@@ -37,6 +42,7 @@ class PackageSource:
         self.architecture = architecture
         self._downloads = cache_dir / "packages"
         self._private_state = cache_dir / f"apt-{architecture}"
+        self._updated = self._private_state / "updated"
         self._environment: Mapping[str, str] | None = None
 
     async def find(self, name: str) -> Package:
@@ -48,7 +54,7 @@ class PackageSource:
             fields = dict(line.split(": ", 1) for line in stanza.splitlines() if re.match(r"[A-Z][\w-]*: ", line))
             if "SHA256" in fields:  # else it is installed, but no archive has it
                 return Package(fields["Package"], fields["Version"], fields["Architecture"], fields["SHA256"])
-        raise HvdError("PACKAGE_NOT_FOUND", package=name, architecture=self.architecture)
+        raise self._not_found(name)
 
     async def dependency(self, name: str, pattern: str) -> str:
         """The package that a meta package stands for: its first dependency whose name matches. Raises HvdError
@@ -57,7 +63,7 @@ class PackageSource:
         for line in shown.splitlines():
             if match := re.fullmatch(rf"\s*\|?Depends: ({pattern})(:\w+)?", line):
                 return match[1]
-        raise HvdError("PACKAGE_NOT_FOUND", package=f"{name} (its {pattern})", architecture=self.architecture)
+        raise self._not_found(f"{name} (its {pattern})")
 
     async def fetch(self, package: Package) -> Path:
         """The package's file, downloaded unless it is kept. Raises HvdError PACKAGE_FETCH_FAILED."""
@@ -75,6 +81,7 @@ class PackageSource:
                 await self._apt("apt-get", *options, "download", f"{name}={package.version}", directory=incoming)
                 (file,) = incoming.glob("*.deb")
             except (CommandError, ValueError) as error:
+                self._distrust_lists()
                 raise HvdError("PACKAGE_FETCH_FAILED", package=name, version=package.version, problem=error) from error
             file.rename(kept)
         finally:
@@ -114,8 +121,6 @@ class PackageSource:
                     f'Dir::State::lists "{state}/lists";',
                     f'Dir::State::status "{state}/status";',
                     f'Dir::Cache "{state}";',
-                    # Tens of megabytes each, to save less than a second.
-                    'Dir::Cache::pkgcache "";',
                     'Dir::Cache::srcpkgcache "";',
                     f'Dir::Etc::Parts "{state}/none";',
                     'Dir::Etc::Main "/dev/null";',
@@ -128,6 +133,25 @@ class PackageSource:
             )
         )
         environment = {"APT_CONFIG": str(configuration)}
-        # Some archive of several often fails; what matters is whether the package is found afterwards.
-        await output_of("apt-get", "-q", "update", environment=environment, check=False, seconds=300)
+        async with locked(state / "update.lock"):
+            if _age(self._updated) > _LISTS_AGE:
+                # Some archive of several often fails; what matters is whether the package is found afterwards.
+                await output_of("apt-get", "-q", "update", environment=environment, check=False, seconds=300)
+                self._updated.touch()
         return environment
+
+    def _not_found(self, package: str) -> HvdError:
+        self._distrust_lists()
+        return HvdError("PACKAGE_NOT_FOUND", package=package, architecture=self.architecture)
+
+    def _distrust_lists(self) -> None:
+        """The next attempt asks the archive for new ones; the host's own lists are the administrator's."""
+        self._updated.unlink(missing_ok=True)
+        self._environment = None
+
+
+def _age(path: Path) -> float:
+    try:
+        return time.time() - path.stat().st_mtime
+    except FileNotFoundError:
+        return math.inf

@@ -9,20 +9,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-import fcntl
 import hashlib
 import json
 import os
 import re
 import secrets
 import shutil
-from collections.abc import AsyncIterator, Callable, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
 from hvd.errors import HvdError
 from hvd.images.debian import Package, PackageSource
 from hvd.images.initramfs import busybox_initramfs
+from hvd.images.lock import locked
 from hvd.images.process import CommandError, check_tools, output_of, run_logged
 from hvd.images.recipes.recipe import Built, Progress, Recipe
 
@@ -30,7 +30,6 @@ from hvd.images.recipes.recipe import Built, Progress, Recipe
 _VERSION = 1
 _SOURCE = "linux-source-[0-9]+[.][0-9.]+"
 _SOURCES = Path(__file__).resolve().parents[3] / "guests" / "linux"
-_LOCK_RETRY_SECONDS = 0.5
 
 _TOOLS = {
     "make": "make",
@@ -156,20 +155,14 @@ class _Build:
             description=f"Linux {self.source.version} with busybox {self.busybox.version}, {self.arch}",
         )
 
-    @contextlib.asynccontextmanager
-    async def locked(self) -> AsyncIterator[None]:
+    def locked(self) -> contextlib.AbstractAsyncContextManager[None]:
         """Alone with this build, whichever daemon wants it too."""
         for each in (self.result.parent, self.work.parent, self.log.parent):
             each.mkdir(parents=True, exist_ok=True)
-        with (self.work.parent / f"{self.name}.lock").open("w") as lock:
-            while True:
-                try:
-                    fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                    break
-                except BlockingIOError:
-                    self.progress("fetch", -1, "another build of the same is under way: waiting for it")
-                    await asyncio.sleep(_LOCK_RETRY_SECONDS)
-            yield
+        return locked(
+            self.work.parent / f"{self.name}.lock",
+            lambda: self.progress("fetch", -1, "another build of the same is under way: waiting for it"),
+        )
 
     async def run(self, native: PackageSource, packages: PackageSource) -> None:
         self.log.unlink(missing_ok=True)

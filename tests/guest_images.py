@@ -1,0 +1,107 @@
+"""Real guests for the end-to-end tests and the benchmark: Debian's own kernels, the project's small Linux, initramfs images.
+
+Fetched by apt into the daemon's cache ($HVD_CACHE_DIR, otherwise its default), once; `python -m tests.guest_images`
+fetches all and says where they lie. Without a network GuestUnavailable says what was missing: a reason to skip.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvd.config import default_cache_dir
+from hvd.errors import HvdError
+from hvd.images import recipes
+from hvd.images.debian import Package, PackageSource
+from hvd.images.initramfs import busybox_initramfs
+from hvd.images.process import CommandError
+
+INIT = Path(__file__).resolve().parents[1] / "guests" / "linux" / "init"
+# The shell's prompt in these guests: what a test waits for.
+PROMPT = b"/root # "
+
+
+class GuestUnavailable(Exception):
+    """This guest cannot be had here and now; the text is a reason to skip."""
+
+
+@dataclass(frozen=True, slots=True)
+class GuestImage:
+    kernel: Path
+    initrd: Path
+    append: str = "console=ttyS0"
+
+
+# name -> architecture, the package that stands for the newest kernel, what that kernel's own package is called
+DEBIAN_KERNELS = {
+    "debian-cloud": ("amd64", "linux-image-cloud-amd64", r"linux-image-[0-9][\w.+~-]*-cloud-amd64"),
+    "debian-686": ("i386", "linux-image-686", r"linux-image-[0-9][\w.+~-]*-686"),
+}
+SMALL_LINUX = {"linux-i386": "i386", "linux-x86_64": "x86_64"}
+
+
+def guest_image(name: str) -> GuestImage:
+    """One of DEBIAN_KERNELS or SMALL_LINUX (which takes some minutes to build the first time). Raises GuestUnavailable."""
+    cache = Path(os.environ.get("HVD_CACHE_DIR") or default_cache_dir())
+    try:
+        if name in SMALL_LINUX:
+            return asyncio.run(_small_linux(cache, SMALL_LINUX[name]))
+        return asyncio.run(_debian(cache, name))
+    except (HvdError, CommandError) as error:
+        raise GuestUnavailable(f"{name}: {error}") from error
+
+
+async def _small_linux(cache: Path, arch: str) -> GuestImage:
+    built = await recipes.find("linux").build(arch, cache, force=False, progress=lambda step, fraction, message: None)
+    return GuestImage(built.kernel, built.initrd, built.append)
+
+
+async def _debian(cache: Path, name: str) -> GuestImage:
+    architecture, meta, pattern = DEBIAN_KERNELS[name]
+    source = PackageSource(cache, architecture)
+    kernel = await source.find(await source.dependency(meta, pattern))
+    busybox = await source.find("busybox-static")
+    init = INIT.read_bytes()
+    directory = cache / "test-guests" / f"{name}-{kernel.sha256[:16]}"
+    image = GuestImage(directory / "vmlinuz", directory / "initrd.cpio")
+    directory.mkdir(parents=True, exist_ok=True)
+    if not image.kernel.exists():
+        await _take(source, kernel, "boot/vmlinuz-*", image.kernel)
+    program = directory / f"busybox-{busybox.sha256[:16]}"
+    if not program.exists():
+        await _take(source, busybox, "**/bin/busybox", program)
+    made = busybox_initramfs(program.read_bytes(), init)
+    if not image.initrd.exists() or image.initrd.read_bytes() != made:
+        _replace(image.initrd, made)
+    return image
+
+
+async def _take(source: PackageSource, package: Package, pattern: str, target: Path) -> None:
+    """One file out of a package."""
+    with tempfile.TemporaryDirectory(dir=target.parent) as unpacked:
+        await source.unpack(package, Path(unpacked))
+        _keep(Path(unpacked), pattern, target)
+
+
+def _keep(unpacked: Path, pattern: str, target: Path) -> None:
+    (found,) = (path for path in unpacked.glob(pattern) if not path.is_symlink())
+    _replace(target, found.read_bytes())
+
+
+def _replace(target: Path, content: bytes) -> None:
+    temporary = target.with_name(f"{target.name}.{os.getpid()}")
+    temporary.write_bytes(content)
+    temporary.rename(target)
+
+
+if __name__ == "__main__":
+    for name in sys.argv[1:] or [*DEBIAN_KERNELS, *SMALL_LINUX]:
+        try:
+            image = guest_image(name)
+        except GuestUnavailable as error:
+            sys.exit(str(error))
+        print(f"{name}: {image.kernel} {image.initrd} {image.append}")
