@@ -17,6 +17,7 @@ class Segment:
     type: int = 1
     offset: int = -1  # where the data really is
     file_size: int = -1
+    alignment: int = 4
 
 
 @dataclass
@@ -44,7 +45,15 @@ class ElfImage:
             virtual = segment.physical if segment.virtual < 0 else segment.virtual
             if wide:
                 table += struct.pack(
-                    "<IIQQQQQQ", segment.type, 7, at, virtual, segment.physical, file_size, memory_size, 4
+                    "<IIQQQQQQ",
+                    segment.type,
+                    7,
+                    at,
+                    virtual,
+                    segment.physical,
+                    file_size,
+                    memory_size,
+                    segment.alignment,
                 )
             else:
                 table += struct.pack("<8I", segment.type, at, virtual, segment.physical, file_size, memory_size, 7, 4)

@@ -135,6 +135,20 @@ def test_pvh(memory: GuestMemory, bits: int) -> None:
     assert shown == [(0, 0x9FC00, 1), (0x9FC00, 0x60400, 2), (0x100000, 63 * MIB, 1)]
 
 
+def test_pvh_note_padded_to_8(memory: GuestMemory) -> None:
+    """As some linkers do for 64-bit files: names and descriptions padded to 8 bytes, p_align 8."""
+    image = images.pvh(0x100000, 64)
+    notes = image.segments[-1]
+    notes.alignment = 8
+    # "GNU", 5 bytes; then "Xen", 8 bytes.
+    notes.data = struct.pack("<III", 4, 5, 3) + b"GNU\0" + b"12345\0\0\0"
+    notes.data += struct.pack("<III", 4, 8, 18) + b"Xen\0" + struct.pack("<Q", 0x100004)
+    assert load(memory, image.build()).entry.registers["eip"] == 0x100004
+    # A name of 5 bytes makes the difference: the description is at 24 instead of 20.
+    notes.data = struct.pack("<III", 5, 4, 3) + b"name\0".ljust(12, b"\0") + b"1234\0\0\0\0" + notes.data[24:]
+    assert load(memory, image.build()).entry.registers["eip"] == 0x100004
+
+
 def test_multiboot(memory: GuestMemory) -> None:
     loaded = load(memory, images.multiboot().build(), INITRD, "a b")
     assert (loaded.format, loaded.description) == ("multiboot", "Multiboot 1 kernel, ELF32")

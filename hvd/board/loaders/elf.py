@@ -75,11 +75,7 @@ class Elf:
             while position + 12 <= len(data):
                 name_size, size, kind = struct.unpack_from("<III", data, position)
                 name_at = position + 12
-                at = (
-                    _round(name_at + name_size, padding)
-                    if padding == 4
-                    else _round(name_at + name_size - position, 8) + position
-                )
+                at = _round(name_at + name_size, padding)
                 if at + size > len(data):
                     break
                 yield data[name_at : name_at + name_size].rstrip(b"\0"), kind, data[at : at + size]
