@@ -38,6 +38,8 @@ INPUT_BYTES = 64 << 10
 INPUT_RETRY_SECONDS = (0.01, 0.25)
 # Turns of 64 KiB that a guest's console gets before the others are served.
 CONSOLE_TURNS = 8
+CONSOLE_LARGE = 16 << 10
+CONSOLE_PAUSE_SECONDS = 0.002
 # How long a killed vcpu may take to notice, and viewers to read what is left.
 KILL_SECONDS = 2.0
 FAREWELL_SECONDS = 0.5
@@ -217,6 +219,8 @@ class Runner:
     # ---- console
 
     def _drain_console(self) -> None:
+        """Take what the guest wrote. While it writes it is looked at every other millisecond, so that a kernel that
+        prints byte by byte does not cost a turn for each; only when it pauses is the wake-up asked for."""
         self._console_busy = False
         for _ in range(CONSOLE_TURNS):
             data = self._board.console_take()
@@ -224,6 +228,9 @@ class Runner:
                 self.machine.console_drained()
                 self._log.console(data)
                 self._attach.output(data)
+                if len(data) < CONSOLE_LARGE:
+                    self._deadlines[self._drain_console] = time.monotonic() + CONSOLE_PAUSE_SECONDS
+                    break
             elif self._board.console_sleep():
                 break
         else:

@@ -1,0 +1,476 @@
+"""The machine's loop, on a scripted vcpu: dispatch, ends, verbs, threads."""
+
+from __future__ import annotations
+
+import struct
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hvapi.record import FLAG_LONG, Record, decode
+from scripted_vcpu import ScriptedVcpu, Step, port_in, port_out
+
+from hvd.board.hot import HotBoard
+from hvd.board.machine import End, Machine, MachineSpec
+from hvd.board.memory import GuestMemory
+from hvd.board.vcpu import Exit, ExitReason
+from hvd.errors import HvdError
+from hvd.trace.points import BY_NAME, BackendId, Kind
+
+FLAT = 0x7C00
+CALL, RESULT = 0x6870, 0x6874
+RING = 1024
+
+
+class Bench:
+    """A machine, its scripted vcpu and the thread that runs it."""
+
+    def __init__(self, directory: Path, steps: Sequence[Step], **spec: Any) -> None:
+        self.directory = directory
+        kernel = directory / "kernel.bin"
+        kernel.write_bytes(b"\xf4" * 512)
+        self.vcpu = ScriptedVcpu(steps)
+        self.states: list[str] = []
+        self.logged: list[bytes] = []
+        self.changed = threading.Event()
+        self.board = HotBoard(BackendId.EMULATION, counters=directory / "c", trace=directory / "t", trace_records=RING)
+        self.memory = GuestMemory(1 << 20)
+        values = {"name": "m", "backend": "emulation", "engine": "", "memory_bytes": 1 << 20, "kernel": str(kernel)}
+        self.spec = MachineSpec(**values | {"flat_load_address": FLAT} | spec)
+        self.machine = Machine(
+            self.spec, self.board, self.memory, self.vcpu.create, on_change=self._on_change, on_log=self.logged.append
+        )
+        self.thread = threading.Thread(target=self.machine.run, daemon=True)
+
+    def _on_change(self) -> None:
+        self.states.append(self.machine.state)
+        self.changed.set()
+
+    def run(self) -> End:
+        return self.machine.run()
+
+    def start(self) -> None:
+        self.thread.start()
+
+    def call(self, function: Callable[[], Any]) -> Any:
+        """In the vcpu thread; waits for the result."""
+        answered = threading.Event()
+        answer: list[Any] = []
+
+        def done(result: Any, error: HvdError | None) -> None:
+            answer.extend((result, error))
+            answered.set()
+
+        self.machine.call(function, done)
+        assert answered.wait(10)
+        if answer[1] is not None:
+            raise answer[1]
+        return answer[0]
+
+    def join(self) -> End:
+        self.thread.join(10)
+        assert not self.thread.is_alive()
+        assert self.machine.end is not None
+        return self.machine.end
+
+    def trace(self, *kinds: Kind) -> None:
+        with open(self.directory / "t", "rb+") as file:
+            file.seek(12)
+            file.write(struct.pack("<I", sum(1 << kind for kind in kinds)))
+
+    def records(self) -> list[Record]:
+        data = (self.directory / "t").read_bytes()
+        head = int.from_bytes(data[16:24], "little")
+        return list(decode(data[64 : 64 + 64 * head]))
+
+
+@pytest.fixture
+def bench(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
+    made: list[Bench] = []
+
+    def make(*steps: Step, **spec: Any) -> Bench:
+        made.append(Bench(tmp_path, steps, **spec))
+        return made[-1]
+
+    yield make
+    for one in made:
+        if one.thread.is_alive():
+            one.machine.call(one.machine.kill, lambda result, error: None)
+            one.join()
+        one.board.close()
+        one.memory.close()
+
+
+def test_the_machine_is_loaded_and_entered_in_the_vcpu_thread(bench: Callable[..., Bench]) -> None:
+    one = bench(port_out(0xF4, 7))
+    end = one.run()
+    assert (end.reason, end.exit_code) == ("EXITED", 7)
+    assert one.states == ["RUNNING"]
+    assert one.memory.read(FLAT, 2) == b"\xf4\xf4"
+    assert len(one.vcpu.entries) == 1
+    assert one.vcpu.closed
+    assert one.vcpu.threads == {threading.get_ident()}
+
+
+@pytest.mark.parametrize(("value", "size", "code"), [(0xFF, 1, 255), (0x1234, 2, 0x1234), (0xFFFF_FFFF, 4, -1)])
+def test_exit_codes(bench: Callable[..., Bench], value: int, size: int, code: int) -> None:
+    assert bench(port_out(0xF4, value, size)).run().exit_code == code
+
+
+def test_reads_are_answered(bench: Callable[..., Bench]) -> None:
+    one = bench(
+        port_in(0x64),
+        port_in(0xCF8, 4),
+        Exit(ExitReason.MMIO_READ, 0xFEE0_0000, 8),
+        Exit(ExitReason.MMIO_WRITE, 0xFEE0_0000, 4, 1),
+        port_in(0x60, 2),
+        port_out(0xF4, 0),
+    )
+    one.run()
+    assert one.vcpu.answers == [0x14, 0xFFFF_FFFF, (1 << 64) - 1, one.vcpu.answers[3]]
+    # 0x60 is the keyboard's, 0x61 the C board's.
+    assert one.vcpu.answers[3] & 0xFF == 0
+    assert one.vcpu.answers[3] >> 8 != 0xFF
+
+
+@pytest.mark.parametrize(
+    ("step", "reason", "code"),
+    [
+        (Exit(ExitReason.HALT, rip=0x10), "HALTED", 0),
+        (Exit(ExitReason.SHUTDOWN, rip=0x10), "TRIPLE_FAULT", 0),
+        (port_out(0x64, 0xFE), "RESET", 0),
+        (port_out(0x92, 1), "RESET", 0),
+        (Exit(ExitReason.ERROR, rip=0x10, detail="bad", metadata={"bytes": "0f ff"}), "EXECUTION_ERROR", None),
+        (Exit(ExitReason.DEBUG, rip=0x10), "EXECUTION_ERROR", None),
+    ],
+)
+def test_ends(bench: Callable[..., Bench], step: Exit, reason: str, code: int | None) -> None:
+    one = bench(step)
+    end = one.run()
+    assert (end.reason, end.exit_code) == (reason, code)
+    if step.reason is ExitReason.ERROR:
+        assert end.metadata == {"address": "0x10", "bytes": "0f ff"}
+        assert "bad" in end.message and "0x10" in end.message
+
+
+def test_the_first_end_counts(bench: Callable[..., Bench]) -> None:
+    one = bench(lambda vcpu: (one.machine.kill(), port_out(0xF4, 3))[1])
+    assert one.run().reason == "KILLED"
+
+
+@pytest.mark.parametrize("cause", [Exit(ExitReason.SHUTDOWN), port_out(0x64, 0xFE)])
+def test_restart_on_reset(bench: Callable[..., Bench], cause: Exit) -> None:
+    def spoil(vcpu: ScriptedVcpu) -> Exit:
+        one.memory.write(FLAT, b"spoiled")
+        one.memory.write(0x9000, b"left over")
+        return cause
+
+    one = bench(port_out(0x64, 0x60), port_out(0x60, 0), spoil, port_in(0x64), port_out(0xF4, 1), restart_on_reset=True)
+    assert one.run().exit_code == 1
+    assert one.machine.resets == 1
+    assert len(one.vcpu.entries) == 2
+    assert one.vcpu.answers == [0x14]
+    assert one.memory.read(FLAT, 7) == b"\xf4" * 7
+    assert one.memory.read(0x9000, 9) == bytes(9)
+    assert one.vcpu.changed == [(0, 1 << 20)]
+    assert one.states == ["RUNNING", "RUNNING"]
+
+
+def test_an_image_that_is_gone_at_the_reset(bench: Callable[..., Bench]) -> None:
+    def remove(vcpu: ScriptedVcpu) -> Exit:
+        Path(one.spec.kernel).unlink()
+        return Exit(ExitReason.SHUTDOWN)
+
+    one = bench(remove, restart_on_reset=True)
+    end = one.run()
+    assert (end.reason, end.exit_code) == ("LOAD_FAILED", None)
+
+
+def test_a_kernel_that_cannot_be_loaded(bench: Callable[..., Bench]) -> None:
+    one = bench(flat_load_address=0)
+    end = one.run()
+    assert end.reason == "LOAD_FAILED"
+    assert end.metadata["error"] == "IMAGE_FORMAT"
+    assert one.machine.start_error is not None and one.machine.start_error.reason == "IMAGE_FORMAT"
+    assert one.states == []
+
+
+def test_a_kernel_that_is_missing(bench: Callable[..., Bench]) -> None:
+    one = bench(kernel="/nonexistent")
+    assert one.run().reason == "LOAD_FAILED"
+    assert one.machine.start_error is not None and one.machine.start_error.reason == "RUNNER_START_FAILED"
+
+
+def test_a_bug_in_a_device_ends_the_guest(bench: Callable[..., Bench], capsys: pytest.CaptureFixture[str]) -> None:
+    one = bench(port_out(0x64, 0xAA))
+
+    def broken(port: int, size: int, value: int) -> None:
+        raise ZeroDivisionError("oops")
+
+    device = next(device for device in one.machine._devices if device.name == "keyboard")
+    device.write_port = broken  # type: ignore[method-assign]
+    end = one.run()
+    assert (end.reason, end.exit_code) == ("DEVICE_ERROR", None)
+    assert end.metadata["where"] == "port 0x64"
+    assert "oops" in end.metadata["error"]
+    assert "ZeroDivisionError" in capsys.readouterr().err
+
+
+def test_a_bug_in_the_vcpu_ends_the_guest(bench: Callable[..., Bench], capsys: pytest.CaptureFixture[str]) -> None:
+    def broken(vcpu: ScriptedVcpu) -> Exit:
+        raise RuntimeError("oops")
+
+    one = bench(broken)
+    assert one.run().reason == "EXECUTION_ERROR"
+    assert one.vcpu.closed
+    assert "RuntimeError" in capsys.readouterr().err
+
+
+# ---- other threads
+
+
+def test_calls_run_in_the_vcpu_thread(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    one.start()
+    assert one.call(threading.get_ident) == one.thread.ident
+    assert one.call(lambda: one.machine.read_memory(FLAT, 2, False)) == b"\xf4\xf4"
+
+
+def test_calls_before_the_start_are_kept(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    results: list[Any] = []
+    answered = threading.Event()
+    one.machine.call(lambda: 5, lambda result, error: (results.append(result), answered.set()))  # type: ignore[func-returns-value]
+    one.start()
+    assert answered.wait(10)
+    assert results == [5]
+
+
+def test_many_threads_call_at_once(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    one.start()
+    results: list[int] = []
+    threads = [threading.Thread(target=lambda n=n: results.append(one.call(lambda: n))) for n in range(50)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(10)
+    assert sorted(results) == list(range(50))
+
+
+def test_errors_of_calls_reach_the_caller_and_hurt_nobody(
+    bench: Callable[..., Bench], capsys: pytest.CaptureFixture[str]
+) -> None:
+    one = bench()
+    one.start()
+    with pytest.raises(HvdError, match="not within the guest's memory"):
+        one.call(lambda: one.machine.read_memory(0xFFFF_F000, 4096, False))
+    with pytest.raises(HvdError) as error:
+        one.call(lambda: one.machine.read_memory(0, (1 << 20) + 1, False))
+    assert error.value.reason == "REQUEST_INVALID"
+    with pytest.raises(HvdError) as error:
+        one.call(lambda: 1 // 0)
+    assert error.value.reason == "INTERNAL"
+    assert "ZeroDivisionError" in capsys.readouterr().err
+    assert one.call(lambda: 1) == 1
+
+
+def test_a_call_to_an_ended_machine(bench: Callable[..., Bench]) -> None:
+    one = bench(Exit(ExitReason.HALT))
+    one.run()
+    with pytest.raises(HvdError) as error:
+        one.call(lambda: 1)
+    assert error.value.reason == "RUNNER_GONE"
+    one.machine.kick()
+
+
+def test_calls_that_are_pending_at_the_end_are_answered(bench: Callable[..., Bench]) -> None:
+    errors: list[HvdError | None] = []
+
+    def ask(vcpu: ScriptedVcpu) -> Exit:
+        one.machine.call(lambda: 1, lambda result, error: errors.append(error))
+        return Exit(ExitReason.HALT)
+
+    one = bench(ask)
+    one.run()
+    assert [error.reason for error in errors if error] == ["RUNNER_GONE"]
+
+
+def test_kill(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    one.start()
+    one.call(one.machine.kill)
+    assert one.join().reason == "KILLED"
+
+
+# ---- pause, resume, reset
+
+
+def test_pause_stops_the_clock(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    one.start()
+    one.call(one.machine.pause)
+    one.call(one.machine.pause)
+    stopped = one.call(one.machine.clock_ns)
+    until = time.monotonic_ns() + 3_000_000
+    while time.monotonic_ns() < until:
+        assert one.call(one.machine.clock_ns) == stopped
+    one.call(one.machine.resume)
+    one.call(one.machine.resume)
+    after = one.call(one.machine.clock_ns)
+    assert stopped < after < stopped + 3_000_000_000
+    assert one.states == ["RUNNING", "PAUSED", "RUNNING"]
+
+
+def test_start_paused(bench: Callable[..., Bench]) -> None:
+    one = bench(port_out(0xF4, 9), start_paused=True)
+    one.start()
+    assert one.changed.wait(10)
+    assert one.call(lambda: (one.machine.state, len(one.vcpu.steps), one.machine.clock_ns())) == ("PAUSED", 1, 0)
+    one.call(one.machine.resume)
+    assert one.join().exit_code == 9
+
+
+def test_kill_while_paused(bench: Callable[..., Bench]) -> None:
+    one = bench(start_paused=True)
+    one.start()
+    one.call(one.machine.kill)
+    assert one.join().reason == "KILLED"
+
+
+def test_reset_while_paused_stays_paused(bench: Callable[..., Bench]) -> None:
+    one = bench(start_paused=True)
+    one.start()
+    one.call(one.machine.reset)
+    assert one.machine.state == "PAUSED"
+    assert one.machine.resets == 1
+    assert len(one.vcpu.entries) == 2
+
+
+# ---- console
+
+
+def test_a_full_console_waits_for_the_reader(bench: Callable[..., Bench]) -> None:
+    one = bench(Exit(ExitReason.CONSOLE_FULL), Exit(ExitReason.CONSOLE_FULL), port_out(0xF4, 0))
+    one.start()
+    assert one.changed.wait(10)
+    one.machine.console_drained()
+    while len(one.vcpu.steps) > 1:
+        assert one.thread.is_alive()
+    one.machine.console_drained()
+    assert one.join().reason == "EXITED"
+
+
+# ---- memory
+
+
+def test_writing_memory_tells_the_vcpu(bench: Callable[..., Bench]) -> None:
+    one = bench()
+    one.start()
+    one.call(lambda: one.machine.write_memory(0x1FFE, b"abcd", True))  # paging is off: virtual is physical
+    assert one.call(lambda: one.machine.read_memory(0x1FFE, 4, False)) == b"abcd"
+    assert one.vcpu.changed == [(0x1FFE, 2), (0x2000, 2)]
+    one.call(lambda: one.machine.write_memory(0x3000, b"xy", False))
+    assert one.vcpu.changed[-1] == (0x3000, 2)
+
+
+# ---- hypercalls
+
+
+def call(number: int, *arguments: int, flags: int = 0) -> Callable[[ScriptedVcpu], Exit]:
+    def step(vcpu: ScriptedVcpu) -> Exit:
+        vcpu.values.update(zip(("rbx", "rcx", "rsi"), arguments, strict=False))
+        return port_out(CALL, number, 4, flags)
+
+    return step
+
+
+def results(*calls: Callable[[ScriptedVcpu], Exit]) -> list[Step]:
+    steps: list[Step] = []
+    for one in calls:
+        steps += [one, port_in(RESULT, 4), port_in(RESULT, 4)]
+    return steps
+
+
+def signed(answers: Sequence[int]) -> list[int]:
+    pairs = zip(answers[::2], answers[1::2], strict=True)
+    return [struct.unpack("<q", struct.pack("<II", low, high))[0] for low, high in pairs]
+
+
+def test_hypercall_results(bench: Callable[..., Bench]) -> None:
+    one = bench(
+        *results(
+            call(0), call(1, FLAT, 5), call(1, FLAT, 1025), call(1, 0xFFFF_0000, 16), call(2, 1, 2), call(4), call(6)
+        ),
+        *results(call(7), call(0xFFFF_FFFF)),
+        call(5, 0x1_0000_002A),
+    )
+    one.machine.console_size = (25, 80)
+    end = one.run()
+    assert signed(one.vcpu.answers) == [1, 0, -22, -14, 0, 0, 25 << 16 | 80, -38, -38]
+    assert one.logged == [b"\xf4" * 5]
+    assert (end.reason, end.exit_code) == ("EXITED", 42)
+
+
+def test_hypercall_signature_and_widths(bench: Callable[..., Bench]) -> None:
+    one = bench(
+        port_in(CALL, 4), port_in(CALL, 1), port_in(CALL, 2), port_in(RESULT, 1), port_out(CALL, 5, 1), port_out(RESULT, 5, 4),
+        port_out(0xF4, 3),
+    )  # fmt: skip
+    assert one.run().exit_code == 3
+    assert one.vcpu.answers == [0x31647668, 0xFF, 0xFFFF, 0xFF]
+
+
+def test_the_result_alternates_and_begins_anew_with_a_call(bench: Callable[..., Bench]) -> None:
+    reads = [port_in(RESULT, 4) for _ in range(3)]
+    one = bench(call(7), *reads, call(0), port_in(RESULT, 4), port_out(0xF4, 0))
+    one.run()
+    assert one.vcpu.answers == [(1 << 32) - 38, (1 << 32) - 1, (1 << 32) - 38, 1]
+
+
+def test_the_clock_call_is_the_virtual_clock(bench: Callable[..., Bench]) -> None:
+    one = bench(*results(call(3)), port_out(0xF4, 0))
+    one.run()
+    (clock,) = signed(one.vcpu.answers)
+    assert 0 < clock <= one.machine.clock_ns()
+
+
+def test_long_mode_arguments_have_64_bits(bench: Callable[..., Bench]) -> None:
+    wide = 0xFFFF_8000_0000_0000 | FLAT
+    one = bench(*results(call(1, wide, 4), call(1, wide, 4, flags=FLAG_LONG)), port_out(0xF4, 0))
+    one.vcpu.values |= {"cr0": 0x8000_0001, "cr4": 0x20, "efer": 0x500, "cr3": 0x41000}
+    one.memory.write(0x41000, struct.pack("<Q", 0x42003))  # PML4E 0 -> PDPT
+    one.memory.write(0x41000 + 8 * 256, struct.pack("<Q", 0x42003))
+    one.memory.write(0x42000, struct.pack("<Q", 0x43003))
+    one.memory.write(0x43000, struct.pack("<Q", 0x83))  # 2 MiB page at 0
+    one.run()
+    assert signed(one.vcpu.answers) == [0, 0]
+    # Without the flag it is the low half, which the same tables map to the same place.
+    assert one.logged == [b"\xf4" * 4] * 2
+
+
+def test_a_call_is_one_record_of_its_own_point(bench: Callable[..., Bench]) -> None:
+    one = bench(call(2, 0xAB, 0xCD, 0xEF), port_in(RESULT, 4), call(9, 1), port_out(0xF4, 0))
+    one.trace(Kind.HYPERCALL, Kind.PORT_IO)
+    one.run()
+    records = one.records()
+    names = {point.id: name for name, point in BY_NAME.items()}
+    assert [names[record.point] for record in records] == [
+        "hypercall.annotate", "port-in", "hypercall.unknown", "port-out",
+    ]  # fmt: skip
+    assert records[0][-4:] == (0xAB, 0xCD, 0, 0)
+    assert records[0].rip == 0x1000
+    assert records[0].duration_ns > 0
+    assert records[1][-4:-1] == (RESULT, 4, 0)
+    assert records[2][-4:] == (9, 0, 0, (1 << 64) - 38)
+    assert records[3][-4:-1] == (0xF4, 1, 0)
+
+
+def test_resets_and_faults_are_crossings(bench: Callable[..., Bench]) -> None:
+    one = bench(Exit(ExitReason.SHUTDOWN, rip=5, start_ns=1), Exit(ExitReason.HALT, start_ns=1), restart_on_reset=True)
+    one.trace(Kind.MACHINE, Kind.HALT)
+    one.run()
+    assert [record.point for record in one.records()] == [BY_NAME[n].id for n in ("triple-fault", "reset", "halt")]
