@@ -15,6 +15,7 @@ import os
 import re
 import secrets
 import shutil
+import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -115,11 +116,8 @@ class LinuxRecipe(Recipe):
         async with build.locked():
             if force:
                 await _remove(build.result)
-            if build.is_complete():
-                progress("pack", 1, f"cached in {build.result}")
-            else:
-                check_tools(about.tools)
-                await build.run(native, packages)
+                build.initrd.unlink(missing_ok=True)
+            await build.run(native, packages, about.tools)
         return build.built()
 
 
@@ -134,21 +132,19 @@ class _Build:
         self.step = "fetch"
         self.fragments = [(_SOURCES / name).read_text() for name in ("common.config", f"{arch}.config")]
         self.init = (_SOURCES / "init").read_bytes()
-        inputs = [_VERSION, arch, source.sha256, busybox.sha256, *self.fragments, hashlib.sha256(self.init).hexdigest()]
-        self.key = hashlib.sha256(json.dumps(inputs).encode()).hexdigest()[:16]
-        self.name = f"linux-{arch}-{self.key}"
+        self.name = f"linux-{arch}-{_key(source.sha256, *map(_options, self.fragments))}"
+        initrd = f"initrd-{arch}-{_key(busybox.sha256, self.init.hex())}.cpio"
         self.cache_dir = cache_dir
         self.result = cache_dir / "images" / self.name
+        self.kernel = self.result / "vmlinux"
+        self.initrd = cache_dir / "images" / initrd
         self.work = cache_dir / "work" / self.name
         self.log = cache_dir / "logs" / f"{self.name}.log"
 
-    def is_complete(self) -> bool:
-        return all((self.result / name).exists() for name in ("vmlinux", "initrd.cpio"))
-
     def built(self) -> Built:
         return Built(
-            kernel=self.result / "vmlinux",
-            initrd=self.result / "initrd.cpio",
+            kernel=self.kernel,
+            initrd=self.initrd,
             # Reset goes through the keyboard controller: the kernel would find that out by itself, after trying others.
             append="console=ttyS0 reboot=k tsc=reliable",
             memory_bytes=64 << 20,
@@ -164,13 +160,19 @@ class _Build:
             lambda: self.progress("fetch", -1, "another build of the same is under way: waiting for it"),
         )
 
-    async def run(self, native: PackageSource, packages: PackageSource) -> None:
-        self.log.unlink(missing_ok=True)
+    async def run(self, native: PackageSource, packages: PackageSource, tools: Mapping[str, str]) -> None:
+        """Make what the cache lacks. The kernel takes minutes, the initramfs a moment: each is kept for itself."""
         try:
-            await self._fetch(native)
-            await self._configure()
-            await self._compile()
-            await self._pack(packages)
+            if not self.kernel.exists():
+                check_tools(tools)
+                self.log.unlink(missing_ok=True)
+                await self._fetch(native)
+                await self._configure()
+                await self._compile()
+                await self._pack()
+            if not self.initrd.exists():
+                await self._pack_initramfs(packages)
+            self._tell("pack", 1, f"kept in {self.result}")
         except (CommandError, OSError) as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise HvdError("DISK_FULL", directory=self.cache_dir, what=self.name) from error
@@ -225,26 +227,30 @@ class _Build:
         self._tell("compile", 0, f"compiling with {jobs} jobs (some minutes)")
         await self._make("vmlinux", f"-j{jobs}", on_line=on_line)
 
-    async def _pack(self, packages: PackageSource) -> None:
-        self._tell("pack", -1, f"packing with busybox {self.busybox.version}")
-        incoming, unpacked = self.work / "result", self.work / "busybox"
-        for each in (incoming, unpacked):
-            await _remove(each)
-            each.mkdir()
+    async def _pack(self) -> None:
+        self._tell("pack", -1, "stripping the kernel")
+        incoming = self.work / "result"
+        await _remove(incoming)
+        incoming.mkdir()
         await self._logged("strip", "-s", "-o", str(incoming / "vmlinux"), str(self.work / "out" / "vmlinux"))
         # For people who look into the guest's kernel.
         shutil.copy(self.work / "out" / "System.map", incoming)
         shutil.copy(self.work / "out" / ".config", incoming / "config")
-        await packages.unpack(self.busybox, unpacked)
-        programs = [path for path in unpacked.glob("**/bin/busybox") if not path.is_symlink()]
-        if len(programs) != 1:
-            raise CommandError(f"{self.busybox.name} holds {len(programs)} busybox programs, expected one")
-        (incoming / "initrd.cpio").write_bytes(busybox_initramfs(programs[0].read_bytes(), self.init))
         await _remove(self.result)
         incoming.rename(self.result)
         # Some 1.5 GB.
         await _remove(self.work)
-        self._tell("pack", 1, f"kept in {self.result}")
+
+    async def _pack_initramfs(self, packages: PackageSource) -> None:
+        self._tell("pack", -1, f"packing an initramfs with busybox {self.busybox.version}")
+        with tempfile.TemporaryDirectory(dir=self.initrd.parent) as unpacked:
+            await packages.unpack(self.busybox, Path(unpacked))
+            programs = _busybox_programs(Path(unpacked))
+            if len(programs) != 1:
+                raise CommandError(f"{self.busybox.name} holds {len(programs)} busybox programs, expected one")
+            whole = Path(unpacked) / "initrd.cpio"
+            whole.write_bytes(busybox_initramfs(programs[0].read_bytes(), self.init))
+            whole.rename(self.initrd)
 
     async def _make(self, target: str, *options: str, on_line: Callable[[str], None] = lambda line: None) -> None:
         await self._logged("make", f"ARCH={self.arch}", f"O={self.work / 'out'}", *options, target, on_line=on_line)
@@ -259,6 +265,20 @@ def missing_options(fragments: list[str], configuration: str) -> set[str]:
     wanted = dict(line.split("=", 1) for text in fragments for line in text.splitlines() if line.startswith("CONFIG_"))
     found = dict(line.split("=", 1) for line in configuration.splitlines() if line.startswith("CONFIG_"))
     return {name for name, value in wanted.items() if found.get(name) != value}
+
+
+def _busybox_programs(unpacked: Path) -> list[Path]:
+    return [path for path in unpacked.glob("**/bin/busybox") if not path.is_symlink()]
+
+
+def _options(fragment: str) -> str:
+    """The fragment without its comments: what they say changes nothing."""
+    return "\n".join(line for line in fragment.splitlines() if line.startswith(("CONFIG_", "# CONFIG_")))
+
+
+def _key(*inputs: str) -> str:
+    """Names a thing in the cache by all that it is made of."""
+    return hashlib.sha256(json.dumps([_VERSION, *inputs]).encode()).hexdigest()[:16]
 
 
 async def _native_architecture() -> str:
