@@ -8,7 +8,7 @@ import threading
 
 from hvd.board.hot import HotBoard, PortResult
 from hvd.trace.points import BackendId
-from tests.board.hot_board import read, write
+from hot_board import read, write
 
 THR, LSR, FCR = 0x3F8, 0x3FD, 0x3FA
 

@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 
 from hvd.board.hot import HotBoard, PortResult
 from hvd.trace.points import BackendId
-from tests.board.hot_board import read, set_up_pics, write
+from hot_board import read, set_up_pics, write
 
 RBR = THR = DLL = 0x3F8
 IER = DLM = 0x3F9

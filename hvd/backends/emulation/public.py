@@ -9,18 +9,17 @@ from typing import Any, Final
 
 from hvapi.record import FLAG_USER
 from unicorn import (
-    UC_ARCH_X86,
     UC_HOOK_BLOCK,
     UC_HOOK_INSN,
     UC_HOOK_INSN_INVALID,
     UC_HOOK_INTR,
-    UC_MODE_32,
     UC_PROT_ALL,
 )
 
-from unicorn import Uc, UcError  # type: ignore[attr-defined]  # isort: skip
+from unicorn import UcError  # type: ignore[attr-defined]  # isort: skip
 from unicorn import x86_const as x86
 
+from hvd.backends.emulation.public_cpuid import cpuid_table, open_unicorn
 from hvd.backends.emulation.public_delivery import (
     IF,
     REMEDY,
@@ -48,16 +47,6 @@ CONTROL: Final = {f"cr{n}": getattr(x86, f"UC_X86_REG_CR{n}") for n in (0, 2, 3,
 SEGMENTS: Final = {name: getattr(x86, f"UC_X86_REG_{name.upper()}") for name in ("cs", "ds", "es", "fs", "gs", "ss")}
 TABLES: Final = {"gdtr": x86.UC_X86_REG_GDTR, "idtr": x86.UC_X86_REG_IDTR}
 SYSTEM_SEGMENTS: Final = {"tr": x86.UC_X86_REG_TR, "ldtr": x86.UC_X86_REG_LDTR}
-# Beside what the board has not: SYSENTER and SYSCALL, which need the CPU's inside here, 64-bit mode, and the time stamp counter, which
-# is the host's, of a frequency that nobody knows.
-CPUID_TAKEN_AWAY: Final = {
-    (1, "edx"): 1 << 4 | 1 << 11,
-    (0x8000_0001, "edx"): 1 << 4 | 1 << 11 | 1 << 27 | 1 << 29,
-    (0x8000_0007, "edx"): 1 << 8,
-}
-TSC_LEAVES: Final = frozenset({0x15, 0x16, 0x4000_0010})
-UNKNOWN_TSC_HZ: Final = 1_000_000_000  # told in TSC_LEAVES only
-
 STI, POP_SS, MOV_SS, HLT, INT, INT3, INTO = 0xFB, 0x17, 0x8E, 0xF4, 0xCD, 0xCC, 0xCE
 POINT = {name: BY_NAME[name].id for name in ("port-in", "port-out", "mmio-read", "mmio-write", "halt", "interrupt")}
 SOFTWARE_INTERRUPT: Final = BY_NAME["software-interrupt"].id
@@ -83,7 +72,7 @@ class PublicVcpu(Vcpu):
     def __init__(self, board: HotBoard, memory: GuestMemory, cpuid: Callable[..., dict[Any, Any]]) -> None:
         self._board = board
         self._memory = memory
-        self._cpuid = _cpuid_table(cpuid)
+        self._cpuid = cpuid_table(cpuid)
         self._uc = self._make_unicorn()
         self._pristine = self._uc.context_save()
         self._delivery = Delivery(self._uc, memory, self._count_delivery)
@@ -202,7 +191,9 @@ class PublicVcpu(Vcpu):
             self._left.release()
 
     def _leave(self, exit_: Exit) -> Exit:
-        """In a hook: let run() return; back when it is called again."""
+        """In a hook: let run() return; back when it is called again. Does nothing once the instruction is abandoned."""
+        if self._abandoned:
+            return exit_
         self._count_run()
         self._exit = exit_
         self._in_hook = True
@@ -211,8 +202,11 @@ class PublicVcpu(Vcpu):
         self._in_hook = False
         self._entered_at = self._board.host_ns()
         if self._abandoned:
-            self._uc.emu_stop()
-            raise _Abandon
+            self._stop()
+            # That takes effect at the end of the block, whose stores must not reach a memory that was loaded anew.
+            for address, length, _ in self._memory.ram_spans():
+                if address < HIGH_RAM_START:
+                    self._uc.mem_unmap(address, length)
         return exit_
 
     def _abandon_instruction(self) -> None:
@@ -250,8 +244,13 @@ class PublicVcpu(Vcpu):
         self._entered_at = self._board.host_ns()
         try:
             self._uc.emu_start(self._uc.reg_read(x86.UC_X86_REG_EIP), 0xFFFF_FFFF)
+        except UcError:
+            if not self._abandoned:  # else: the rest of the block met the memory that is gone
+                raise
         finally:
             self._count_run()
+        if self._abandoned:
+            raise _Abandon
 
     def _count_run(self) -> None:
         self._board.account(run_ns=self._board.host_ns() - self._entered_at)
@@ -303,7 +302,7 @@ class PublicVcpu(Vcpu):
     # ---- hooks
 
     def _make_unicorn(self) -> Any:
-        uc = _unicorn()
+        uc = open_unicorn()
         uc.ctl_exits_enabled(True)  # no "until" address: looking it up faults in the guest's MMU
         uc.ctl_set_exits([])
         for address, length, offset in self._memory.ram_spans():
@@ -379,6 +378,8 @@ class PublicVcpu(Vcpu):
         return True
 
     def _on_in(self, uc: Any, port: int, size: int, user: object) -> int:
+        if self._abandoned:
+            return 0
         start = self._board.host_ns()
         result, value = self._board.port_in(port, size)
         rip = self._rip()
@@ -390,9 +391,11 @@ class PublicVcpu(Vcpu):
         return value
 
     def _on_out(self, uc: Any, port: int, size: int, value: int, user: object) -> None:
+        if self._abandoned:
+            return
         start = self._board.host_ns()
         rip, flags = self._rip(), self._flags()
-        while (result := self._board.port_out(port, size, value)) is PortResult.WAIT:
+        while (result := self._board.port_out(port, size, value)) is PortResult.WAIT and not self._abandoned:
             self._leave(Exit(ExitReason.CONSOLE_FULL, port, size, value, rip, start, flags))
         if result is PortResult.LEAVE:
             self._leave(Exit(ExitReason.PORT_OUT, port, size, value, rip, start, flags))
@@ -468,12 +471,6 @@ class PublicVcpu(Vcpu):
             self._board.cross(EXCEPTION_BASE + vector, 0, rip, flags, error or 0)
 
 
-def _unicorn() -> Any:
-    """Its Python package is not typed throughout."""
-    make: Any = Uc
-    return make(UC_ARCH_X86, UC_MODE_32)
-
-
 def _wide(name: str) -> str:
     """eax -> rax, eip -> rip, eflags -> rflags: the loaders use the names of their protocol."""
     return f"r{name[1:]}" if name.startswith("e") else name
@@ -492,26 +489,3 @@ def _refusal(state: EntryState) -> str:
         if segment is not None and (segment.base or segment.limit != 0xFFFF_FFFF):
             return f"the guest begins with a {name} that is not flat"
     return ""
-
-
-def _cpuid_table(cpuid: Callable[..., dict[Any, Any]]) -> dict[tuple[int, int], tuple[int, ...]]:
-    """The board's table, made from what the CPUID instruction of this Unicorn answers."""
-    uc = _unicorn()
-    uc.mem_map(0, 0x1000)
-    uc.mem_write(0, b"\x0f\xa2\xf4")
-    names = ("EAX", "EBX", "ECX", "EDX")
-    registers = [getattr(x86, f"UC_X86_REG_{name}") for name in names]
-
-    def native(leaf: int, subleaf: int) -> tuple[int, ...]:
-        uc.reg_write(registers[0], leaf)
-        uc.reg_write(registers[2], subleaf)
-        uc.emu_start(0, 2)
-        return tuple(uc.reg_read(register) for register in registers)
-
-    table: dict[tuple[int, int], tuple[int, ...]] = {}
-    for key, values in cpuid(native, UNKNOWN_TSC_HZ).items():
-        if key[0] in TSC_LEAVES:
-            continue
-        taken = [CPUID_TAKEN_AWAY.get((key[0], name.lower()), 0) for name in names]
-        table[key] = tuple(value & ~bits for value, bits in zip(values, taken, strict=True))
-    return table

@@ -30,6 +30,20 @@ STATE: Final = _registers(
 def forget_exception(uc: Any, pristine: Any) -> None:
     """pristine: uc.context_save() before the first instruction. Between two emu_starts only."""
     values = [uc.reg_read(register) for register in STATE]
+    level = uc.reg_read(x86.UC_X86_REG_CS) & 3
     uc.context_restore(pristine)
+    if level == 3:
+        _enter_ring_3(uc)
     for register, value in zip(STATE, values, strict=True):
         uc.reg_write(register, value)
+
+
+def _enter_ring_3(uc: Any) -> None:
+    """SS can only be loaded with a selector of the present privilege level, and nothing but SS changes that. In virtual-8086 mode, which
+    a CPU without protection enters by the flag alone, every selector means ring 3."""
+    cr0 = uc.reg_read(x86.UC_X86_REG_CR0)
+    uc.reg_write(x86.UC_X86_REG_CR0, cr0 & ~1)
+    uc.reg_write(x86.UC_X86_REG_EFLAGS, 1 << 17 | 2)
+    uc.reg_write(x86.UC_X86_REG_SS, 0)
+    uc.reg_write(x86.UC_X86_REG_EFLAGS, 2)
+    uc.reg_write(x86.UC_X86_REG_CR0, cr0)
