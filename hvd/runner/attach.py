@@ -22,6 +22,7 @@ class _Viewer:
         self.packets: deque[bytes] = deque()
         self.waiting_bytes = 0
         self.skipped = 0
+        self.deaf = False  # it has gone, but what it typed has not been read yet
         self.events = 0
 
 
@@ -48,6 +49,8 @@ class AttachServer:
         stream = bytes((STREAM_STDOUT,))
         packets = [stream + data[at : at + step] for at in range(0, len(data), step)]
         for viewer in tuple(self._viewers):
+            if viewer.deaf:
+                continue
             if viewer.skipped or viewer.waiting_bytes + len(data) > BACKLOG_BYTES:
                 viewer.skipped += len(data)
                 continue
@@ -99,6 +102,10 @@ class AttachServer:
             data = viewer.sock.recv(ATTACH_PACKET)
         except BlockingIOError:
             return
+        except ConnectionResetError:
+            # It left output unread; said once, and what it typed comes after it.
+            viewer.deaf = True
+            return
         except OSError:
             data = b""
         if data:
@@ -118,8 +125,9 @@ class AttachServer:
         except BlockingIOError:
             pass
         except OSError:
-            self._drop(viewer)
-            return
+            viewer.deaf = True
+            viewer.packets.clear()
+            viewer.waiting_bytes = viewer.skipped = 0
         self._watch(viewer)
 
     def _watch(self, viewer: _Viewer) -> None:
