@@ -6,9 +6,10 @@ import os
 import select
 import threading
 
+from hot_board import read, write
+
 from hvd.board.hot import HotBoard, PortResult
 from hvd.trace.points import BackendId
-from hot_board import read, write
 
 THR, LSR, FCR = 0x3F8, 0x3FD, 0x3FA
 

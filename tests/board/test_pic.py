@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+from hot_board import read, set_up_pics, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from pic_model import Pair
 
 from hvd.board.hot import HotBoard
 from hvd.trace.points import BackendId
-from hot_board import read, set_up_pics, write
-from pic_model import Pair
 
 EOI, ROTATE_EOI, READ_IRR, READ_ISR, POLL = 0x20, 0xA0, 0x0A, 0x0B, 0x0C
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import pytest
+from hot_board import read, set_up_pics, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hvd.board.hot import HotBoard, PortResult
 from hvd.trace.points import BackendId
-from hot_board import read, set_up_pics, write
 
 RBR = THR = DLL = 0x3F8
 IER = DLM = 0x3F9
