@@ -74,6 +74,7 @@ class _Life:
     pid: int
     start_time: int  # ticks since boot, from the pid file: tells a reused pid apart
     run_seconds: float = 0.0
+    unaccounted: float = 0.0  # of run_seconds, not yet found in user
     user: float = 0.0
     cpu: CpuSeconds = CpuSeconds()
 
@@ -131,7 +132,10 @@ def _divide(life: _Life, times: _ProcessTimes, run_seconds: float) -> None:
     CPU time on a busy host.
     """
     new_user = max(0.0, times.user - life.user)
-    new_guest = min(new_user, max(0.0, run_seconds - life.run_seconds))
+    ran = life.unaccounted + max(0.0, run_seconds - life.run_seconds)
+    new_guest = min(new_user, ran)
+    # /proc counts in ticks: up to one of them may not have been told yet.
+    life.unaccounted = min(ran - new_guest, 1 / _TICKS)
     life.user = max(life.user, times.user)
     life.run_seconds = run_seconds
     life.cpu = CpuSeconds(
