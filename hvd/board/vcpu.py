@@ -68,7 +68,7 @@ class Vcpu(ABC):
 
     @abstractmethod
     def enter(self, state: EntryState) -> None:
-        """Set the whole state, for the start and after a reset."""
+        """Set the whole state, for the start and after a reset. At any exit; an access that waits for its answer is dropped."""
 
     @abstractmethod
     def run(self) -> Exit:

@@ -117,14 +117,16 @@ def main(arguments: list[str]) -> int:
         ready(error)
         return 1
     signal.signal(signal.SIGTERM, lambda number, frame: runner.post(runner.kill))
+    code = 0
     try:
         runner.run()
-    except OSError as error:
-        ready(HvdError("RUNNER_START_FAILED", problem=str(error), log=RUNNER_LOG))
-        raise
+    except Exception as error:  # noqa: BLE001  a bug, or sockets that cannot be made: the log has it, the daemon sees LOST
+        ready(HvdError("RUNNER_START_FAILED", problem=repr(error), log=RUNNER_LOG))
+        sys.excepthook(type(error), error, error.__traceback__)
+        code = 1
     sys.stderr.flush()
-    # The vcpu thread may still be inside the guest, when it was killed: nothing is left to be torn down in order.
-    os._exit(0)
+    # The vcpu thread may still be inside the guest: nothing is left to be torn down in order.
+    os._exit(code)
 
 
 if __name__ == "__main__":
