@@ -65,6 +65,7 @@ class Store:
         self.path = directory / FILE
         self._thread = ThreadPoolExecutor(1, "store")
         self._connection: sqlite3.Connection | None = None
+        self._closed = False
 
     async def open(self) -> None:
         await self._run(self._open)
@@ -89,10 +90,15 @@ class Store:
                 self._connection.close()
                 self._connection = None
 
+        if self._closed:
+            return
         await self._run(close)
+        self._closed = True
         self._thread.shutdown(wait=False)
 
     async def _run(self, work: Callable[[], T]) -> T:
+        if self._closed:
+            raise HvdError("SHUTTING_DOWN")
         # Shielded: a caller that is cancelled must not leave a transaction of its own half way for the next.
         return await asyncio.shield(asyncio.get_running_loop().run_in_executor(self._thread, self._guarded, work))
 

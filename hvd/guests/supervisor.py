@@ -303,7 +303,8 @@ class Supervisor:
                 self.store_problem = ""
             except Exception as error:
                 if not self.store_problem:
-                    log.exception("store cannot be written; trying again", seconds=STORE_AGAIN_SECONDS)
+                    unexpected = None if isinstance(error, HvdError) else error
+                    log.error("store cannot be written; trying again", problem=str(error), exc_info=unexpected)
                 self.store_problem = str(error)
                 self._dirty = {**dirty, **self._dirty}
                 await asyncio.sleep(STORE_AGAIN_SECONDS)
