@@ -10,17 +10,27 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Coroutine, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import structlog
-from hvapi.v1 import guest_pb2_grpc, image_pb2_grpc, inspect_pb2_grpc, system_pb2_grpc, trace_pb2_grpc
+from hvapi.v1 import (
+    guest_pb2,
+    guest_pb2_grpc,
+    image_pb2_grpc,
+    inspect_pb2_grpc,
+    metrics_pb2_grpc,
+    system_pb2_grpc,
+    trace_pb2_grpc,
+)
 
 from hvd import config as settings
 from hvd.api.endpoints import Endpoint, endpoints
 from hvd.api.guest_service import GuestService
 from hvd.api.image_service import ImageService
 from hvd.api.inspect_service import InspectService
+from hvd.api.metrics_service import MetricsService
 from hvd.api.server import ApiServer, Register
 from hvd.api.system_service import SystemService
 from hvd.api.trace_service import TraceService
@@ -35,6 +45,9 @@ from hvd.images.blobs import BlobStore
 from hvd.images.builder import ImageBuilder
 from hvd.images.catalog import ImageCatalog
 from hvd.images.collector import collect_for_ever
+from hvd.metrics.endpoint import MetricsEndpoint
+from hvd.metrics.metrics import Metrics
+from hvd.trace.points import BY_ID, Point
 from hvd.trace.session import TraceSwitch
 
 log = structlog.get_logger()
@@ -124,34 +137,58 @@ class Daemon:
         )
         self.supervisor = Supervisor(config, self.store, Backends(backends), self.catalog, self.blobs)
         self.switch = TraceSwitch()
+        self.metrics = Metrics(self._guests, lambda: self.supervisor.backends.available, self._points)
+        self.metrics_endpoint = MetricsEndpoint(self.metrics)
         self.system = SystemService(self.supervisor, config)
         self.endpoints: list[Endpoint] = endpoints(config)
-        self.server = ApiServer(self._registrations(), SERVICES)
+        self.server = ApiServer(self._registrations(), SERVICES, self.metrics.observe_operation)
         self._tasks: list[asyncio.Task[None]] = []
 
     def _registrations(self) -> list[Register]:
         guests, images = GuestService(self.supervisor), ImageService(self.catalog, self.blobs, self._builder())
-        inspection, tracing = InspectService(self.supervisor), TraceService(self.supervisor, self.switch)
+        tracing = TraceService(self.supervisor, self.switch, self.metrics.trace_lost)
+        inspection, metrics = InspectService(self.supervisor), MetricsService(self.metrics)
         return [
             lambda server: guest_pb2_grpc.add_GuestServiceServicer_to_server(guests, server),
             lambda server: image_pb2_grpc.add_ImageServiceServicer_to_server(images, server),
             lambda server: inspect_pb2_grpc.add_InspectServiceServicer_to_server(inspection, server),
             lambda server: trace_pb2_grpc.add_TraceServiceServicer_to_server(tracing, server),
+            lambda server: metrics_pb2_grpc.add_MetricsServiceServicer_to_server(metrics, server),
             lambda server: system_pb2_grpc.add_SystemServiceServicer_to_server(self.system, server),
         ]
 
     def _builder(self) -> ImageBuilder:
         return ImageBuilder(self.config.cache_dir, self.blobs, self.catalog)
 
+    def _guests(self) -> list[tuple[guest_pb2.Guest, Path]]:
+        return [(life.guest, life.directory) for life in self.supervisor]
+
+    def _points(self, backend: str) -> Mapping[int, Point]:
+        try:
+            return {point.id: point for point in self.supervisor.backend(backend).trace_points}
+        except HvdError:  # of a guest whose backend this build does not have
+            return BY_ID
+
     async def start(self) -> None:
         """Serve, then adopt: whoever asks meanwhile is answered, and health says NOT_SERVING until all is known."""
         await self.store.open()
+        if self.config.metrics_listen:
+            port = await self.metrics_endpoint.start(self.config.metrics_listen)
+            host = self.config.metrics_listen.rpartition(":")[0]
+            self.system.metrics_address = f"http://{host}:{port}/metrics"
         await self.server.start(self.endpoints, self.config)
         await self.supervisor.start()
+        self.metrics.adoption_finished()
+        self._begin(self.metrics.follow(self.supervisor.events))
         for life in self.supervisor:
             self.switch.apply(life.directory)  # an earlier daemon may have left recording on
-        self._tasks.append(asyncio.create_task(collect_for_ever(self.blobs, self._references)))
+        self._begin(collect_for_ever(self.blobs, self._references))
+        # Asked before anybody waits for the answer: a backend's self-check takes a while.
+        self._begin(self.supervisor.backends.probe_all())
         await self.server.ready()
+
+    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+        self._tasks.append(asyncio.create_task(work))
 
     def _references(self) -> set[str]:
         return self.catalog.references() | self.supervisor.references()
@@ -161,6 +198,7 @@ class Daemon:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.metrics_endpoint.close()
         await self.server.stop()
         await self.supervisor.close()
         await self.store.close()

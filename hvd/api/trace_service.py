@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import os
 import time
-from collections.abc import AsyncIterator, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable
 from typing import Any
 
 from hvapi.v1 import trace_pb2, trace_pb2_grpc
@@ -27,9 +27,13 @@ BLOCKS_IN_A_ROW = 8
 
 
 class TraceService(trace_pb2_grpc.TraceServiceServicer):
-    def __init__(self, supervisor: Supervisor, switch: TraceSwitch) -> None:
+    def __init__(
+        self, supervisor: Supervisor, switch: TraceSwitch, count_lost: Callable[[str, str, int], None] = lambda *_: None
+    ) -> None:
+        """count_lost: told the guest's uid, the kind of reader and how many records it missed."""
         self._supervisor = supervisor
         self._switch = switch
+        self._count_lost = count_lost
 
     async def StreamTrace(
         self, request: trace_pb2.StreamTraceRequest, context: Any
@@ -59,6 +63,8 @@ class TraceService(trace_pb2_grpc.TraceServiceServicer):
                         if not found:
                             break
                         idle = False
+                        if lost:
+                            self._count_lost(life.guest.uid, "stream", lost)
                         if records or lost:
                             yield trace_pb2.StreamTraceResponse(guest=index, records=records, lost=lost)
                     else:

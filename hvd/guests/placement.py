@@ -45,6 +45,11 @@ class Backends:
         """The most preferred first."""
         return list(self._backends.values())
 
+    @property
+    def available(self) -> dict[str, bool]:
+        """Which of them run here, as far as is known."""
+        return {name: name in self._probes and self._probes[name].availability.available for name in self._backends}
+
     def get(self, name: str) -> Backend:
         """Raises HvdError BACKEND_UNKNOWN."""
         try:
@@ -61,6 +66,9 @@ class Backends:
             availability, engines = await asyncio.to_thread(lambda: (backend.probe(), backend.engines()))
             self._probes[backend.name] = probe = Probe(availability, engines, time.monotonic())
             return probe
+
+    async def probe_all(self) -> None:
+        await asyncio.gather(*map(self.probe, self.all()))
 
     async def _engine(self, backend: Backend, wanted: str) -> str:
         """The engine's name, empty for a backend that has but one way. Raises ENGINE_UNKNOWN, BACKEND_UNAVAILABLE."""
