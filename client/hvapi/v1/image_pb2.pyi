@@ -333,7 +333,7 @@ class BuildImageRequest(_message.Message):
     recipe: _builtins.str
     """"linux" """
     image_id: _builtins.str
-    """Empty = the recipe's name and architecture."""
+    """Empty = the recipe's own name for that architecture: "linux" (i386), "linux64" (x86_64)."""
     arch: _builtins.str
     """"i386" or "x86_64"; empty = the recipe's default."""
     force: _builtins.bool
