@@ -1,0 +1,81 @@
+"""A fake daemon per test, and two ways to run hvctl: in this process (fast) and as a process of its own (stdin, terminals, signals)."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from fake_daemon import FakeDaemon
+
+from hvctl.cli import main
+
+
+@pytest.fixture
+def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
+    fake = FakeDaemon(tmp_path / "hvd.sock")
+    fake.start()
+    yield fake
+    fake.stop()
+
+
+@dataclass
+class Outcome:
+    code: int
+    out: str
+    err: str
+
+    @property
+    def json(self) -> Any:
+        return json.loads(self.out)
+
+
+Hvctl = Callable[..., Outcome]
+
+
+@pytest.fixture
+def hvctl(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]) -> Hvctl:
+    """Runs hvctl against the fake daemon: hvctl("list", "-o", "json")."""
+    monkeypatch.setenv("HVD_ENDPOINT", daemon.endpoint)
+
+    def run(*words: str) -> Outcome:
+        capfd.readouterr()
+        code = main(list(words))
+        out, err = capfd.readouterr()
+        return Outcome(code, out, err)
+
+    return run
+
+
+def environment(daemon: FakeDaemon | None = None) -> dict[str, str]:
+    variables = os.environ | {"PYTHONUNBUFFERED": "1", "TERM": "xterm"}
+    if daemon is not None:
+        variables["HVD_ENDPOINT"] = daemon.endpoint
+    return variables
+
+
+@pytest.fixture
+def process(daemon: FakeDaemon) -> Iterator[Callable[..., subprocess.Popen[bytes]]]:
+    """Starts hvctl as a process with pipes; killed at the end of the test."""
+    started: list[subprocess.Popen[bytes]] = []
+
+    def start(*words: str, **options: Any) -> subprocess.Popen[bytes]:
+        pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")} | options
+        child = subprocess.Popen([sys.executable, "-m", "hvctl", *words], env=environment(daemon), **pipes)
+        started.append(child)
+        return child
+
+    yield start
+    for child in started:
+        if child.poll() is None:
+            child.kill()
+        child.wait(10)
+        for pipe in (child.stdin, child.stdout, child.stderr):
+            if pipe is not None:
+                pipe.close()
