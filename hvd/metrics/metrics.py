@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import platform
 from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
@@ -49,7 +50,8 @@ class Metrics:
     ) -> None:
         self._guests = guests
         self._available = available
-        self.points = points
+        # Asked for each series of each guest, and they never change.
+        self.points: Points = functools.cache(points)
         self._build = {"version": version(), "core_version": core_version, "python": platform.python_version()}
         self._meter = Meter()
         self._handling = HandlingTimes()
