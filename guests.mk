@@ -9,7 +9,7 @@ GUEST_LDFLAGS := -static -no-pie -nostdlib -Wl,--build-id=none -Wl,-z,noexecstac
 GUEST_HEADERS := guests/include/guest.h guests/include/hv/hypercall.h
 
 GUEST_MULTIBOOT := hello hypercalls interrupts exceptions paging spin halt triple reset flood wild echo compute ticker
-GUEST_FILES := $(GUEST_MULTIBOOT:%=$(GUEST_BUILD)/%.elf) $(GUEST_BUILD)/pvh.elf $(GUEST_BUILD)/long.elf $(GUEST_BUILD)/flat.bin
+GUEST_FILES := $(GUEST_MULTIBOOT:%=$(GUEST_BUILD)/%.elf) $(GUEST_BUILD)/pvh.elf $(GUEST_BUILD)/long.elf $(GUEST_BUILD)/alias.elf $(GUEST_BUILD)/flat.bin
 
 GUEST_LIB := $(addprefix $(GUEST_BUILD)/lib/,start.o print.o check.o traps.o pic.o entry.o)
 GUEST_LIB64 := $(addprefix $(GUEST_BUILD)/lib64/,start.o print.o check.o)
@@ -38,7 +38,8 @@ $(GUEST_MULTIBOOT:%=$(GUEST_BUILD)/%.elf): $(GUEST_BUILD)/%.elf: guests/%.c $(GU
 $(GUEST_BUILD)/pvh.elf: guests/pvh.c $(GUEST_BUILD)/lib/pvh.o $(GUEST_LIB) guests/lib/guest.ld $(GUEST_HEADERS)
 	$(GUEST_CC) -m32 $(GUEST_CFLAGS) $(GUEST_LDFLAGS) -T guests/lib/guest.ld -o $@ $(filter %.o,$^) $<
 
-$(GUEST_BUILD)/long.elf: guests/long.c guests/long_entry.S $(GUEST_LIB64) guests/lib/guest.ld $(GUEST_HEADERS)
+GUEST_LONG := long alias
+$(GUEST_LONG:%=$(GUEST_BUILD)/%.elf): $(GUEST_BUILD)/%.elf: guests/%.c guests/long_entry.S $(GUEST_LIB64) guests/lib/guest.ld $(GUEST_HEADERS)
 	$(GUEST_CC) -m64 $(GUEST_CFLAGS) $(GUEST_LDFLAGS) -T guests/lib/guest.ld -o $@ $(filter %.o %.S,$^) $<
 
 $(GUEST_BUILD)/flat.elf: guests/flat.S guests.mk

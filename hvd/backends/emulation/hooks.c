@@ -369,5 +369,9 @@ bool hv_hooks_install(struct hv_emulator *e, char *why, size_t why_size)
     return true;
 }
 
-void hv_hooks_enter_thread(struct hv_emulator *e) { running = e; }
+void hv_hooks_enter_thread(struct hv_emulator *e)
+{
+    running = e;
+    hv_code_pages_enter_thread(e);
+}
 #endif

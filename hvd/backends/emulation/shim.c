@@ -53,6 +53,7 @@ static void close_partly(struct hv_emulator *e)
     hv_coroutine_destroy(&e->coroutine);
     if (e->uc)
         e->unicorn.uc_close(e->uc);
+    free(e->code_pages);
     free(e->cpuid);
     free(e);
 }
@@ -115,8 +116,10 @@ void hv_emulator_close(struct hv_emulator *e)
 bool hv_emulator_map_ram(struct hv_emulator *e, uint64_t address, uint64_t length, void *memory)
 {
     if (address == 0)
-        e->low_ram = length;
-    return e->unicorn.uc_mem_map_ptr(e->uc, address, length, UC_PROT_ALL_, memory) == UC_ERR_OK_;
+        e->low_ram = length, e->low_ram_memory = memory;
+    else
+        e->high_ram_memory = memory;
+    return hv_code_pages_grow(e, length) && e->unicorn.uc_mem_map_ptr(e->uc, address, length, UC_PROT_ALL_, memory) == UC_ERR_OK_;
 }
 
 bool hv_emulator_set_cpuid(struct hv_emulator *e, const struct hv_cpuid_entry *entries, unsigned count)
@@ -256,6 +259,10 @@ int hv_emulator_run(struct hv_emulator *e)
             counters->first_instruction_ns = start;
         hv_coroutine_enter(&e->coroutine);
         counters->run_ns += hv_host_ns() - start;
+        if (!e->protected_pages) { /* translated without a word to us: stores to code would go unnoticed */
+            snprintf(e->exit.detail, sizeof e->exit.detail, "Unicorn's code tracking is not wired up");
+            return finish(e, HV_EXIT_ERROR);
+        }
         if (e->in_hook)
             return (int)e->exit.reason;
         int error = HV_AT(int, e->uc, UC_INVALID_ERROR);

@@ -4,6 +4,7 @@
  *   shim.c      create, run, kick, the halt wait and the timer
  *   hooks.c     what leaves translated code: ports, MMIO, CPUID, time stamps, system calls, exceptions, interrupts
  *   state.c     registers in and out
+ *   code_pages.c  which pages hold translated code: what a store must drop
  */
 #ifndef HV_SHIM_H
 #define HV_SHIM_H
@@ -51,7 +52,12 @@ struct hv_emulator {
     timer_t timer;
     bool timer_made;
     volatile uint64_t timer_deadline_ns; /* 0 = not armed */
-    uint64_t low_ram; /* bytes of RAM below 3 GiB, for ram addresses */
+    /* RAM by Unicorn's numbering: in the order in which it was mapped, what lies at 0 first, then what lies at 4 GiB */
+    uint64_t low_ram; /* bytes */
+    void *low_ram_memory, *high_ram_memory;
+    uint64_t ram_pages;
+    uint8_t *code_pages; /* bit per RAM page: blocks were translated from it */
+    uint64_t protected_pages; /* how often a page got its first block; 0 after running = not wired up */
     struct hv_cpuid_entry *cpuid;
     unsigned cpuid_count;
 };
@@ -71,6 +77,11 @@ uint32_t hv_record_flags(const struct hv_emulator *);
 void hv_hooks_enter_thread(struct hv_emulator *); /* this thread runs this emulator now */
 bool hv_emulator_map_hole(struct hv_emulator *, uint64_t base, uint64_t length);   /* floats */
 bool hv_emulator_map_device(struct hv_emulator *, uint64_t base, uint64_t length); /* leaves with Mmio */
+
+/* code_pages.c */
+bool hv_code_pages_install(void *handle, char *why, size_t why_size);
+void hv_code_pages_enter_thread(struct hv_emulator *);
+bool hv_code_pages_grow(struct hv_emulator *, uint64_t length);
 
 /* state.c */
 void hv_load_segment(struct hv_emulator *, unsigned index, uint32_t selector, uint64_t base, uint32_t limit, uint32_t flags);

@@ -99,6 +99,7 @@ typedef struct CPUX86State CPUX86State;
     X(void, cpu_x86_update_cr4_x86_64, (CPUX86State *, uint32_t))                                                                  \
     X(void, cpu_x86_cpuid_x86_64, (CPUX86State *, uint32_t, uint32_t, uint32_t *, uint32_t *, uint32_t *, uint32_t *))             \
     X(void, tlb_flush_x86_64, (CPUState *))                                                                                        \
+    X(void, tlb_reset_dirty_x86_64, (CPUState *, uint64_t, uint64_t))                                                              \
     X(void, tb_flush_x86_64, (CPUState *))                                                                                         \
     X(void, tb_invalidate_phys_range_x86_64, (uc_engine *, uint64_t, uint64_t))
 

@@ -15,6 +15,9 @@ from hvd.board.vcpu import EntryState, Exit, ExitReason, Segment, Vcpu
 from hvd.errors import HvdError
 
 TSC_HZ: Final = 1_000_000_000  # the guest's TSC is its virtual clock in nanoseconds
+# Family 6, model 28, stepping 10: an in-order Atom. A translator does not speculate, and this tells kernels so: they leave out the
+# mitigations (page-table isolation, retpolines, ...) that Unicorn's own Haswell would cost them.
+IN_ORDER_MODEL: Final = 0x000106CA
 ADDRESS_SPACE: Final = 1 << 40  # what CPUID 0x80000008 reports; beyond it nothing can be mapped
 
 _u8, _u32, _u64, _pointer, _bool = ctypes.c_uint8, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_bool
@@ -172,7 +175,9 @@ class NativeVcpu(Vcpu):
         out = (_u32 * 4)()
         self._lib.hv_emulator_native_cpuid(self._emulator, leaf, subleaf, out)
         eax, ebx, ecx, edx = out
-        if (leaf, subleaf) == (7, 0):
+        if leaf == 1:
+            eax = IN_ORDER_MODEL
+        elif (leaf, subleaf) == (7, 0):
             # IA32_TSC_ADJUST reads 0, as after power-on; with it, and an invariant TSC, Linux trusts the TSC without a watchdog.
             ebx |= 1 << 1
         return eax, ebx, ecx, edx

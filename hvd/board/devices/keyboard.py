@@ -107,6 +107,8 @@ class Keyboard:
         elif command == 0xAA:  # self test
             self._mode |= MODE_SYSTEM
             self._answer(0x55)
+        elif command == 0xA9:  # test of the second port's lines: its clock is stuck low
+            self._answer(1)
         elif command == 0xAB:  # test of the keyboard's lines
             self._answer(0)
         elif command == 0xAD:
@@ -121,7 +123,7 @@ class Keyboard:
             self._set_lines((self._lines & ~LINE_A20) | (command & LINE_A20))
         elif command >= 0xF0 and not command & LINE_NOT_RESET:  # pulse lines low
             self._machine.reset_line("keyboard controller")
-        # 0xA7-0xA9 concern a second port, which this controller has not: no answer, as on the AT.
+        # 0xA7 and 0xA8 switch the second port, which this controller has not.
 
     def _argument(self, value: int) -> None:
         command, self._awaits = self._awaits, None
@@ -130,11 +132,14 @@ class Keyboard:
             self._update_irq()
         elif command == 0xD1:
             self._set_lines(value)
-        elif command == 0xD2:
+        elif command in (0xD2, 0xD3):
+            # 0xD3 should come back as the second port's. That it comes back as the keyboard's, and that 0xA9 fails, tells
+            # a driver at once that there is no second port; without any answer Linux spins for half a second twice
+            # (drivers/input/serio/i8042.c, i8042_check_aux).
             self._answer(value)
         elif command is not None and command < 0x80:
             self._ram[command & 31] = value
-        # 0xD3 and 0xD4 address the second port: lost.
+        # 0xD4 addresses the second port: lost.
 
     def _set_lines(self, lines: int) -> None:
         self._lines = lines | LINE_NOT_RESET
