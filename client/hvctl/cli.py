@@ -16,7 +16,7 @@ import click
 
 from hvctl import failures
 from hvctl.sdk.errors import HvctlError
-from hvctl.settings import CONTEXT, EVERY_FORMAT, GIVE_UP, Settings, VerbCommand, common_options
+from hvctl.settings import CONTEXT, EVERY_FORMAT, GIVE_UP, PipeClosed, Settings, VerbCommand, common_options
 from hvctl.verbs import VERBS
 
 
@@ -109,7 +109,7 @@ def _run(words: list[str], settings: Settings) -> int:
         return failed or failures.USAGE
     except (KeyboardInterrupt, click.Abort):
         return failures.INTERRUPTED
-    except BrokenPipeError:
+    except (PipeClosed, BrokenPipeError):
         # Python would complain once more when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return failures.PIPE_CLOSED

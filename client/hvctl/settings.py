@@ -87,6 +87,10 @@ GIVE_UP = "Give up after so long (exit code 124)."
 CONTEXT = {"help_option_names": ["-h", "--help"]}
 
 
+class PipeClosed(Exception):
+    """Whoever read our output has gone."""
+
+
 class VerbCommand(click.Command):
     """A verb with the common options. rpcs and short_help are filled in from the table of verbs when it is loaded."""
 
@@ -106,7 +110,11 @@ class VerbCommand(click.Command):
             raise click.UsageError(
                 f"{ctx.command_path} has no output form '{output}'; it has: {', '.join(self.formats)}", ctx
             )
-        return super().invoke(ctx)
+        try:
+            return super().invoke(ctx)
+        except BrokenPipeError:
+            # click would end with 1, as if something had failed.
+            raise PipeClosed from None
 
     def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         super().format_epilog(ctx, formatter)

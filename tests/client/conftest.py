@@ -13,7 +13,6 @@ from typing import Any
 
 import pytest
 from fake_daemon import FakeDaemon
-
 from hvctl.cli import main
 
 
@@ -66,7 +65,7 @@ def process(daemon: FakeDaemon) -> Iterator[Callable[..., subprocess.Popen[bytes
     started: list[subprocess.Popen[bytes]] = []
 
     def start(*words: str, **options: Any) -> subprocess.Popen[bytes]:
-        pipes = {name: subprocess.PIPE for name in ("stdin", "stdout", "stderr")} | options
+        pipes = dict.fromkeys(("stdin", "stdout", "stderr"), subprocess.PIPE) | options
         child = subprocess.Popen([sys.executable, "-m", "hvctl", *words], env=environment(daemon), **pipes)
         started.append(child)
         return child

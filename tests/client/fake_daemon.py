@@ -51,7 +51,9 @@ def refuse(context: grpc.ServicerContext, code: str, reason: str, message: str, 
     raise AssertionError("abort_with_status raises")
 
 
-def make_record(time_ns: int, point: int, *arguments: int, duration: int = 1200, flags: int = 0, rip: int = 0x100123) -> bytes:
+def make_record(
+    time_ns: int, point: int, *arguments: int, duration: int = 1200, flags: int = 0, rip: int = 0x100123
+) -> bytes:
     values = (*arguments, 0, 0, 0, 0)[:4]
     return record.RECORD.pack(time_ns, duration, point, 1, 1, 0, flags, 0, rip, *values)
 
@@ -191,7 +193,9 @@ class FakeDaemon(
         short = request.guest_id or f"guest-{len(self.guests) + 1}"
         name = f"guests/{short}"
         if name in self.guests:
-            refuse(context, "ALREADY_EXISTS", "NAME_TAKEN", f"guest '{short}' exists already", "choose another", name=short)
+            refuse(
+                context, "ALREADY_EXISTS", "NAME_TAKEN", f"guest '{short}' exists already", "choose another", name=short
+            )
         if request.guest.backend == "kvm":
             refuse(
                 context,
@@ -258,7 +262,9 @@ class FakeDaemon(
         guest = self._find(request.name, context)
         words = guest.machine.append.split()
         if "refuse" in words:
-            refuse(context, "INVALID_ARGUMENT", "IMAGE_FORMAT", "the kernel is no kernel", "give another", what="kernel")
+            refuse(
+                context, "INVALID_ARGUMENT", "IMAGE_FORMAT", "the kernel is no kernel", "give another", what="kernel"
+            )
         guest = self.change(request.name, state=Guest.PAUSED if request.paused else Guest.RUNNING, host_pid=4242)
         threading.Thread(target=self._program, args=(request.name, words), daemon=True).start()
         return guest
@@ -356,7 +362,7 @@ class FakeDaemon(
         since = 0
         while context.is_active() and not self.stopping:
             with self.changed:
-                self.changed.wait_for(lambda: len(self.events) > sent or self.stopping, 0.2)
+                self.changed.wait_for(lambda known=sent: len(self.events) > known or self.stopping, 0.2)
                 fresh = self.events[sent:]
             for event in fresh:
                 yield event
@@ -392,7 +398,7 @@ class FakeDaemon(
 
         while context.is_active() and not self.stopping:
             with console.changed:
-                console.changed.wait_for(lambda: len(console.log) > sent or ended() or self.stopping, 0.2)
+                console.changed.wait_for(lambda known=sent: len(console.log) > known or ended() or self.stopping, 0.2)
                 done, fresh = ended(), console.log[sent:]
             if fresh:
                 yield guest_pb2.AttachConsoleResponse(output=fresh)
@@ -502,7 +508,9 @@ class FakeDaemon(
         while context.is_active() and not self.stopping:
             stats = [
                 metrics_pb2.GuestStats(name="guests/idle", backend="emulation", state="RUNNING", cpu_ratio=0.01),
-                metrics_pb2.GuestStats(name="guests/busy", backend="emulation", state="RUNNING", cpu_ratio=0.99, exits=7),
+                metrics_pb2.GuestStats(
+                    name="guests/busy", backend="emulation", state="RUNNING", cpu_ratio=0.99, exits=7
+                ),
             ]
             yield metrics_pb2.WatchStatsResponse(stats=stats)
             time.sleep(0.05)

@@ -9,7 +9,6 @@ from pathlib import Path
 import pytest
 from fake_daemon import FakeDaemon, make_record
 from hvapi.v1 import guest_pb2, trace_pb2
-
 from hvctl.sdk import AsyncClient, Client, HvctlError, TraceDecoder
 
 Guest = guest_pb2.Guest

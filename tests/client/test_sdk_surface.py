@@ -13,7 +13,6 @@ from pathlib import Path
 
 import pytest
 from hvapi.v1 import guest_pb2, image_pb2, inspect_pb2, metrics_pb2, system_pb2, trace_pb2
-
 from hvctl.sdk import Client, Endpoint, HvctlError, default_endpoint
 from hvctl.sdk.calls import ClientStream, ServerStream, Unary, channel_options, table
 from hvctl.verbs import VERBS
@@ -118,7 +117,9 @@ def test_endpoints(address: str, target: str) -> None:
     assert Endpoint(address).target() == target
 
 
-@pytest.mark.parametrize("address", ["", "unix:", "unix://", "unix://rel/x", "host", "host:", ":1", "host:0", "http://h:1"])
+@pytest.mark.parametrize(
+    "address", ["", "unix:", "unix://", "unix://rel/x", "host", "host:", ":1", "host:0", "http://h:1"]
+)
 def test_bad_endpoints(address: str) -> None:
     with pytest.raises(HvctlError) as caught:
         Endpoint(address)

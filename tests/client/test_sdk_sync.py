@@ -15,7 +15,6 @@ import pytest
 from google.protobuf import any_pb2, empty_pb2
 from google.rpc import error_details_pb2, status_pb2
 from hvapi.v1 import guest_pb2, image_pb2
-
 from hvctl.sdk import Client, HvctlError
 
 SERVICES = guest_pb2.DESCRIPTOR.services_by_name

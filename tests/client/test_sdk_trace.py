@@ -6,11 +6,10 @@ import pytest
 from fake_daemon import POINTS, make_record
 from hvapi import record
 from hvapi.v1 import trace_pb2
-from hypothesis import given
-from hypothesis import strategies as st
-
 from hvctl.sdk import HvctlError, TraceDecoder, TraceEvent
 from hvctl.sdk.trace import FORMATS, duration_text
+from hypothesis import given
+from hypothesis import strategies as st
 
 
 def decode(*blocks: trace_pb2.StreamTraceResponse) -> list[TraceEvent]:

@@ -141,7 +141,7 @@ class _Progress:
             click.echo("", err=True)
 
 
-@verb(formats=("table", "name"))
+@verb(formats=FORMATS)
 @click.argument("name", nargs=-1, required=True)
 @click.option("--allow-missing", is_flag=True, help="It is no failure when there is no such image.")
 def delete(settings: Settings, name: tuple[str, ...], allow_missing: bool) -> int:
@@ -154,5 +154,8 @@ def delete(settings: Settings, name: tuple[str, ...], allow_missing: bool) -> in
             failures.report(error, settings.output)
             code = code or failures.exit_code(error)
         else:
-            click.echo(image if settings.output == "name" else image_id(image))
+            if not is_document(settings.output):
+                click.echo(image if settings.output == "name" else image_id(image))
+    if is_document(settings.output) and code == failures.OK:
+        print_document(settings.output, {})  # google.protobuf.Empty
     return code

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -75,14 +76,12 @@ def start(settings: Settings, guest: tuple[str, ...], paused: bool) -> int:
 @guests_argument
 def stop(settings: Settings, guest: tuple[str, ...]) -> int:
     """Asks guests to end (the power button, where they can hear it), and kills them after --timeout."""
-    from google.protobuf import duration_pb2
     from hvapi.v1 import guest_pb2
 
     def act(name: str) -> guest_pb2.Guest:
         request = guest_pb2.StopGuestRequest(name=name)
         if settings.timeout is None:
             return settings.client.stop_guest(request)
-        request.grace_period.CopyFrom(duration_pb2.Duration(nanos=0))
         request.grace_period.FromNanoseconds(round(settings.timeout * 1e9))
         return settings.client.stop_guest(request, timeout=settings.timeout + ANSWER_SECONDS)
 
@@ -159,7 +158,7 @@ def update(
     return each(settings, [guest], act)
 
 
-@verb(formats=("table", "name"))
+@verb(formats=FORMATS)
 @guests_argument
 @click.option("--force", is_flag=True, help="Kill them first if they run.")
 @click.option("--allow-missing", is_flag=True, help="It is no failure when there is no such guest.")
@@ -173,7 +172,10 @@ def delete(settings: Settings, guest: tuple[str, ...], force: bool, allow_missin
             failures.report(error, settings.output)
             code = code or failures.exit_code(error)
         else:
-            click.echo(name if settings.output == "name" else guest_id(name))
+            if not is_document(settings.output):
+                click.echo(name if settings.output == "name" else guest_id(name))
+    if is_document(settings.output) and code == failures.OK:
+        print_document(settings.output, {})  # google.protobuf.Empty
     return code
 
 
@@ -201,7 +203,7 @@ def wait(settings: Settings, guest: tuple[str, ...], states: tuple[str, ...]) ->
             return settings.client.wait_guest(request)
         left = max(0.001, end - time.monotonic())
         # The daemon's own answer says in which state the guest still is; the deadline is for a daemon that hangs.
-        request.timeout.FromNanoseconds(round(left * 1e9))
+        request.timeout.FromMilliseconds(math.ceil(left * 1000))
         return settings.client.wait_guest(request, timeout=left + ANSWER_SECONDS)
 
     return each(settings, guest, act)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Iterator
+from contextlib import nullcontext
 from typing import IO, TYPE_CHECKING
 
 import click
@@ -139,7 +140,7 @@ def dump(settings: Settings, guest: str, address: int | None, length: int | None
         origin = 0
     written = 0
     try:
-        with sys.stdout.buffer if path == "-" else open(path, "wb") as file:
+        with nullcontext(sys.stdout.buffer) if path == "-" else open(path, "wb") as file:
             for start, size in ranges:
                 if path != "-":
                     file.seek(start - origin)

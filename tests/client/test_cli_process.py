@@ -1,0 +1,225 @@
+"""hvctl as a process: pipes, terminals, signals, a daemon that restarts."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import pty
+import select
+import signal
+import struct
+import subprocess
+import sys
+import termios
+import time
+from collections.abc import Callable
+
+import pytest
+from conftest import environment
+from fake_daemon import FakeDaemon
+from hvapi.v1 import guest_pb2
+
+Start = Callable[..., subprocess.Popen[bytes]]
+DEADLINE = 30.0
+
+
+def read_until(file: int, wanted: bytes) -> bytes:
+    """What comes from file until wanted is among it."""
+    data, end = b"", time.monotonic() + DEADLINE
+    while wanted not in data:
+        ready, _, _ = select.select([file], [], [], max(0.0, end - time.monotonic()))
+        assert ready, f"{wanted!r} did not come, only {data!r}"
+        fresh = os.read(file, 4096)
+        assert fresh, f"{wanted!r} did not come, only {data!r}"
+        data += fresh
+    return data
+
+
+def wait_for(condition: Callable[[], object], what: str) -> None:
+    end = time.monotonic() + DEADLINE
+    while not condition():
+        assert time.monotonic() < end, what
+        time.sleep(0.02)
+
+
+def test_a_pipe_is_typed_and_its_end_does_not_detach(process: Start, daemon: FakeDaemon) -> None:
+    child = process("run", "--name", "a", "--append", "echo exit=5")
+    assert child.stdin and child.stdout
+    child.stdin.write(b"ls")
+    child.stdin.close()
+    assert read_until(child.stdout.fileno(), b"]") == b"[ls]"
+    assert child.poll() is None
+    daemon.consoles["guests/a"].input.put(b"q")
+    assert child.wait(DEADLINE) == 5
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_interrupt_of_run_rm_deletes_the_guest(process: Start, daemon: FakeDaemon, number: signal.Signals) -> None:
+    child = process("run", "--rm", "--name", "a", "--append", "say=up hang", stdin=subprocess.DEVNULL)
+    assert child.stdout and child.stderr
+    read_until(child.stdout.fileno(), b"up")
+    child.send_signal(number)
+    assert child.wait(DEADLINE) == 130
+    assert "guests/a" not in daemon.guests
+    assert b"deleted" in child.stderr.read()
+
+
+def test_interrupt_of_run_leaves_the_guest(process: Start, daemon: FakeDaemon) -> None:
+    child = process("run", "--name", "a", "--append", "say=up hang", stdin=subprocess.DEVNULL)
+    assert child.stdout and child.stderr
+    read_until(child.stdout.fileno(), b"up")
+    child.send_signal(signal.SIGINT)
+    assert child.wait(DEADLINE) == 130
+    error = child.stderr.read()
+    assert b"hvctl console a" in error and b"Traceback" not in error
+    assert daemon.guests["guests/a"].state == guest_pb2.Guest.RUNNING
+
+
+@pytest.mark.parametrize(
+    "words",
+    [("events",), ("trace", "-f", "a"), ("stats",), ("wait", "a"), ("list", "--watch")],
+    ids=lambda words: words[0],
+)
+def test_interrupt_ends_every_stream_at_once(process: Start, daemon: FakeDaemon, words: tuple[str, ...]) -> None:
+    setup = process("run", "-d", "--name", "a", "--append", "hang")
+    assert setup.wait(DEADLINE) == 0
+    calls = len(daemon.calls)
+    child = process(*words)
+    wait_for(lambda: len(daemon.calls) > calls, "the call did not come")
+    child.send_signal(signal.SIGINT)
+    assert child.wait(10) == 130
+    assert child.stderr and b"Traceback" not in child.stderr.read()
+
+
+def test_a_reader_that_goes_away_is_no_traceback(process: Start, daemon: FakeDaemon) -> None:
+    setup = process("run", "-d", "--name", "a", "--append", "hang")
+    assert setup.wait(DEADLINE) == 0
+    child = process("stats", "-o", "jsonl")
+    assert child.stdout and child.stderr
+    read_until(child.stdout.fileno(), b"\n")
+    child.stdout.close()
+    child.stdout = None
+    assert child.wait(DEADLINE) == 141
+    assert child.stderr.read() == b""
+
+
+def test_list_watch_prints_every_change(process: Start, daemon: FakeDaemon) -> None:
+    setup = process("run", "-d", "--name", "a", "--append", "hang")
+    assert setup.wait(DEADLINE) == 0
+    child = process("list", "--watch")
+    assert child.stdout
+    text = read_until(child.stdout.fileno(), b"RUNNING")
+    assert text.startswith(b"NAME")
+    daemon.change("guests/a", state=guest_pb2.Guest.PAUSED)
+    assert b"NAME" not in read_until(child.stdout.fileno(), b"PAUSED")
+
+
+def test_run_survives_a_restart_of_the_daemon(process: Start, daemon: FakeDaemon) -> None:
+    child = process("run", "--name", "a", "--append", "say=up echo exit=6")
+    assert child.stdin and child.stdout and child.stderr
+    read_until(child.stdout.fileno(), b"up\r\n")
+    daemon.stop()
+    read_until(child.stderr.fileno(), b"lost the daemon")
+    daemon.start()
+    read_until(child.stderr.fileno(), b"attached again")
+    wait_for(lambda: len(daemon.requests("AttachConsole")) == 2, "it did not attach again")
+    child.stdin.write(b"x")
+    child.stdin.flush()
+    assert read_until(child.stdout.fileno(), b"]") == b"[x]"
+    child.stdin.write(b"q")
+    child.stdin.flush()
+    assert child.wait(DEADLINE) == 6
+
+
+class Terminal:
+    """hvctl on a pseudo terminal."""
+
+    def __init__(self, daemon: FakeDaemon, *words: str) -> None:
+        self.master, slave = pty.openpty()
+        self.before = termios.tcgetattr(slave)
+        self.slave = slave
+        self.resize(24, 80)
+        self.child = subprocess.Popen(
+            [sys.executable, "-m", "hvctl", *words],
+            env=environment(daemon),
+            stdin=slave,
+            stdout=slave,
+            stderr=slave,
+            start_new_session=True,
+            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
+        )
+
+    def resize(self, rows: int, columns: int) -> None:
+        fcntl.ioctl(self.slave, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+    def close(self) -> None:
+        if self.child.poll() is None:
+            self.child.kill()
+        self.child.wait(10)
+        os.close(self.master)
+        os.close(self.slave)
+
+
+def test_a_terminal_is_raw_follows_its_size_and_detaches(daemon: FakeDaemon) -> None:
+    terminal = Terminal(daemon, "run", "--name", "a", "--append", "say=up echo")
+    try:
+        assert b"^] detaches" in read_until(terminal.master, b"up\r\n")
+        assert daemon.sizes == [(24, 80)]
+        # Raw: Ctrl-C reaches the guest as a byte.
+        os.write(terminal.master, b"\x03")
+        read_until(terminal.master, b"[\x03]")
+        terminal.resize(50, 132)
+        wait_for(lambda: (50, 132) in daemon.sizes, "the size did not come")
+        os.write(terminal.master, b"y\x1dz")
+        read_until(terminal.master, b"goes on")
+        assert terminal.child.wait(DEADLINE) == 0
+        assert termios.tcgetattr(terminal.slave) == terminal.before
+        assert daemon.guests["guests/a"].state == guest_pb2.Guest.RUNNING
+    finally:
+        terminal.close()
+
+
+def test_the_terminal_is_restored_when_the_guest_ends(daemon: FakeDaemon) -> None:
+    terminal = Terminal(daemon, "run", "--append", "say=up echo exit=3")
+    try:
+        read_until(terminal.master, b"up\r\n")
+        os.write(terminal.master, b"q")
+        assert terminal.child.wait(DEADLINE) == 3
+        assert termios.tcgetattr(terminal.slave) == terminal.before
+    finally:
+        terminal.close()
+
+
+@pytest.mark.parametrize("words", [("top",), ("stats",), ("list", "--watch")], ids=" ".join)
+def test_live_views_on_a_terminal(daemon: FakeDaemon, words: tuple[str, ...]) -> None:
+    setup = subprocess.run(
+        [sys.executable, "-m", "hvctl", "run", "-d", "--name", "busy", "--append", "hang"],
+        env=environment(daemon),
+        timeout=DEADLINE,
+        capture_output=True,
+    )
+    assert setup.returncode == 0
+    terminal = Terminal(daemon, *words)
+    try:
+        assert b"\x1b[" in read_until(terminal.master, b"busy")
+        os.write(terminal.master, b"\x03")
+        assert terminal.child.wait(DEADLINE) == 130
+    finally:
+        terminal.close()
+
+
+def test_colour_on_a_terminal_only_and_never_with_no_color(daemon: FakeDaemon) -> None:
+    subprocess.run(
+        [sys.executable, "-m", "hvctl", "run", "-d", "--name", "a", "--append", "hang"],
+        env=environment(daemon),
+        timeout=DEADLINE,
+        capture_output=True,
+        check=True,
+    )
+    for words, coloured in ((("list",), True), (("list", "--no-color"), False)):
+        terminal = Terminal(daemon, *words)
+        try:
+            text = read_until(terminal.master, b"RUNNING")
+            assert (b"\x1b[32m" in text) is coloured
+        finally:
+            terminal.close()
