@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
+import io
 import logging
 import os
 import signal
@@ -12,7 +13,7 @@ import socket
 import sys
 from collections.abc import Coroutine, Iterator, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO, cast
 
 import structlog
 from hvapi.v1 import (
@@ -56,6 +57,19 @@ LOCK = "lock"
 SERVICES = tuple(f"hvd.v1.{noun}Service" for noun in ("Guest", "Image", "Inspect", "Trace", "Metrics", "System"))
 
 
+class _Unfailing(io.TextIOBase):
+    """stderr, but a full disk or a reader that went does not turn a call that was served into a failure."""
+
+    def write(self, text: str) -> int:
+        with contextlib.suppress(OSError):  # there is nobody left to tell
+            sys.stderr.write(text)
+        return len(text)
+
+    def flush(self) -> None:
+        with contextlib.suppress(OSError):
+            sys.stderr.flush()
+
+
 def configure_logging(config: Config) -> None:
     """structlog to stderr: lines for people or JSON for machines."""
     renderer: structlog.typing.Processor = (
@@ -77,7 +91,7 @@ def configure_logging(config: Config) -> None:
     structlog.configure(
         processors=[*processors, renderer],
         wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, config.log_level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(sys.stderr),
+        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Unfailing())),
         cache_logger_on_first_use=True,
     )
     # What libraries say (grpc, asyncio), in the same place.
@@ -198,6 +212,7 @@ class Daemon:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        self.supervisor.leave()
         await self.metrics_endpoint.close()
         await self.server.stop()
         await self.supervisor.close()

@@ -19,7 +19,7 @@ from hvd.backends.contract import Capability, ConsoleAttachment, Instance
 from hvd.errors import HvdError
 from hvd.guests.lifecycle import GuestLife
 from hvd.guests.logs import read_end
-from hvd.guests.model import ENDED, Guest, State
+from hvd.guests.model import ENDED, Guest, State, copy_of
 from hvd.guests.supervisor import Supervisor
 
 Request = guest_pb2.AttachConsoleRequest
@@ -43,7 +43,7 @@ async def attach(supervisor: Supervisor, requests: AsyncIterator[Request]) -> As
         await life.wait(_STARTED, START_SECONDS)
     if life.instance is None and life.guest.state in ENDED and setup.replay_bytes:
         # It ended before the viewer came: it still gets what there was, and how it ended.
-        guest = _copy(life.guest)
+        guest = copy_of(life.guest)
         yield Response(attached=empty_pb2.Empty())
         if log := await asyncio.to_thread(read_end, life.directory, setup.replay_bytes):
             yield Response(output=log)
@@ -183,9 +183,3 @@ def _overlap(log: bytes, live: bytes) -> int:
             return length
         start += 1
     return 0
-
-
-def _copy(guest: guest_pb2.Guest) -> guest_pb2.Guest:
-    copy = guest_pb2.Guest()
-    copy.CopyFrom(guest)
-    return copy

@@ -23,9 +23,9 @@ from hvapi.v1 import guest_pb2
 
 from hvd.backends.contract import Backend, Capability, Instance, InstanceStatus, LaunchSpec
 from hvd.errors import HvdError
-from hvd.guests import adoption, records
+from hvd.guests import adoption, conditions, records
 from hvd.guests.events import now
-from hvd.guests.model import ALIVE, ENDED, Guest, State, state_name
+from hvd.guests.model import ALIVE, ENDED, Guest, State, copy_of, state_name
 from hvd.guests.restart import Restarts, is_on
 
 log = structlog.get_logger()
@@ -33,6 +33,8 @@ log = structlog.get_logger()
 GuestEvent = guest_pb2.GuestEvent
 # A runner that was told to kill its guest gets so long to say that it did.
 KILL_SECONDS = 10.0
+# At the daemon's end, verbs under way get so long to finish.
+CLOSE_SECONDS = 5.0
 _FINAL = frozenset({"STOPPED", "FAILED", "LOST"})
 
 
@@ -66,6 +68,7 @@ class GuestLife:
         self._lock = asyncio.Lock()
         self._ended = asyncio.Event()
         self._last_end: guest_pb2.Guest | None = None
+        self._leaving = asyncio.Event()
         self._asked_to_end = False
         self._resets = 0
         self._restarts = Restarts()
@@ -116,8 +119,7 @@ class GuestLife:
                 run = self.run
                 heard = await self._ask_to_end()
             if heard:
-                with contextlib.suppress(TimeoutError):
-                    await asyncio.wait_for(self._ended.wait(), grace)
+                await self._ended_or_leaving(grace)
             async with self._exclusively():
                 if self.run == run:
                     await self._kill()
@@ -268,12 +270,19 @@ class GuestLife:
                 self._spawn(self.stop(self._host.stop_grace))
         elif found.status is not None:
             self._end(found.status, found.time_ns)
-        elif any(condition.type == "RESTART_PENDING" for condition in self.guest.conditions):
+        elif conditions.has(self.guest, conditions.RESTART_PENDING):
             self._schedule_restart()
 
+    def leave(self) -> None:
+        """The daemon is about to go: nobody waits for this guest any more."""
+        self._leaving.set()
+
     async def close(self) -> None:
-        """The daemon goes, the guest stays."""
+        """The daemon goes, the guest stays. A start under way is seen through, if it is quick."""
+        self.leave()
         self._cancel_restart(keep_condition=True)
+        if self._verbs:
+            await asyncio.wait(self._verbs, timeout=CLOSE_SECONDS)
         tasks = [task for task in (self._follower, *self._verbs) if task]
         for task in tasks:
             task.cancel()
@@ -283,6 +292,19 @@ class GuestLife:
             self.instance = None
 
     # --- inside ---
+
+    async def _ended_or_leaving(self, seconds: float) -> None:
+        """Raises HvdError SHUTTING_DOWN when the daemon goes first: the next one finds the guest STOPPING and finishes
+        it.
+        """
+        waits = [asyncio.create_task(event.wait()) for event in (self._ended, self._leaving)]
+        try:
+            await asyncio.wait(waits, timeout=seconds, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if self._leaving.is_set() and not self._ended.is_set():
+            raise HvdError("SHUTTING_DOWN")
 
     def _exclusively(self) -> _Exclusively:
         return _Exclusively(self)
@@ -313,10 +335,11 @@ class GuestLife:
         backend = self._host.backend(self.guest.backend)
         if await self._readopt(backend):
             return
-        for field in ("exit_code", "end_time", "start_time"):
+        for field in ("exit_code", "end_time"):
             self.guest.ClearField(field)
         self._asked_to_end = False
-        self._conditions_clear("RESTART_PENDING", "RESTART_GIVEN_UP", "LOG_LOSING")
+        conditions.clear(self.guest, conditions.RESTART_PENDING, conditions.RESTART_GIVEN_UP, conditions.LOG_LOSING)
+        self.guest.start_time.CopyFrom(now())
         self._move(Guest.STARTING, "starting")
         self._ended.clear()
         try:
@@ -330,7 +353,6 @@ class GuestLife:
             known = error if isinstance(error, HvdError) else HvdError("INTERNAL", problem=repr(error))
             self._end(InstanceStatus("FAILED", known.reason, str(known), metadata=known.metadata), 0)
             raise
-        self.guest.start_time.CopyFrom(now())
         self._follow(instance, status, "started")
         if status.state in _FINAL:
             await self._ended.wait()
@@ -386,11 +408,16 @@ class GuestLife:
     def _observe(self, status: InstanceStatus) -> None:
         if status.state in _FINAL:
             return
-        losing = any(condition.type == "LOG_LOSING" for condition in self.guest.conditions)
+        losing = conditions.has(self.guest, conditions.LOG_LOSING)
         if bool(status.log_error) != losing:
-            self._conditions_clear("LOG_LOSING")
+            conditions.clear(self.guest, conditions.LOG_LOSING)
             if status.log_error:
-                self._condition("LOG_LOSING", "WRITE_FAILED", f"the console log cannot be written: {status.log_error}")
+                conditions.put(
+                    self.guest,
+                    conditions.LOG_LOSING,
+                    "WRITE_FAILED",
+                    f"the console log cannot be written: {status.log_error}",
+                )
             self._host.changed(self, GuestEvent.CHANGED, "console log: " + (status.log_error or "written again"))
         if status.resets != self._resets:
             self._resets = status.resets
@@ -408,7 +435,7 @@ class GuestLife:
         self._host.changed(self, GuestEvent.CHANGED, message)
         for states, waiter in self._waiters:
             if state in states and not waiter.done():
-                waiter.set_result(_copy(self.guest))
+                waiter.set_result(copy_of(self.guest))
 
     def _end(self, status: InstanceStatus, time_ns: int) -> None:
         guest = self.guest
@@ -420,7 +447,7 @@ class GuestLife:
         restart = self._wants_restart(status)
         reason = status.reason or status.state
         self._move(State.Value(status.state), f"ended: {reason}", reason, status.message)
-        self._last_end = _copy(guest)
+        self._last_end = copy_of(guest)
         self._ended.set()
         if restart:
             self._schedule_restart()
@@ -469,14 +496,18 @@ class GuestLife:
         if self._asked_to_end or not self._restarts.wanted(policy, status):
             return False
         if self._restarts.given_up(policy):
-            self._condition(
-                "RESTART_GIVEN_UP",
+            conditions.put(
+                self.guest,
+                conditions.RESTART_GIVEN_UP,
                 "MAX_RETRIES",
                 f"failed again after {self._restarts.in_a_row} restarts in a row; `hvctl start` tries once more",
             )
             return False
-        self._condition(
-            "RESTART_PENDING", "RESTART_POLICY", f"is started again in {self._restarts.pause_seconds:.1f} s"
+        conditions.put(
+            self.guest,
+            conditions.RESTART_PENDING,
+            "RESTART_POLICY",
+            f"is started again in {self._restarts.pause_seconds:.1f} s",
         )
         return True
 
@@ -500,19 +531,7 @@ class GuestLife:
             self._restart.cancel()
             self._restart = None
         if not keep_condition:
-            self._conditions_clear("RESTART_PENDING")
-
-    # --- conditions ---
-
-    def _condition(self, kind: str, reason: str, message: str) -> None:
-        self._conditions_clear(kind)
-        self.guest.conditions.add(type=kind, reason=reason, message=message, last_transition_time=now())
-
-    def _conditions_clear(self, *kinds: str) -> None:
-        kept = [condition for condition in self.guest.conditions if condition.type not in kinds]
-        if len(kept) != len(self.guest.conditions):
-            del self.guest.conditions[:]
-            self.guest.conditions.extend(kept)
+            conditions.clear(self.guest, conditions.RESTART_PENDING)
 
 
 class _Exclusively:
@@ -529,12 +548,6 @@ class _Exclusively:
 
     async def __aexit__(self, *exc: object) -> None:
         self._life._lock.release()
-
-
-def _copy(guest: guest_pb2.Guest) -> guest_pb2.Guest:
-    copy = guest_pb2.Guest()
-    copy.CopyFrom(guest)
-    return copy
 
 
 def _timestamp(time_ns: int) -> timestamp_pb2.Timestamp:

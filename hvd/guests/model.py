@@ -74,6 +74,13 @@ def state_name(guest: Guest) -> str:
     return State.Name(guest.state)
 
 
+def copy_of(guest: guest_pb2.Guest) -> guest_pb2.Guest:
+    """The guest as it is now, for those who keep it while it changes."""
+    copy = guest_pb2.Guest()
+    copy.CopyFrom(guest)
+    return copy
+
+
 def etag(guest: Guest) -> str:
     """Changes when what was asked for changes, not when the guest's state does (AIP-154)."""
     asked = Guest(uid=guest.uid, labels=guest.labels, on_reset=guest.on_reset)

@@ -310,6 +310,11 @@ class Supervisor:
                 await asyncio.sleep(STORE_AGAIN_SECONDS)
                 self._dirt.set()
 
+    def leave(self) -> None:
+        """The daemon is about to go: end what waits for guests."""
+        for life in self:
+            life.leave()
+
     async def close(self) -> None:
         """The daemon goes, the guests stay. Verbs under way are cut short: the next daemon finds out."""
         await asyncio.gather(*self._tasks, return_exceptions=True)

@@ -5,11 +5,13 @@ from __future__ import annotations
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
 import sys
 import time
+import urllib.request
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +19,7 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection_pb2, reflection_pb2_grpc
-from hvapi.v1 import guest_pb2, system_pb2
+from hvapi.v1 import guest_pb2, guest_pb2_grpc, system_pb2
 
 from hvd.api import errors, roles
 from hvd.errors import REASONS, HvdError
@@ -157,10 +159,26 @@ async def test_stop_that_the_daemons_end_cut_short_is_finished_by_the_next(start
     request.grace_period.seconds = 60
     stopping = asyncio.ensure_future(first.guests.StopGuest(request))
     await first.wait(guest, Guest.STOPPING)
-    stopping.cancel()
-    await stop(first)
+    began = time.monotonic()
+    closing = asyncio.create_task(first.daemon.close())
+    assert (await refused(stopping)).reason == "SHUTTING_DOWN"
+    await closing
+    assert time.monotonic() - began < 2
+    first.stopped = True  # type: ignore[attr-defined]
     second = await start_world(first.backend, stop_grace=0.2)
     assert (await second.wait(guest)).reason == "KILLED"
+
+
+async def test_start_under_way_is_seen_through(start_world: StartWorld) -> None:
+    first = await start_world()
+    guest = await first.create(append="slow=0.5")
+    starting = asyncio.ensure_future(first.guests.StartGuest(guest_pb2.StartGuestRequest(name=guest.name)))
+    await first.wait(guest, Guest.STARTING)
+    await first.daemon.close()
+    first.stopped = True  # type: ignore[attr-defined]
+    assert (await starting).state == Guest.RUNNING
+    second = await start_world(first.backend)
+    assert (await second.get(guest)).state == Guest.RUNNING and first.backend.launches == 1
 
 
 async def test_fifty_guests_are_adopted_at_once(start_world: StartWorld) -> None:
@@ -285,6 +303,59 @@ def test_every_method_has_a_permission() -> None:
     assert roles.permission_of("/hvd.v1.GuestService/Unknown") is roles.Permission.ADMIN
 
 
+def certificates(directory: Path) -> None:
+    """A certificate authority, the daemon's certificate, and clients with and without a role."""
+
+    def openssl(*arguments: str) -> None:
+        subprocess.run(["openssl", *arguments], cwd=directory, check=True, capture_output=True)
+
+    key = ("-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes")
+    openssl("req", "-x509", *key, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=ca", "-days", "2")
+    names = {"server": "IP:127.0.0.1", "admin": "URI:hvd:role:admin", "plain": "DNS:client"}
+    for name, alternative in names.items():
+        openssl("req", *key, "-keyout", f"{name}.key", "-out", f"{name}.csr", "-subj", f"/CN={name}")
+        (directory / "extensions").write_text(f"subjectAltName={alternative}\n")
+        openssl("x509", "-req", "-in", f"{name}.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
+                "-extfile", "extensions", "-out", f"{name}.pem")  # fmt: skip
+
+
+@pytest.mark.skipif(not shutil.which("openssl"), reason="needs the openssl command to make certificates")
+async def test_tcp_takes_clients_with_certificates_in_their_role(start_world: StartWorld, tmp_path: Path) -> None:
+    certificates(tmp_path)
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    world = await start_world(
+        listen=(f"unix://{tmp_path / 'run/hvd.sock'}", address),
+        tls_cert=tmp_path / "server.pem", tls_key=tmp_path / "server.key", tls_client_ca=tmp_path / "ca.pem",
+    )  # fmt: skip
+    guest = await world.create()
+    start = guest_pb2.StartGuestRequest(name=guest.name)
+    codes = {}
+    for client in ("admin", "plain", "none"):
+        key, chain = (
+            (tmp_path / f"{client}{ending}").read_bytes() if client != "none" else None for ending in (".key", ".pem")
+        )
+        credentials = grpc.ssl_channel_credentials((tmp_path / "ca.pem").read_bytes(), key, chain)
+        async with grpc.aio.secure_channel(address, credentials) as channel:
+            other = World(world.config, world.backend, world.daemon, channel, world.kernel)
+            try:
+                await other.guests.StartGuest(start, timeout=10)
+                codes[client] = "OK"
+            except grpc.aio.AioRpcError as error:
+                codes[client] = error.code().name
+    assert codes == {"admin": "OK", "plain": "PERMISSION_DENIED", "none": "UNAVAILABLE"}
+
+
+async def test_metrics_are_served_where_info_says(start_world: StartWorld) -> None:
+    world = await start_world(metrics_listen="127.0.0.1:0")
+    await world.run("counted")
+    info = await world.system.GetInfo(system_pb2.GetInfoRequest())
+    page = await asyncio.to_thread(lambda: urllib.request.urlopen(info.metrics_address, timeout=5).read().decode())
+    assert 'hvd_guest_info{backend="fake",guest="counted"' in page
+    assert 'hvd_operation_duration_seconds_count{code="OK",method="hvd.v1.GuestService/StartGuest"} 1.0' in page
+
+
 def test_roles_of_certificates() -> None:
     for alternative_names, role in (
         ([], "view"), ([b"example.org"], "view"), ([b"hvd:role:king"], "view"), ([b"a", b"hvd:role:admin"], "admin"),
@@ -389,6 +460,24 @@ def test_process_from_start_to_signal(tmp_path: Path) -> None:
         finally:
             process.kill()
             process.communicate()
+
+
+def test_log_that_cannot_be_written_harms_nothing(tmp_path: Path) -> None:
+    """As on a full disk: /dev/full refuses every write."""
+    with open("/dev/full", "w") as full:
+        command = [sys.executable, "-m", "hvd.daemon", "--state-dir", str(tmp_path / "s"), "--runtime-dir", str(tmp_path / "r"),
+                   "--log-level", "debug"]  # fmt: skip
+        process = subprocess.Popen(command, stderr=full)
+    try:
+        with grpc.insecure_channel(f"unix://{tmp_path / 'r/hvd.sock'}") as channel:
+            stub: Any = guest_pb2_grpc.GuestServiceStub(channel)
+            for _ in range(3):
+                stub.ListGuests(guest_pb2.ListGuestsRequest(), wait_for_ready=True, timeout=20)
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(20) == 0
+    finally:
+        process.kill()
+        process.wait()
 
 
 def test_stale_socket_is_replaced_and_other_files_are_not(tmp_path: Path) -> None:

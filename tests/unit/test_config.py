@@ -124,3 +124,9 @@ def test_any_text_as_size_is_a_number_or_a_value_error(text: str) -> None:
         assert config.parse_size(text) >= 0
     except ValueError as error:
         assert "size" in str(error)
+
+
+def test_documented_table_is_this_one() -> None:
+    """Made with: python -c "from hvd.config import markdown_table as t; print(t(), end='')"."""
+    page = Path(__file__).parents[2] / "docs/settings.md"
+    assert config.markdown_table() in page.read_text()
