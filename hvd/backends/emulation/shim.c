@@ -259,7 +259,7 @@ int hv_emulator_run(struct hv_emulator *e)
             counters->first_instruction_ns = start;
         hv_coroutine_enter(&e->coroutine);
         counters->run_ns += hv_host_ns() - start;
-        if (!e->protected_pages) { /* translated without a word to us: stores to code would go unnoticed */
+        if (e->in_hook && !e->protected_pages) { /* translated without a word to us: stores to code would go unnoticed */
             snprintf(e->exit.detail, sizeof e->exit.detail, "Unicorn's code tracking is not wired up");
             return finish(e, HV_EXIT_ERROR);
         }
