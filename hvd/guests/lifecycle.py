@@ -12,21 +12,22 @@ from its exit record); a verb that ends a guest asks for it and waits for that n
 from __future__ import annotations
 
 import asyncio
-import contextlib
 from collections.abc import Coroutine
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import structlog
 from google.protobuf import timestamp_pb2
 from hvapi.v1 import guest_pb2
 
-from hvd.backends.contract import Backend, Capability, Instance, InstanceStatus, LaunchSpec
+from hvd.backends.contract import Backend, Capability, Instance, InstanceStatus
 from hvd.errors import HvdError
 from hvd.guests import adoption, conditions, records
 from hvd.guests.events import now
+from hvd.guests.host import Host
 from hvd.guests.model import ALIVE, ENDED, Guest, State, copy_of, state_name
 from hvd.guests.restart import Restarts, is_on
+from hvd.guests.waiters import Waiters
 
 log = structlog.get_logger()
 
@@ -36,22 +37,6 @@ KILL_SECONDS = 10.0
 # At the daemon's end, verbs under way get so long to finish.
 CLOSE_SECONDS = 5.0
 _FINAL = frozenset({"STOPPED", "FAILED", "LOST"})
-
-
-class Host(Protocol):
-    """What a guest needs of the daemon around it."""
-
-    stop_grace: float
-
-    def directory(self, uid: str) -> Path: ...
-    def backend(self, name: str) -> Backend: ...
-    def resolve(self, guest: guest_pb2.Guest, paused: bool) -> LaunchSpec: ...
-
-    def changed(self, life: GuestLife, kind: guest_pb2.GuestEvent.Type.ValueType, message: str) -> None:
-        """Tell watchers and the store."""
-
-    async def forget(self, life: GuestLife) -> None:
-        """Take it out of the store and the tables. Raises HvdError DISK_FULL."""
 
 
 class GuestLife:
@@ -75,7 +60,7 @@ class GuestLife:
         self._follower: asyncio.Task[None] | None = None
         self._restart: asyncio.Task[None] | None = None
         self._verbs: set[asyncio.Task[None]] = set()
-        self._waiters: list[tuple[frozenset[int], asyncio.Future[guest_pb2.Guest]]] = []
+        self._waiters = Waiters()
 
     @property
     def directory(self) -> Path:
@@ -191,10 +176,7 @@ class GuestLife:
                 self.deleted = True
                 await asyncio.to_thread(records.remove_directory, self.directory)
                 self._host.changed(self, GuestEvent.DELETED, "deleted")
-                for _, waiter in self._waiters:
-                    if not waiter.done():
-                        waiter.set_exception(HvdError("GUEST_NOT_FOUND", name=self.guest.name))
-                self._waiters.clear()
+                self._waiters.fail(HvdError("GUEST_NOT_FOUND", name=self.guest.name))
 
         await self._run(work())
 
@@ -211,18 +193,11 @@ class GuestLife:
         """
         if self.guest.state in states:
             return self.guest
-        waiter: asyncio.Future[guest_pb2.Guest] = asyncio.get_running_loop().create_future()
-        entry = (states, waiter)
-        self._waiters.append(entry)
         try:
-            return await asyncio.wait_for(waiter, timeout)
+            return await self._waiters.wait(states, timeout)
         except TimeoutError:
-            raise HvdError(
-                "WAIT_TIMED_OUT", name=self.guest.name, state=state_name(self.guest), seconds=timeout
-            ) from None
-        finally:
-            with contextlib.suppress(ValueError):
-                self._waiters.remove(entry)
+            state = state_name(self.guest)
+            raise HvdError("WAIT_TIMED_OUT", name=self.guest.name, state=state, seconds=timeout) from None
 
     async def end_of(self, run: int, seconds: float) -> guest_pb2.Guest | None:
         """The guest as it was when that run ended, waiting for it; None = it has not ended within so many seconds."""
@@ -433,9 +408,7 @@ class GuestLife:
         self.guest.reason = reason
         self.guest.status_message = explanation
         self._host.changed(self, GuestEvent.CHANGED, message)
-        for states, waiter in self._waiters:
-            if state in states and not waiter.done():
-                waiter.set_result(copy_of(self.guest))
+        self._waiters.reached(self.guest)
 
     def _end(self, status: InstanceStatus, time_ns: int) -> None:
         guest = self.guest

@@ -1,0 +1,29 @@
+"""What a guest needs of the daemon around it: the seam between lifecycle.py and supervisor.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+from hvapi.v1 import guest_pb2
+
+from hvd.backends.contract import Backend, LaunchSpec
+
+if TYPE_CHECKING:
+    from hvd.guests.lifecycle import GuestLife
+
+
+class Host(Protocol):
+    """What a guest needs of the daemon around it."""
+
+    stop_grace: float
+
+    def directory(self, uid: str) -> Path: ...
+    def backend(self, name: str) -> Backend: ...
+    def resolve(self, guest: guest_pb2.Guest, paused: bool) -> LaunchSpec: ...
+
+    def changed(self, life: GuestLife, kind: guest_pb2.GuestEvent.Type.ValueType, message: str) -> None:
+        """Tell watchers and the store."""
+
+    async def forget(self, life: GuestLife) -> None:
+        """Take it out of the store and the tables. Raises HvdError DISK_FULL."""
