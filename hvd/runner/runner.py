@@ -145,8 +145,9 @@ class Runner:
             self._drain_console()
         now = time.monotonic()
         for function in [function for function, deadline in self._deadlines.items() if deadline <= now]:
-            del self._deadlines[function]
-            function()
+            # One that ran before may have settled this one's business.
+            if self._deadlines.pop(function, None) is not None:
+                function()
 
     def _timeout(self) -> float | None:
         if self._console_busy or self._posted:

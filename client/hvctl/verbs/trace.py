@@ -96,6 +96,9 @@ def _stream(
     try:
         with stream:
             for block in stream:
+                if block.HasField("header"):
+                    # Records from here on; whoever waits to start something can do it now.
+                    say(f"tracing {', '.join(name.removeprefix('guests/') for name in block.header.guests)}")
                 lines: list[str] = []
                 for event in decoder.decode(block):
                     lost += event.lost

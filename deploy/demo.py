@@ -1,0 +1,200 @@
+"""`make demo`: a daemon on a private socket, guests of several sorts, what they wrote, how they crossed, what it cost.
+
+Every line that begins with $ is a command that you can type; what follows it is what it printed.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import IO, Final
+
+ROOT: Final = Path(__file__).resolve().parent.parent
+SCRIPTS: Final = Path(sys.executable).parent
+GUESTS: Final = Path("build/guests")
+PROMPT: Final = b"/root # "
+SECONDS: Final = 120.0
+
+
+class DemoFailed(Exception):
+    """Something did not work; the text says what."""
+
+
+def heading(text: str) -> None:
+    print(f"\n\033[1m== {text}\033[0m" if sys.stdout.isatty() else f"\n== {text}", flush=True)
+
+
+class Demo:
+    """A daemon of its own in a directory of its own, and hvctl against it."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.environment = os.environ | {"HVD_ENDPOINT": f"unix://{directory}/hvd.sock", "NO_COLOR": "1"}
+        self.daemon: subprocess.Popen[bytes] | None = None
+
+    def start(self) -> None:
+        print(f"$ hvd --listen unix://{self.directory}/hvd.sock ...   (state and runtime directories beside it)")
+        log = open(self.directory / "hvd.log", "wb")  # noqa: SIM115  it lives as long as the daemon
+        self.daemon = subprocess.Popen(
+            [SCRIPTS / "hvd", "--state-dir", self.directory / "state", "--runtime-dir", self.directory / "run",
+             "--listen", self.environment["HVD_ENDPOINT"]],
+            stderr=log, stdout=log, cwd=ROOT,
+        )  # fmt: skip
+        deadline = time.monotonic() + SECONDS
+        while self.command("version", "--daemon", check=False, quiet=True) is None:
+            if self.daemon.poll() is not None or time.monotonic() > deadline:
+                raise DemoFailed(f"the daemon did not start:\n{(self.directory / 'hvd.log').read_text(errors='replace')}")
+            time.sleep(0.1)
+
+    def stop(self) -> None:
+        if self.daemon is not None and self.daemon.poll() is None:
+            self.command("delete", "--force", *self.guests(), check=False, quiet=True)
+            self.daemon.send_signal(signal.SIGTERM)
+            self.daemon.wait(SECONDS)
+
+    def guests(self) -> list[str]:
+        return (self.command("list", "-o", "name", check=False, quiet=True) or "").split()
+
+    def command(self, *words: str | Path, check: bool = True, quiet: bool = False, lines: int | None = None) -> str | None:
+        """Run hvctl and show it. None = it failed. lines: show only so many, from the end if negative."""
+        if not quiet:
+            print(f"$ hvctl {' '.join(map(str, words))}", flush=True)
+        try:
+            done = subprocess.run([SCRIPTS / "hvctl", *words], env=self.environment, cwd=ROOT, capture_output=True, text=True,
+                                  errors="replace", timeout=SECONDS, stdin=subprocess.DEVNULL)  # fmt: skip
+        except subprocess.TimeoutExpired as error:
+            raise DemoFailed(f"hvctl {' '.join(map(str, words))} did not end") from error
+        if done.returncode != 0 and check:
+            raise DemoFailed(f"hvctl {' '.join(map(str, words))} ended with {done.returncode}: {done.stderr}")
+        if not quiet:
+            shown = done.stdout.replace("\r", "").splitlines()
+            for line in shown if lines is None else shown[:lines] if lines >= 0 else shown[lines:]:
+                print(line)
+        return done.stdout if done.returncode == 0 else None
+
+    def linux(self, name: str, typed: Sequence[str], *words: str | Path) -> None:
+        """Boot a Linux, type at its shell, show what it wrote since the kernel handed over."""
+        print(f"$ hvctl run --name {name} {' '.join(map(str, words))}", flush=True)
+        began = time.monotonic()
+        process = subprocess.Popen([SCRIPTS / "hvctl", "run", "--name", name, *words], env=self.environment, cwd=ROOT,
+                                   stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)  # fmt: skip
+        watchdog = threading.Timer(SECONDS, process.kill)
+        watchdog.start()
+        assert process.stdin is not None and process.stdout is not None
+        try:
+            console = _until(process.stdout, PROMPT)
+            lines = console.count(b"\n")
+            print(f"... {lines} lines of the kernel, a shell after {time.monotonic() - began:.1f} s ...")
+            for line in typed:
+                process.stdin.write(line.encode() + b"\n")
+                process.stdin.flush()
+                rest = _until(process.stdout, PROMPT)
+                text = (PROMPT + rest.replace(PROMPT, b"")).decode(errors="replace")
+                print(text.replace("\r", "").replace("\x1b[6n", "").rstrip("\n"), flush=True)
+            process.stdin.close()
+            process.wait(SECONDS)
+        finally:
+            watchdog.cancel()
+            if process.poll() is None:
+                process.kill()
+
+
+def _until(stream: IO[bytes], marker: bytes) -> bytes:
+    """Everything up to the marker or the stream's end."""
+    text = b""
+    while marker not in text:
+        part = os.read(stream.fileno(), 65536)
+        if not part:
+            break
+        text += part
+    return text
+
+
+def debian_kernel() -> tuple[Path, Path] | str:
+    """Debian's stock cloud kernel and an initramfs of busybox, fetched by apt once; or why not."""
+    from tests.guest_images import GuestUnavailable, guest_image
+
+    try:
+        image = guest_image("debian-cloud")
+    except GuestUnavailable as error:
+        return str(error)
+    return image.kernel, image.initrd
+
+
+def show(demo: Demo) -> None:
+    heading("A daemon of our own")
+    demo.start()
+    demo.command("backends")
+
+    heading("A small kernel that makes every base hypercall, good and bad; each one decoded")
+    demo.command("create", "--name", "calls", "--kernel", GUESTS / "hypercalls.elf", "--memory", "16M")
+    demo.command("start", "--paused", "calls")
+    trace = subprocess.Popen([SCRIPTS / "hvctl", "trace", "-f", "--kind", "hypercall", "calls"], env=demo.environment, cwd=ROOT,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+    print("$ hvctl trace -f --kind hypercall calls &")
+    assert trace.stderr is not None
+    trace.stderr.readline()  # "tracing calls": from now on
+    demo.command("resume", "calls")
+    demo.command("wait", "calls")
+    _finish_trace(trace)
+    demo.command("logs", "calls", lines=-1)
+
+    heading("Guests end in different ways, and the daemon knows how")
+    for name in ("halt", "triple", "wild"):
+        demo.command("run", "--name", name, "--kernel", GUESTS / f"{name}.elf", "--memory", "16M", check=False)
+
+    heading("Debian's stock kernel, unmodified, with its default command line, under emulation")
+    kernel = debian_kernel()
+    if isinstance(kernel, str):
+        print(f"left out: {kernel}")
+    else:
+        demo.linux("debian", ("uname -a", "seq 1 5000 | md5sum", "reboot -f"), "--kernel", kernel[0], "--initrd", kernel[1],
+                   "--append", "console=ttyS0", "--memory", "512M")  # fmt: skip
+        demo.command("trace", "summary", "debian")
+
+    heading("Many at once: each its own process, its own guest-physical memory")
+    demo.command("run", "-d", "--name", "ticker", "--kernel", GUESTS / "ticker.elf", "--memory", "16M")
+    demo.command("run", "-d", "--name", "echo", "--kernel", GUESTS / "echo.elf", "--memory", "16M")
+    demo.command("run", "-d", "--name", "spin", "--kernel", GUESTS / "spin.elf", "--memory", "16M")
+    demo.command("trace", "-f", "ticker", "--count", "6")
+    demo.command("pause", "spin")
+    demo.command("regs", "spin", lines=4)
+    demo.command("mem", "translate", "spin", "0x100000")
+    demo.command("list")
+    demo.command("metrics", "ticker", lines=14)
+
+
+def _finish_trace(trace: subprocess.Popen[str]) -> None:
+    """It follows the guest through further starts: end it as Ctrl-C does."""
+    time.sleep(0.3)  # what was recorded crosses the API within a few milliseconds
+    trace.send_signal(signal.SIGINT)
+    text, _ = trace.communicate(timeout=SECONDS)
+    for line in text.splitlines():
+        print(line if len(line) < 160 else line[:157] + "...")
+
+
+def main() -> None:
+    directory = Path(tempfile.mkdtemp(prefix="hvd-demo-"))
+    demo = Demo(directory)
+    began = time.monotonic()
+    try:
+        show(demo)
+    except DemoFailed as error:
+        print(f"\nthe demo failed: {error}", file=sys.stderr)
+        sys.exit(1)
+    finally:
+        demo.stop()
+        shutil.rmtree(directory, ignore_errors=True)
+    heading(f"That was {time.monotonic() - began:.0f} s. Next: README.md, and `.venv/bin/hvd` for a daemon of your own.")
+
+
+if __name__ == "__main__":
+    main()
