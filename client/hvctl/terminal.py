@@ -68,13 +68,13 @@ def follow(settings: Settings, name: str, *, replay_bytes: int, read_only: bool 
         except HvctlError as error:
             if error.reason == "GUEST_WRONG_STATE":
                 # It had ended before we came.
-                return _as_it_ended(settings, name, error, show_log=not attached)
+                return _as_it_ended(settings, name, error, show_log=not attached and replay_bytes > 0)
             if not attached or error.reason not in ("DAEMON_UNREACHABLE", "SHUTTING_DOWN"):
                 raise
             say(f"lost the daemon; waiting {RECONNECT_SECONDS:.0f} s for it to come back")
             if not settings.client.wait_ready(RECONNECT_SECONDS):
                 raise
-            say("attached again")
+            say(f"attached again; `hvctl logs {guest_id(name)}` has what was written meanwhile")
             replay_bytes = 0
 
 

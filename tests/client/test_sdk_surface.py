@@ -166,3 +166,9 @@ def test_diagnosis_of_a_dead_socket(tmp_path: Path) -> None:
     with Client(f"unix://{path}") as client, pytest.raises(HvctlError) as caught:
         client.get_info(timeout=10)
     assert "nobody listens" in caught.value.message
+
+
+def test_the_documentation_names_every_verb() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "hvctl.md").read_text()
+    for name, row in VERBS.items():
+        assert not row.home or f"`{name}" in text, name

@@ -163,11 +163,9 @@ def run(settings: Settings, rm: bool, detach: bool, **spec: Any) -> int:
         return failures.INTERRUPTED
     except HvctlError as error:
         if error.reason == "TIMED_OUT":
-            failures.report(error, settings.output)
             if rm:
                 remove()
-            else:
-                say(goes_on)
+            say(f"{short} had not ended after {settings.timeout:g} s; {'it is deleted' if rm else goes_on}")
             return failures.TIMED_OUT
         say(goes_on)
         raise
