@@ -1,0 +1,77 @@
+"""Boot of real Linux kernels to a shell prompt, `hvctl run` beside QEMU's own translator."""
+
+from __future__ import annotations
+
+import subprocess
+import time
+from collections.abc import Callable
+from typing import Final
+
+from bench.figure import Figure, alone, compared, in_turns
+from bench.lab import Daemon, Lab, Unavailable, end, qemu, read_until
+from tests.guest_images import PROMPT, GuestImage, GuestUnavailable, guest_image
+
+# Guest (tests/guest_images.py) -> what it is, QEMU's architecture, MiB of memory.
+GUESTS: Final = {
+    "linux-i386": ("own Linux, i386", "i386", 128),
+    "linux-x86_64": ("own Linux, x86_64", "x86_64", 128),
+    "debian-cloud": ("Debian's cloud kernel, amd64", "x86_64", 256),
+    "debian-686": ("Debian's 686 kernel", "i386", 256),
+}
+TARGET: Final = "<= 2.5"
+
+
+def measure(lab: Lab) -> list[Figure]:
+    with lab.daemon() as daemon:
+        return [_boot(lab, daemon, guest) for guest in GUESTS]
+
+
+def _boot(lab: Lab, daemon: Daemon, guest: str) -> Figure:
+    what, arch, mebibytes = GUESTS[guest]
+    lab.say(f"boot of {what}")
+    try:
+        image = guest_image(guest)
+    except GuestUnavailable as error:
+        raise Unavailable(str(error)) from error
+    name = f"boot of {what} to the prompt"
+    runs = lab.runs(5)
+    ways: dict[str, Callable[[], float]] = {"hvd": lambda: _hvd(daemon, image, guest, mebibytes)}
+    note = f"{mebibytes} MiB, {image.append}"
+    try:
+        program = qemu(arch)
+    except Unavailable as missing:
+        return alone(name, "s", in_turns(ways, runs)["hvd"], note=str(missing))
+    ways["qemu"] = lambda: _to_prompt(_qemu(program, image, mebibytes))
+    samples = in_turns(ways, runs)
+    peer = f"qemu-system-{arch} -accel tcg, same kernel, initrd, command line"
+    return compared(name, "s", samples["hvd"], samples["qemu"], peer, target=TARGET, note=note)
+
+
+def _qemu(program: str, image: GuestImage, mebibytes: int) -> list[str]:
+    return [
+        program, "-accel", "tcg", "-m", str(mebibytes), "-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio",
+        "-kernel", str(image.kernel), "-initrd", str(image.initrd), "-append", image.append,
+    ]  # fmt: skip
+
+
+def _hvd(daemon: Daemon, image: GuestImage, name: str, mebibytes: int) -> float:
+    command = daemon.hvctl(
+        "run", "--backend", "emulation", "--name", name, "--memory", f"{mebibytes}M", "--kernel", str(image.kernel),
+        "--initrd", str(image.initrd), "--append", image.append,
+    )  # fmt: skip
+    seconds = _to_prompt(command, daemon.environment)
+    daemon.run_hvctl("delete", "--force", name)
+    return seconds
+
+
+def _to_prompt(command: list[str], environment: dict[str, str] | None = None) -> float:
+    """From the start of the process to the shell's prompt on its stdout."""
+    started = time.monotonic()
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+    )
+    try:
+        read_until(process, PROMPT)
+        return time.monotonic() - started
+    finally:
+        end(process)

@@ -1,0 +1,72 @@
+"""Unary calls: how many GetGuest a second, and how long one takes, beside a server that does nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import Callable
+from statistics import median
+from typing import Any, Final
+
+import grpc
+from hvapi.v1 import guest_pb2, guest_pb2_grpc
+
+from bench.echo import serving
+from bench.figure import Figure, compared, in_turns
+from bench.lab import SMALL_MEMORY, Lab, kernel
+
+CLIENTS: Final = (1, 16)
+CALLS: Final = 2000  # a run, over all clients
+PEER: Final = "empty grpc.aio server, same message"
+
+
+def measure(lab: Lab) -> list[Figure]:
+    lab.say("unary calls")
+    calls = CALLS // (5 if lab.quick else 1)
+    figures = []
+    with lab.daemon() as daemon, daemon.client() as client, serving(lab.new_directory("echo")) as server:
+        guest = client.run_guest(kernel=kernel("ticker.elf"), backend="emulation", memory_bytes=SMALL_MEMORY)
+        addresses = {"hvd": daemon.endpoint, "echo": server.endpoint}
+        for clients in CLIENTS:
+            latencies: dict[str, list[float]] = {who: [] for who in addresses}
+
+            def rate(who: str, clients: int, latencies: dict[str, list[float]]) -> Callable[[], float]:
+                def run() -> float:
+                    seconds, p50 = asyncio.run(_load(addresses[who], guest.name, clients, calls // clients))
+                    latencies[who].append(p50)
+                    return calls // clients * clients / seconds
+
+                return run
+
+            runs = lab.runs(7)
+            samples = in_turns({who: rate(who, clients, latencies) for who in addresses}, runs)
+            how = f"GetGuest, {clients} client{'s' if clients > 1 else ''} in flight"
+            p50 = [latencies[who][-runs:] for who in addresses]
+            figures += [
+                compared(f"{how}: rate", "calls/s", samples["hvd"], samples["echo"], PEER),
+                compared(f"{how}: p50", "s", p50[0], p50[1], PEER),
+            ]
+    return figures
+
+
+async def _load(address: str, name: str, clients: int, calls: int) -> tuple[float, float]:
+    """So many clients, each with a connection of its own and one call after the other: seconds for all, median of one."""
+    options = (("grpc.use_local_subchannel_pool", 1),)
+    channels = [grpc.aio.insecure_channel(address, options) for _ in range(clients)]
+    stubs: list[Any] = [guest_pb2_grpc.GuestServiceStub(channel) for channel in channels]
+    request = guest_pb2.GetGuestRequest(name=name)
+    latencies: list[float] = []
+
+    async def client(stub: Any) -> None:
+        for _ in range(calls):
+            began = time.perf_counter()
+            await stub.GetGuest(request)
+            latencies.append(time.perf_counter() - began)
+
+    try:
+        await asyncio.gather(*(stub.GetGuest(request) for stub in stubs))  # connected
+        began = time.perf_counter()
+        await asyncio.gather(*map(client, stubs))
+        return time.perf_counter() - began, median(latencies)
+    finally:
+        await asyncio.gather(*(channel.close() for channel in channels))
