@@ -122,7 +122,7 @@ def _yield(machine: Machine, arguments: Arguments) -> int:
 
 
 def _exit(machine: Machine, arguments: Arguments) -> int:
-    machine.exit(arguments.first & 0xFFFF_FFFF)
+    machine.exit(arguments.first & 0xFF)
     return 0
 
 
