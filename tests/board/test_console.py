@@ -32,6 +32,7 @@ def test_input_that_does_not_fit_is_refused_not_lost() -> None:
     board = HotBoard(BackendId.EMULATION)
     assert board.console_put(bytes(5000)) == 4096
     assert board.console_put(b"x") == 0
+    board.port_out(0x3F9, 1, 1)  # received data wanted
     board.advance()  # one byte goes to the UART
     assert board.console_put(b"xy") == 1
 

@@ -216,3 +216,36 @@ def test_random_programs_do_no_harm(program: list[tuple[bool, int, int, int]]) -
         board.advance()
     write(board, LCR, 3)
     assert read(board, LSR) & 0x60 == 0x60
+
+
+def test_input_waits_for_a_guest_that_listens(board: HotBoard) -> None:
+    """What is typed before a driver is up is not thrown away by the FIFO reset that drivers begin with."""
+    board.console_put(b"early")
+    board.advance()
+    write(board, FCR, 0x07)  # FIFOs on and empty
+    board.advance()
+    assert not read(board, LSR) & 1
+    write(board, IER, 1)  # by interrupt
+    board.advance()
+    received = bytearray()
+    while read(board, LSR) & 1:
+        received.append(read(board, RBR))
+        board.advance()
+    assert received == b"early"
+
+
+def test_a_guest_that_polls_is_heard(board: HotBoard) -> None:
+    board.console_put(b"p")
+    for _ in range(100):
+        if read(board, LSR) & 1:
+            break
+        board.advance()
+    assert read(board, RBR) == ord("p")
+
+
+def test_a_guest_that_only_writes_is_not_taken_for_one_that_listens(board: HotBoard) -> None:
+    board.console_put(b"p")
+    for character in b"a kernel's messages":
+        assert not read(board, LSR) & 1  # room to send?
+        write(board, RBR, character)
+        board.advance()

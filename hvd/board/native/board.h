@@ -62,29 +62,41 @@ struct hv_pit_channel {
     uint32_t next_reload; /* the count as last written: a one-shot or a period under way ends with the old one */
     uint64_t stopped_ns;  /* virtual time; gate low: when it fell; gate high and next_reload != reload: when next_reload takes over */
 };
-/* IRQ 0 edges closer together than this are merged, so that a guest with a count of 1 does not keep the host busy with itself. */
-#define HV_PIT_LEAST_PERIOD_NS 50000u
 #define HV_PIT_HZ 1193182u
+/* Ticks of IRQ 0. A guest that counts them must not lose time because the host ran something else, and must not be buried under them
+ * afterwards. So a tick that comes due while the one before is not taken yet (requested or in service in the 8259) is owed, and given
+ * when that is done and a quarter of the period has passed, HV_PIT_LEAST_PAUSE_NS at least. No more than HV_PIT_OWED_SECONDS' worth is
+ * owed. Nothing is owed after the guest programmed channel 0 or initialised the 8259, or for a time in which IRQ 0 was masked for
+ * longer than HV_PIT_MASKED_NS (Linux masks it for the moments in its handler). */
+#define HV_PIT_LEAST_PAUSE_NS 50000u
+#define HV_PIT_OWED_SECONDS 1u
+#define HV_PIT_MASKED_NS 1000000000u
 struct hv_pit {
     struct hv_pit_channel channel[3];
     uint8_t port61;       /* bits 0,1 as written */
-    uint64_t next_edge_ns; /* of channel 0's output; HV_NEVER */
-    uint64_t missed;      /* ticks delivered late and merged */
+    uint64_t next_edge_ns; /* of channel 0's output, the first that is not accounted for yet; HV_NEVER */
+    uint64_t owed;         /* edges that came due and were not given yet */
+    uint64_t pause_end_ns; /* the next edge comes no sooner */
+    uint64_t masked_ns;    /* virtual time at which IRQ 0 was masked; 0 = has been since reset */
+    uint64_t missed;       /* edges that were never given: more than could be owed */
+    bool given;            /* the last edge was not seen to be taken yet */
 };
 void hv_pit_reset(struct hv_pit *, uint64_t now_ns);
 uint8_t hv_pit_read(struct hv_pit *, uint16_t port, uint64_t now_ns);
 void hv_pit_write(struct hv_pit *, uint16_t port, uint8_t value, uint64_t now_ns);
-uint64_t hv_pit_deadline(const struct hv_pit *); /* virtual ns of the next IRQ 0 edge; HV_NEVER */
-/* Have edges come due by now_ns? Late ticks are delivered one per call to the guest's pace, never in bursts: a period that was
- * missed altogether is merged into one edge and counted in missed. */
-bool hv_pit_advance(struct hv_pit *, uint64_t now_ns);
+/* taken: IRQ 0 is neither requested nor in service. */
+bool hv_pit_advance(struct hv_pit *, uint64_t now_ns, bool taken);       /* account for time; true: give one edge to IRQ 0 now */
+uint64_t hv_pit_deadline(const struct hv_pit *, bool taken);             /* virtual ns of the next edge to give; HV_NEVER */
+void hv_pit_masked(struct hv_pit *, uint64_t now_ns, bool masked);       /* the guest masked or unmasked IRQ 0 */
+void hv_pit_forgive(struct hv_pit *, uint64_t now_ns);                   /* nothing is owed for the time before now_ns */
 bool hv_pit_output(const struct hv_pit *, unsigned channel, uint64_t now_ns);
 
 /* ---- uart.c: 16550A (National PC16550D data sheet), COM1, ports 3F8-3FF, IRQ 4. */
 #define HV_UART_FIFO 16
+#define HV_UART_POLLS 8 /* readings of LSR in a row, nothing sent between: the guest polls for input */
 struct hv_uart {
     uint8_t ier, iir_thri, lcr, mcr, lsr, msr, scr, fcr;
-    uint8_t rx[HV_UART_FIFO], rx_head, rx_count, rx_overrun;
+    uint8_t rx[HV_UART_FIFO], rx_head, rx_count, rx_overrun, polls;
     uint16_t divisor;
     uint64_t tx_bytes, rx_bytes;
 };
@@ -147,6 +159,9 @@ enum hv_port_result hv_board_port_out(struct hv_board *, uint16_t port, unsigned
 void hv_board_set_irq(struct hv_board *, unsigned irq, bool level); /* for Python devices */
 /* Let time pass: run due timers, move typed bytes into the UART, refresh the interrupt lines. Returns hv_pic_pending. */
 bool hv_board_advance(struct hv_board *);
-uint64_t hv_board_deadline(const struct hv_board *); /* host ns of the next timer; HV_NEVER */
+/* Host ns of the next timer; HV_NEVER. It changes with every access to the PIT and, as ticks wait for their turn, to the PIC. */
+uint64_t hv_board_deadline(const struct hv_board *);
+/* INTA: hv_pic_acknowledge, and what it means for the timer. */
+uint8_t hv_board_acknowledge(struct hv_board *);
 
 #endif

@@ -53,9 +53,16 @@ void hv_uart_reset(struct hv_uart *uart)
     uart->rx_bytes = rx;
 }
 
+/* Does the guest look for input: by interrupt, or by reading LSR again and again without sending? What is typed earlier waits at the
+ * other end of the line; otherwise a driver that empties the FIFO when it starts, as most do, would throw it away. */
+static bool listening(const struct hv_uart *uart)
+{
+    return uart->ier & IER_RDA || uart->polls >= HV_UART_POLLS;
+}
+
 bool hv_uart_can_receive(const struct hv_uart *uart)
 {
-    return !(uart->mcr & MCR_LOOP) && uart->rx_count < capacity(uart);
+    return !(uart->mcr & MCR_LOOP) && listening(uart) && uart->rx_count < capacity(uart);
 }
 
 static void push(struct hv_uart *uart, uint8_t byte)
@@ -126,6 +133,8 @@ uint8_t hv_uart_read(struct hv_uart *uart, unsigned reg)
     case MCR:
         return uart->mcr;
     case LSR:
+        if (uart->polls < HV_UART_POLLS)
+            uart->polls++;
         value = LSR_THRE | LSR_TEMT | uart->lsr | (uart->rx_count ? LSR_DR : 0);
         uart->lsr &= (uint8_t)~LSR_OE;
         return value;
@@ -151,6 +160,7 @@ int hv_uart_write(struct hv_uart *uart, unsigned reg, uint8_t value)
             uart->divisor = (uint16_t)((uart->divisor & 0xff00) | value);
             break;
         }
+        uart->polls = uart->polls < HV_UART_POLLS ? 0 : HV_UART_POLLS; /* it looked for room, not for input; once seen to look, it is */
         uart->iir_thri = 1; /* sent already, the register is empty again */
         if (uart->mcr & MCR_LOOP) {
             push(uart, value);
