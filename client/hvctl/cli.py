@@ -80,6 +80,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Runs hvctl with these arguments (sys.argv's without them) and returns the exit code."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     settings = Settings(output=_wanted_form(words))
+    if sys.stdout is None:  # the caller closed it
+        sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  for the rest of the process
     in_main_thread = arguments is None
     if in_main_thread:
         signal.signal(signal.SIGTERM, _terminate)
@@ -98,6 +100,14 @@ def _run(words: list[str], settings: Settings) -> int:
         result = root().main(words, prog_name="hvctl", obj=settings, standalone_mode=False)
         sys.stdout.flush()
         return result if isinstance(result, int) else failures.OK
+    except UnicodeEncodeError as error:
+        if error.encoding == "utf-8":
+            # An argument's odd bytes (as surrogates, PEP 383) on their way into a message; paths may have them.
+            invalid = HvctlError.local("TEXT_INVALID", text=ascii(error.object))
+        else:
+            invalid = HvctlError.local("FILE_UNWRITABLE", path="stdout", problem=error)
+        failures.report(invalid, settings.output)
+        return failed or failures.exit_code(invalid)
     except HvctlError as error:
         failures.report(error, settings.output)
         return failed or failures.exit_code(error)
@@ -113,6 +123,11 @@ def _run(words: list[str], settings: Settings) -> int:
         # Python would complain once more when it flushes stdout at exit.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return failures.PIPE_CLOSED
+    except OSError as error:
+        # What else fails says so itself; the rest is a result on its way out, to a full disk for one.
+        unwritten = HvctlError.local("FILE_UNWRITABLE", path=error.filename or "stdout", problem=error.strerror)
+        failures.report(unwritten, settings.output)
+        return failed or failures.exit_code(unwritten)
     finally:
         settings.close()
 

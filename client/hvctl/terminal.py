@@ -92,10 +92,16 @@ def _as_it_ended(settings: Settings, name: str, error: HvctlError | None, show_l
 
 
 def write_all(file: int, data: bytes) -> None:
-    """os.write until everything is written."""
+    """os.write until everything is written. Raises HvctlError FILE_UNWRITABLE; BrokenPipeError."""
     view = memoryview(data)
-    while view:
-        view = view[os.write(file, view) :]
+    try:
+        while view:
+            view = view[os.write(file, view) :]
+    except BrokenPipeError:
+        raise
+    except OSError as error:
+        name = "stdout" if file == STDOUT else f"file descriptor {file}"
+        raise HvctlError.local("FILE_UNWRITABLE", path=name, problem=error.strerror) from error
 
 
 def _terminal_size() -> tuple[int, int]:

@@ -39,9 +39,15 @@ CLIENT_REASONS: dict[str, _Reason] = {
     "FILE_UNREADABLE": _Reason(
         "INVALID_ARGUMENT", "cannot read {path}: {problem}", "check the path and its permissions"
     ),
+    "FILE_TOO_LARGE": _Reason(
+        "INVALID_ARGUMENT",
+        "{path} has {size} bytes; a kernel or an initial RAM disk has at most {most}",
+        "check which file that is",
+    ),
     "FILE_UNWRITABLE": _Reason(
         "FAILED_PRECONDITION", "cannot write {path}: {problem}", "check the path, its permissions and the space left"
     ),
+    "TEXT_INVALID": _Reason("INVALID_ARGUMENT", "{text} is no valid UTF-8", "write it in UTF-8"),
     "TIMED_OUT": _Reason(
         "DEADLINE_EXCEEDED", "no answer to {call} in time", "repeat it, with a longer --timeout if it needs one"
     ),
