@@ -55,7 +55,7 @@ _PROTOTYPES: dict[str, tuple[type | None, list[type]]] = {
     "hv_board_clock": (_pointer, [_pointer]),
     "hv_pic_pending": (_bool, [_pointer]),
     "hv_pic_peek": (ctypes.c_int, [_pointer]),
-    "hv_pic_acknowledge": (_u8, [_pointer]),
+    "hv_board_acknowledge": (_u8, [_pointer]),
     "hv_console_take": (_size, [_pointer, _pointer, _size]),
     "hv_console_put": (_size, [_pointer, ctypes.c_char_p, _size]),
     "hv_console_sleep": (_bool, [_pointer]),
@@ -193,7 +193,7 @@ class HotBoard:
 
     def acknowledge(self) -> int:
         """The CPU takes the interrupt: its vector, 0-255."""
-        return int(self._lib.hv_pic_acknowledge(self._pic))
+        return int(self._lib.hv_board_acknowledge(self.address))
 
     def advance(self) -> bool:
         """Run due timers, move typed bytes to the UART, refresh the interrupt lines. Returns pending()."""

@@ -61,7 +61,7 @@ int main(int argc, char **argv)
         case 8: {
             int peek = hv_pic_peek(&board->pic);
             CHECK(hv_pic_pending(&board->pic) == (peek >= 0));
-            uint8_t vector = hv_pic_acknowledge(&board->pic);
+            uint8_t vector = hv_board_acknowledge(board);
             CHECK(peek < 0 || vector == peek);
             break;
         }

@@ -43,7 +43,7 @@ static bool exec_interrupt(CPUState *cpu, int request)
         vector = e->injected_vector;
         e->injected = false;
     } else if (hv_pic_pending(&e->board->pic)) {
-        vector = hv_pic_acknowledge(&e->board->pic);
+        vector = hv_board_acknowledge(e->board);
     } else {
         HV_AT(uint32_t, cpu, CPU_INTERRUPT_REQUEST) &= ~CPU_INTERRUPT_HARD;
         return false;
@@ -51,6 +51,7 @@ static bool exec_interrupt(CPUState *cpu, int request)
     HV_AT(uint32_t, cpu, CPU_INTERRUPT_REQUEST) &= ~CPU_INTERRUPT_HARD;
     if (e->injected || hv_pic_pending(&e->board->pic))
         HV_AT(uint32_t, cpu, CPU_INTERRUPT_REQUEST) |= CPU_INTERRUPT_HARD;
+    hv_arm_timer(e); /* with automatic EOI the next tick may have its turn */
     hv_cross(&e->board->crossings, HV_POINT_INTERRUPT, 0, hv_linear_rip(e), hv_record_flags(e), vector, 0, 0, 0);
     e->unicorn.do_interrupt_x86_hardirq_x86_64(e->env, vector, 1); /* may longjmp: a fault while pushing the frame */
     return true;
@@ -152,6 +153,7 @@ static uint32_t on_in(uc_engine *uc, uint32_t port, int size, void *user)
         hv_cross(&e->board->crossings, HV_POINT_PORT_IN, start, hv_linear_rip(e), hv_record_flags(e), port, (uint64_t)size, value, 0);
     }
     hv_update_interrupt(e);
+    hv_arm_timer(e); /* reading the 8254 runs it, polling the 8259 takes an interrupt */
     return value;
 }
 

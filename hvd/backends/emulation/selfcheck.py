@@ -28,6 +28,7 @@ BASE, RESULT, TABLE, ITERATIONS = 0x100000, 0x103000, 0x110000, 400_000
 FAULTING = BASE + 0x5F  # the first of the two faulting instructions; the second follows 7 bytes later
 MEMORY_BYTES = 4 << 20
 KICK_SECONDS = 0.001
+ATTEMPTS = 50
 
 
 def expected_hash() -> int:
@@ -43,7 +44,19 @@ def expected_hash() -> int:
 
 
 def run() -> list[str]:
-    """What is wrong, empty = nothing. Raises HvdError when the guest cannot even start."""
+    """What is wrong, empty = nothing. Raises HvdError when the guest cannot even start.
+
+    On a busy host the kicking thread may not run once while the guest does, which says nothing about the build: again, then.
+    """
+    for _ in range(ATTEMPTS):
+        problems, kicks = run_once()
+        if problems or kicks:
+            return problems
+    return [f"it was not interrupted once in {ATTEMPTS} runs"]
+
+
+def run_once() -> tuple[list[str], int]:
+    """What is wrong, and how often it was interrupted."""
     board = HotBoard(BackendId.EMULATION)
     with GuestMemory(MEMORY_BYTES) as memory:
         vcpu = create(board, memory, leaves, "native")
@@ -74,9 +87,8 @@ def run() -> list[str]:
         ("address of the invalid opcode", hex(ud_eip), hex(FAULTING + 7)),
         ("at least 3 timer ticks", ticks >= 3, True),
         ("the computation", hex(value), hex(expected_hash())),
-        ("it was interrupted", kicks > 0, True),
     )
-    return [f"{what}: {found}, not {right}" for what, found, right in checks if found != right]
+    return [f"{what}: {found}, not {right}" for what, found, right in checks if found != right], kicks
 
 
 def main() -> None:

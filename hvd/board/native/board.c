@@ -94,10 +94,22 @@ static bool claimed(const struct hv_board *board, uint16_t port, unsigned size)
     return false;
 }
 
+/* Has the guest taken the last tick: is IRQ 0 neither requested nor in service? */
+static bool tick_taken(const struct hv_board *board)
+{
+    const struct hv_pic_chip *master = &board->pic.chip[0];
+    return !((master->irr | master->isr) >> IRQ_PIT & 1);
+}
+
+static bool tick_masked(const struct hv_board *board)
+{
+    return board->pic.chip[0].imr >> IRQ_PIT & 1;
+}
+
 /* An edge on IRQ 0: the output goes low for a clock at most, then stays high until the next one is due. */
 static void run_pit(struct hv_board *board, uint64_t now_ns)
 {
-    if (hv_pit_advance(&board->pit, now_ns)) {
+    if (hv_pit_advance(&board->pit, now_ns, tick_taken(board))) {
         hv_pic_set_line(&board->pic, IRQ_PIT, false);
         hv_pic_set_line(&board->pic, IRQ_PIT, true);
     }
@@ -132,6 +144,43 @@ static void pit_write(struct hv_board *board, uint16_t port, uint8_t value)
         hv_pic_set_line(&board->pic, IRQ_PIT, false);
 }
 
+/* After something was done to the PIC: the timer's next tick may have its turn now. */
+static void after_pic(struct hv_board *board, bool was_taken, bool was_masked)
+{
+    bool masked = tick_masked(board);
+    if (tick_taken(board) == was_taken && masked == was_masked)
+        return;
+    uint64_t now_ns = hv_clock_now(&board->clock);
+    run_pit(board, now_ns); /* an edge is requested even while it is masked: that one is not forgiven */
+    if (masked != was_masked)
+        hv_pit_masked(&board->pit, now_ns, masked);
+}
+
+static uint8_t pic_read(struct hv_board *board, uint16_t port)
+{
+    bool taken = tick_taken(board), masked = tick_masked(board);
+    uint8_t value = hv_pic_read(&board->pic, port); /* in poll mode this is an INTA */
+    after_pic(board, taken, masked);
+    return value;
+}
+
+static void pic_write(struct hv_board *board, uint16_t port, uint8_t value)
+{
+    bool taken = tick_taken(board), masked = tick_masked(board);
+    hv_pic_write(&board->pic, port, value);
+    if (port == 0x20 && value & 0x10) /* ICW1: everything begins anew */
+        hv_pit_forgive(&board->pit, hv_clock_now(&board->clock));
+    after_pic(board, taken, masked);
+}
+
+uint8_t hv_board_acknowledge(struct hv_board *board)
+{
+    bool taken = tick_taken(board), masked = tick_masked(board);
+    uint8_t vector = hv_pic_acknowledge(&board->pic);
+    after_pic(board, taken, masked);
+    return vector;
+}
+
 static uint8_t uart_read(struct hv_board *board, unsigned reg)
 {
     unsigned waiting = board->uart.rx_count;
@@ -164,7 +213,7 @@ static uint8_t byte_in(struct hv_board *board, uint32_t port)
 {
     switch (device_at(port)) {
     case PIC:
-        return hv_pic_read(&board->pic, (uint16_t)port);
+        return pic_read(board, (uint16_t)port);
     case PIT:
         return pit_read(board, (uint16_t)port);
     case UART:
@@ -179,7 +228,7 @@ static enum hv_port_result byte_out(struct hv_board *board, uint32_t port, uint8
 {
     switch (device_at(port)) {
     case PIC:
-        hv_pic_write(&board->pic, (uint16_t)port, value);
+        pic_write(board, (uint16_t)port, value);
         break;
     case PIT:
         pit_write(board, (uint16_t)port, value);
@@ -228,5 +277,5 @@ bool hv_board_advance(struct hv_board *board)
 
 uint64_t hv_board_deadline(const struct hv_board *board)
 {
-    return hv_clock_to_host(&board->clock, hv_pit_deadline(&board->pit));
+    return hv_clock_to_host(&board->clock, hv_pit_deadline(&board->pit, tick_taken(board)));
 }

@@ -121,6 +121,12 @@ static uint64_t edge_after(const struct hv_pit_channel *channel, uint64_t after_
     return edge;
 }
 
+static void owe_nothing(struct hv_pit *pit)
+{
+    pit->owed = 0;
+    pit->pause_end_ns = 0;
+}
+
 static void load(struct hv_pit *pit, unsigned index, uint32_t value, uint64_t now_ns)
 {
     struct hv_pit_channel *channel = &pit->channel[index];
@@ -144,8 +150,10 @@ static void load(struct hv_pit *pit, unsigned index, uint32_t value, uint64_t no
         channel->stopped_ns = now_ns; /* should the gate be low */
         channel->loaded = LOAD_COUNTING;
     }
-    if (index == 0)
+    if (index == 0) {
         pit->next_edge_ns = edge_after(channel, now_ns);
+        owe_nothing(pit);
+    }
 }
 
 static void set_gate(struct hv_pit_channel *channel, bool gate, uint64_t now_ns)
@@ -237,8 +245,10 @@ static void control(struct hv_pit *pit, uint8_t value, uint64_t now_ns)
     channel->write_low_done = channel->read_high_next = channel->count_latched = channel->status_latched = 0;
     channel->loaded = LOAD_NONE;
     channel->output_hint = channel->mode != 0;
-    if (index == 0)
+    if (index == 0) {
         pit->next_edge_ns = HV_NEVER;
+        owe_nothing(pit);
+    }
 }
 
 static uint8_t read_count(struct hv_pit_channel *channel, uint64_t now_ns)
@@ -275,8 +285,10 @@ static void write_count(struct hv_pit *pit, unsigned index, uint8_t value, uint6
         if (channel->mode == 0) { /* the first byte disables counting and takes the output low */
             channel->loaded = LOAD_NONE;
             channel->output_hint = 0;
-            if (index == 0)
+            if (index == 0) {
                 pit->next_edge_ns = HV_NEVER;
+                owe_nothing(pit);
+            }
         }
     }
 }
@@ -308,27 +320,73 @@ void hv_pit_write(struct hv_pit *pit, uint16_t port, uint8_t value, uint64_t now
     }
 }
 
-uint64_t hv_pit_deadline(const struct hv_pit *pit)
+/* Edges have come due: how many, and when is the next one? */
+static void come_due(struct hv_pit *pit, uint64_t now_ns)
 {
-    return pit->next_edge_ns;
-}
-
-bool hv_pit_advance(struct hv_pit *pit, uint64_t now_ns)
-{
-    if (now_ns < pit->next_edge_ns)
-        return false;
     struct hv_pit_channel *channel = &pit->channel[0];
     uint64_t due_ns = pit->next_edge_ns;
     settle(channel, now_ns);
     if (!periodic(channel)) {
         pit->next_edge_ns = HV_NEVER;
-        return true;
+        pit->owed = 1;
+        return;
     }
-    uint64_t period_ns = ns_of(channel->reload);
-    uint64_t after_ns = period_ns < HV_PIT_LEAST_PERIOD_NS ? now_ns + HV_PIT_LEAST_PERIOD_NS - period_ns : now_ns;
-    pit->next_edge_ns = edge_after(channel, after_ns);
-    pit->missed += (pit->next_edge_ns - due_ns + period_ns / 2) / period_ns - 1;
+    pit->next_edge_ns = edge_after(channel, now_ns);
+    pit->owed += (ticks_of(pit->next_edge_ns - due_ns) + channel->reload / 2) / channel->reload; /* both are rounded to nanoseconds */
+    uint64_t most = HV_PIT_OWED_SECONDS * HV_PIT_HZ / channel->reload;
+    if (pit->owed > most) {
+        pit->missed += pit->owed - most;
+        pit->owed = most;
+    }
+}
+
+static uint64_t pause_ns(const struct hv_pit_channel *channel)
+{
+    uint64_t quarter = ns_of(channel->reload) / 4;
+    return quarter > HV_PIT_LEAST_PAUSE_NS ? quarter : HV_PIT_LEAST_PAUSE_NS;
+}
+
+bool hv_pit_advance(struct hv_pit *pit, uint64_t now_ns, bool taken)
+{
+    if (now_ns >= pit->next_edge_ns)
+        come_due(pit, now_ns);
+    if (!taken)
+        return false;
+    if (pit->given) {
+        pit->given = false;
+        if (periodic(&pit->channel[0]))
+            pit->pause_end_ns = now_ns + pause_ns(&pit->channel[0]);
+    }
+    if (!pit->owed || now_ns < pit->pause_end_ns)
+        return false;
+    pit->owed--;
+    pit->given = true;
     return true;
+}
+
+uint64_t hv_pit_deadline(const struct hv_pit *pit, bool taken)
+{
+    if (!taken)
+        return HV_NEVER; /* the guest's next word to the 8259 says more; until then periods need not be counted one by one */
+    uint64_t edge_ns = pit->owed ? 0 : pit->next_edge_ns;
+    return edge_ns > pit->pause_end_ns ? edge_ns : pit->pause_end_ns;
+}
+
+void hv_pit_forgive(struct hv_pit *pit, uint64_t now_ns)
+{
+    uint64_t missed = pit->missed;
+    if (now_ns >= pit->next_edge_ns)
+        come_due(pit, now_ns);
+    pit->missed = missed;
+    pit->owed = 0;
+}
+
+void hv_pit_masked(struct hv_pit *pit, uint64_t now_ns, bool masked)
+{
+    if (masked)
+        pit->masked_ns = now_ns ? now_ns : 1;
+    else if (!pit->masked_ns || now_ns - pit->masked_ns > HV_PIT_MASKED_NS)
+        hv_pit_forgive(pit, now_ns);
 }
 
 bool hv_pit_output(const struct hv_pit *pit, unsigned channel, uint64_t now_ns)
