@@ -3,7 +3,7 @@
 GUEST_CC ?= gcc
 GUEST_OBJCOPY ?= objcopy
 GUEST_BUILD := build/guests
-GUEST_CFLAGS := -std=gnu11 -Os -g0 -Wall -Wextra -Werror -ffreestanding -nostdlib -fno-pic -fno-pie -fno-stack-protector \
+GUEST_CFLAGS := -std=gnu11 -Os -g0 -Wall -Wextra $(WERROR) -ffreestanding -nostdlib -fno-pic -fno-pie -fno-stack-protector \
 	-fno-asynchronous-unwind-tables -fcf-protection=none -mno-red-zone -mgeneral-regs-only -Iguests/include
 GUEST_LDFLAGS := -static -no-pie -nostdlib -Wl,--build-id=none -Wl,-z,noexecstack -Wl,-z,max-page-size=4096
 GUEST_HEADERS := guests/include/guest.h guests/include/hv/hypercall.h
