@@ -129,7 +129,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                         # Closed here and now, not by the garbage collector: it holds sockets, files and trace rings.
                         async with contextlib.aclosing(result) as responses:
                             async for response in responses:
-                                await context.write(response)
+                                await _send(context, response)
                 except Exception as error:  # noqa: BLE001 - told to the client, logged by errors.py
                     await call.fail(context, error)
 
@@ -144,6 +144,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _call(self, method: str) -> _Call:
         return _Call(method, self._observe)
+
+
+async def _send(context: _Context, response: Any) -> None:
+    """Raises CancelledError when the client has gone: a killed one's connection breaks before grpc ends the call."""
+    try:
+        await context.write(response)
+    except grpc.aio.InternalError:
+        raise asyncio.CancelledError from None
 
 
 class _Call:
