@@ -149,8 +149,8 @@ class Daemon:
         self.catalog = ImageCatalog(
             config.state_dir / "images.sqlite", self.blobs, lambda name: self.supervisor.users_of(name)
         )
-        self.supervisor = Supervisor(config, self.store, Backends(backends), self.catalog, self.blobs)
         self.switch = TraceSwitch()
+        self.supervisor = Supervisor(config, self.store, Backends(backends), self.catalog, self.blobs, self.switch)
         self.metrics = Metrics(self._guests, lambda: self.supervisor.backends.available, self._points)
         self.metrics_endpoint = MetricsEndpoint(self.metrics)
         self.system = SystemService(self.supervisor, config)

@@ -43,9 +43,11 @@ class TraceService(trace_pb2_grpc.TraceServiceServicer):
         points = _points(backends)
         wanted = Filter(request.kinds, request.reasons, (point for point, _ in points.values()))
         traces: dict[int, GuestTrace] = {}
+        # Of a guest that does not run, the next run is waited for.
+        first_runs = [life.run + (not _goes_on(life)) for life in lives]
         try:
             for index, life in enumerate(lives):
-                traces[index] = GuestTrace(life.directory, wanted, self._switch, life.run)
+                traces[index] = GuestTrace(life.directory, wanted, self._switch)
             header = trace_pb2.TraceHeader(
                 guests=[life.guest.name for life in lives],
                 points=[_message(point, who) for point, who in points.values()],
@@ -57,9 +59,9 @@ class TraceService(trace_pb2_grpc.TraceServiceServicer):
                 for index, trace in list(traces.items()):
                     life = lives[index]
                     # Asked before reading: what was recorded before the end is then read.
-                    over = life.deleted or not (life.is_alive or life.restarts)
+                    over = life.deleted or (life.run >= first_runs[index] and not _goes_on(life))
                     for _ in range(BLOCKS_IN_A_ROW):
-                        records, lost, found = trace.read(BLOCK_RECORDS, life.run)
+                        records, lost, found = trace.read(BLOCK_RECORDS)
                         if not found:
                             break
                         idle = False
@@ -78,8 +80,8 @@ class TraceService(trace_pb2_grpc.TraceServiceServicer):
                 trace.close()
 
     def _named(self, wanted: Iterable[str]) -> list[GuestLife]:
-        """The guests of a stream: those named, or all that run. Raises HvdError when none of them could ever give a
-        record.
+        """The guests of a stream: those named, whether or not they run, or all that run. Raises HvdError when one of
+        them could never give a record, or none is running.
         """
         lives = _unique(self._supervisor.get(name) for name in wanted)
         if not lives:
@@ -94,16 +96,6 @@ class TraceService(trace_pb2_grpc.TraceServiceServicer):
         for life in lives:
             if not _traces(self._supervisor, life):
                 raise HvdError("CAPABILITY_MISSING", backend=life.guest.backend, capability=Capability.TRACE.value)
-        if not any(life.is_alive or life.restarts for life in lives):
-            guest = lives[0].guest
-            raise HvdError(
-                "GUEST_WRONG_STATE",
-                name=guest.name,
-                state=model.state_name(guest),
-                verb="trace",
-                needed="RUNNING or PAUSED",
-                remedy="start it first, with --paused to miss nothing",
-            )
         return lives
 
     async def SummarizeTrace(self, request: trace_pb2.SummarizeTraceRequest, context: Any) -> trace_pb2.TraceSummary:
@@ -130,6 +122,11 @@ class TraceService(trace_pb2_grpc.TraceServiceServicer):
         return trace_pb2.ListTracePointsResponse(
             points=[_message(point, who) for point, who in _points(backends).values()]
         )
+
+
+def _goes_on(life: GuestLife) -> bool:
+    """Does it run, or will it in a moment?"""
+    return life.is_alive or life.restarts
 
 
 def _traces(supervisor: Supervisor, life: GuestLife) -> bool:

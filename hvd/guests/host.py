@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Protocol
 from hvapi.v1 import guest_pb2
 
 from hvd.backends.contract import Backend, LaunchSpec
+from hvd.trace.session import TraceSwitch
 
 if TYPE_CHECKING:
     from hvd.guests.lifecycle import GuestLife
@@ -17,6 +18,7 @@ class Host(Protocol):
     """What a guest needs of the daemon around it."""
 
     stop_grace: float
+    trace: TraceSwitch
 
     def directory(self, uid: str) -> Path: ...
     def backend(self, name: str) -> Backend: ...

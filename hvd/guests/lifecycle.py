@@ -59,6 +59,7 @@ class GuestLife:
         self._restarts = Restarts()
         self._follower: asyncio.Task[None] | None = None
         self._restart: asyncio.Task[None] | None = None
+        self._restarting = False
         self._verbs: set[asyncio.Task[None]] = set()
         self._waiters = Waiters()
 
@@ -73,7 +74,7 @@ class GuestLife:
     @property
     def restarts(self) -> bool:
         """Will the daemon start it anew in a moment?"""
-        return self._restart is not None and not self._restart.done()
+        return self._restarting or (self._restart is not None and not self._restart.done())
 
     # --- verbs ---
 
@@ -320,6 +321,7 @@ class GuestLife:
         try:
             spec = self._host.resolve(self.guest, paused)
             await asyncio.to_thread(records.prepare_directory, self.directory, self.guest)
+            self._host.trace.before_launch(self.directory)
             self.run += 1  # only now: whoever sees it finds nothing of the run before
             instance = await backend.launch(spec, self.directory)
             status = await instance.status()
@@ -349,6 +351,7 @@ class GuestLife:
                 remedy="`hvctl kill` ends it",
             ) from error
         if found.instance is not None and found.status is not None:
+            self.run += 1  # it was thought to have ended
             self._follow(found.instance, found.status, "found again")
         return True
 
@@ -495,7 +498,11 @@ class GuestLife:
                 self._restart = None  # from here on it is no longer pending and must not be cancelled half way
                 self._restarts.in_a_row += 1
                 self.guest.restart_count += 1
-                await self._launch(paused=False, by_hand=False)
+                self._restarting = True  # it takes a moment until it is STARTING
+                try:
+                    await self._launch(paused=False, by_hand=False)
+                finally:
+                    self._restarting = False
 
         self._restart = self._spawn(restart())
 

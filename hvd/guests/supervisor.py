@@ -29,6 +29,7 @@ from hvd.guests.lifecycle import GuestLife
 from hvd.guests.model import Guest
 from hvd.guests.placement import Backends
 from hvd.guests.store import Store
+from hvd.trace.session import TraceSwitch
 
 log = structlog.get_logger()
 
@@ -43,10 +44,17 @@ class Supervisor:
     """Every guest of this daemon."""
 
     def __init__(
-        self, config: Config, store: Store, backends: Backends, images: model.Images, blobs: model.Blobs
+        self,
+        config: Config,
+        store: Store,
+        backends: Backends,
+        images: model.Images,
+        blobs: model.Blobs,
+        trace: TraceSwitch,
     ) -> None:
         self.config = config
         self.backends = backends
+        self.trace = trace
         self.events = EventLog()
         self.stop_grace = config.stop_grace
         # Why the store cannot be written at the moment; empty = it can.

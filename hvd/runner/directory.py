@@ -16,7 +16,9 @@ In conmon's form, so that conmon can provide it for containers and the runner fo
                    "metadata"}
     control        SOCK_STREAM: length-prefixed hvd.runner.v1 messages
     counters       struct hv_counters, a plain file that the runner maps and the daemon reads with pread
-    trace          struct hv_trace_header and its ring, likewise; the daemon switches kinds on by writing `enabled`
+    trace          struct hv_trace_header and its ring of TRACE_RECORDS, likewise; the daemon switches kinds on by
+                   writing `enabled`. It may make the file before the start, with `enabled` set: that word stays, and
+                   the first crossing is recorded. Whoever sets it allocates the file's blocks first
     runner.log     the runner's own stderr
 
 The directory is private to the daemon's user (0700). Sun's 108-byte limit on socket paths: connect through
@@ -40,6 +42,9 @@ CONTROL = "control"
 COUNTERS = "counters"
 TRACE = "trace"
 RUNNER_LOG = "runner.log"
+
+# 1 MiB.
+TRACE_RECORDS = 1 << 14
 
 STREAM_SKIPPED = 0
 STREAM_STDOUT = 2

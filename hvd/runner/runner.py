@@ -25,14 +25,13 @@ from hvd.board.machine import CreateVcpu, End, Machine, MachineSpec
 from hvd.board.memory import GuestMemory
 from hvd.errors import HvdError
 from hvd.runner.attach import AttachServer
-from hvd.runner.directory import ATTACH, CONTROL, COUNTERS, LOG, TRACE, ExitRecord
+from hvd.runner.directory import ATTACH, CONTROL, COUNTERS, LOG, TRACE, TRACE_RECORDS, ExitRecord
 from hvd.runner.log import ConsoleLog
 from hvd.trace.points import BackendId
 
 if TYPE_CHECKING:
     from hvd.runner.control import ControlServer
 
-TRACE_RECORDS = 16384
 # Typed input that waits for the guest; beyond it the viewers wait.
 INPUT_BYTES = 64 << 10
 INPUT_RETRY_SECONDS = (0.01, 0.25)

@@ -8,6 +8,7 @@ trusted beyond its bounds.
 
 from __future__ import annotations
 
+import errno
 import os
 import struct
 from pathlib import Path
@@ -29,17 +30,53 @@ MOST_RECORDS = 1 << 20
 
 
 def write_enabled(path: Path, mask: int) -> None:
-    """Switch kinds on and off: bit n = kind n. A ring that is not there (yet) is no error."""
+    """Switch kinds on and off: bit n = kind n. A ring that is not there (yet) is no error.
+
+    Raises HvdError DISK_FULL when the ring has no room to be switched on in: it is a sparse file until then, and its
+    writer, which maps it, could not be told otherwise than by SIGBUS.
+    """
     try:
         descriptor = os.open(path, os.O_WRONLY | os.O_CLOEXEC)
     except FileNotFoundError:
         return
     try:
         # A file that was just created and has no header yet would grow to a wrong one.
-        if os.fstat(descriptor).st_size >= HEADER_BYTES:
+        size = os.fstat(descriptor).st_size
+        if size >= HEADER_BYTES:
+            if mask:
+                _allocate(descriptor, min(size, HEADER_BYTES + MOST_RECORDS * RECORD_BYTES), path)
             os.pwrite(descriptor, mask.to_bytes(4, "little"), _ENABLED_OFFSET)
     finally:
         os.close(descriptor)
+
+
+def create_ring(path: Path, records: int, mask: int) -> None:
+    """An empty ring for a guest that is about to start, with these kinds switched on: its writer keeps the word, so
+    that nothing is missed. records: capacity, a power of two, the writer's own.
+
+    Raises HvdError DISK_FULL, OSError; then there is no file.
+    """
+    new = path.with_name(f"{path.name}.new")
+    try:
+        descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        try:
+            _allocate(descriptor, HEADER_BYTES + records * RECORD_BYTES, path)
+            os.pwrite(descriptor, _HEADER.pack(MAGIC, VERSION, records, mask, 0), 0)
+        finally:
+            os.close(descriptor)
+        os.rename(new, path)  # whoever finds it finds all of it
+    except BaseException:
+        new.unlink(missing_ok=True)
+        raise
+
+
+def _allocate(descriptor: int, size: int, path: Path) -> None:
+    try:
+        os.posix_fallocate(descriptor, 0, size)
+    except OSError as error:
+        if error.errno in (errno.ENOSPC, errno.EDQUOT):
+            raise HvdError("DISK_FULL", directory=path.parent, what="the trace ring") from error
+        raise
 
 
 class RingReader:
@@ -58,8 +95,6 @@ class RingReader:
         except BaseException:
             self.close()
             raise
-        status = os.fstat(self._descriptor)
-        self.identity = (status.st_dev, status.st_ino)
         self.position = 0 if from_start else self._head()
 
     def _check(self) -> int:
@@ -87,6 +122,10 @@ class RingReader:
 
     def _head(self) -> int:
         return int.from_bytes(os.pread(self._descriptor, 8, _HEAD_OFFSET), "little")
+
+    def unread(self) -> int:
+        """How many records are still to come, lost ones included."""
+        return max(0, self._head() - self.position)
 
     def read(self, most: int) -> tuple[bytes, int]:
         """Up to `most` records from the position on, as raw bytes, and how many were lost before the first of them."""

@@ -7,6 +7,8 @@ The last session that goes switches it off. What a session does not want but ano
 
 from __future__ import annotations
 
+import contextlib
+from collections import deque
 from collections.abc import Iterable
 from pathlib import Path
 from typing import TypeVar
@@ -16,10 +18,12 @@ from hvapi.record import RECORD_BYTES
 from hvd.errors import HvdError
 from hvd.runner import directory as names
 from hvd.trace.points import Kind, Point
-from hvd.trace.ring import RingReader, write_enabled
+from hvd.trace.ring import RingReader, create_ring, write_enabled
 
 _POINT_OFFSET = 12  # of struct hv_record; two bytes
 _KIND_OFFSET = 14
+# Rings of one guest that wait for a slow reader; of the oldest the rest is then lost, and counted.
+MOST_RUNS = 8
 T = TypeVar("T")
 
 
@@ -72,80 +76,134 @@ def _known(table: dict[str, T], field: str, name: str) -> T:
 
 
 class TraceSwitch:
-    """What is wanted of which guest directory, over all sessions; keeps the rings' enabled words so."""
+    """What is wanted of which guest directory, over all sessions; keeps the rings' enabled words so, and gives each
+    session the rings of the guest's further runs.
+    """
 
     def __init__(self) -> None:
-        self._wanted: dict[Path, list[int]] = {}
+        self._sessions: dict[Path, list[GuestTrace]] = {}
 
-    def add(self, directory: Path, mask: int) -> None:
-        self._wanted.setdefault(directory, []).append(mask)
-        self.apply(directory)
+    def add(self, directory: Path, session: GuestTrace) -> None:
+        """Raises HvdError DISK_FULL when the ring has no room; nothing is added then."""
+        self._sessions.setdefault(directory, []).append(session)
+        try:
+            self.apply(directory)
+        except BaseException:
+            self.remove(directory, session)
+            raise
 
-    def remove(self, directory: Path, mask: int) -> None:
-        masks = self._wanted[directory]
-        masks.remove(mask)
-        if not masks:
-            del self._wanted[directory]
-        self.apply(directory)
+    def remove(self, directory: Path, session: GuestTrace) -> None:
+        sessions = self._sessions[directory]
+        sessions.remove(session)
+        if not sessions:
+            del self._sessions[directory]
+        with contextlib.suppress(HvdError):  # no room: those who are left were told so themselves
+            self.apply(directory)
 
     def mask(self, directory: Path) -> int:
         union = 0
-        for mask in self._wanted.get(directory, ()):
-            union |= mask
+        for session in self._sessions.get(directory, ()):
+            union |= session.mask
         return union
 
     def apply(self, directory: Path) -> None:
-        """Write the union; also for a ring that was just made or that an earlier daemon left switched on."""
+        """Write the union; also for a ring that an earlier daemon left switched on. Raises HvdError DISK_FULL."""
         write_enabled(directory / names.TRACE, self.mask(directory))
+
+    def before_launch(self, directory: Path) -> None:
+        """A guest is about to be started in its (new) directory: if anybody listens, its ring is made and switched on
+        now, so that its first crossing is seen. What goes wrong with that is the sessions' error, not the guest's.
+        """
+        sessions = self._sessions.get(directory, ())
+        if not sessions:
+            return
+        path = directory / names.TRACE
+        try:
+            create_ring(path, names.TRACE_RECORDS, self.mask(directory))
+            for session in sessions:
+                session.follow(RingReader(path, from_start=True))
+        except (HvdError, OSError) as error:
+            problem = error if isinstance(error, HvdError) else HvdError("TRACE_UNREADABLE", problem=str(error))
+            path.unlink(missing_ok=True)
+            for session in sessions:
+                session.fail(problem)
 
 
 class GuestTrace:
-    """One session's view of one guest, over all its runs: its ring is a new file at each start.
+    """One session's view of one guest, over all its runs: each has a ring of its own, a new file.
 
     Must be closed: the ring is switched off with the last session.
     """
 
-    def __init__(self, directory: Path, wanted: Filter, switch: TraceSwitch, run: int) -> None:
+    def __init__(self, directory: Path, wanted: Filter, switch: TraceSwitch) -> None:
+        """Raises HvdError DISK_FULL when there is no room for the ring's records."""
+        self.mask = wanted.mask
         self._directory = directory
         self._filter = wanted
         self._switch = switch
-        self._run = run
-        self._ring: RingReader | None = None
-        self._open(from_start=False)
-        switch.add(directory, wanted.mask)
-
-    def _open(self, *, from_start: bool) -> None:
+        # The runs' rings, oldest first. All but the last are of runs that have ended.
+        self._rings: deque[RingReader] = deque()
+        self._lost = 0
+        self._problem: HvdError | None = None
+        # Look for a ring that was not announced: that of a run which is just being started.
+        self._looks = not self._open(from_start=False)
         try:
-            self._ring = RingReader(self._directory / names.TRACE, from_start=from_start)
+            switch.add(directory, self)
+        except BaseException:
+            self._close_rings()
+            raise
+
+    def _open(self, *, from_start: bool) -> bool:
+        try:
+            self._rings.append(RingReader(self._directory / names.TRACE, from_start=from_start))
         except HvdError:
-            self._ring = None  # not made yet: it is looked for again
+            return False  # not made yet
+        return True
+
+    def follow(self, ring: RingReader) -> None:
+        """Go on with this ring when the ones before it are read to their ends."""
+        self._looks = False
+        self._rings.append(ring)
+        if len(self._rings) > MOST_RUNS:
+            ring = self._rings.popleft()
+            self._lost += ring.unread()
+            ring.close()
+
+    def fail(self, problem: HvdError) -> None:
+        """The next read() raises it."""
+        self._problem = problem
 
     def close(self) -> None:
-        if self._ring is not None:
-            self._ring.close()
-        self._switch.remove(self._directory, self._filter.mask)
+        self._close_rings()
+        self._switch.remove(self._directory, self)
 
-    def read(self, most: int, run: int) -> tuple[bytes, int, bool]:
+    def _close_rings(self) -> None:
+        while self._rings:
+            self._rings.pop().close()
+
+    def read(self, most: int) -> tuple[bytes, int, bool]:
         """Up to `most` wanted records, how many were lost, and whether to ask again at once (False = nothing new).
 
-        run: GuestLife.run, to notice that the ring was made anew.
+        Raises HvdError DISK_FULL, TRACE_UNREADABLE: a run of the guest could not be traced.
         """
-        if self._ring is not None:
-            try:
-                block, lost = self._ring.read(most)
-            except HvdError:
-                # Cut short or gone bad: the guest may have been started anew; if not, it stays silent until it is.
-                self._ring.close()
-                self._ring = None
+        if self._problem is not None:
+            raise self._problem
+        if not self._rings:
+            if not self._looks or not self._open(from_start=True):
                 return b"", 0, False
-            if block or lost or run == self._run:
-                return self._filter.apply(block), lost, bool(block or lost)
-            # The old ring is read to its end.
-            self._ring.close()
-            self._ring = None
-        self._run = run
-        self._open(from_start=True)
-        if self._ring is None:
-            return b"", 0, False
-        self._switch.apply(self._directory)
-        return b"", 0, True
+            self._looks = False
+            self._switch.apply(self._directory)
+        # Asked before reading: a ring that is not the last is complete.
+        complete = len(self._rings) > 1
+        lost, self._lost = self._lost, 0
+        try:
+            block, missed = self._rings[0].read(most)
+        except HvdError:
+            # Cut short or gone bad: silent until the guest is started anew.
+            self._rings.popleft().close()
+            return b"", lost, complete
+        lost += missed
+        if complete and not block and not missed:
+            self._rings.popleft().close()
+            return b"", lost, True
+        return self._filter.apply(block), lost, bool(block or lost)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import errno
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -359,10 +360,64 @@ async def test_trace_goes_on_over_a_restart_and_ends_with_the_last_guest(world: 
     assert len((await traced(call, 2))[0]) == 2
 
 
+async def test_trace_of_a_stopped_guest_begins_with_its_first_record(world: World) -> None:
+    guest = await world.create()
+    start = guest_pb2.StartGuestRequest(name=guest.name)
+    for _ in range(2):
+        call = world.trace.StreamTrace(trace_pb2.StreamTraceRequest(names=[guest.name]))
+        assert list((await call.read()).header.guests) == [guest.name]
+        await world.guests.StartGuest(start)
+        assert world.fake(guest).ring.record("halt", 3) == 3
+        await world.fake(guest).end("POWEROFF")
+        found, lost = await traced(call, 3)
+        assert ([each.a0 for each in found], lost) == ([0, 1, 2], 0)
+        assert await asyncio.wait_for(call.read(), 5) is grpc.aio.EOF
+
+
+async def test_trace_of_a_stopped_guest_ends_when_it_is_deleted(world: World) -> None:
+    guest = await world.create()
+    call = world.trace.StreamTrace(trace_pb2.StreamTraceRequest(names=[guest.name]))
+    await call.read()
+    await world.guests.DeleteGuest(guest_pb2.DeleteGuestRequest(name=guest.name))
+    assert await asyncio.wait_for(call.read(), 5) is grpc.aio.EOF
+
+
+async def test_trace_follows_the_restart_policy_from_first_record_to_first_record(world: World) -> None:
+    always = guest_pb2.RestartPolicy(mode=guest_pb2.RestartPolicy.ALWAYS)
+    guest = await world.run(restart_policy=always)
+    call = world.trace.StreamTrace(trace_pb2.StreamTraceRequest(names=[guest.name]))
+    await call.read()
+    for run in range(3):
+        fake = world.fake(guest)
+        assert fake.ring.record("halt", 4) == 4
+        if run < 2:
+            await fake.end("POWEROFF")
+            await asyncio.wait_for(world.backend.launched(guest.uid, run + 2), 5)
+    found, lost = await traced(call, 12)
+    assert ([each.a0 for each in found], lost) == ([0, 1, 2, 3] * 3, 0)
+
+
+async def test_trace_that_has_no_room_fails_and_the_guest_does_not(
+    world: World, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    guest = await world.create()
+    waiting = world.trace.StreamTrace(trace_pb2.StreamTraceRequest(names=[guest.name]))
+    await waiting.read()
+
+    def no_space(*arguments: object) -> None:
+        raise OSError(errno.ENOSPC, "No space left on device")
+
+    monkeypatch.setattr("os.posix_fallocate", no_space)
+    await world.guests.StartGuest(guest_pb2.StartGuestRequest(name=guest.name))
+    assert (await refused_stream(_rest(waiting))).reason == "DISK_FULL"
+    late = world.trace.StreamTrace(trace_pb2.StreamTraceRequest(names=[guest.name]))
+    assert (await refused_stream(late)).reason == "DISK_FULL"
+    assert (await world.get(guest)).state == Guest.RUNNING and not world.fake(guest).ring.enabled
+
+
 async def test_trace_refusals_and_points(world: World) -> None:
     guest = await world.create()
     for asked, reason in (
-        (trace_pb2.StreamTraceRequest(names=[guest.name]), "GUEST_WRONG_STATE"),
         (trace_pb2.StreamTraceRequest(names=["guests/none"]), "GUEST_NOT_FOUND"),
         (trace_pb2.StreamTraceRequest(), "REQUEST_INVALID"),
     ):

@@ -18,6 +18,7 @@ import os
 import struct
 import subprocess
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Sequence
 from dataclasses import replace
 from datetime import UTC, datetime
@@ -104,11 +105,15 @@ class FakeGuest:
 class FakeRing:
     """The writing side of a trace ring."""
 
-    def __init__(self, path: Path, capacity: int = 4096) -> None:
+    def __init__(self, path: Path, capacity: int = names.TRACE_RECORDS) -> None:
         self.path = path
         self.capacity = capacity
         self.head = 0
-        path.write_bytes(struct.pack("<IIIIQ", 0x52545648, 1, capacity, 0, 0).ljust(64 + capacity * 64, b"\0"))
+        # What the daemon switched on before the start stays on, as in hv_crossings_init.
+        enabled = self.enabled if path.exists() else 0
+        with path.open("r+b" if path.exists() else "w+b") as file:
+            file.write(struct.pack("<IIIIQ", 0x52545648, 1, capacity, enabled, 0).ljust(64, b"\0"))
+            file.truncate(64 + capacity * 64)
 
     @property
     def enabled(self) -> int:
@@ -239,6 +244,8 @@ class FakeBackend(Backend):
         self.probes = 0
         self.refuse_all = ""
         self.adopt_hangs = False
+        self._runs: Counter[str] = Counter()
+        self._launched = asyncio.Condition()
 
     def probe(self) -> Availability:
         self.probes += 1
@@ -255,7 +262,7 @@ class FakeBackend(Backend):
             raise HvdError(self.refuse_all, what="kernel", problem="it is not liked")
 
     async def launch(self, spec: LaunchSpec, directory: Path) -> Instance:
-        assert os.listdir(directory) == [records.GUEST]
+        assert set(os.listdir(directory)) <= {records.GUEST, names.TRACE, names.LOG, f"{names.LOG}.1"}
         self.launches += 1
         script = dict(word.partition("=")[::2] for word in spec.command_line.split())
         if "slow" in script:
@@ -263,10 +270,18 @@ class FakeBackend(Backend):
         if "refuse" in script:
             raise HvdError(script["refuse"], problem="scripted", log="nowhere")
         guest = self.guests[spec.uid] = FakeGuest(directory, spec)
+        async with self._launched:
+            self._runs[spec.uid] += 1
+            self._launched.notify_all()
         if "end" in script:
             reason, _, code = script["end"].partition(":")
             await guest.end(reason, int(code) if code else None)
         return FakeInstance(guest)
+
+    async def launched(self, uid: str, runs: int) -> None:
+        """Wait until the guest was started so many times."""
+        async with self._launched:
+            await self._launched.wait_for(lambda: self._runs[uid] >= runs)
 
     async def adopt(self, directory: Path) -> Instance:
         if self.adopt_hangs:

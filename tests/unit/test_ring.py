@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import errno
+import os
 import struct
 from collections.abc import Iterator
 from pathlib import Path
@@ -123,9 +125,9 @@ def test_switch_is_the_union_of_sessions(ring: FakeRing) -> None:
     directory = ring.path.parent
     halts, ports = Filter(["halt"], [], POINTS), Filter(["port-io"], [], POINTS)
     assert (halts.mask, ports.mask) == (1 << 5, 1 << 1)
-    first = GuestTrace(directory, halts, switch, 0)
-    second = GuestTrace(directory, ports, switch, 0)
-    third = GuestTrace(directory, ports, switch, 0)
+    first = GuestTrace(directory, halts, switch)
+    second = GuestTrace(directory, ports, switch)
+    third = GuestTrace(directory, ports, switch)
     assert ring.enabled == 1 << 5 | 1 << 1
     second.close()
     assert ring.enabled == 1 << 5 | 1 << 1
@@ -133,32 +135,103 @@ def test_switch_is_the_union_of_sessions(ring: FakeRing) -> None:
     assert ring.enabled == 1 << 5
     ring.record("halt")
     ring.record("port-in", force=True)
-    block, _, more = first.read(10, 0)
+    block, _, more = first.read(10)
     assert numbers(block) == [0] and more
     first.close()
     assert ring.enabled == 0
 
 
-def test_session_follows_a_ring_made_anew(tmp_path: Path) -> None:
-    switch = TraceSwitch()
-    trace = GuestTrace(tmp_path, Filter([], [], POINTS), switch, 0)
-    assert trace.read(10, 0) == (b"", 0, False)
+def test_a_ring_is_allocated_before_it_is_switched_on(tmp_path: Path) -> None:
+    ring = FakeRing(tmp_path / "trace", capacity=4096)
+    size = 64 + ring.capacity * 64
+    write_enabled(ring.path, 0)
+    assert ring.path.stat().st_blocks * 512 < size
+    write_enabled(ring.path, 1)
+    assert ring.path.stat().st_blocks * 512 >= size == ring.path.stat().st_size
+
+
+def test_a_ring_that_nobody_announced_is_found(tmp_path: Path) -> None:
+    """A session that begins while the guest is being started."""
+    trace = GuestTrace(tmp_path, Filter([], [], POINTS), TraceSwitch())
+    assert trace.read(10) == (b"", 0, False)
     ring = FakeRing(tmp_path / "trace")
     ring.record("halt", force=True)
-    while trace.read(0, 0)[2] and not ring.enabled:
-        pass
-    assert ring.enabled
-    assert len(trace.read(10, 0)[0]) == 64
-    ring.record("halt", 2)
-    ring.path.unlink()
-    ring = FakeRing(tmp_path / "trace")
-    ring.record("halt", 3, force=True)
-    assert len(trace.read(10, 1)[0]) == 128
-    found = b""
-    for _ in range(3):
-        found += trace.read(10, 1)[0]
-    assert len(found) == 192 and ring.enabled
+    assert numbers(trace.read(10)[0]) == [0] and ring.enabled
     trace.close()
+
+
+def start(directory: Path, switch: TraceSwitch) -> FakeRing:
+    """What the daemon and then the guest's process do to the directory at a start."""
+    for file in directory.iterdir():
+        file.unlink()
+    switch.before_launch(directory)
+    return FakeRing(directory / "trace")
+
+
+def read_all(trace: GuestTrace) -> tuple[list[int], int]:
+    found, lost = [], 0
+    while True:
+        block, missed, more = trace.read(3)
+        found += numbers(block)
+        lost += missed
+        if not more:
+            return found, lost
+
+
+def test_session_follows_the_guest_from_run_to_run(tmp_path: Path) -> None:
+    """However late it reads, each run is read from its first record to its last, once."""
+    switch = TraceSwitch()
+    old = FakeRing(tmp_path / "trace")
+    old.record("halt", 5, force=True)
+    trace = GuestTrace(tmp_path, Filter([], [], POINTS), switch)
+    other = GuestTrace(tmp_path, Filter(["port-io"], [], POINTS), switch)
+    for runs in (1, 2, 3):
+        wanted = []
+        for _ in range(runs):
+            ring = start(tmp_path, switch)
+            assert ring.record("halt", 7) == 7
+            wanted += list(range(7))
+        assert read_all(trace) == (wanted, 0)
+        assert read_all(other) == ([], 0)
+        assert ring.record("port-in", 2) == 2
+        assert read_all(trace) == ([7, 8], 0)
+        assert read_all(other) == ([7, 8], 0)
+    trace.close()
+    other.close()
+    assert start(tmp_path, switch).record("halt") == 0
+
+
+def test_runs_that_a_reader_is_too_slow_for_are_counted(tmp_path: Path) -> None:
+    switch = TraceSwitch()
+    trace = GuestTrace(tmp_path, Filter([], [], POINTS), switch)
+    for _ in range(20):
+        start(tmp_path, switch).record("halt", 10)
+    found, lost = read_all(trace)
+    assert len(found) + lost == 200 and lost == 12 * 10
+    trace.close()
+
+
+def no_space(*arguments: object) -> None:
+    raise OSError(errno.ENOSPC, "No space left on device")
+
+
+def test_a_full_disk_is_the_readers_error(
+    ring: FakeRing, tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    switch, wanted = TraceSwitch(), Filter([], [], POINTS)
+    stopped = tmp_path_factory.mktemp("stopped")
+    waiting = GuestTrace(stopped, wanted, switch)
+    monkeypatch.setattr(os, "posix_fallocate", no_space)
+    with pytest.raises(HvdError) as caught:
+        GuestTrace(ring.path.parent, wanted, switch)
+    assert caught.value.reason == "DISK_FULL"
+    assert ring.enabled == 0 and switch.mask(ring.path.parent) == 0
+    assert start(stopped, switch).record("halt") == 0  # it runs, and records nothing
+    assert [file.name for file in stopped.iterdir()] == ["trace"]
+    with pytest.raises(HvdError) as caught:
+        waiting.read(10)
+    assert caught.value.reason == "DISK_FULL"
+    waiting.close()
 
 
 def test_filter_by_kind_and_point() -> None:

@@ -55,7 +55,8 @@ class TraceServiceServicer:
     """Missing associated documentation comment in .proto file."""
 
     def StreamTrace(self, request, context):
-        """Records of the guests from now on. Recording is off until somebody listens.
+        """Records of the guests from now on. Recording is off until somebody listens. A guest that does not run is waited
+        for and seen from its first instruction on; its restarts are followed, its end or deletion ends its part.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -32,7 +32,9 @@ class TraceServiceStub:
     @_typing.overload
     def __new__(cls, channel: _aio.Channel) -> TraceServiceAsyncStub: ...
     StreamTrace: _grpc.UnaryStreamMultiCallable[_trace_pb2.StreamTraceRequest, _trace_pb2.StreamTraceResponse]
-    """Records of the guests from now on. Recording is off until somebody listens."""
+    """Records of the guests from now on. Recording is off until somebody listens. A guest that does not run is waited
+    for and seen from its first instruction on; its restarts are followed, its end or deletion ends its part.
+    """
     SummarizeTrace: _grpc.UnaryUnaryMultiCallable[_trace_pb2.SummarizeTraceRequest, _trace_pb2.TraceSummary]
     """Counts and times since the guest's start, or of the next so many seconds."""
     ListTracePoints: _grpc.UnaryUnaryMultiCallable[_trace_pb2.ListTracePointsRequest, _trace_pb2.ListTracePointsResponse]
@@ -42,7 +44,9 @@ class TraceServiceStub:
 class TraceServiceAsyncStub(TraceServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     StreamTrace: _aio.UnaryStreamMultiCallable[_trace_pb2.StreamTraceRequest, _trace_pb2.StreamTraceResponse]  # type: ignore[assignment]
-    """Records of the guests from now on. Recording is off until somebody listens."""
+    """Records of the guests from now on. Recording is off until somebody listens. A guest that does not run is waited
+    for and seen from its first instruction on; its restarts are followed, its end or deletion ends its part.
+    """
     SummarizeTrace: _aio.UnaryUnaryMultiCallable[_trace_pb2.SummarizeTraceRequest, _trace_pb2.TraceSummary]  # type: ignore[assignment]
     """Counts and times since the guest's start, or of the next so many seconds."""
     ListTracePoints: _aio.UnaryUnaryMultiCallable[_trace_pb2.ListTracePointsRequest, _trace_pb2.ListTracePointsResponse]  # type: ignore[assignment]
@@ -55,7 +59,9 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trace_pb2.StreamTraceRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_trace_pb2.StreamTraceResponse], _abc.AsyncIterator[_trace_pb2.StreamTraceResponse]]:
-        """Records of the guests from now on. Recording is off until somebody listens."""
+        """Records of the guests from now on. Recording is off until somebody listens. A guest that does not run is waited
+        for and seen from its first instruction on; its restarts are followed, its end or deletion ends its part.
+        """
 
     @_abc_1.abstractmethod
     def SummarizeTrace(
