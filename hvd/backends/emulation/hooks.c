@@ -182,6 +182,7 @@ static void on_out(uc_engine *uc, uint32_t port, int size, uint32_t value, void 
 struct mmio_region {
     struct hv_emulator *emulator;
     uint64_t base;
+    struct mmio_region *next;
 };
 
 static uint64_t on_mmio_read(uc_engine *uc, uint64_t offset, unsigned size, void *user)
@@ -226,13 +227,23 @@ static void on_hole_write(uc_engine *uc, uint64_t offset, unsigned size, uint64_
 
 static bool map_region(struct hv_emulator *e, uint64_t base, uint64_t length, bool device)
 {
-    struct mmio_region *region = calloc(1, sizeof *region); /* lives as long as the process: the mapping cannot be undone while running */
+    struct mmio_region *region = calloc(1, sizeof *region);
     if (!region)
         return false;
-    region->emulator = e;
-    region->base = base;
+    *region = (struct mmio_region){ .emulator = e, .base = base, .next = e->regions };
+    e->regions = region;
     return e->unicorn.uc_mmio_map(e->uc, base, length, device ? on_mmio_read : on_hole_read, region,
                                   device ? on_mmio_write : on_hole_write, region) == UC_ERR_OK_;
+}
+
+/* After Unicorn was closed. */
+void hv_hooks_free(struct hv_emulator *e)
+{
+    while (e->regions) {
+        struct mmio_region *region = e->regions;
+        e->regions = region->next;
+        free(region);
+    }
 }
 
 bool hv_emulator_map_hole(struct hv_emulator *e, uint64_t base, uint64_t length) { return map_region(e, base, length, false); }

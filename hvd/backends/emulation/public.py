@@ -47,6 +47,7 @@ CONTROL: Final = {f"cr{n}": getattr(x86, f"UC_X86_REG_CR{n}") for n in (0, 2, 3,
 SEGMENTS: Final = {name: getattr(x86, f"UC_X86_REG_{name.upper()}") for name in ("cs", "ds", "es", "fs", "gs", "ss")}
 TABLES: Final = {"gdtr": x86.UC_X86_REG_GDTR, "idtr": x86.UC_X86_REG_IDTR}
 SYSTEM_SEGMENTS: Final = {"tr": x86.UC_X86_REG_TR, "ldtr": x86.UC_X86_REG_LDTR}
+MOV_TO_CR: Final = b"\x0f\x22"  # and a ModRM byte; ends a block
 STI, POP_SS, MOV_SS, HLT, INT, INT3, INTO = 0xFB, 0x17, 0x8E, 0xF4, 0xCD, 0xCC, 0xCE
 POINT = {name: BY_NAME[name].id for name in ("port-in", "port-out", "mmio-read", "mmio-write", "halt", "interrupt")}
 SOFTWARE_INTERRUPT: Final = BY_NAME["software-interrupt"].id
@@ -88,6 +89,8 @@ class PublicVcpu(Vcpu):
         self._blocks = 0
         self._deadline = 0
         self._block_end = 0  # where the last block ended
+        self._known_blocks: set[int] = set()
+        self._mode_ends: set[int] = set()  # where blocks end that write a control register
         self._trap: tuple[int, int, bool] | None = None  # vector, length of INT, software
 
         self._exit: Exit | BaseException = Exit(ExitReason.INTERRUPTED)
@@ -106,6 +109,8 @@ class PublicVcpu(Vcpu):
         self._stale.clear()
         self._trap = None
         self._block_end = 0
+        self._known_blocks.clear()
+        self._mode_ends.clear()
         if self._refusal:
             return
         self._uc = uc = self._make_unicorn()
@@ -297,6 +302,8 @@ class PublicVcpu(Vcpu):
     def _drop_stale(self) -> None:
         if self._stale:
             self._stale.clear()
+            self._known_blocks.clear()
+            self._mode_ends.clear()
             self._uc.ctl_flush_tb()  # by virtual address one at a time would miss aliases
 
     # ---- hooks
@@ -327,9 +334,21 @@ class PublicVcpu(Vcpu):
 
     def _on_block(self, uc: Any, address: int, size: int, user: object) -> None:
         self._blocks += 1
-        if self._look or (not self._blocks % BLOCKS_PER_LOOK and time.monotonic_ns() >= self._deadline):
+        if (
+            self._look
+            or self._block_end in self._mode_ends
+            or (not self._blocks % BLOCKS_PER_LOOK and time.monotonic_ns() >= self._deadline)
+        ):
             self._look_around(address)
         self._block_end = address + size
+        if self._block_end not in self._known_blocks:
+            self._learn(self._block_end)
+
+    def _learn(self, end: int) -> None:
+        """A mode that is not supported must be refused before the first block that runs in it, not whenever one looks around."""
+        self._known_blocks.add(end)
+        if self._code(end - 3, 2) == MOV_TO_CR:
+            self._mode_ends.add(end)
 
     def _look_around(self, address: int) -> None:
         """Is there a reason to stop before this block?"""

@@ -39,22 +39,29 @@ static void emulate(void *argument)
     }
 }
 
-/* The timer's signal, in the vcpu thread itself: makes translated code stop at the next block boundary. cpu_exit is three plain stores. */
+static _Thread_local struct hv_emulator *volatile entered; /* this thread is in its run() */
+static _Thread_local pid_t own_thread;
+
+/* The timer's signal, in the vcpu thread itself: makes translated code stop at the next block boundary. cpu_exit is three plain stores.
+ * One that comes late may be of an emulator which this thread does not run any more, which may even be gone: run() looks for itself. */
 static void on_timer(int signal, siginfo_t *info, void *context)
 {
     (void)signal, (void)context;
     struct hv_emulator *e = info->si_value.sival_ptr;
+    if (e != entered)
+        return;
     e->timer_deadline_ns = 0; /* it has to be armed anew, even for the same time */
     e->unicorn.cpu_exit(e->cpu);
 }
 
 static void close_partly(struct hv_emulator *e)
 {
-    hv_coroutine_destroy(&e->coroutine);
     if (e->uc)
         e->unicorn.uc_close(e->uc);
+    hv_hooks_free(e);
     free(e->code_pages);
     free(e->cpuid);
+    hv_coroutine_destroy(&e->coroutine);
     free(e);
 }
 
@@ -105,10 +112,13 @@ struct hv_emulator *hv_emulator_create(const char *library, struct hv_board *boa
     return e;
 }
 
+void hv_emulator_abandon(struct hv_emulator *e);
+
 void hv_emulator_close(struct hv_emulator *e)
 {
     if (e->timer_made)
         timer_delete(e->timer);
+    hv_emulator_abandon(e); /* Unicorn is closed from outside of its loop only */
     close_partly(e);
 }
 
@@ -167,23 +177,34 @@ void hv_emulator_memory_changed(struct hv_emulator *e, uint64_t address, uint64_
     e->unicorn.tb_invalidate_phys_range_x86_64(e->uc, address, address + length);
 }
 
+/* The timer's signal goes to one thread: the one that runs the emulator now. */
+static bool own_timer(struct hv_emulator *e)
+{
+    if (!own_thread) {
+        own_thread = (pid_t)syscall(SYS_gettid);
+        sigset_t set;
+        sigemptyset(&set);
+        sigaddset(&set, TIMER_SIGNAL);
+        pthread_sigmask(SIG_UNBLOCK, &set, NULL);
+    }
+    if (e->timer_made && e->timer_thread == own_thread)
+        return true;
+    if (e->timer_made)
+        timer_delete(e->timer);
+    struct sigevent event = { .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = TIMER_SIGNAL, .sigev_value.sival_ptr = e };
+    event._sigev_un._tid = own_thread;
+    e->timer_made = timer_create(CLOCK_MONOTONIC, &event, &e->timer) == 0;
+    e->timer_thread = own_thread;
+    e->timer_deadline_ns = 0;
+    return e->timer_made;
+}
+
 /* Let the signal come when the board's next timer is due. */
 void hv_arm_timer(struct hv_emulator *e)
 {
     uint64_t deadline_ns = hv_board_deadline(e->board);
     if (deadline_ns == e->timer_deadline_ns)
         return;
-    if (!e->timer_made) {
-        struct sigevent event = { .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = TIMER_SIGNAL, .sigev_value.sival_ptr = e };
-        event._sigev_un._tid = (pid_t)syscall(SYS_gettid);
-        if (timer_create(CLOCK_MONOTONIC, &event, &e->timer) != 0)
-            return;
-        e->timer_made = true;
-        sigset_t set;
-        sigemptyset(&set);
-        sigaddset(&set, TIMER_SIGNAL);
-        pthread_sigmask(SIG_UNBLOCK, &set, NULL);
-    }
     struct itimerspec when = { 0 };
     if (deadline_ns != HV_NEVER) {
         when.it_value.tv_sec = (time_t)(deadline_ns / 1000000000u);
@@ -238,12 +259,9 @@ static bool halt(struct hv_emulator *e)
     return true;
 }
 
-/* Runs the guest; returns and fills e->exit with an enum hv_exit_reason. In the thread that owns the vcpu. */
-int hv_emulator_run(struct hv_emulator *e)
+static int run(struct hv_emulator *e)
 {
     struct hv_counters *counters = e->board->crossings.counters;
-    hv_hooks_enter_thread(e);
-    e->exit.detail[0] = 0;
     for (;;) {
         if (!e->in_hook) {
             if (atomic_exchange(&e->kicked, 0))
@@ -287,7 +305,26 @@ int hv_emulator_run(struct hv_emulator *e)
     }
 }
 
-/* Drop the instruction that waits for the answer to the last exit, if there is one. State is canonical afterwards. */
+/* Runs the guest; returns and fills e->exit with an enum hv_exit_reason. In any thread, one at a time. */
+int hv_emulator_run(struct hv_emulator *e)
+{
+    e->exit.detail[0] = 0;
+    if (!own_timer(e)) {
+        snprintf(e->exit.detail, sizeof e->exit.detail, "no timer (%s); its limit is RLIMIT_SIGPENDING", strerror(errno));
+        return finish(e, HV_EXIT_ERROR);
+    }
+    hv_hooks_enter_thread(e);
+    entered = e;
+    if (e->timer_deadline_ns && hv_host_ns() >= e->timer_deadline_ns) { /* its signal may have come while nobody ran */
+        e->timer_deadline_ns = 0;
+        e->unicorn.cpu_exit(e->cpu);
+    }
+    int reason = run(e);
+    entered = NULL;
+    return reason;
+}
+
+/* Drop the instruction that waits for the answer to the last exit, if there is one. hv_emulator_set_state or _close must follow. */
 void hv_emulator_abandon(struct hv_emulator *e)
 {
     if (!e->in_hook)

@@ -10,6 +10,7 @@
 #define HV_SHIM_H
 
 #include <stdatomic.h>
+#include <sys/types.h>
 #include <time.h>
 
 #include "board.h"
@@ -51,6 +52,7 @@ struct hv_emulator {
     uint8_t injected_vector;
     timer_t timer;
     bool timer_made;
+    pid_t timer_thread; /* gets its signal: the last that ran this emulator */
     volatile uint64_t timer_deadline_ns; /* 0 = not armed */
     /* RAM by Unicorn's numbering: in the order in which it was mapped, what lies at 0 first, then what lies at 4 GiB */
     uint64_t low_ram; /* bytes */
@@ -60,6 +62,7 @@ struct hv_emulator {
     uint64_t protected_pages; /* how often a page got its first block; 0 after running = not wired up */
     struct hv_cpuid_entry *cpuid;
     unsigned cpuid_count;
+    struct mmio_region *regions;
 };
 
 /* unicorn.c */
@@ -75,6 +78,7 @@ void hv_update_interrupt(struct hv_emulator *);
 uint64_t hv_linear_rip(const struct hv_emulator *);
 uint32_t hv_record_flags(const struct hv_emulator *);
 void hv_hooks_enter_thread(struct hv_emulator *); /* this thread runs this emulator now */
+void hv_hooks_free(struct hv_emulator *);
 bool hv_emulator_map_hole(struct hv_emulator *, uint64_t base, uint64_t length);   /* floats */
 bool hv_emulator_map_device(struct hv_emulator *, uint64_t base, uint64_t length); /* leaves with Mmio */
 
