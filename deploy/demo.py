@@ -1,11 +1,16 @@
 """`make demo`: a daemon on a private socket, guests of several sorts, what they wrote, how they crossed, what it cost.
 
 Every line that begins with $ is a command that you can type; what follows it is what it printed.
+`python -m deploy.demo --picture FILE.svg` draws what the terminal shows.
 """
 
 from __future__ import annotations
 
+import argparse
+import contextlib
+import io
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -156,7 +161,10 @@ def show(demo: Demo) -> None:
     if isinstance(kernel, str):
         print(f"left out: {kernel}")
     else:
-        demo.linux("debian", ("uname -a", "seq 1 5000 | md5sum", "reboot -f"), "--kernel", kernel[0], "--initrd", kernel[1],
+        vmlinuz, initrd = demo.directory / "vmlinuz", demo.directory / "initrd.cpio"
+        vmlinuz.symlink_to(kernel[0])
+        initrd.symlink_to(kernel[1])
+        demo.linux("debian", ("uname -a", "seq 1 5000 | md5sum", "reboot -f"), "--kernel", vmlinuz, "--initrd", initrd,
                    "--append", "console=ttyS0", "--memory", "512M")  # fmt: skip
         demo.command("trace", "summary", "debian")
 
@@ -166,10 +174,12 @@ def show(demo: Demo) -> None:
     demo.command("run", "-d", "--name", "spin", "--kernel", GUESTS / "spin.elf", "--memory", "16M")
     demo.command("trace", "-f", "ticker", "--count", "6")
     demo.command("pause", "spin")
-    demo.command("regs", "spin", lines=4)
     demo.command("mem", "translate", "spin", "0x100000")
     demo.command("list")
-    demo.command("metrics", "ticker", lines=14)
+    print("$ hvctl metrics ticker | grep -E 'exits|hypercalls|cpu'")
+    for line in (demo.command("metrics", "ticker", quiet=True) or "").splitlines():
+        if re.search("exits|hypercalls|cpu", line) and not line.startswith("#"):
+            print(line)
 
 
 def _finish_trace(trace: subprocess.Popen[str]) -> None:
@@ -181,12 +191,36 @@ def _finish_trace(trace: subprocess.Popen[str]) -> None:
         print(line if len(line) < 160 else line[:157] + "...")
 
 
+def draw(text: str, path: Path) -> None:
+    """The terminal's contents as an SVG picture."""
+    from rich.console import Console
+    from rich.text import Text
+
+    console = Console(record=True, width=118, file=io.StringIO(), color_system="truecolor", force_terminal=True)
+    for line in text.strip().splitlines():
+        style = "bold cyan" if line.startswith("==") else "bold green" if line.startswith(("$", "/root #")) else ""
+        console.print(Text(line[:118], style), no_wrap=True)
+    svg = console.export_svg(title="make demo")
+    # No fonts from elsewhere: a picture must not ask the network.
+    svg = re.sub(r"@font-face \{.*?\}", "", svg, flags=re.DOTALL).replace("Fira Code", "monospace")
+    path.write_text(svg, encoding="utf-8")
+
+
 def main() -> None:
+    options = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    options.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw the terminal's contents")
+    picture: Path | None = options.parse_args().picture
     directory = Path(tempfile.mkdtemp(prefix="hvd-demo-"))
     demo = Demo(directory)
     began = time.monotonic()
     try:
-        show(demo)
+        if picture is None:
+            show(demo)
+        else:
+            text = io.StringIO()
+            with contextlib.redirect_stdout(text):
+                show(demo)
+            draw(text.getvalue().replace(str(directory), "/run/hvd-demo"), picture)
     except DemoFailed as error:
         print(f"\nthe demo failed: {error}", file=sys.stderr)
         sys.exit(1)
