@@ -178,11 +178,16 @@ static bool patch(void *handle, char *why, size_t why_size)
 bool hv_code_pages_install(void *handle, char *why, size_t why_size)
 {
     static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-    static bool done;
+    static void *patched; /* the handle: one library of this process is redirected, once */
+    bool ok = true;
     pthread_mutex_lock(&lock);
-    if (!done)
-        done = patch(handle, why, why_size);
-    bool ok = done;
+    if (!patched) {
+        ok = patch(handle, why, why_size);
+        patched = ok ? handle : NULL;
+    } else if (patched != handle) {
+        snprintf(why, why_size, "the procedure linkage table of another Unicorn in this process is redirected already");
+        ok = false;
+    }
     pthread_mutex_unlock(&lock);
     return ok;
 }

@@ -185,11 +185,21 @@ struct mmio_region {
     struct mmio_region *next;
 };
 
+/* Translated code keeps EIP and the flags' source up to date at the ends of blocks only; here the guest's instruction is looked up. Not
+ * every access comes from an instruction (page tables may lie anywhere), so that the note is used once. */
+static void find_instruction(struct hv_emulator *e)
+{
+    uintptr_t *pc = &HV_AT(uintptr_t, e->cpu, CPU_MEM_IO_PC);
+    e->unicorn.cpu_restore_state_x86_64(e->cpu, *pc, true);
+    *pc = 0;
+}
+
 static uint64_t on_mmio_read(uc_engine *uc, uint64_t offset, unsigned size, void *user)
 {
     (void)uc;
     struct mmio_region *region = user;
     struct hv_emulator *e = region->emulator;
+    find_instruction(e);
     describe(e, region->base + offset, size, ~0ull, hv_host_ns());
     leave(e, HV_EXIT_MMIO_READ);
     hv_update_interrupt(e);
@@ -201,6 +211,7 @@ static void on_mmio_write(uc_engine *uc, uint64_t offset, unsigned size, uint64_
     (void)uc;
     struct mmio_region *region = user;
     struct hv_emulator *e = region->emulator;
+    find_instruction(e);
     describe(e, region->base + offset, size, value, hv_host_ns());
     leave(e, HV_EXIT_MMIO_WRITE);
     hv_update_interrupt(e);
@@ -212,6 +223,7 @@ static uint64_t on_hole_read(uc_engine *uc, uint64_t offset, unsigned size, void
     (void)uc;
     struct mmio_region *region = user;
     struct hv_emulator *e = region->emulator;
+    find_instruction(e);
     uint64_t value = size >= 8 ? ~0ull : (1ull << (8 * size)) - 1;
     hv_cross(&e->board->crossings, HV_POINT_MMIO_READ, hv_host_ns(), hv_linear_rip(e), hv_record_flags(e), region->base + offset, size, value, 0);
     return value;
@@ -222,6 +234,7 @@ static void on_hole_write(uc_engine *uc, uint64_t offset, unsigned size, uint64_
     (void)uc;
     struct mmio_region *region = user;
     struct hv_emulator *e = region->emulator;
+    find_instruction(e);
     hv_cross(&e->board->crossings, HV_POINT_MMIO_WRITE, hv_host_ns(), hv_linear_rip(e), hv_record_flags(e), region->base + offset, size, value, 0);
 }
 

@@ -34,6 +34,7 @@ enum {
 };
 /* CPUState (qemu/include/hw/core/cpu.h) */
 enum {
+    CPU_MEM_IO_PC = 33144, /* uintptr_t: where translated code is that accesses MMIO; means nothing outside of its buffer */
     CPU_STOP = 17, CPU_STOPPED = 18, CPU_EXIT_REQUEST = 21, CPU_INTERRUPT_REQUEST = 28, CPU_ENV_PTR = 296, CPU_ICOUNT_DECR_PTR = 304,
     CPU_HALTED = 33176, CPU_EXCEPTION_INDEX = 33184, CPU_UC = 33192, CPU_CLASS = 33200, CPU_ENV = 35408,
 };
@@ -83,6 +84,7 @@ typedef struct CPUX86State CPUX86State;
     X(int, uc_hook_add, (uc_engine *, size_t *, int, void *, void *, uint64_t, uint64_t, ...))                                     \
     X(int, cpu_exec_x86_64, (uc_engine *, CPUState *))                                                                             \
     X(void, cpu_exit, (CPUState *))                                                                                                \
+    X(bool, cpu_restore_state_x86_64, (CPUState *, uintptr_t, bool))                                                               \
     X(void, cpu_loop_exit_x86_64, (CPUState *))                                                                                    \
     X(bool, x86_cpu_exec_interrupt_x86_64, (CPUState *, int))                                                                      \
     X(int, x86_cpu_pending_interrupt_x86_64, (CPUState *, int))                                                                    \
