@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import select
 import selectors
 import socket
 from collections import deque
@@ -84,12 +85,25 @@ class AttachServer:
         except OSError:  # it has gone again, or there are no descriptors left: the guest does not care
             return
         if len(self._viewers) >= MOST_VIEWERS:
+            self._drop_gone()
+        if len(self._viewers) >= MOST_VIEWERS:
             sock.close()
             return
         sock.setblocking(False)
         viewer = _Viewer(sock)
         self._viewers.add(viewer)
         self._watch(viewer)
+
+    def _drop_gone(self) -> None:
+        """While the guest does not read, nobody reads from the viewers and so nobody sees who has left. What these have
+        typed last is lost: their places are needed."""
+        poll = select.poll()
+        for viewer in self._viewers:
+            poll.register(viewer.sock, 0)
+        gone = {fd for fd, _ in poll.poll(0)}  # POLLHUP and POLLERR are always told
+        for viewer in tuple(self._viewers):
+            if viewer.sock.fileno() in gone:
+                self._drop(viewer)
 
     def _event(self, viewer: _Viewer, events: int) -> None:
         if events & WRITE:
