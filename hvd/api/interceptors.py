@@ -10,11 +10,12 @@ import asyncio
 import contextlib
 import contextvars
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
 from typing import Any
 
 import grpc
 import structlog
+from google.protobuf.message import DecodeError
 
 from hvd.api import errors, roles
 from hvd.api.roles import Role
@@ -103,14 +104,15 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             behaviour = self._streaming(
                 method, handler.stream_stream if handler.request_streaming else handler.unary_stream
             )
-        return make(behaviour, handler.request_deserializer, handler.response_serializer)
+        decode = _decoder(method, handler.request_deserializer)
+        return make(behaviour, decode, handler.response_serializer)
 
     def _answering(self, method: str, behaviour: Callable[[Any, _Context], Awaitable[Any]]) -> Any:
         async def answer(request: Any, context: _Context) -> Any:
             with self._call(method) as call:
                 try:
                     self._admit(method, context)
-                    return await behaviour(request, context)
+                    return await behaviour(_sound(request), context)
                 except Exception as error:  # noqa: BLE001 - told to the client, logged by errors.py
                     await call.fail(context, error)
 
@@ -122,7 +124,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
                 try:
                     with self._streams.joined():
                         self._admit(method, context)
-                        result = behaviour(request, context)
+                        result = behaviour(_sound(request), context)
                         if not hasattr(result, "__aiter__"):
                             await result  # writes by itself
                             return
@@ -144,6 +146,32 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _call(self, method: str) -> _Call:
         return _Call(method, self._observe)
+
+
+def _decoder(method: str, decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
+    """A damaged message becomes the error to be raised: grpc would answer UNKNOWN, with a traceback in our log."""
+    kind = method.rpartition("/")[2]
+
+    def decoded(data: bytes) -> Any:
+        try:
+            return decode(data)
+        except DecodeError as error:
+            remedy = "send what proto/hvd/v1 says; client and daemon may differ in version"
+            return HvdError("REQUEST_INVALID", problem=f"a damaged message to {kind}: {error}", remedy=remedy)
+
+    return decoded
+
+
+def _sound(request: Any) -> Any:
+    """The request, or the stream of them, without what could not be decoded. Raises HvdError REQUEST_INVALID."""
+    if isinstance(request, HvdError):
+        raise request
+    return _sound_stream(request) if isinstance(request, AsyncIterable) else request
+
+
+async def _sound_stream(requests: AsyncIterable[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _sound(request)
 
 
 async def _send(context: _Context, response: Any) -> None:

@@ -183,6 +183,14 @@ def check_machine(machine: guest_pb2.MachineConfig) -> None:
                 problem="contains a NUL byte",
                 remedy="leave it out",
             )
+    if sum(len(argument.encode()) + 1 for argument in machine.args) > MOST_COMMAND_LINE:
+        raise HvdError(
+            "FIELD_INVALID",
+            field="machine.args",
+            value=f"{len(machine.args)} arguments",
+            problem=f"they have more than {MOST_COMMAND_LINE} bytes",
+            remedy="give fewer or shorter ones",
+        )
 
 
 def resolve(
