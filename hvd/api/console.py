@@ -1,8 +1,10 @@
 """AttachConsole: one viewer of a guest's console, from the setup frame to the guest's end.
 
-The guest's process sends to each viewer what the guest writes from the attachment on; what was before comes from the
-log. A viewer that is slow holds up nobody: its packets pile up here to a bound, then at the guest's process, which
-skips and says how much.
+The guest's process sends to each viewer what the guest writes from the attachment on; what the present run wrote before
+comes from the log. Where the one ends and the other begins a VM's process tells (ConsoleAttachment.position), so that
+no byte is lost or repeated. conmon does not: for its guests the log's end is matched with the first output, which can
+misplace bytes of an output that repeats itself. A viewer that is slow holds up nobody: its packets pile up here to a
+bound, then at the guest's process, which skips and says how much.
 """
 
 from __future__ import annotations
@@ -18,9 +20,10 @@ from hvd.api.roles import Permission
 from hvd.backends.contract import Capability, ConsoleAttachment, Instance
 from hvd.errors import HvdError
 from hvd.guests.lifecycle import GuestLife
-from hvd.guests.logs import read_end
+from hvd.guests.logs import read_before, read_end
 from hvd.guests.model import ENDED, Guest, State, copy_of
 from hvd.guests.supervisor import Supervisor
+from hvd.runner.directory import LogPosition
 
 Request = guest_pb2.AttachConsoleRequest
 Response = guest_pb2.AttachConsoleResponse
@@ -42,21 +45,46 @@ async def attach(supervisor: Supervisor, requests: AsyncIterator[Request]) -> As
     if life.guest.state == Guest.STARTING:
         await life.wait(_STARTED, START_SECONDS)
     if life.instance is None and life.guest.state in ENDED and setup.replay_bytes:
-        # It ended before the viewer came: it still gets what there was, and how it ended.
-        guest = copy_of(life.guest)
-        yield Response(attached=empty_pb2.Empty())
-        if log := await asyncio.to_thread(read_end, life.directory, setup.replay_bytes):
-            yield Response(output=log)
-        yield Response(ended=guest)
+        async for response in _ended(life, copy_of(life.guest), setup):
+            yield response
         return
     instance, run = life.reachable("attach", Capability.CONSOLE), life.run
-    async with instance.attach_console(setup.read_only) as attachment:
-        async for response in _attached(life, instance, attachment, setup, requests):
+    attached = False
+    try:
+        async with instance.attach_console(setup.read_only) as attachment:
+            attached = True
+            async for response in _attached(life, instance, attachment, setup, requests):
+                yield response
+    except HvdError as error:
+        # A guest that ends just now may close its console before it has taken the viewer.
+        if attached or error.reason != "RUNNER_GONE" or (ended := await life.end_of(run, END_SECONDS)) is None:
+            raise
+        async for response in _ended(life, ended, setup):
             yield response
+        return
     ended = await life.end_of(run, END_SECONDS)
     if ended is None:
         raise HvdError("RUNNER_GONE", problem="it closed the console although the guest goes on")
     yield Response(ended=ended)
+
+
+async def _ended(
+    life: GuestLife, guest: guest_pb2.Guest, setup: guest_pb2.AttachConsoleSetup
+) -> AsyncIterator[Response]:
+    """It ended before the viewer came: it still gets what there was, and how it ended."""
+    yield Response(attached=empty_pb2.Empty())
+    if log := await _read_log(life, setup):
+        yield Response(output=log)
+    yield Response(ended=guest)
+
+
+async def _read_log(life: GuestLife, setup: guest_pb2.AttachConsoleSetup, position: LogPosition | None = None) -> bytes:
+    """What the present run wrote, before a place in the log or until now."""
+    streams = life.backend.console_streams
+    if position is not None:
+        return await asyncio.to_thread(read_before, position, setup.replay_bytes, streams)
+    since_ns = life.guest.start_time.ToNanoseconds()
+    return await asyncio.to_thread(read_end, life.directory, setup.replay_bytes, streams, since_ns)
 
 
 async def _setup(requests: AsyncIterator[Request]) -> guest_pb2.AttachConsoleSetup:
@@ -98,19 +126,19 @@ async def _attached(
         asyncio.create_task(_type(instance, attachment, setup.read_only, requests, packets)),
     ]
     try:
-        if setup.replay_bytes:
-            log = await asyncio.to_thread(read_end, life.directory, setup.replay_bytes)
-            early = _drain(packets)
-            if log := log[
-                : len(log) - _overlap(log, b"".join(packet for packet in early if isinstance(packet, bytes)))
-            ]:
+        if setup.replay_bytes and attachment.position is not None:
+            if log := await _read_log(life, setup, attachment.position):
                 yield Response(output=log)
-        else:
-            early = []
-        for packet in early:
-            if (response := _response(packet)) is None:
-                return
-            yield response
+        elif setup.replay_bytes:
+            log = await _read_log(life, setup)
+            early = _drain(packets)
+            live = b"".join(packet for packet in early if isinstance(packet, bytes))
+            if log := log[: len(log) - _overlap(log, live)]:
+                yield Response(output=log)
+            for packet in early:
+                if (response := _response(packet)) is None:
+                    return
+                yield response
         while (response := _response(await packets.get())) is not None:
             yield response
     finally:

@@ -17,6 +17,7 @@ from pathlib import Path
 from hvapi.v1 import inspect_pb2
 
 from hvd.errors import HvdError
+from hvd.runner.directory import LogPosition
 from hvd.trace.points import POINTS, BackendId, Point
 
 
@@ -150,6 +151,10 @@ class Instance(ABC):
 class ConsoleAttachment(ABC):
     """One viewer of a guest's console."""
 
+    # Where in the console log the first byte of output() stands; open while the viewer is attached. None: the guest's process does
+    # not tell (conmon), and whoever wants what was before has to match the log's end with the output.
+    position: LogPosition | None = None
+
     @abstractmethod
     async def __aenter__(self) -> ConsoleAttachment: ...
 
@@ -176,6 +181,8 @@ class Backend(ABC):
     preference: int
     # Points of its own, besides hvd.trace.points.POINTS.
     own_trace_points: tuple[Point, ...] = ()
+    # The streams of the log that are the guest's console. A VM's stderr is what it logged by hypercalls.
+    console_streams: frozenset[str] = frozenset({"stdout"})
 
     @abstractmethod
     def probe(self) -> Availability:
@@ -191,7 +198,10 @@ class Backend(ABC):
 
     @abstractmethod
     async def launch(self, spec: LaunchSpec, directory: Path) -> Instance:
-        """Start the guest's process in its (existing, empty) directory; returns when the guest runs or raises HvdError."""
+        """Start the guest's process in its directory; returns when the guest runs or raises HvdError.
+
+        The directory exists. Of an earlier run only the console log is left, to be appended to; a trace ring in it was made for this
+        run, because somebody listens already (hvd/runner/directory.py)."""
 
     @abstractmethod
     async def adopt(self, directory: Path) -> Instance:

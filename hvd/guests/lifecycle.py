@@ -68,6 +68,11 @@ class GuestLife:
         return self._host.directory(self.guest.uid)
 
     @property
+    def backend(self) -> Backend:
+        """Raises HvdError BACKEND_UNKNOWN: this build has it not."""
+        return self._host.backend(self.guest.backend)
+
+    @property
     def is_alive(self) -> bool:
         return self.guest.state in ALIVE
 
@@ -211,7 +216,7 @@ class GuestLife:
 
     def reachable(self, verb: str, capability: Capability) -> Instance:
         """The instance, for looking into the guest. Raises HvdError GUEST_WRONG_STATE, CAPABILITY_MISSING."""
-        backend = self._host.backend(self.guest.backend)
+        backend = self.backend
         if capability not in backend.capabilities:
             raise HvdError("CAPABILITY_MISSING", backend=backend.name, capability=capability.value)
         if self.instance is None:
@@ -232,9 +237,7 @@ class GuestLife:
         was = self.guest.state
         self._asked_to_end = was == Guest.STOPPING
         try:
-            found = await adoption.find_out(
-                self.guest, self.directory, self._host.backend(self.guest.backend), last_boot
-            )
+            found = await adoption.find_out(self.guest, self.directory, self.backend, last_boot)
         except Exception as error:  # one odd guest never stops the daemon
             log.exception("guest could not be adopted", guest=self.guest.name)
             if was not in ALIVE:
@@ -308,7 +311,7 @@ class GuestLife:
 
     async def _launch(self, paused: bool, by_hand: bool) -> None:
         """Under the lock. The policy retries its own starts that fail, not those that somebody is told about."""
-        backend = self._host.backend(self.guest.backend)
+        backend = self.backend
         if await self._readopt(backend):
             return
         for field in ("exit_code", "end_time"):
@@ -440,10 +443,7 @@ class GuestLife:
             try:
                 if was == Guest.PAUSED:
                     await instance.resume()  # a guest that stands still hears no power button
-                heard = (
-                    Capability.STOP in self._host.backend(self.guest.backend).capabilities
-                    and await instance.request_stop()
-                )
+                heard = Capability.STOP in self.backend.capabilities and await instance.request_stop()
             except HvdError as error:
                 log.info("guest cannot be asked to end", guest=self.guest.name, reason=error.reason)
                 heard = False

@@ -10,13 +10,15 @@ blocking file access, so callers on the event loop go through asyncio.to_thread.
 from __future__ import annotations
 
 import calendar
+import contextlib
 import os
 from collections import deque
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
 from hvd.runner import directory as names
+from hvd.runner.directory import LogPosition
 
 _CHUNK = 1 << 16
 # A line longer than this is no line of ours: take it in pieces.
@@ -167,18 +169,55 @@ class LogReader:
         return [self._parser.parse(raw) for group in kept for raw in group]
 
 
-def read_end(directory: Path, size: int) -> bytes:
-    """The last `size` bytes of the guest's output, for replay to a new viewer."""
-    reader = LogReader(directory)
-    kept: deque[bytes] = deque()
+def read_before(position: LogPosition, size: int, streams: Container[str], since_ns: int = 0) -> bytes:
+    """The last `size` bytes of output before a place in the log, of these streams, not older than since_ns
+    (CLOCK_REALTIME). Raises OSError.
+    """
+    kept: list[bytes] = []
     total = 0
+    parser = _Parser()
+    for raw in _backwards(position):
+        line = parser.parse(raw)
+        if line.time_ns < since_ns or total >= size:
+            break
+        if line.stream in streams:
+            kept.append(line.text)
+            total += len(line.text)
+    return b"".join(reversed(kept))[-size:] if size else b""
+
+
+def read_end(directory: Path, size: int, streams: Container[str], since_ns: int = 0) -> bytes:
+    """The same of all that is in a guest's log now. Raises OSError."""
+    descriptors: list[int] = []
     try:
-        while lines := reader.read(1000, 1 << 18):
-            for line in lines:
-                kept.append(line.text)
-                total += len(line.text)
-                while total - len(kept[0]) >= size:
-                    total -= len(kept.popleft())
+        # In this order, a rotation in between shows the same file twice rather than losing one.
+        for name in (names.LOG, f"{names.LOG}.1"):
+            with contextlib.suppress(FileNotFoundError):
+                descriptors.insert(0, os.open(directory / name, os.O_RDONLY | os.O_CLOEXEC))
+        if len(descriptors) > 1 and os.path.sameopenfile(*descriptors):
+            os.close(descriptors.pop())
+        if not descriptors:
+            return b""
+        end = os.fstat(descriptors[-1]).st_size
+        return read_before(LogPosition(tuple(descriptors), 0, end), size, streams, since_ns)
     finally:
-        reader.close()
-    return b"".join(kept)[-size:] if size else b""
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _backwards(position: LogPosition) -> Iterator[bytes]:
+    """The lines before the place, the last first, without line ends."""
+    last = len(position.descriptors) - 1
+    for index in range(last, -1, -1):
+        descriptor = position.descriptors[index]
+        start = position.begin if index == 0 else 0
+        at = position.end if index == last else os.fstat(descriptor).st_size
+        rest = b""  # of a line whose beginning has not been read yet
+        while at > start:
+            length = min(_CHUNK, at - start)
+            at -= length
+            first, *lines = (os.pread(descriptor, length, at) + rest).split(b"\n")
+            yield from (line for line in reversed(lines) if line)
+            rest = first
+        if rest:
+            yield rest

@@ -27,6 +27,7 @@ GUEST = "guest.json"
 # Ending of a directory that is being deleted: one left behind by a crash is removed at the next start.
 DELETED = ".deleted"
 _MOST_BYTES = 1 << 20
+_KEPT = frozenset({names.LOG, f"{names.LOG}.1"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,11 +116,17 @@ def kill_process(process: Process) -> None:
 
 
 def prepare_directory(directory: Path, guest: guest_pb2.Guest) -> None:
-    """An empty directory with guest.json, for a start. Raises HvdError DISK_FULL, OSError."""
-    if directory.exists():
-        shutil.rmtree(directory)
+    """For a start: a directory with guest.json and, of earlier runs, the console log. Raises HvdError DISK_FULL,
+    OSError.
+    """
     try:
-        directory.mkdir(mode=0o700, parents=True)
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                if entry.is_dir(follow_symlinks=False):
+                    shutil.rmtree(entry.path)
+                elif entry.name not in _KEPT:
+                    os.unlink(entry.path)
         (directory / GUEST).write_text(json_format.MessageToJson(guest, indent=None), "utf-8")
     except OSError as error:
         raise full(error, directory, GUEST) from error

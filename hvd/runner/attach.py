@@ -2,13 +2,21 @@
 
 from __future__ import annotations
 
+import os
 import select
 import selectors
 import socket
 from collections import deque
 from collections.abc import Callable
 
-from hvd.runner.directory import ATTACH_PACKET, STREAM_SKIPPED, STREAM_STDOUT
+from hvd.runner.directory import (
+    ATTACH_PACKET,
+    LOG_POSITION,
+    STREAM_LOG,
+    STREAM_SKIPPED,
+    STREAM_STDOUT,
+    LogPosition,
+)
 
 # Output that waits for one viewer; beyond it output is skipped until half of it is read.
 BACKLOG_BYTES = 256 << 10
@@ -31,12 +39,18 @@ class AttachServer:
     """Listens and serves; belongs to the thread of the selector."""
 
     def __init__(
-        self, selector: selectors.BaseSelector, listener: socket.socket, on_input: Callable[[bytes], None]
+        self,
+        selector: selectors.BaseSelector,
+        listener: socket.socket,
+        on_input: Callable[[bytes], None],
+        log_position: Callable[[], LogPosition],
     ) -> None:
-        """The listener is a bound SOCK_SEQPACKET. on_input gets what viewers type."""
+        """The listener is a bound SOCK_SEQPACKET. on_input gets what viewers type. log_position: behind all that was
+        given to output() so far."""
         self._selector = selector
         self._listener = listener
         self._on_input = on_input
+        self._log_position = log_position
         self._viewers: set[_Viewer] = set()
         self._accepts_input = True
         listener.setblocking(False)
@@ -92,7 +106,19 @@ class AttachServer:
         sock.setblocking(False)
         viewer = _Viewer(sock)
         self._viewers.add(viewer)
+        self._greet(viewer)
         self._watch(viewer)
+
+    def _greet(self, viewer: _Viewer) -> None:
+        position = self._log_position()
+        packet = LOG_POSITION.pack(STREAM_LOG, position.begin, position.end)
+        try:
+            socket.send_fds(viewer.sock, [packet], position.descriptors, socket.MSG_NOSIGNAL)
+        except OSError:
+            viewer.deaf = True
+        finally:
+            for descriptor in position.descriptors:
+                os.close(descriptor)
 
     def _drop_gone(self) -> None:
         """While the guest does not read, nobody reads from the viewers and so nobody sees who has left. What these have

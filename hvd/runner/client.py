@@ -26,10 +26,13 @@ from hvd.runner.directory import (
     CONTROL,
     ENDS,
     EXIT,
+    LOG_POSITION,
     MACHINE,
     RUNNER_LOG,
+    STREAM_LOG,
     STREAM_SKIPPED,
     ExitRecord,
+    LogPosition,
     read_json,
     write_json,
 )
@@ -364,7 +367,7 @@ class _Channel:
 
 
 class RunnerConsole(ConsoleAttachment):
-    """A viewer on the attach socket. Entering raises HvdError RUNNER_GONE."""
+    """A viewer on the attach socket. Entering raises HvdError RUNNER_GONE, RUNNER_TIMEOUT."""
 
     def __init__(self, directory: Path, read_only: bool) -> None:
         self._directory = directory
@@ -374,18 +377,27 @@ class RunnerConsole(ConsoleAttachment):
     async def __aenter__(self) -> RunnerConsole:
         sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
         try:
-            with socket_path(self._directory, ATTACH) as path:
-                await asyncio.get_running_loop().sock_connect(sock, path)
+            async with asyncio.timeout(CALL_SECONDS):
+                with socket_path(self._directory, ATTACH) as path:
+                    await asyncio.get_running_loop().sock_connect(sock, path)
+                self.position = await _greeting(sock)
+        except TimeoutError:
+            sock.close()
+            raise HvdError("RUNNER_TIMEOUT", call="attach", seconds=CALL_SECONDS) from None
         except OSError as error:
             sock.close()
             raise HvdError("RUNNER_GONE", problem=str(error)) from error
-        except asyncio.CancelledError:
+        except BaseException:
             sock.close()
             raise
         self._socket = sock
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        if self.position is not None:
+            for descriptor in self.position.descriptors:
+                os.close(descriptor)
+            self.position = None
         if self._socket is not None:
             self._socket.close()
             self._socket = None
@@ -420,6 +432,24 @@ class RunnerConsole(ConsoleAttachment):
                 raise HvdError("RUNNER_GONE", problem="the guest has ended") from error
 
 
+async def _greeting(sock: socket.socket) -> LogPosition:
+    """The runner's first packet. Raises OSError, HvdError RUNNER_GONE when there is none, or another one."""
+    loop = asyncio.get_running_loop()
+    readable = asyncio.Event()
+    loop.add_reader(sock, readable.set)
+    try:
+        await readable.wait()
+    finally:
+        loop.remove_reader(sock)
+    packet, descriptors, _, _ = socket.recv_fds(sock, ATTACH_PACKET, 2, socket.MSG_CMSG_CLOEXEC)
+    if len(packet) != LOG_POSITION.size or packet[0] != STREAM_LOG:
+        for descriptor in descriptors:
+            os.close(descriptor)
+        raise HvdError("RUNNER_GONE", problem="it has closed its console" if not packet else "its console is another's")
+    _, begin, end = LOG_POSITION.unpack(packet)
+    return LogPosition(tuple(descriptors), begin, end)
+
+
 def read_exit(directory: Path) -> InstanceStatus | None:
     """How the guest of a directory ended, by its exit record; None when there is none, or none that makes sense."""
     record = read_json(str(directory / EXIT))
@@ -448,6 +478,7 @@ def _crashed(directory: Path, pid: int, wait_status: int | None) -> InstanceStat
     message = f"the guest's runner, process {pid}, {how} and left no exit record" + (
         f"; it said: {tail}" if tail else ""
     )
+    message += "; `hvctl start` starts it anew"
     return InstanceStatus(ENDS["RUNNER_CRASHED"], "RUNNER_CRASHED", message)
 
 

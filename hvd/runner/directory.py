@@ -8,10 +8,13 @@ In conmon's form, so that conmon can provide it for containers and the runner fo
     pid            JSON {"pid", "start_time", "boot_id"} of the process; start_time is field 22 of /proc/PID/stat
     attach         SOCK_SEQPACKET: packets to the viewer are one byte stream (2 = stdout, 3 = stderr) and up to 8191
                    bytes; a packet of stream 0 has 8 bytes little-endian: so many bytes were skipped for this viewer.
-                   Packets from the viewer are input. A viewer that closes its writing side has left
+                   Packets from the viewer are input. A viewer that closes its writing side has left.
+                   The runner, not conmon, sends a packet of stream 4 before all others (LogPosition): where in the
+                   log the viewer's first byte stands, so that the log up to there and the packets from there on are
+                   the whole output, without gap or repetition. The log's files come with it (SCM_RIGHTS)
     console.log    k8s-file lines: `2026-11-23T12:00:00.000000000+00:00 stdout F text` (P = no line end follows yet);
                    rotated to console.log.1 at half of log_max_bytes. stderr is what the guest logged by hypercalls,
-                   and hvd's own notes
+                   and hvd's own notes. Both files survive the guest's next start, which appends
     exit.json      the exit record, written last and atomically: {"state", "reason", "message", "exit_code", "time_ns",
                    "metadata"}
     control        SOCK_STREAM: length-prefixed hvd.runner.v1 messages
@@ -29,9 +32,10 @@ from __future__ import annotations
 
 import json
 import os
+import struct
 import time
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, NamedTuple
 
 MACHINE = "machine.json"
 PID = "pid"
@@ -49,7 +53,10 @@ TRACE_RECORDS = 1 << 14
 STREAM_SKIPPED = 0
 STREAM_STDOUT = 2
 STREAM_STDERR = 3
+STREAM_LOG = 4
 ATTACH_PACKET = 8192
+# Stream, LogPosition.begin, LogPosition.end; little-endian.
+LOG_POSITION = struct.Struct("<BQQ")
 
 # How a guest ends (DESIGN.md section 3): reason -> state. Every one sets an exit code only where it says so.
 ENDS: dict[str, str] = {
@@ -67,6 +74,18 @@ ENDS: dict[str, str] = {
 
 EXIT_RECORD_BYTES = 16384
 _MESSAGE_BYTES = 2048
+
+
+class LogPosition(NamedTuple):
+    """A place in the console log between two bytes of the guest's output: all before it is in the log, whole lines only
+    (an unfinished one is written as a piece, tag P). What the log lost on a full disk is missing there, too.
+    """
+
+    # console.log.1, if it has any of the present run, and console.log, open for reading; whoever has them closes them.
+    # Empty = there is no log that could be read.
+    descriptors: tuple[int, ...]
+    begin: int  # offset in the first file at which the guest's present run begins
+    end: int  # offset of the place in the last file
 
 
 class ExitRecord:

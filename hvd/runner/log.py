@@ -10,6 +10,8 @@ import contextlib
 import os
 import time
 
+from hvd.runner.directory import LogPosition
+
 STDOUT, STDERR = b"stdout", b"stderr"
 # A line without an end is cut here, or when nothing was added to it for so long.
 LONGEST_LINE = 8192
@@ -18,13 +20,18 @@ LEAST_FILE = 4096
 
 
 class ConsoleLog:
-    """console.log and, after a rotation, console.log.1; each at most half of max_bytes (but at least 4 KiB)."""
+    """console.log and, after a rotation, console.log.1; each at most half of max_bytes (but at least 4 KiB). What runs
+    before this one left is kept and counts.
+    """
 
     def __init__(self, path: str, max_bytes: int) -> None:
         self._path = path
         self._half = max(max_bytes // 2, LEAST_FILE)
         self._fd: int | None = None
         self._size = 0
+        # Where this run begins: offset in the file that was console.log then; None = nothing was opened yet.
+        self._begin: int | None = None
+        self._rotations = 0
         self._partial = b""  # of the console: a line whose end has not come
         self._failure = ""
         self.lost_bytes = 0  # since the last success
@@ -66,6 +73,22 @@ class ConsoleLog:
             self._partial = b""
             self._append(block)
 
+    def position(self) -> LogPosition:
+        """The place behind all that was given to console() so far."""
+        self.flush()
+        names = (f"{self._path}.1", self._path) if self._rotations else (self._path,)
+        descriptors: list[int] = []
+        try:
+            self._open()
+            for name in names:
+                descriptors.append(os.open(name, os.O_RDONLY | os.O_CLOEXEC))
+            begin = (self._begin or 0) if self._rotations < len(names) else 0
+            return LogPosition(tuple(descriptors), begin, os.fstat(descriptors[-1]).st_size)
+        except OSError:  # it cannot be written, or somebody took it away: there is no log to speak of
+            for descriptor in descriptors:
+                os.close(descriptor)
+            return LogPosition((), 0, 0)
+
     def close(self) -> None:
         self.flush()
         if self._fd is not None:
@@ -82,13 +105,14 @@ class ConsoleLog:
             note = _prefix(STDERR) + b"F " + text.encode()
             block = note + block
         while block:
-            room = self._half - self._size
-            cut = len(block)
-            if cut > room:
-                cut = block.rfind(b"\n", 0, max(room, 0)) + 1
-                if not cut and not self._size:
-                    cut = block.find(b"\n") + 1  # one line longer than a file
             try:
+                self._open()
+                room = self._half - self._size
+                cut = len(block)
+                if cut > room:
+                    cut = block.rfind(b"\n", 0, max(room, 0)) + 1
+                    if not cut and not self._size:
+                        cut = block.find(b"\n") + 1  # one line longer than a file
                 if not cut:
                     self._rotate()
                     continue
@@ -103,8 +127,16 @@ class ConsoleLog:
 
     def _open(self) -> int:
         if self._fd is None:
-            self._fd = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-            self._size = os.fstat(self._fd).st_size
+            fd = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            try:
+                size = os.fstat(fd).st_size
+                if self._begin is None:
+                    size += _end_last_line(fd, size)
+                    self._begin = size
+            except OSError:
+                os.close(fd)
+                raise
+            self._fd, self._size = fd, size
         return self._fd
 
     def _write(self, lines: bytes) -> None:
@@ -126,7 +158,20 @@ class ConsoleLog:
             os.close(self._fd)
             self._fd = None
         self._size = 0
+        self._rotations += 1
         self._open()
+
+
+def _end_last_line(fd: int, size: int) -> int:
+    """What an earlier run left may end in the middle of a line, the guest's (tag P) or, after a crash, the file's own:
+    end it, so that this run begins with a line of its own. Returns how many bytes that took."""
+    tail = os.pread(fd, LONGEST_LINE + 128, max(0, size - LONGEST_LINE - 128))
+    if not tail:
+        return 0
+    ending = b"" if tail.endswith(b"\n") else b"\n"
+    if tail.rstrip(b"\n").rpartition(b"\n")[2].split(b" ", 3)[2:3] == [b"P"]:
+        ending += _prefix(STDOUT) + b"F \n"
+    return os.write(fd, ending)
 
 
 def _prefix(stream: bytes) -> bytes:

@@ -25,7 +25,7 @@ from hvd.board.machine import CreateVcpu, End, Machine, MachineSpec
 from hvd.board.memory import GuestMemory
 from hvd.errors import HvdError
 from hvd.runner.attach import AttachServer
-from hvd.runner.directory import ATTACH, CONTROL, COUNTERS, LOG, TRACE, TRACE_RECORDS, ExitRecord
+from hvd.runner.directory import ATTACH, CONTROL, COUNTERS, LOG, TRACE, TRACE_RECORDS, ExitRecord, LogPosition
 from hvd.runner.log import ConsoleLog
 from hvd.trace.points import BackendId
 
@@ -122,7 +122,9 @@ class Runner:
         """To the machine's end and the writing of its record. Raises OSError when the sockets cannot be made."""
         self._thread = threading.Thread(target=self._run_machine, name="vcpu", daemon=True)
         self._thread.start()
-        self._attach = AttachServer(self._selector, _listen(ATTACH, socket.SOCK_SEQPACKET), self._type)
+        self._attach = AttachServer(
+            self._selector, _listen(ATTACH, socket.SOCK_SEQPACKET), self._type, self._log_position
+        )
         control = _listen(CONTROL, socket.SOCK_STREAM)
         control.setblocking(False)
         self._selector.register(control, selectors.EVENT_READ, lambda events: self._accept_control(control))
@@ -250,6 +252,11 @@ class Runner:
     def _flush_log(self) -> None:
         self._log.flush()
         self._check_log()
+
+    def _log_position(self) -> LogPosition:
+        position = self._log.position()
+        self._check_log()
+        return position
 
     def _type(self, data: bytes) -> None:
         self._input += data

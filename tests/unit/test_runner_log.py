@@ -6,10 +6,14 @@ import errno
 import json
 import os
 import re
+import time
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
+from hvd.guests.logs import read_before, read_end
 from hvd.runner import log as log_module
 from hvd.runner.directory import ExitRecord, process_identity, process_start_time, read_json
 from hvd.runner.log import LONGEST_LINE, ConsoleLog
@@ -122,6 +126,114 @@ def test_a_log_that_somebody_removed(path: Path) -> None:
     log.close()
     assert log.error == ""
     assert text_of(path) == b"b" * 3000 + b"\n"
+
+
+# ---- runs one after the other
+
+
+def test_a_new_run_appends(path: Path) -> None:
+    for run in (b"first", b"second", b"third"):
+        log = ConsoleLog(str(path), 1 << 20)
+        log.console(run + b" run\nprompt> ")
+        log.close()
+    assert text_of(path) == b"first run\nprompt> \nsecond run\nprompt> \nthird run\nprompt> "
+
+
+def test_a_run_after_a_crash_in_the_middle_of_a_line(path: Path) -> None:
+    log = ConsoleLog(str(path), 1 << 20)
+    log.console(b"whole\n")
+    log.close()
+    with path.open("ab") as file:
+        file.write(b"2026-11-23T12:00:00.000000000+00:00 stdout F to")
+    log = ConsoleLog(str(path), 1 << 20)
+    log.console(b"next\n")
+    log.close()
+    assert text_of(path) == b"whole\nto\nnext\n"
+
+
+def test_what_earlier_runs_left_counts(path: Path) -> None:
+    for run in range(20):
+        log = ConsoleLog(str(path), 8192)
+        log.console(b"run %d\n" % run * 40)
+        log.close()
+    old = path.with_name("console.log.1")
+    assert path.stat().st_size <= 4096 and old.stat().st_size <= 4096
+    lines = (text_of(old) + text_of(path)).splitlines()
+    assert lines[-40:] == [b"run 19"] * 40 and 60 < len(lines) < 8192 // 50
+
+
+# ---- places in the log
+
+
+STDOUT = frozenset({"stdout"})
+
+
+def before(log: ConsoleLog, size: int = 1 << 20) -> bytes:
+    position = log.position()
+    try:
+        return read_before(position, size, STDOUT)
+    finally:
+        for descriptor in position.descriptors:
+            os.close(descriptor)
+
+
+@settings(max_examples=60, deadline=None)
+@given(
+    runs=st.lists(st.lists(st.tuples(st.integers(0, 9000), st.integers(1, 200)), max_size=12), min_size=1, max_size=3),
+    half=st.sampled_from([4096, 64 << 10, 1 << 20]),
+)
+def test_a_place_has_the_runs_output_before_it(
+    tmp_path_factory: pytest.TempPathFactory, runs: list[list[tuple[int, int]]], half: int
+) -> None:
+    """All of the present run that is kept, to the byte, however lines and writes fall."""
+    path = tmp_path_factory.mktemp("log") / "console.log"
+    for run in runs:
+        log = ConsoleLog(str(path), 2 * half)
+        sent = b""
+        assert before(log) == b""
+        for number, (length, width) in enumerate(run):
+            data = b"".join(b"x" * (width - 1) + b"\n" for _ in range(length // width)) + b"y" * (length % width)
+            log.console(data)
+            log.message(b"not the console's")
+            sent += data
+            kept = before(log)
+            assert sent.endswith(kept)
+            assert len(kept) == len(sent) or half < 1 << 20
+            assert before(log, 100) == kept[-100:]
+            assert read_end(path.parent, len(kept), STDOUT) == kept, number
+        log.close()
+        assert before(log) == kept if run else True
+
+
+def test_a_place_stays_where_it_is(path: Path) -> None:
+    """While the log goes on and is rotated away."""
+    log = ConsoleLog(str(path), 16384)
+    log.console(b"early\nno end")
+    position = log.position()
+    for number in range(1000):
+        log.console(b"later %d\n" % number)
+    assert read_before(position, 1000, STDOUT) == b"early\nno end"
+    assert b"early" not in read_end(path.parent, 1 << 20, STDOUT)
+    for descriptor in position.descriptors:
+        os.close(descriptor)
+    log.close()
+
+
+def test_there_is_no_place_without_a_log(tmp_path: Path) -> None:
+    log = ConsoleLog(str(tmp_path / "gone" / "console.log"), 1 << 20)
+    log.console(b"lost\n")
+    assert log.position() == ((), 0, 0)
+    assert read_before(log.position(), 1000, STDOUT) == b""
+    assert read_end(tmp_path, 1000, STDOUT) == b""
+
+
+def test_only_what_is_new_enough(path: Path) -> None:
+    log = ConsoleLog(str(path), 1 << 20)
+    log.console(b"old\n")
+    now = time.time_ns()
+    log.console(b"new\n")
+    log.close()
+    assert read_end(path.parent, 1000, STDOUT, now) == b"new\n"
 
 
 @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EIO, errno.EFBIG, errno.EDQUOT])

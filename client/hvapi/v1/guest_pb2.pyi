@@ -782,7 +782,7 @@ class AttachConsoleSetup(_message.Message):
     SIZE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     replay_bytes: _builtins.int
-    """Send this many bytes of the log first (at most 1 MiB)."""
+    """Send first what the guest wrote before, since its start: the last so many bytes of it (at most 1 MiB)."""
     read_only: _builtins.bool
     """Look on, type nothing."""
     @_builtins.property

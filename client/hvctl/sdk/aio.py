@@ -285,7 +285,8 @@ class AsyncClient(Calls):
         size: tuple[int, int] | None = None,
         timeout: float | None = None,
     ) -> AsyncConsole:
-        """Attaches to a guest's console. replay_bytes: so much of its log first (at most 1 MiB). size: rows, columns.
+        """Attaches to a guest's console. replay_bytes: so much of what it wrote since its start first (at most 1 MiB).
+        size: rows, columns.
         timeout: seconds until it is detached with TIMED_OUT; absent = never."""
         setup = guest_pb2.AttachConsoleSetup(name=name, replay_bytes=replay_bytes, read_only=read_only)
         if size is not None:
