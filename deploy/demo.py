@@ -25,7 +25,7 @@ from typing import IO, Final
 ROOT: Final = Path(__file__).resolve().parent.parent
 SCRIPTS: Final = Path(sys.executable).parent
 GUESTS: Final = Path("build/guests")
-PROMPT: Final = b"/root # "
+PROMPT: Final = b"guest # "
 SECONDS: Final = 120.0
 
 
@@ -198,7 +198,7 @@ def draw(text: str, path: Path) -> None:
 
     console = Console(record=True, width=118, file=io.StringIO(), color_system="truecolor", force_terminal=True)
     for line in text.strip().splitlines():
-        style = "bold cyan" if line.startswith("==") else "bold green" if line.startswith(("$", "/root #")) else ""
+        style = "bold cyan" if line.startswith("==") else "bold green" if line.startswith(("$", "guest #")) else ""
         console.print(Text(line[:118], style), no_wrap=True)
     svg = console.export_svg(title="make demo")
     # No fonts from elsewhere: a picture must not ask the network.

@@ -22,7 +22,7 @@ from hvd.images.process import CommandError
 
 INIT = Path(__file__).resolve().parents[1] / "guests" / "linux" / "init"
 # The shell's prompt in these guests: what a test waits for.
-PROMPT = b"/root # "
+PROMPT = b"guest # "
 
 
 class GuestUnavailable(Exception):
@@ -53,6 +53,31 @@ def guest_image(name: str) -> GuestImage:
         return asyncio.run(_debian(cache, name))
     except (HvdError, CommandError) as error:
         raise GuestUnavailable(f"{name}: {error}") from error
+
+
+def is_built(name: str) -> bool:
+    """Whether the cache has a kernel of this one of SMALL_LINUX (perhaps of an older configuration): no minutes of building."""
+    cache = Path(os.environ.get("HVD_CACHE_DIR") or default_cache_dir())
+    return any((cache / "images").glob(f"linux-{SMALL_LINUX[name]}-*/vmlinux"))
+
+
+def memtest86(name: str) -> Path:
+    """The image of Debian's memtest86+ for BIOS machines: "x64" or "ia32". Raises GuestUnavailable."""
+    cache = Path(os.environ.get("HVD_CACHE_DIR") or default_cache_dir())
+    try:
+        return asyncio.run(_memtest86(cache, name))
+    except (HvdError, CommandError) as error:
+        raise GuestUnavailable(f"memtest86+: {error}") from error
+
+
+async def _memtest86(cache: Path, name: str) -> Path:
+    source = PackageSource(cache, "amd64")
+    package = await source.find("memtest86+")
+    image = cache / "test-guests" / f"memtest86-{package.sha256[:16]}" / f"{name}.bin"
+    if not image.exists():
+        image.parent.mkdir(parents=True, exist_ok=True)
+        await _take(source, package, f"boot/*{name}*.bin", image)
+    return image
 
 
 async def _small_linux(cache: Path, arch: str) -> GuestImage:

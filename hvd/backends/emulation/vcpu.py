@@ -18,6 +18,9 @@ TSC_HZ: Final = 1_000_000_000  # the guest's TSC is its virtual clock in nanosec
 # Family 6, model 28, stepping 10: an in-order Atom. A translator does not speculate, and this tells kernels so: they leave out the
 # mitigations (page-table isolation, retpolines, ...) that Unicorn's own Haswell would cost them.
 IN_ORDER_MODEL: Final = 0x000106CA
+# CPUID.7:EBX of BMI2 and ADX: Unicorn raises #UD for those of their instructions that have a 66 prefix while CR4.OSFXSR is clear, though they
+# use no SSE state; Linux 6.12 unpacks itself with SHLX before it sets that bit.
+NEED_OSFXSR: Final = 1 << 8 | 1 << 19
 ADDRESS_SPACE: Final = 1 << 40  # what CPUID 0x80000008 reports; beyond it nothing can be mapped
 
 _u8, _u32, _u64, _pointer, _bool = ctypes.c_uint8, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_void_p, ctypes.c_bool
@@ -180,6 +183,7 @@ class NativeVcpu(Vcpu):
         elif (leaf, subleaf) == (7, 0):
             # IA32_TSC_ADJUST reads 0, as after power-on; with it, and an invariant TSC, Linux trusts the TSC without a watchdog.
             ebx |= 1 << 1
+            ebx &= ~NEED_OSFXSR
         return eax, ebx, ecx, edx
 
     def _set_cpuid(self, cpuid: Callable[..., dict[Any, Any]]) -> None:
