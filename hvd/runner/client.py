@@ -36,6 +36,7 @@ from hvd.runner.directory import (
     read_json,
     write_json,
 )
+from hvd.runner.process import RunnerProcess, start_runner
 from hvd.runner.protocol import LENGTH_BYTES, FrameError, frame, frame_length, result_of, socket_path
 
 START_SECONDS = 60.0
@@ -53,26 +54,21 @@ class RunnerInstance(Instance):
     def __init__(
         self,
         directory: Path,
-        pid: int,
-        pidfd: int,
+        process: RunnerProcess,
         backend: str,
         capabilities: frozenset[Capability],
-        *,
-        child: bool,
     ) -> None:
-        """Takes pidfd over. child: the process is ours to reap."""
+        """Takes its pidfd over."""
         self.directory = directory
         self.backend = backend
         self.capabilities = capabilities
-        self.pid = pid
-        self._pidfd = pidfd
-        self._child = child
+        self.pid, self._pidfd, self._reap = process
         self._wait_status: int | None = None
         self._exited = asyncio.Event()
         self._closed = False
         self._calls = _Channel(directory)
         self._waits = _Channel(directory)
-        asyncio.get_running_loop().add_reader(pidfd, self._on_exit)
+        asyncio.get_running_loop().add_reader(self._pidfd, self._on_exit)
 
     # ---- making one
 
@@ -110,12 +106,12 @@ class RunnerInstance(Instance):
         try:
             try:
                 write_json(str(directory / MACHINE), launch.machine_document(machine))
-                pid = launch.spawn(directory, executable, write)
+                process = start_runner(backend, directory, executable, write)
             except OSError as error:
                 raise launch.file_error(error, directory) from error
             finally:
                 os.close(write)
-            instance = cls(directory, pid, os.pidfd_open(pid), backend, capabilities, child=True)
+            instance = cls(directory, process, backend, capabilities)
             await instance._started(read)
         finally:
             os.close(read)
@@ -147,13 +143,11 @@ class RunnerInstance(Instance):
         if (directory / EXIT).exists():
             raise HvdError("RUNNER_GONE", problem="the guest has ended")
         pid, pidfd = launch.find(directory)
-        return cls(directory, pid, pidfd, backend, capabilities, child=False)
+        return cls(directory, RunnerProcess(pid, pidfd, lambda: None), backend, capabilities)
 
     def _on_exit(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
-        if self._child:
-            with contextlib.suppress(ChildProcessError):  # somebody else has reaped it
-                _, self._wait_status = os.waitpid(self.pid, os.WNOHANG)
+        self._wait_status = self._reap()
         self._exited.set()
 
     # ---- state

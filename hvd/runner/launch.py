@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import hvapi
 
@@ -33,12 +34,6 @@ ENVIRONMENT = (
 LOG_TAIL_BYTES = 4096
 
 
-def command(directory: Path, executable: str) -> list[str]:
-    """The runner's command line. -S: the site module and what it runs cost as much as starting the guest; its
-    directories come by PYTHONPATH. -P: the daemon's current directory is no place to import from."""
-    return [executable, "-S", "-P", "-m", "hvd.runner", str(directory), str(READY_FD)]
-
-
 def environment() -> dict[str, str]:
     kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
     packages = [str(Path(package.__path__[0]).resolve().parent) for package in (hvd, hvapi)]
@@ -49,18 +44,23 @@ def environment() -> dict[str, str]:
 def spawn(directory: Path, executable: str, ready: int) -> int:
     """Start a runner in a session of its own; returns its pid. The caller reaps it."""
     directory = directory.absolute()
-    log = str(directory / RUNNER_LOG)
     actions = [
         (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-        (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+        (os.POSIX_SPAWN_OPEN, 1, str(directory / RUNNER_LOG), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
         (os.POSIX_SPAWN_DUP2, 1, 2),
         (os.POSIX_SPAWN_DUP2, ready, READY_FD),
     ]
+    return spawn_python(["-m", "hvd.runner", str(directory), str(READY_FD)], actions, executable)
+
+
+def spawn_python(arguments: list[str], file_actions: list[tuple[Any, ...]], executable: str) -> int:
+    """A Python of our own in a session of its own. -S: the site module and what it runs cost as much as starting the
+    guest; its directories come by PYTHONPATH. -P: the daemon's current directory is no place to import from."""
     return os.posix_spawn(
         executable,
-        command(directory, executable),
+        [executable, "-S", "-P", *arguments],
         environment(),
-        file_actions=actions,
+        file_actions=file_actions,
         setsid=True,
         setsigmask=(),
         setsigdef=(signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGCHLD),

@@ -608,7 +608,7 @@ async def test_a_runner_carries_nothing_heavy(launch: Launch) -> None:
         return Path(f"/proc/{instance.pid}/maps").read_text()
 
     maps = extensions()
-    for heavy in ("_asyncio", "_upb", "cygrpc", "_ssl"):
+    for heavy in ("_asyncio", "cygrpc", "_ssl"):
         assert heavy not in maps
     await instance.status()
     assert "_asyncio" not in extensions()

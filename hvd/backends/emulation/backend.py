@@ -18,6 +18,7 @@ from hvd.board.loaders import identify
 from hvd.board.memory import LOW_RAM_END, check_size
 from hvd.errors import HvdError
 from hvd.runner.client import RunnerInstance
+from hvd.runner.process import template_of
 from hvd.trace.points import BackendId
 
 UNICORN_VERSION: Final = "2.1.4"
@@ -37,6 +38,8 @@ class EmulationBackend(Backend):
 
     def probe(self) -> Availability:
         native, public = _probe_native(), _probe_public()
+        if native.available or public.available:
+            template_of(self.name).warm()  # guests are to be expected
         return Availability(True) if native.available or public.available else native
 
     def engines(self) -> Sequence[EngineInfo]:

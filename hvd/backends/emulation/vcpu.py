@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import importlib.util
@@ -283,6 +284,14 @@ def _segment(segments: Mapping[str, Segment], name: str) -> _Segment:
     return (
         _Segment() if segment is None else _Segment(segment.selector, segment.base, segment.limit, segment.attributes)
     )
+
+
+def preload() -> None:
+    """What every vcpu of this backend loads, ahead of the first (hvd.runner.template). What fails here fails there too,
+    and is told then."""
+    with contextlib.suppress(HvdError, OSError):
+        _library()
+        ctypes.CDLL(str(unicorn_library()))
 
 
 def create(board: HotBoard, memory: GuestMemory, cpuid: Callable[..., dict[Any, Any]], engine: str) -> Vcpu:

@@ -1,0 +1,100 @@
+"""The template: a process that has imported all that a runner needs and makes runners by forking itself.
+
+Importing takes many times longer than starting a guest, and its memory would be every runner's own; forked, the pages
+are shared until they are written. The daemon has one template for each backend with a runner (hvd.runner.process). It
+has one thread, no state of a guest, and ends when the daemon does; its runners go on.
+
+    python -m hvd.runner.template BACKEND          with a SEQPACKET socket as descriptor 3, one JSON object a packet
+    {"start": DIRECTORY} + descriptor to write to when it is ready  ->  {"pid": N} + pidfd, or {"errno": N}
+    {"reap": PID}, once that runner has ended                       ->  {"status": N}, as of waitpid(2)
+"""
+
+from __future__ import annotations
+
+import errno
+import gc
+import importlib
+import json
+import os
+import socket
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from hvd.runner.directory import RUNNER_LOG
+
+SOCKET_FD = 3
+READY_FD = 3
+PACKET_BYTES = 8192
+
+
+def serve(backend: str) -> None:
+    """Until the daemon closes its end."""
+    runner_main = _preload(backend)
+    connection = socket.socket(fileno=SOCKET_FD)
+    while True:
+        data, descriptors, _, _ = socket.recv_fds(connection, PACKET_BYTES, 1)
+        if not data:
+            return
+        request = json.loads(data)
+        if "reap" in request:
+            _, status = os.waitpid(request["reap"], 0)
+            connection.send(json.dumps({"status": status}).encode())
+            continue
+        (ready,) = descriptors
+        try:
+            pid = _fork(request["start"], ready, runner_main)
+            pidfd = os.pidfd_open(pid)
+        except OSError as error:
+            connection.send(json.dumps({"errno": error.errno or errno.EIO}).encode())
+        else:
+            socket.send_fds(connection, [json.dumps({"pid": pid}).encode()], [pidfd])
+            os.close(pidfd)
+        finally:
+            os.close(ready)
+
+
+def _preload(backend: str) -> Callable[[list[str]], int]:
+    """Everything that each runner would import and load, even what it needs only once somebody talks to it."""
+    main = importlib.import_module("hvd.runner.__main__")
+    importlib.import_module("hvd.runner.control")
+    main.find_vcpu(backend)
+    preload = getattr(importlib.import_module(f"hvd.backends.{backend}.vcpu"), "preload", None)
+    if preload is not None:
+        preload()
+    main.introduce("template")
+    # What is there now is there for ever: the collector's marks would only unshare its pages.
+    gc.collect()
+    gc.freeze()
+    runner_main: Callable[[list[str]], int] = main.main
+    return runner_main
+
+
+def _fork(directory: str, ready: int, runner_main: Callable[[list[str]], int]) -> int:
+    log = os.open(os.path.join(directory, RUNNER_LOG), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    try:
+        pid = os.fork()
+        if pid == 0:
+            _become_runner(directory, ready, log, runner_main)
+    finally:
+        os.close(log)
+    return pid
+
+
+def _become_runner(directory: str, ready: int, log: int, runner_main: Callable[[list[str]], int]) -> NoReturn:
+    code = 1
+    try:
+        os.dup2(log, 1)
+        os.dup2(log, 2)
+        # Its own connection goes with this.
+        os.dup2(ready, READY_FD)
+        code = runner_main([directory, str(READY_FD)])
+    except BaseException as error:  # noqa: BLE001  nothing of the runner may run on as a template
+        sys.excepthook(type(error), error, error.__traceback__)
+    finally:
+        sys.stderr.flush()
+        os._exit(code)
+
+
+if __name__ == "__main__":
+    serve(sys.argv[1])

@@ -1,0 +1,104 @@
+"""The template: runners are its forks, share its pages, and neither needs the other to go on."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import signal
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+
+import pytest
+import pytest_asyncio
+
+from hvd.backends.contract import Capability, InstanceStatus, LaunchSpec
+from hvd.runner import process
+from hvd.runner.client import RunnerInstance
+from hvd.runner.process import Template
+
+KERNELS = Path(__file__).resolve().parents[2] / "build" / "guests"
+Start = Callable[[], Awaitable[RunnerInstance]]
+
+
+@pytest.fixture
+def template(monkeypatch: pytest.MonkeyPatch) -> Template:
+    """One of this test's own, which it may harm."""
+    made = Template("emulation")
+    monkeypatch.setattr(process, "template_of", lambda backend: made)
+    return made
+
+
+@pytest_asyncio.fixture
+async def start(tmp_path: Path, template: Template) -> AsyncIterator[Start]:
+    kernel = KERNELS / "spin.elf"
+    if not kernel.exists():
+        pytest.skip(f"{kernel} is not built (`make setup`)")
+    started: list[RunnerInstance] = []
+
+    async def one() -> RunnerInstance:
+        directory = tmp_path / str(len(started))
+        directory.mkdir()
+        spec = LaunchSpec("u", "spin", "", 16 << 20, 1, kernel, None, "", 0, False, False)
+        instance = await RunnerInstance.launch(directory, spec, "emulation", frozenset(Capability))
+        started.append(instance)
+        return instance
+
+    yield one
+    for instance in started:
+        await instance.kill()
+        await instance.close()
+    template._discard()
+
+
+def exists(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+def parent(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
+
+
+async def ended(instance: RunnerInstance) -> InstanceStatus:
+    status = await instance.status()
+    async with asyncio.timeout(10):
+        while status.state == "RUNNING":
+            status = await instance.wait_change(status)
+    return status
+
+
+async def test_runners_are_forks_of_one_template(start: Start) -> None:
+    runners = [await start() for _ in range(3)]
+    parents = {parent(runner.pid) for runner in runners}
+    assert len(parents) == 1 and os.getpid() not in parents
+
+
+async def test_how_a_runner_was_killed_is_known(start: Start) -> None:
+    instance = await start()
+    os.kill(instance.pid, signal.SIGKILL)
+    assert "was ended by SIGKILL" in (await ended(instance)).message
+    assert not exists(instance.pid)  # reaped
+
+
+async def test_a_killed_template_harms_no_guest_and_hinders_none(start: Start) -> None:
+    first = await start()
+    os.kill(parent(first.pid), signal.SIGKILL)
+    second, third = await start(), await start()
+    assert parent(second.pid) == os.getpid()  # alone
+    assert parent(third.pid) not in (os.getpid(), parent(first.pid))  # of a new template
+    for instance in (first, second, third):
+        assert (await instance.status()).state == "RUNNING"
+    os.kill(first.pid, signal.SIGKILL)
+    assert (await ended(first)).state == "LOST"
+
+
+async def test_a_template_that_hangs_is_replaced(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    first = await start()
+    template_pid = parent(first.pid)
+    template = process.template_of("emulation")
+    assert template._socket is not None
+    template._socket.settimeout(0.2)
+    os.kill(template_pid, signal.SIGSTOP)
+    second = await start()
+    assert not exists(template_pid)
+    assert parent(second.pid) == os.getpid()
+    assert [(await instance.status()).state for instance in (first, second)] == ["RUNNING", "RUNNING"]
