@@ -77,7 +77,7 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Runs hvctl with these arguments (sys.argv's without them) and returns the exit code."""
+    """Runs hvctl with these arguments and returns the exit code; without any, with sys.argv's, and ends the process."""
     words = list(sys.argv[1:] if arguments is None else arguments)
     settings = Settings(output=_wanted_form(words))
     if sys.stdout is None:  # the caller closed it
@@ -91,6 +91,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         # Threads of grpc and destructors have nothing left to do that would be worth their 50 ms.
         sys.stdout.flush()
         sys.stderr.flush()
+        os._exit(code)
     return code
 
 
