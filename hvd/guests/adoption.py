@@ -42,7 +42,11 @@ async def adopt_instance(backend: Backend, directory: Path) -> Found:
 
     async def adopt() -> Found:
         instance = await backend.adopt(directory)
-        return Found(instance, await instance.status())
+        try:
+            return Found(instance, await instance.status())
+        except BaseException:  # the time-out's cancellation too: nobody else would close it
+            await instance.close()
+            raise
 
     try:
         return await asyncio.wait_for(adopt(), ADOPT_SECONDS)

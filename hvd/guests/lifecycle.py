@@ -42,7 +42,8 @@ _FINAL = frozenset({"STOPPED", "FAILED", "LOST"})
 class GuestLife:
     """One guest: its message (`guest`, always as it is now), its instance while it runs."""
 
-    def __init__(self, guest: guest_pb2.Guest, host: Host) -> None:
+    def __init__(self, guest: guest_pb2.Guest, host: Host, *, known: bool = True) -> None:
+        """known: whether `guest` says how it is; otherwise adopt() finds out, and verbs wait for that."""
         self.guest = guest
         self.instance: Instance | None = None
         # Counts the runs seen by this daemon: a reader of the guest's files compares it to notice that they were made
@@ -51,6 +52,9 @@ class GuestLife:
         self.deleted = False
         self._host = host
         self._lock = asyncio.Lock()
+        self._known = asyncio.Event()
+        if known:
+            self._known.set()
         self._ended = asyncio.Event()
         self._last_end: guest_pb2.Guest | None = None
         self._leaving = asyncio.Event()
@@ -219,6 +223,8 @@ class GuestLife:
         backend = self.backend
         if capability not in backend.capabilities:
             raise HvdError("CAPABILITY_MISSING", backend=backend.name, capability=capability.value)
+        if not self._known.is_set():
+            raise HvdError("GUEST_BUSY", verb="adoption", name=self.guest.name)
         if self.instance is None:
             raise HvdError(
                 "GUEST_WRONG_STATE",
@@ -234,6 +240,12 @@ class GuestLife:
 
     async def adopt(self, last_boot: str) -> None:
         """At the daemon's start: find out what became of the guest while no daemon was there. Never raises."""
+        try:
+            await self._adopt(last_boot)
+        finally:
+            self._known.set()
+
+    async def _adopt(self, last_boot: str) -> None:
         was = self.guest.state
         self._asked_to_end = was == Guest.STOPPING
         try:
@@ -521,6 +533,7 @@ class _Exclusively:
         self._life = life
 
     async def __aenter__(self) -> None:
+        await self._life._known.wait()
         await self._life._lock.acquire()
         if self._life.deleted:
             self._life._lock.release()

@@ -268,7 +268,7 @@ class Supervisor:
             log.error("guest in the store cannot be read", guest=name, problem=problem)
             self.oddities.append(f"the store's entry of {name} cannot be read: {problem}")
         for guest in loaded.guests:
-            self._guests[guest.name.removeprefix(model.PREFIX)] = GuestLife(guest, self)
+            self._guests[guest.name.removeprefix(model.PREFIX)] = GuestLife(guest, self, known=False)
         last_boot = await self._store.fact(_BOOT)
         self._writer = asyncio.create_task(self._write_behind())
         await self._adopt_strangers()
@@ -299,7 +299,7 @@ class Supervisor:
                 await self._store.create(guest, "", b"")
             except HvdError as error:
                 log.error("store cannot be written", reason=error.reason, problem=error.message)
-            self._guests[identifier] = GuestLife(guest, self)
+            self._guests[identifier] = GuestLife(guest, self, known=False)
 
     async def _write_behind(self) -> None:
         while True:

@@ -19,7 +19,9 @@ UPLOAD_CHUNKS = 1024
 
 
 def uploaded() -> Iterator[image_pb2.UploadBlobRequest]:
-    yield image_pb2.UploadBlobRequest(info=image_pb2.BlobInfo(digest="sha256:" + "0" * 64, size_bytes=UPLOAD_CHUNKS << 20))
+    yield image_pb2.UploadBlobRequest(
+        info=image_pb2.BlobInfo(digest="sha256:" + "0" * 64, size_bytes=UPLOAD_CHUNKS << 20)
+    )
     for number in range(UPLOAD_CHUNKS):
         if number == 10:
             print("ready", flush=True)

@@ -12,9 +12,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hvctl.sdk import Client, HvctlError
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from hvctl.sdk import Client, HvctlError
 from real_daemon import RealDaemon, kernel, wait_for
 
 GOOD = "hello.elf"
@@ -61,7 +61,11 @@ IMAGES: dict[str, tuple[Callable[[], bytes], str, str]] = {
     "big-endian": (lambda: patched(5, "B", 2), "IMAGE_FORMAT", "not for x86"),
     "library": (lambda: patched(16, "<H", 3), "IMAGE_FORMAT", "library"),
     "overlapping segments": (lambda: patched(segment(1, 3), "<I", 0x100800), "IMAGE_LAYOUT", "overlap"),
-    "segment above RAM": (lambda: patched(segment(1, 3), "<I", 0x0800_0000), "IMAGE_TOO_LARGE", "bytes of guest memory"),
+    "segment above RAM": (
+        lambda: patched(segment(1, 3), "<I", 0x0800_0000),
+        "IMAGE_TOO_LARGE",
+        "bytes of guest memory",
+    ),
     "segment above 3 GiB": (lambda: patched(segment(1, 3), "<I", 0xF000_0000), "IMAGE_LAYOUT", "0xf0000000"),
     "segment beyond 4 GiB": (lambda: patched(segment(0, 3), "<I", 0xFFFF_FF00), "IMAGE_LAYOUT", "0xffffff00"),
     "segment beyond the file": (lambda: patched(segment(0, 4), "<I", 0xFFFF_FF00), "IMAGE_TRUNCATED", "needs"),
@@ -141,7 +145,22 @@ def test_bad_memory_past_the_client(daemon: RealDaemon) -> None:
             assert str(memory) in caught.value.message
 
 
-NAMES = ["a" * 64, "a/b", "guests/a/b", "../a", "grüße", "a b", "-", "a-", "A", "a\nb", ".", "a.b", "\u202ea", "a" * 100_000]
+NAMES = [
+    "a" * 64,
+    "a/b",
+    "guests/a/b",
+    "../a",
+    "grüße",
+    "a b",
+    "-",
+    "a-",
+    "A",
+    "a\nb",
+    ".",
+    "a.b",
+    "\u202ea",
+    "a" * 100_000,
+]
 
 
 @pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name[:12]))
