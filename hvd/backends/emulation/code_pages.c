@@ -8,19 +8,10 @@
  *    its own address only and then makes the entry fast: blocks elsewhere in the page stay and run although their code is gone;
  *  - a store to any page that is mapped executable takes the slow path for ever, code or not: without NX every store of a kernel.
  *
- * Here the physical tracking is put back, between the library's own parts: they call each other through the procedure linkage table,
- * whose entries for the functions below are pointed at ours (ELF gABI; System V ABI AMD64, "Procedure Linkage Table").
+ * Here the physical tracking is put back, between the library's own parts (plt.c).
  */
-#define _GNU_SOURCE
-#include <dlfcn.h>
-#include <elf.h>
-#include <link.h>
-#include <pthread.h>
-#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include "shim.h"
 
@@ -120,7 +111,7 @@ static void reset_dirty_by_vaddr(CPUState *cpu, uint64_t vaddr, uint64_t length)
         original.tlb_reset_dirty_by_vaddr(cpu, vaddr, length);
 }
 
-static const struct { const char *name; void *ours; void **original; } replaced[] = {
+const struct hv_redirection hv_code_page_redirections[] = {
     { "tlb_set_page_with_attrs_x86_64", set_page_with_attrs, (void **)&original.tlb_set_page_with_attrs },
     { "tlb_set_dirty_x86_64", set_dirty, (void **)&original.tlb_set_dirty },
     { "tlb_protect_code_x86_64", protect_code, (void **)&original.tlb_protect_code },
@@ -128,69 +119,7 @@ static const struct { const char *name; void *ours; void **original; } replaced[
     { "tb_invalidate_phys_page_fast_x86_64", invalidate_phys_page_fast, (void **)&original.tb_invalidate_phys_page_fast },
     { "tlb_reset_dirty_by_vaddr_x86_64", reset_dirty_by_vaddr, (void **)&original.tlb_reset_dirty_by_vaddr },
 };
-#define REPLACED (sizeof replaced / sizeof *replaced)
-
-static bool patch(void *handle, char *why, size_t why_size)
-{
-    struct link_map *map;
-    if (dlinfo(handle, RTLD_DI_LINKMAP, &map) != 0) {
-        snprintf(why, why_size, "dlinfo: %s", dlerror());
-        return false;
-    }
-    const ElfW(Rela) *relocations = NULL;
-    const ElfW(Sym) *symbols = NULL;
-    const char *strings = NULL;
-    size_t bytes = 0;
-    for (const ElfW(Dyn) *d = map->l_ld; d->d_tag != DT_NULL; d++) { /* glibc has added the load address to these pointers */
-        if (d->d_tag == DT_JMPREL)
-            relocations = (const void *)d->d_un.d_ptr;
-        else if (d->d_tag == DT_PLTRELSZ)
-            bytes = d->d_un.d_val;
-        else if (d->d_tag == DT_SYMTAB)
-            symbols = (const void *)d->d_un.d_ptr;
-        else if (d->d_tag == DT_STRTAB)
-            strings = (const void *)d->d_un.d_ptr;
-    }
-    size_t patched = 0;
-    for (size_t i = 0; relocations && symbols && strings && i < bytes / sizeof *relocations; i++) {
-        const char *name = strings + symbols[ELF64_R_SYM(relocations[i].r_info)].st_name;
-        for (size_t r = 0; r < REPLACED; r++) {
-            if (ELF64_R_TYPE(relocations[i].r_info) != R_X86_64_JUMP_SLOT || strcmp(name, replaced[r].name) != 0)
-                continue;
-            *replaced[r].original = dlsym(handle, name);
-            void **slot = (void **)(map->l_addr + relocations[i].r_offset);
-            uintptr_t page = (uintptr_t)slot & ~(uintptr_t)(sysconf(_SC_PAGESIZE) - 1);
-            if (!*replaced[r].original || mprotect((void *)page, (uintptr_t)(slot + 1) - page, PROT_READ | PROT_WRITE) != 0) {
-                snprintf(why, why_size, "cannot redirect %s", name);
-                return false;
-            }
-            *slot = replaced[r].ours;
-            patched++;
-        }
-    }
-    if (patched != REPLACED) {
-        snprintf(why, why_size, "it calls %zu of %zu functions through its procedure linkage table", patched, REPLACED);
-        return false;
-    }
-    return true;
-}
-
-bool hv_code_pages_install(void *handle, char *why, size_t why_size)
-{
-    static pthread_mutex_t lock = PTHREAD_MUTEX_INITIALIZER;
-    static void *patched; /* the handle: one library of this process is redirected, once */
-    bool ok = true;
-    pthread_mutex_lock(&lock);
-    if (!patched) {
-        ok = patch(handle, why, why_size);
-        patched = ok ? handle : NULL;
-    } else if (patched != handle) {
-        snprintf(why, why_size, "the procedure linkage table of another Unicorn in this process is redirected already");
-        ok = false;
-    }
-    pthread_mutex_unlock(&lock);
-    return ok;
-}
+const size_t hv_code_page_redirection_count = sizeof hv_code_page_redirections / sizeof *hv_code_page_redirections;
 
 void hv_code_pages_enter_thread(struct hv_emulator *e) { running = e; }
 

@@ -4,6 +4,8 @@
  *   shim.c      create, run, kick, the halt wait and the timer
  *   hooks.c     what leaves translated code: ports, MMIO, CPUID, time stamps, system calls, exceptions, interrupts
  *   state.c     registers in and out
+ *   plt.c       puts functions of ours between the library's parts: those of the two below
+ *   flags.c     status flags without garbage
  *   code_pages.c  which pages hold translated code: what a store must drop
  */
 #ifndef HV_SHIM_H
@@ -82,8 +84,20 @@ void hv_hooks_free(struct hv_emulator *);
 bool hv_emulator_map_hole(struct hv_emulator *, uint64_t base, uint64_t length);   /* floats */
 bool hv_emulator_map_device(struct hv_emulator *, uint64_t base, uint64_t length); /* leaves with Mmio */
 
+/* plt.c */
+struct hv_redirection {
+    const char *name; /* the library's function */
+    void *ours;
+    void **original;
+};
+bool hv_plt_redirect(void *handle, char *why, size_t why_size);
+
+/* flags.c */
+extern const struct hv_redirection hv_flags_redirection;
+
 /* code_pages.c */
-bool hv_code_pages_install(void *handle, char *why, size_t why_size);
+extern const struct hv_redirection hv_code_page_redirections[];
+extern const size_t hv_code_page_redirection_count;
 void hv_code_pages_enter_thread(struct hv_emulator *);
 bool hv_code_pages_grow(struct hv_emulator *, uint64_t length);
 

@@ -27,7 +27,7 @@ bool hv_unicorn_open(struct unicorn *unicorn, const char *library, char *why, si
         snprintf(why, why_size, "it is Unicorn %u.%u.%u, this shim knows 2.1.4 only", version >> 24, version >> 16 & 255, version >> 8 & 255);
         return false;
     }
-    return hv_code_pages_install(handle, why, why_size);
+    return hv_plt_redirect(handle, why, why_size);
 }
 
 /* Every offset is tested by what can be known about the object behind it: pointers that must be equal, values written through the public
