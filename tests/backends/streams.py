@@ -173,7 +173,8 @@ class Stream:
 
     def _one_byte(self) -> bytes:
         # CWDE CDQ LAHF SAHF CMC CLC STC CLD STD NOP SALC, and CBW, CWD
-        return self._rng.choice((b"\x98", b"\x99", b"\x9f", b"\x9e", b"\xf5", b"\xf8", b"\xf9", b"\xfc", b"\xfd", b"\x90", b"\xd6", b"\x66\x98", b"\x66\x99"))  # fmt: skip
+        codes = ("98", "99", "9f", "9e", "f5", "f8", "f9", "fc", "fd", "90", "d6", "6698", "6699")
+        return bytes.fromhex(self._rng.choice(codes))
 
     def _adjust(self) -> bytes:
         # DAA DAS AAA AAS AAM AAD

@@ -56,7 +56,23 @@ def qemu(path: Path, command_line: str) -> tuple[int, str]:
     program = "qemu-system-x86_64" if path.stem in ("long", "alias") else "qemu-system-i386"
     if shutil.which(program) is None:
         pytest.skip(f"{program} is not installed: apt install qemu-system-x86")
-    command = [program, *"-accel tcg -m 16 -serial stdio -display none -monitor none -no-reboot -nodefaults".split()]
+    command = [
+        program,
+        *[
+            "-accel",
+            "tcg",
+            "-m",
+            "16",
+            "-serial",
+            "stdio",
+            "-display",
+            "none",
+            "-monitor",
+            "none",
+            "-no-reboot",
+            "-nodefaults",
+        ],
+    ]
     command += ["-device", "isa-debug-exit,iobase=0xf4", "-kernel", str(path), "-append", command_line]
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=60, check=False)
     code = done.returncode >> 1 if done.returncode & 1 else done.returncode  # isa-debug-exit: 2n + 1
