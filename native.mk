@@ -5,7 +5,7 @@ CC ?= gcc
 # A newer compiler may warn about more: only our own checks make that an error (.ci/run sets WERROR=-Werror).
 WERROR ?=
 HV_CFLAGS ?= -std=gnu11 -O2 -g -Wall -Wextra $(WERROR)
-HV_DIRECTORIES := hvd/board/native hvd/backends/emulation
+HV_DIRECTORIES := hvd/board/native $(patsubst %/,%,$(sort $(dir $(wildcard hvd/backends/*/*.c))))
 HV_SOURCES := $(foreach d,$(HV_DIRECTORIES),$(wildcard $(d)/*.c))
 HV_HEADERS := $(foreach d,$(HV_DIRECTORIES),$(wildcard $(d)/*.h)) hvd/board/native/points.h
 

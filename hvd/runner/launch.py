@@ -16,6 +16,7 @@ from typing import Any
 import hvapi
 
 import hvd
+import hvd.backends
 from hvd.board.machine import MachineSpec
 from hvd.errors import HvdError
 from hvd.runner.directory import PID, RUNNER_LOG, boot_id, process_start_time, read_json
@@ -38,7 +39,11 @@ def environment() -> dict[str, str]:
     kept = {name: os.environ[name] for name in ENVIRONMENT if name in os.environ}
     packages = [str(Path(package.__path__[0]).resolve().parent) for package in (hvd, hvapi)]
     sites = [entry for entry in sys.path if entry.endswith(("site-packages", "dist-packages"))]
-    return kept | {"PYTHONPATH": os.pathsep.join(dict.fromkeys([*packages, *sites]))}
+    kept["PYTHONPATH"] = os.pathsep.join(dict.fromkeys([*packages, *sites]))
+    # The runner finds its backend where the daemon found it.
+    if elsewhere := [os.path.abspath(directory) for directory in list(hvd.backends.__path__)[1:]]:
+        kept[hvd.backends.PATH_VARIABLE] = os.pathsep.join(elsewhere)
+    return kept
 
 
 def spawn(directory: Path, executable: str, ready: int) -> int:

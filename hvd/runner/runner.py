@@ -71,7 +71,7 @@ class Runner:
         self._log = ConsoleLog(LOG, spec.log_max_bytes)
         self._log_failing = False
         board = HotBoard(
-            BackendId[spec.backend.upper()],
+            BackendId.of(spec.backend),
             out_event=self._console_event,
             counters=Path(COUNTERS),
             trace=Path(TRACE),

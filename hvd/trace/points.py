@@ -40,12 +40,18 @@ class Kind(enum.IntEnum):
 class BackendId(enum.IntEnum):
     """The record's backend field. A backend's folder name is the lower-case name."""
 
+    OTHER = 0  # one that is not of this project
     EMULATION = 1
     CONTAINER = 2
     TRAP = 3
     REWRITING = 4
     PARAVIRT = 5
     KVM = 6
+
+    @classmethod
+    def of(cls, name: str) -> BackendId:
+        """By the folder's name."""
+        return cls.__members__.get(name.upper(), cls.OTHER)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,15 +9,13 @@ import platform
 import subprocess
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Final
 
-from hvd.backends.contract import Availability, Backend, Capability, EngineInfo, Instance, LaunchSpec
+from hvd.backends.contract import Availability, Capability, EngineInfo, LaunchSpec
+from hvd.backends.machine import MachineBackend
 from hvd.board.hot import LIBRARY
-from hvd.board.loaders import identify
-from hvd.board.memory import LOW_RAM_END, check_size
+from hvd.board.loaders.kernel import Kernel
 from hvd.errors import HvdError
-from hvd.runner.client import RunnerInstance
 from hvd.runner.process import template_of
 from hvd.trace.points import BackendId
 
@@ -25,7 +23,7 @@ UNICORN_VERSION: Final = "2.1.4"
 SELF_CHECK_SECONDS: Final = 60
 
 
-class EmulationBackend(Backend):
+class EmulationBackend(MachineBackend):
     name = "emulation"
     id = BackendId.EMULATION
     kind = "emulation"
@@ -53,21 +51,7 @@ class EmulationBackend(Backend):
         )
         return (native, public) if native.availability.available else (public, native)
 
-    def check(self, spec: LaunchSpec) -> None:
-        if spec.cpus > 1:
-            raise HvdError(
-                "FIELD_INVALID",
-                field="machine.cpus",
-                value=spec.cpus,
-                problem="emulation has one virtual CPU",
-                remedy="use --cpus 1",
-            )
-        if spec.kernel is None:
-            raise HvdError("KERNEL_MISSING")
-        check_size(spec.memory_bytes)
-        kernel = identify(spec.kernel, spec.flat_load_address)
-        initrd_bytes = spec.initrd.stat().st_size if spec.initrd is not None else 0
-        kernel.check_fits(min(spec.memory_bytes, LOW_RAM_END), initrd_bytes)
+    def check_kernel(self, spec: LaunchSpec, kernel: Kernel) -> None:
         engine = spec.engine or self.engines()[0].name
         if engine == "public" and kernel.bits != 32:
             raise HvdError(
@@ -76,12 +60,6 @@ class EmulationBackend(Backend):
                 problem=f"engine public runs 32-bit guests, this kernel is {kernel.description}",
                 remedy="use engine native",
             )
-
-    async def launch(self, spec: LaunchSpec, directory: Path) -> Instance:
-        return await RunnerInstance.launch(directory, spec, self.name, self.capabilities)
-
-    async def adopt(self, directory: Path) -> Instance:
-        return await RunnerInstance.adopt(directory, self.name, self.capabilities)
 
 
 @functools.cache

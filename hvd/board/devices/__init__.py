@@ -6,12 +6,14 @@ from hvd.board.device import DeviceFactory
 from hvd.board.devices.cmos import Cmos
 from hvd.board.devices.debug_exit import DebugExit
 from hvd.board.devices.keyboard import Keyboard
+from hvd.board.devices.reset_control import ResetControl
 from hvd.board.hypercall import HypercallPort
 
 # name -> what makes one for a machine. The order is that of the reset line.
 DEVICES: dict[str, DeviceFactory] = {
     Cmos.name: Cmos,
     Keyboard.name: Keyboard,
+    ResetControl.name: ResetControl,
     DebugExit.name: DebugExit,
     HypercallPort.name: HypercallPort,
 }

@@ -1,0 +1,42 @@
+"""What the backends that run virtual machines have in common: the checks of what is asked for, and the runner."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from hvd.backends.contract import Backend, Instance, LaunchSpec
+from hvd.board.loaders import identify
+from hvd.board.loaders.kernel import Kernel
+from hvd.board.memory import LOW_RAM_END, check_size
+from hvd.errors import HvdError
+from hvd.runner.client import RunnerInstance
+
+
+class MachineBackend(Backend):
+    """A backend whose guests are run by hvd.runner, with the vcpu that its vcpu.py creates. One virtual CPU."""
+
+    def check(self, spec: LaunchSpec) -> None:
+        if spec.cpus > 1:
+            raise HvdError(
+                "FIELD_INVALID",
+                field="machine.cpus",
+                value=spec.cpus,
+                problem=f"{self.name} has one virtual CPU",
+                remedy="use --cpus 1",
+            )
+        if spec.kernel is None:
+            raise HvdError("KERNEL_MISSING")
+        check_size(spec.memory_bytes)
+        kernel = identify(spec.kernel, spec.flat_load_address)
+        initrd_bytes = spec.initrd.stat().st_size if spec.initrd is not None else 0
+        kernel.check_fits(min(spec.memory_bytes, LOW_RAM_END), initrd_bytes)
+        self.check_kernel(spec, kernel)
+
+    def check_kernel(self, spec: LaunchSpec, kernel: Kernel) -> None:
+        """Raises HvdError when this way of executing can not run a kernel that is all right in itself."""
+
+    async def launch(self, spec: LaunchSpec, directory: Path) -> Instance:
+        return await RunnerInstance.launch(directory, spec, self.name, self.capabilities)
+
+    async def adopt(self, directory: Path) -> Instance:
+        return await RunnerInstance.adopt(directory, self.name, self.capabilities)
