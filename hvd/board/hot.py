@@ -132,10 +132,11 @@ class HotBoard:
         self.address = (start + 63) & ~63  # struct hv_board *, for C
         self._counters = _SharedFile(counters, COUNTERS_BYTES)
         self._trace = _SharedFile(trace, RECORD_BYTES * (1 + trace_records))
-        if counters is not None:
-            # Written by every crossing: better to find a full disk now than by SIGBUS later.
-            with open(counters, "rb+") as file:
-                os.posix_fallocate(file.fileno(), 0, COUNTERS_BYTES)
+        # Written at once and by every crossing: better to find a full disk now than by SIGBUS later.
+        for path, written in ((counters, COUNTERS_BYTES), (trace, RECORD_BYTES)):
+            if path is not None:
+                with open(path, "rb+") as file:
+                    os.posix_fallocate(file.fileno(), 0, written)
         self._lib.hv_board_init(
             self.address,
             out_event,
