@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
@@ -12,7 +12,7 @@ from bench import boot, cli, compute, host, memory, rpc, smallest, trace
 from bench.figure import Figure, table
 from bench.lab import Lab, Unavailable, lab
 
-FIGURES: Final[dict[str, Callable[[Lab], list[Figure]]]] = {
+FIGURES: Final[dict[str, Callable[[Lab], Iterable[Figure]]]] = {
     "compute": compute.measure,
     "boot": boot.measure,
     "smallest": smallest.measure,
@@ -43,12 +43,13 @@ def main() -> int:
     with lab(options.quick) as place:
         for name in options.names or FIGURES:
             try:
-                figures += FIGURES[name](place)
+                for figure in FIGURES[name](place):  # what was measured before a problem counts
+                    figures.append(figure)
             except Unavailable as problem:
                 problems.append(f"{name}: {problem}")
     print(f"{machine}\n\n{table(figures)}" + ("\n\nA quick run: not for publication." if options.quick else ""))
-    for problem in problems:
-        print(f"\nNot measured: {problem}")
+    for text in problems:
+        print(f"\nNot measured: {text}")
     if options.json:
         document = {"machine": before, "figures": [figure.document() for figure in figures], "problems": problems}
         options.json.write_text(json.dumps(document, indent=1) + "\n", encoding="utf-8")

@@ -13,9 +13,11 @@ import time
 from pathlib import Path
 from typing import Any, Final
 
-from unicorn import UC_ARCH_X86, UC_HOOK_CODE, UC_MODE_32, Uc
+from unicorn import UC_ARCH_X86, UC_HOOK_CODE, UC_MODE_32
+from unicorn.unicorn import Uc as _Uc
 from unicorn.x86_const import UC_X86_REG_EAX, UC_X86_REG_EBX, UC_X86_REG_ESP
 
+Uc: Any = _Uc  # its package has no annotations
 MEMORY_BYTES: Final = 16 << 20
 MULTIBOOT_MAGIC: Final = 0x2BADB002
 INFO, COMMAND_LINE = 0x1000, 0x2000
@@ -50,7 +52,7 @@ def symbol(image: bytes, wanted: str) -> int:
     raise KeyError(wanted)
 
 
-def prepare(image: bytes, command_line: str) -> Uc:
+def prepare(image: bytes, command_line: str) -> Any:
     """The machine at the kernel's entry, as Multiboot has it."""
     uc = Uc(UC_ARCH_X86, UC_MODE_32)
     uc.mem_map(0, MEMORY_BYTES)

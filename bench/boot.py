@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Final
 
 from bench.figure import Figure, alone, compared, in_turns
-from bench.lab import Daemon, Lab, Unavailable, end, qemu, read_until
+from bench.lab import NATIVE, Daemon, Lab, Unavailable, end, qemu, read_until
 from tests.guest_images import PROMPT, GuestImage, GuestUnavailable, guest_image
 
 # Guest (tests/guest_images.py) -> what it is, QEMU's architecture, MiB of memory.
@@ -19,11 +19,13 @@ GUESTS: Final = {
     "debian-686": ("Debian's 686 kernel", "i386", 256),
 }
 TARGET: Final = "<= 2.5"
+NAME: Final = "boot"
 
 
-def measure(lab: Lab) -> list[Figure]:
+def measure(lab: Lab) -> Iterator[Figure]:
     with lab.daemon() as daemon:
-        return [_boot(lab, daemon, guest) for guest in GUESTS]
+        for guest in GUESTS:
+            yield _boot(lab, daemon, guest)
 
 
 def _boot(lab: Lab, daemon: Daemon, guest: str) -> Figure:
@@ -35,7 +37,7 @@ def _boot(lab: Lab, daemon: Daemon, guest: str) -> Figure:
         raise Unavailable(str(error)) from error
     name = f"boot of {what} to the prompt"
     runs = lab.runs(5)
-    ways: dict[str, Callable[[], float]] = {"hvd": lambda: _hvd(daemon, image, guest, mebibytes)}
+    ways: dict[str, Callable[[], float]] = {"hvd": lambda: _hvd(daemon, image, mebibytes)}
     note = f"{mebibytes} MiB, {image.append}"
     try:
         program = qemu(arch)
@@ -54,13 +56,13 @@ def _qemu(program: str, image: GuestImage, mebibytes: int) -> list[str]:
     ]  # fmt: skip
 
 
-def _hvd(daemon: Daemon, image: GuestImage, name: str, mebibytes: int) -> float:
+def _hvd(daemon: Daemon, image: GuestImage, mebibytes: int) -> float:
     command = daemon.hvctl(
-        "run", "--backend", "emulation", "--name", name, "--memory", f"{mebibytes}M", "--kernel", str(image.kernel),
+        "run", *NATIVE, "--name", NAME, "--memory", f"{mebibytes}M", "--kernel", str(image.kernel),
         "--initrd", str(image.initrd), "--append", image.append,
     )  # fmt: skip
     seconds = _to_prompt(command, daemon.environment)
-    daemon.run_hvctl("delete", "--force", name)
+    daemon.run_hvctl("delete", "--force", NAME)
     return seconds
 
 
@@ -68,7 +70,7 @@ def _to_prompt(command: list[str], environment: dict[str, str] | None = None) ->
     """From the start of the process to the shell's prompt on its stdout."""
     started = time.monotonic()
     process = subprocess.Popen(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, env=environment
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
     )
     try:
         read_until(process, PROMPT)

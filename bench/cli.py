@@ -18,7 +18,9 @@ def measure(lab: Lab) -> list[Figure]:
     lab.say("hvctl at the prompt")
     with lab.daemon() as daemon, daemon.client() as client:
         for _ in range(GUESTS):
-            client.run_guest(kernel=kernel("ticker.elf"), backend="emulation", memory_bytes=SMALL_MEMORY)
+            client.run_guest(
+                kernel=kernel("ticker.elf"), backend="emulation", engine="native", memory_bytes=SMALL_MEMORY
+            )
         commands = {
             "hvctl --help": daemon.hvctl("--help"),
             "python": [sys.executable, "-c", "pass"],

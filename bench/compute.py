@@ -60,7 +60,7 @@ def _rate(lab: Lab, path: Path, loop: str, words: str, rounds: int) -> Figure:
 def _instructions(path: Path, words: str, rounds: int) -> int:
     """Of a whole run, extrapolated from two short ones that are counted."""
     few, more = 10_000, 20_000
-    least, most = (_bare(path, f"{words}n={n}", "--count")["instructions"] for n in (few, more))
+    least, most = (int(_bare(path, f"{words}n={n}", "--count")["instructions"]) for n in (few, more))
     per_round = (most - least) / (more - few)
     return round(least + (rounds - few) * per_round)
 

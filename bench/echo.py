@@ -7,14 +7,14 @@ import asyncio
 import contextlib
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import grpc
 from hvapi.record import RECORD_BYTES
-from hvapi.v1 import guest_pb2, guest_pb2_grpc, trace_pb2, trace_pb2_grpc
+from hvapi.v1 import guest_pb2, trace_pb2
 
 from bench.lab import ROOT, START_SECONDS, Unavailable, end
 
@@ -29,28 +29,37 @@ class Server:
     endpoint: str
 
 
-class Guests(guest_pb2_grpc.GuestServiceServicer):
-    async def GetGuest(self, request: guest_pb2.GetGuestRequest, context: Any) -> guest_pb2.Guest:
-        return guest_pb2.Guest(name=request.name, uid="0" * 36, backend="emulation", engine="native")
+async def get_guest(request: guest_pb2.GetGuestRequest, context: Any) -> guest_pb2.Guest:
+    return guest_pb2.Guest(name=request.name, uid="0" * 36, backend="emulation", engine="native")
 
 
-class Trace(trace_pb2_grpc.TraceServiceServicer):
-    def __init__(self, blocks: int) -> None:
-        self._blocks = blocks
+def stream_trace(blocks: int) -> Callable[..., AsyncIterator[trace_pb2.StreamTraceResponse]]:
+    records = bytes(BLOCK_RECORDS * RECORD_BYTES)
 
-    async def StreamTrace(
-        self, request: trace_pb2.StreamTraceRequest, context: Any
+    async def stream(
+        request: trace_pb2.StreamTraceRequest, context: Any
     ) -> AsyncIterator[trace_pb2.StreamTraceResponse]:
         yield trace_pb2.StreamTraceResponse(header=trace_pb2.TraceHeader(guests=request.names))
-        records = bytes(BLOCK_RECORDS * RECORD_BYTES)
-        for _ in range(self._blocks):
+        for _ in range(blocks):
             yield trace_pb2.StreamTraceResponse(records=records)
+
+    return stream
 
 
 async def serve(path: str, blocks: int) -> None:
+    unary = grpc.unary_unary_rpc_method_handler(
+        get_guest, guest_pb2.GetGuestRequest.FromString, guest_pb2.Guest.SerializeToString
+    )
+    stream = grpc.unary_stream_rpc_method_handler(
+        stream_trace(blocks), trace_pb2.StreamTraceRequest.FromString, trace_pb2.StreamTraceResponse.SerializeToString
+    )
     server = grpc.aio.server()
-    guest_pb2_grpc.add_GuestServiceServicer_to_server(Guests(), server)
-    trace_pb2_grpc.add_TraceServiceServicer_to_server(Trace(blocks), server)
+    server.add_generic_rpc_handlers(
+        (
+            grpc.method_handlers_generic_handler("hvd.v1.GuestService", {"GetGuest": unary}),
+            grpc.method_handlers_generic_handler("hvd.v1.TraceService", {"StreamTrace": stream}),
+        )
+    )
     server.add_insecure_port(f"unix://{path}")
     await server.start()
     await server.wait_for_termination()

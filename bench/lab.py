@@ -25,6 +25,8 @@ ROOT = Path(__file__).resolve().parents[1]
 GUESTS = ROOT / "build" / "guests"
 MIB = 1 << 20
 SMALL_MEMORY = 16 * MIB
+# Which way of executing is measured: never the fallback.
+NATIVE = ("--backend", "emulation", "--engine", "native")
 START_SECONDS = 60.0
 
 
@@ -55,6 +57,11 @@ def pss(pid: int) -> int:
             if line.startswith("Pss:"):
                 return int(line.split()[1]) * 1024
     raise Unavailable("/proc/PID/smaps_rollup has no Pss")
+
+
+def parent(pid: int) -> int:
+    """Its parent process (proc(5), stat)."""
+    return int(Path(f"/proc/{pid}/stat").read_text(encoding="utf-8").rpartition(")")[2].split()[1])
 
 
 def counters(directory: Path) -> Counters:

@@ -13,7 +13,7 @@ from hvapi.v1 import guest_pb2
 
 from bench.echo import serving
 from bench.figure import Figure, alone, compared
-from bench.lab import SMALL_MEMORY, Daemon, Lab, Unavailable, end, kernel, pss, qemu, read_until
+from bench.lab import SMALL_MEMORY, Daemon, Lab, Unavailable, end, kernel, parent, pss, qemu, read_until
 
 GUEST: Final = "ticker.elf"  # 16 MiB, mostly asleep
 READY: Final = b"\n"  # it has said its first line
@@ -26,7 +26,7 @@ def measure(lab: Lab) -> list[Figure]:
     path = kernel(GUEST)
     with lab.daemon() as daemon:
         lab.say("memory of one runner")
-        own = [_runners(daemon, path, 1)[0] for _ in range(lab.runs(3))]
+        own, templates = zip(*(_runner_and_template(daemon, path) for _ in range(lab.runs(3))), strict=True)
         lab.say(f"memory of {many} runners and the daemon")
         without = pss(daemon.process.pid)
         each = _runners(daemon, path, many)
@@ -50,6 +50,7 @@ def measure(lab: Lab) -> list[Figure]:
     empty_server = "an empty grpc.aio server"
     return [
         *figures,
+        alone("- and of the template that it was forked from", "bytes", templates, note="one for all runners"),
         compared("memory (PSS) of the daemon, no guest", "bytes", [without], [empty], empty_server),
         compared(f"memory (PSS) of the daemon, {many} guests", "bytes", [busy], [empty], empty_server),
     ]
@@ -59,7 +60,10 @@ def measure(lab: Lab) -> list[Figure]:
 def _guests(daemon: Daemon, path: Path, number: int) -> Iterator[list[guest_pb2.Guest]]:
     """So many guests that have all said their first line."""
     with daemon.client() as client:
-        guests = [client.run_guest(kernel=path, backend="emulation", memory_bytes=SMALL_MEMORY) for _ in range(number)]
+        guests = [
+            client.run_guest(kernel=path, backend="emulation", engine="native", memory_bytes=SMALL_MEMORY)
+            for _ in range(number)
+        ]
         for guest in guests:
             with client.console(guest.name, replay_bytes=4096, read_only=True, timeout=60) as console:
                 next(iter(console))
@@ -71,6 +75,11 @@ def _guests(daemon: Daemon, path: Path, number: int) -> Iterator[list[guest_pb2.
 def _runners(daemon: Daemon, path: Path, number: int) -> list[float]:
     with _guests(daemon, path, number) as guests:
         return [float(pss(guest.host_pid)) for guest in guests]
+
+
+def _runner_and_template(daemon: Daemon, path: Path) -> tuple[float, float]:
+    with _guests(daemon, path, 1) as (guest,):
+        return float(pss(guest.host_pid)), float(pss(parent(guest.host_pid)))
 
 
 def _daemon_with(daemon: Daemon, path: Path, number: int) -> float:

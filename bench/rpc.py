@@ -25,7 +25,9 @@ def measure(lab: Lab) -> list[Figure]:
     calls = CALLS // (5 if lab.quick else 1)
     figures = []
     with lab.daemon() as daemon, daemon.client() as client, serving(lab.new_directory("echo")) as server:
-        guest = client.run_guest(kernel=kernel("ticker.elf"), backend="emulation", memory_bytes=SMALL_MEMORY)
+        guest = client.run_guest(
+            kernel=kernel("ticker.elf"), backend="emulation", engine="native", memory_bytes=SMALL_MEMORY
+        )
         addresses = {"hvd": daemon.endpoint, "echo": server.endpoint}
         for clients in CLIENTS:
             latencies: dict[str, list[float]] = {who: [] for who in addresses}

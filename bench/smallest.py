@@ -11,7 +11,7 @@ from typing import Final
 from hvctl.sdk import Client
 
 from bench.figure import Figure, alone, compared, in_turns
-from bench.lab import SMALL_MEMORY, Daemon, Lab, Unavailable, counters, kernel, qemu
+from bench.lab import NATIVE, SMALL_MEMORY, Daemon, Lab, Unavailable, counters, kernel, qemu
 
 NAME: Final = "smallest"
 SECONDS: Final = 60
@@ -74,10 +74,11 @@ def _timed(command: list[str], environment: dict[str, str] | None, exit_code: in
     assert process.stdout is not None
     said = os.read(process.stdout.fileno(), 1)
     output = time.monotonic_ns()
-    said += process.communicate(timeout=SECONDS)[0]
+    rest, errors = process.communicate(timeout=SECONDS)
+    said += rest
     ended = time.monotonic_ns()
     if process.returncode != exit_code or b"ok" not in said:
-        raise Unavailable(f"{command!r} ended with {process.returncode} and said {said!r}")
+        raise Unavailable(f"{command!r} ended with {process.returncode} and said {said!r} {errors!r}")
     return started, (output - started) / 1e9, (ended - started) / 1e9
 
 
@@ -85,9 +86,7 @@ def _own(
     daemon: Daemon, client: Client, path: Path, steps: dict[str, list[float]], first: list[float]
 ) -> tuple[float, float]:
     epoch_ns = time.time_ns() - time.monotonic_ns()
-    command = daemon.hvctl(
-        "run", "--backend", "emulation", "--name", NAME, "--memory", str(SMALL_MEMORY), "--kernel", str(path)
-    )
+    command = daemon.hvctl("run", *NATIVE, "--name", NAME, "--memory", str(SMALL_MEMORY), "--kernel", str(path))
     started, output, ended = _timed(command, daemon.environment, 0)
     guest = client.get_guest(name=f"guests/{NAME}")
     page = counters(daemon.directory(guest.uid))

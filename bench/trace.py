@@ -71,7 +71,7 @@ def measure(lab: Lab) -> list[Figure]:
 
 def _start(client: Client, crossings: int) -> str:
     guest = client.run_guest(
-        name=NAME, kernel=kernel("ports.elf"), backend="emulation", memory_bytes=SMALL_MEMORY, append=f"n={crossings}", paused=True
+        name=NAME, kernel=kernel("ports.elf"), backend="emulation", engine="native", memory_bytes=SMALL_MEMORY, append=f"n={crossings}", paused=True
     )  # fmt: skip
     return guest.uid
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import errno
 import functools
@@ -102,6 +103,11 @@ class Template:
         answer: dict[str, Any] = json.loads(data)
         return answer, received
 
+    def close(self) -> None:
+        """End it; its runners go on."""
+        with self._lock:
+            self._discard()
+
     def _discard(self) -> None:
         if self._socket is not None:
             self._socket.close()
@@ -116,8 +122,10 @@ class Template:
 
 @functools.cache
 def template_of(backend: str) -> Template:
-    """The one of this process."""
-    return Template(backend)
+    """The one of this process, ended and reaped with it."""
+    template = Template(backend)
+    atexit.register(template.close)
+    return template
 
 
 def start_runner(backend: str, directory: Path, executable: str, ready: int) -> RunnerProcess:

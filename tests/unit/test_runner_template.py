@@ -47,7 +47,7 @@ async def start(tmp_path: Path, template: Template) -> AsyncIterator[Start]:
     for instance in started:
         await instance.kill()
         await instance.close()
-    template._discard()
+    template.close()
 
 
 def exists(pid: int) -> bool:
