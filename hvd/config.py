@@ -165,7 +165,7 @@ class Config:
     )
     max_guests: int = _setting(_positive_int, 1000, "most guests at a time, running or not", value="N")
     default_memory: int = _setting(
-        parse_size, 64 << 20, "guest memory where neither guest nor image say", shown="64M", value="SIZE"
+        parse_size, 128 << 20, "guest memory where neither guest nor image say", shown="128M", value="SIZE"
     )
     log_max_bytes: int = _setting(parse_size, 16 << 20, "console log kept of each guest", shown="16M", value="SIZE")
     image_dirs: tuple[Path, ...] = _setting(

@@ -28,7 +28,7 @@ async def test_life_of_a_guest(world: World) -> None:
     guest = await world.create("web-1", labels={"tier": "front"})
     assert (guest.name, guest.state, guest.backend, guest.engine) == ("guests/web-1", Guest.STOPPED, "fake", "plain")
     assert guest.uid and guest.etag and guest.backend_reason and "pause" in guest.capabilities
-    assert guest.machine.memory_bytes == 64 << 20 and guest.machine.cpus == 1
+    assert guest.machine.memory_bytes == 128 << 20 and guest.machine.cpus == 1
     name = guest.name
     running = await world.guests.StartGuest(guest_pb2.StartGuestRequest(name=name))
     assert running.state == Guest.RUNNING and running.host_pid and running.start_time.seconds
