@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-import json
-import os
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import pytest
+from cli_harness import Hvctl, Outcome, environment
 from fake_daemon import FakeDaemon
 from hvctl.cli import main
 
@@ -22,20 +20,6 @@ def daemon(tmp_path: Path) -> Iterator[FakeDaemon]:
     fake.start()
     yield fake
     fake.stop()
-
-
-@dataclass
-class Outcome:
-    code: int
-    out: str
-    err: str
-
-    @property
-    def json(self) -> Any:
-        return json.loads(self.out)
-
-
-Hvctl = Callable[..., Outcome]
 
 
 @pytest.fixture
@@ -50,13 +34,6 @@ def hvctl(daemon: FakeDaemon, monkeypatch: pytest.MonkeyPatch, capfd: pytest.Cap
         return Outcome(code, out, err)
 
     return run
-
-
-def environment(daemon: FakeDaemon | None = None) -> dict[str, str]:
-    variables = os.environ | {"PYTHONUNBUFFERED": "1", "TERM": "xterm"}
-    if daemon is not None:
-        variables["HVD_ENDPOINT"] = daemon.endpoint
-    return variables
 
 
 @pytest.fixture

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable
 
 import pytest
-from conftest import environment
+from cli_harness import environment
 from fake_daemon import FakeDaemon
 from hvapi.v1 import guest_pb2
 

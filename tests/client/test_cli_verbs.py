@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import yaml
-from conftest import Hvctl
+from cli_harness import Hvctl
 from fake_daemon import FakeDaemon, make_record
 from hvapi.v1 import guest_pb2, trace_pb2
 
