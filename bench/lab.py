@@ -174,9 +174,11 @@ class Lab:
                 if not client.wait_ready(START_SECONDS):
                     raise Unavailable(f"the daemon does not come up: {(directory / 'log').read_text()[-500:]}")
                 client.list_backends()  # waits for the self-checks
-                yield daemon
-                for guest in list(client.guests()):
-                    client.delete_guest(name=guest.name, force=True, allow_missing=True)
+                try:
+                    yield daemon
+                finally:
+                    for guest in list(client.guests()):
+                        client.delete_guest(name=guest.name, force=True, allow_missing=True)
         finally:
             process.send_signal(signal.SIGTERM)
             process.wait(START_SECONDS)
