@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 from dataclasses import dataclass
@@ -27,6 +28,8 @@ GUEST = "guest.json"
 # Ending of a directory that is being deleted: one left behind by a crash is removed at the next start.
 DELETED = ".deleted"
 _MOST_BYTES = 1 << 20
+# From SIGKILL to the end of a process with much memory, on a busy host.
+KILL_SECONDS = 5.0
 _KEPT = frozenset({names.LOG, f"{names.LOG}.1"})
 
 
@@ -101,14 +104,22 @@ def is_living(process: Process) -> bool:
 
 
 def kill_process(process: Process) -> None:
-    """SIGKILL it, if it is still the same; by pidfd, so that no other can be hit in between."""
+    """SIGKILL it, if it is still the same, and wait for its end; by pidfd, so that no other can be hit in between.
+
+    Raises HvdError RUNNER_TIMEOUT when the kernel cannot end it.
+    """
     try:
         descriptor = os.pidfd_open(process.pid)
     except ProcessLookupError:
         return
     try:
-        if is_living(process):
-            signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        if not is_living(process):
+            return
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        if not poll.poll(KILL_SECONDS * 1000):
+            raise HvdError("RUNNER_TIMEOUT", call="SIGKILL", seconds=KILL_SECONDS)
     except ProcessLookupError:
         return
     finally:

@@ -163,12 +163,28 @@ NAMES = [
 ]
 
 
-@pytest.mark.parametrize("name", NAMES, ids=lambda name: ascii(name[:12]))
-def test_bad_name(daemon: RealDaemon, name: str) -> None:
-    code, reason, message = refusal(daemon, "create", "--kernel", kernel(GOOD), f"--name={name}")
+def test_bad_names(daemon: RealDaemon) -> None:
+    with Client(daemon.endpoint) as client:
+        digest = client.upload_file(kernel(GOOD))
+        for name in NAMES:
+            calls: list[Callable[[], object]] = [
+                lambda name=name: client.create_guest(guest_id=name, guest={"machine": {"kernel": digest}}),
+                lambda name=name: client.get_guest(name=f"guests/{name}"),
+                lambda name=name: client.kill_guest(name=f"guests/{name}"),
+                lambda name=name: client.create_image(image_id=name, image={"kernel": digest}),
+            ]
+            for call in calls:
+                with pytest.raises(HvctlError) as caught:
+                    pytest.fail(f"{name!r} is a name: {call()}")
+                assert caught.value.reason == "NAME_INVALID", name
+                assert len(caught.value.message) < 300
+    assert not daemon.listed()
+
+
+def test_a_bad_name_through_hvctl(daemon: RealDaemon) -> None:
+    code, reason, message = refusal(daemon, "create", "--kernel", kernel(GOOD), "--name", "a/b")
     assert (code, reason) == (1, "NAME_INVALID")
-    assert len(message) < 300
-    assert refusal(daemon, "show", "--", name)[1] == "NAME_INVALID"
+    assert "a/b" in message
 
 
 def test_text_that_is_no_utf8(daemon: RealDaemon) -> None:
