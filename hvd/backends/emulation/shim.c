@@ -40,7 +40,6 @@ static void emulate(void *argument)
 }
 
 static _Thread_local struct hv_emulator *volatile entered; /* this thread is in its run() */
-static _Thread_local pid_t own_thread;
 
 /* The timer's signal, in the vcpu thread itself: makes translated code stop at the next block boundary. cpu_exit is three plain stores.
  * One that comes late may be of an emulator which this thread does not run any more, which may even be gone: run() looks for itself. */
@@ -180,21 +179,19 @@ void hv_emulator_memory_changed(struct hv_emulator *e, uint64_t address, uint64_
 /* The timer's signal goes to one thread: the one that runs the emulator now. */
 static bool own_timer(struct hv_emulator *e)
 {
-    if (!own_thread) {
-        own_thread = (pid_t)syscall(SYS_gettid);
-        sigset_t set;
-        sigemptyset(&set);
-        sigaddset(&set, TIMER_SIGNAL);
-        pthread_sigmask(SIG_UNBLOCK, &set, NULL);
-    }
-    if (e->timer_made && e->timer_thread == own_thread)
+    pid_t thread = (pid_t)syscall(SYS_gettid);
+    if (e->timer_made && e->timer_thread == thread)
         return true;
+    sigset_t set;
+    sigemptyset(&set);
+    sigaddset(&set, TIMER_SIGNAL);
+    pthread_sigmask(SIG_UNBLOCK, &set, NULL);
     if (e->timer_made)
         timer_delete(e->timer);
     struct sigevent event = { .sigev_notify = SIGEV_THREAD_ID, .sigev_signo = TIMER_SIGNAL, .sigev_value.sival_ptr = e };
-    event._sigev_un._tid = own_thread;
+    event._sigev_un._tid = thread;
     e->timer_made = timer_create(CLOCK_MONOTONIC, &event, &e->timer) == 0;
-    e->timer_thread = own_thread;
+    e->timer_thread = thread;
     e->timer_deadline_ns = 0;
     return e->timer_made;
 }
