@@ -102,11 +102,15 @@ class Metrics:
                 batch, position = await events.after(position)
             except HvdError:  # more than the log keeps: what was missed is not counted
                 position = events.position
+                states = {guest.uid: guest.state for guest, _ in self._guests()}
                 continue
             for event in batch:
                 guest = event.guest
                 if event.type == guest_pb2.GuestEvent.DELETED:
                     states.pop(guest.uid, None)
+                    # Here, not only when somebody asks for metrics: perhaps nobody ever does.
+                    async with self._noting:
+                        self._forget_gone()
                     continue
                 was, states[guest.uid] = states.get(guest.uid), guest.state
                 if guest.state == was:

@@ -178,6 +178,21 @@ class TestSeries:
         assert not any("exits" in name and "odd" in name for name in series)
         assert 'hvd_guest_info{backend="emulation",guest="odd",image="",uid="uid-odd"}' in series
 
+    async def test_a_deleted_guest_is_forgotten_although_nobody_asks_for_metrics(self, host: Host) -> None:
+        following = asyncio.create_task(host.metrics.follow(host.events))
+        await asyncio.sleep(0)
+        seen = host.metrics._handling._seen
+        guest = host.add("a", page({PORT_OUT: (1, 10, {1: 1})}))
+        async with asyncio.timeout(10):
+            host.change(guest, Guest.STOPPED)
+            while not seen:
+                await asyncio.sleep(0.01)
+            host.guests.remove(guest)
+            host.events.publish(guest_pb2.GuestEvent.DELETED, guest, "deleted")
+            while seen:
+                await asyncio.sleep(0.01)
+        following.cancel()
+
     async def test_series_of_a_deleted_guest_vanish_at_once(self, host: Host) -> None:
         host.add("a", page({PORT_OUT: (1, 0, {})}))
         assert any('guest="a"' in name for name in await host.series())
