@@ -39,12 +39,12 @@ def kernel(name: str) -> str:
     return str(path)
 
 
-def wait_for(condition: Callable[[], Any], what: str, seconds: float = SECONDS) -> Any:
+def wait_for(condition: Callable[[], Any], what: str | Callable[[], str], seconds: float = SECONDS) -> Any:
     """The condition's first true value."""
     end = time.monotonic() + seconds
     while not (value := condition()):
         if time.monotonic() > end:
-            pytest.fail(f"after {seconds:.0f} s still not: {what}")
+            pytest.fail(f"after {seconds:.0f} s still not: {what if isinstance(what, str) else what()}")
         time.sleep(0.05)
     return value
 

@@ -1,0 +1,200 @@
+"""Real kernels, unmodified: the project's small Linux, Debian's stock kernels, memtest86+; booted, typed at, put to work, ended.
+
+What is fetched or built lies in the daemon's cache; a guest that cannot be had here is a skip that says why.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import re
+from collections.abc import Iterator
+
+import pytest
+from real_daemon import Process, RealDaemon, wait_for
+
+from tests.guest_images import PROMPT, GuestUnavailable, guest_image, is_built, memtest86
+
+SHELL = PROMPT.decode()
+# Of a kernel's boot on a busy machine.
+BOOT_SECONDS = 240.0
+# What `hvctl image build` may take that finds nothing in its cache.
+BUILD_SECONDS = 2400.0
+
+
+def _own(name: str, arch: str) -> object:
+    """A parameter: the small Linux. Building it takes minutes, so without one in the cache its tests are slow ones."""
+    marks = [pytest.mark.timeout(BUILD_SECONDS)]
+    if not is_built(f"linux-{arch}"):
+        print(f"{name} is not in the cache: its tests build it, which takes minutes, and are marked slow")
+        marks.append(pytest.mark.slow)
+    return pytest.param((name, arch), id=name, marks=marks)
+
+
+own_linux = pytest.mark.parametrize("own", [_own("linux", "i386"), _own("linux64", "x86_64")], indirect=True)
+
+
+@pytest.fixture
+def own(request: pytest.FixtureRequest, shared_daemon: RealDaemon) -> str:
+    """The name of the image, built by `hvctl image build linux`."""
+    name, arch = request.param
+    images = shared_daemon.ok("image", "list", "-o", "name").stdout.split()
+    if f"images/{name}" not in images:
+        built = shared_daemon.hvctl("image", "build", "linux", "--arch", arch, timeout=BUILD_SECONDS)
+        if built.returncode and any(reason in built.stderr for reason in ("PACKAGE_", "apt ")):
+            pytest.skip(built.stderr)
+        assert built.returncode == 0, built.stderr
+        assert "100%" in built.stderr, "progress is shown"
+    return str(name)
+
+
+class Shell:
+    """A guest's busybox on its console, through `hvctl run`."""
+
+    def __init__(self, process: Process) -> None:
+        self._process = process
+        self._seen = 0
+        self.boot = self._until(SHELL, BOOT_SECONDS)
+
+    def _until(self, text: str, seconds: float) -> str:
+        """What came since the last call, to this text."""
+        end = wait_for(lambda: self._find(text), lambda: f"{text!r}, only {self._process.out[self._seen :][-2000:]!r}", seconds)
+        came, self._seen = self._process.out[self._seen : end], end
+        return came
+
+    def _find(self, text: str) -> int:
+        if (place := self._process.out.find(text, self._seen)) >= 0:
+            return place + len(text)
+        if self._process.popen.poll() is not None:
+            pytest.fail(f"the guest ended: {self._process.err} {self._process.out[-2000:]!r}")
+        return 0
+
+    def __call__(self, command: str, seconds: float = 120.0) -> str:
+        """Type it; what it printed."""
+        # The marks stand in two halves in what is typed, so that its echo does not look like them.
+        self._process.type(f'echo "=""begin"; {command}; echo "=""end"\n')
+        text = self._until("\n=end", seconds).replace("\r", "")
+        self._until(SHELL, seconds)
+        return text.partition("\n=begin")[2].removesuffix("=end").strip()
+
+    def type(self, text: str) -> None:
+        self._process.type(text)
+
+
+def work(shell: Shell) -> None:
+    """What shows whether code is stale or state is lost: the same programs again and again, in fresh processes, by pipes."""
+    assert shell("echo $((6*7))") == "42"
+    known = hashlib.md5(b"hvd was here\n").hexdigest()
+    assert shell("echo hvd was here | md5sum") == f"{known}  -"
+    loop = 'n=0; for i in $(seq 200); do [ "$(echo hvd was here | md5sum)" = "%s  -" ] && n=$((n+1)); done; echo same $n'
+    assert shell(loop % known) == "same 200"
+    sums = shell("for i in $(seq 10); do sha256sum /bin/busybox; done | sort | uniq -c")
+    assert re.fullmatch(r"10 [0-9a-f]{64}  /bin/busybox", sums), sums
+    # The same data through several programs at once, sorted and back.
+    assert shell("seq 2000 | sort -r | sort -n | tr '\\n' ' ' | md5sum") == shell("seq 2000 | tr '\\n' ' ' | md5sum")
+    assert shell("echo aGVsbG8= | base64 -d | gzip -c | gunzip -c; echo") == "hello"
+    # Time goes by: to the uptime's hundredths, which are the guest's own clock.
+    slept = shell("read a _ </proc/uptime; sleep 1.5; read b _ </proc/uptime; echo $a $b").split()
+    assert 1.4 < float(slept[1]) - float(slept[0]) < 60, slept
+    # A child that changes memory it shares with its parent (copy on write), and a fault that is caught.
+    assert shell("x=1; (x=2; echo $x); echo $x") == "2\n1"
+    assert shell("sh -c 'kill -SEGV $$'; echo status $?").endswith("status 139")
+
+
+@own_linux
+def test_own_linux(daemon: RealDaemon, own: str) -> None:
+    process = daemon.spawn("run", "--name", "a", "--backend", "emulation", "--image", own)
+    shell = Shell(process)
+    machine = {"linux": "i[3456]86", "linux64": "x86_64"}[own]
+    assert re.fullmatch(machine, shell("uname -m"))
+    work(shell)
+    shell.type("reboot -f\n")
+    assert process.end() == 0
+    found = daemon.listed()["a"]
+    assert (found["state"], found["reason"], found["exit_code"]) == ("STOPPED", "RESET", 0)
+
+
+@own_linux
+def test_own_linux_on_a_terminal(daemon: RealDaemon, own: str) -> None:
+    """Line editing, ^C and job control need a raw terminal on this side and a controlling one on the guest's."""
+    terminal = daemon.terminal("run", "--name", "a", "--image", own)
+    terminal.wait_for(SHELL, BOOT_SECONDS)
+    terminal.type("sh -c 'echo sle\"\"eps; sleep 1000'\n")
+    terminal.wait_for("sleeps\r\n")
+    terminal.type("\x03")
+    terminal.wait_for(SHELL)
+    terminal.type("echo $?x\n")
+    terminal.wait_for("130x\r\n")
+    terminal.type("\x1d")
+    assert terminal.end() == 0 and terminal.restored
+    viewer = daemon.spawn("console", "a")
+    viewer.wait_out("130x")
+    daemon.ok("pause", "a")
+    daemon.ok("resume", "a")
+    viewer.type("echo still $((40+2))\n")
+    viewer.wait_out("still 42")
+    daemon.ok("reset", "a")
+    wait_for(lambda: daemon.ok("logs", "a").stdout.count("BusyBox v") == 2, "a second boot", BOOT_SECONDS)
+
+
+@own_linux
+def test_own_linux_restarts_itself(daemon: RealDaemon, own: str) -> None:
+    process = daemon.spawn("run", "--name", "a", "--image", own, "--on-reset", "restart")
+    shell = Shell(process)
+    pid = daemon.runner("a")
+    shell.type("reboot -f\n")
+    process_again = wait_for(lambda: process.out.count("BusyBox v") == 2, "a second boot", BOOT_SECONDS)
+    assert process_again and daemon.runner("a") == pid
+    daemon.ok("kill", "a")
+    assert process.end() == 0
+
+
+def _debian(daemon: RealDaemon, name: str) -> Iterator[tuple[Process, Shell]]:
+    try:
+        image = guest_image(name)
+    except GuestUnavailable as error:
+        pytest.skip(str(error))
+    # As the issue writes it, with the memory that a guest has by default.
+    process = daemon.spawn("run", "--backend", "emulation", "--name", "a", "--kernel", str(image.kernel),
+                           "--initrd", str(image.initrd), "--append", "console=ttyS0")  # fmt: skip
+    yield process, Shell(process)
+
+
+def _check_debian(daemon: RealDaemon, name: str, machine: str) -> None:
+    for process, shell in _debian(daemon, name):
+        assert "Linux version" in shell.boot
+        assert re.fullmatch(machine, shell("uname -m"))
+        work(shell)
+        assert "tsc" in shell("cat /sys/devices/system/clocksource/clocksource0/available_clocksource")
+        shell.type("reboot -f\n")
+        assert process.end() == 0
+        assert daemon.listed()["a"]["reason"] == "RESET"
+
+
+@pytest.mark.timeout(600)
+def test_debians_cloud_kernel(daemon: RealDaemon) -> None:
+    _check_debian(daemon, "debian-cloud", "x86_64")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_debians_686_kernel(daemon: RealDaemon) -> None:
+    _check_debian(daemon, "debian-686", "i[3456]86")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param("x64", marks=pytest.mark.timeout(300)), pytest.param("ia32", marks=[pytest.mark.slow, pytest.mark.timeout(300)])]
+)
+def test_memtest86(daemon: RealDaemon, name: str) -> None:
+    """Its screen on the serial line, with tests that go on and find no error."""
+    try:
+        image = memtest86(name)
+    except GuestUnavailable as error:
+        pytest.skip(str(error))
+    process = daemon.spawn("run", "--backend", "emulation", "--name", "a", "--kernel", str(image), "--memory", "16M",
+                           "--append", "console=ttyS0,115200")  # fmt: skip
+    process.wait_out("[Address test, walking ones, no cache]", BOOT_SECONDS)
+    process.wait_out("Testing", BOOT_SECONDS)
+    process.wait_out("[Moving inversions", BOOT_SECONDS)  # a later test
+    assert not re.findall(r"Errors: *[1-9]", process.out)
+    daemon.ok("kill", "a")
+    assert process.end() == 0
