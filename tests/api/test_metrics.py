@@ -185,11 +185,11 @@ class TestSeries:
         guest = host.add("a", page({PORT_OUT: (1, 10, {1: 1})}))
         async with asyncio.timeout(10):
             host.change(guest, Guest.STOPPED)
-            while not seen:
+            while not seen:  # noqa: ASYNC110 - nothing tells when it has read
                 await asyncio.sleep(0.01)
             host.guests.remove(guest)
             host.events.publish(guest_pb2.GuestEvent.DELETED, guest, "deleted")
-            while seen:
+            while seen:  # noqa: ASYNC110
                 await asyncio.sleep(0.01)
         following.cancel()
 
