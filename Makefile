@@ -35,7 +35,7 @@ setup: packages $(VENV)/.stamp native guests
 hvd/board/native/points.h: | $(VENV)/.stamp
 
 demo: setup
-	@$(PYTHON) deploy/demo.py
+	@$(PYTHON) -m deploy.demo
 
 test: setup lint
 	$(PYTHON) -m pytest -m 'not slow' $(PYTEST_ARGS)
