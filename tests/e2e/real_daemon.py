@@ -100,7 +100,11 @@ class Process:
 
     def type(self, text: str) -> None:
         assert self.popen.stdin
-        self.popen.stdin.write(text.encode())
+        try:
+            self.popen.stdin.write(text.encode())
+        except BrokenPipeError:
+            self.end()
+            pytest.fail(f"{self.words} ended with {self.popen.returncode}; stdout: {self.out[-3000:]!r}; stderr: {self.err[-2000:]!r}")
 
     def wait_out(self, text: str, seconds: float = SECONDS) -> str:
         return self._wait("stdout", text, seconds)
