@@ -211,7 +211,7 @@ def test_missed_ticks_come_one_by_one() -> None:
     for _ in range(2):
         assert not pit.advance(), "the guest had no time between two ticks"
         wait = pit.deadline_ns() - pit.ns
-        assert wait == 10_000_151 // 4  # a quarter of the period
+        assert wait == 10_000_151 // 8  # an eighth of the period
         pit.ns += wait - 1
         assert not pit.advance()
         pit.ns += 1
@@ -267,7 +267,7 @@ def test_no_tick_is_lost_and_none_comes_before_the_guest_took_the_last(
     pit = Pit()
     pit.load(0, mode, count)
     period_ns = count * 10**9 / HZ
-    pause_ns = max(period_ns / 4, 50_000)
+    pause_ns = max(period_ns / 8, 50_000)
     ticks, acknowledged_ns = 0, -(10**9)
     for stall, service in (*stalls, *((0, 100),) * 2000):
         pit.ns += stall
@@ -288,8 +288,8 @@ def test_no_tick_is_lost_and_none_comes_before_the_guest_took_the_last(
         assert pit.deadline_ns() <= pit.ns + period_ns + pause_ns + 2
     due = int((pit.ns + 1) / period_ns)  # a nanosecond for the rounding
     owed = due - ticks
-    if period_ns >= 400_000 and not any(stall * len(stalls) > 900_000_000 for stall, _ in stalls):
-        assert owed in (0, 1)  # all were given: 2000 times a quarter of the period is time enough
+    if period_ns >= 400_000 and sum(stall for stall, _ in stalls) < 400_000_000:
+        assert owed in (0, 1)  # all were given: 2000 times an eighth of the period is time enough
     assert owed >= -1
 
 
@@ -457,8 +457,8 @@ def test_a_pause_owes_nothing_and_owed_ticks_have_deadlines() -> None:
         board.start_clock()
         deadline = board.deadline()
         board.stop_clock()
-        assert deadline is not None and deadline - board.host_ns() <= 260_000  # a quarter of the period
-        ticker.go(260_000)
+        assert deadline is not None and deadline - board.host_ns() <= 126_000  # an eighth of the period
+        ticker.go(126_000)
         ticker.take()
     assert ticker.expected() == ticker.ticks < 20  # the pause is not among them
 

@@ -65,7 +65,7 @@ struct hv_pit_channel {
 #define HV_PIT_HZ 1193182u
 /* Ticks of IRQ 0. A guest that counts them must not lose time because the host ran something else, and must not be buried under them
  * afterwards. So a tick that comes due while the one before is not taken yet (requested or in service in the 8259) is owed, and given
- * when that is done and a quarter of the period has passed, HV_PIT_LEAST_PAUSE_NS at least. No more than HV_PIT_OWED_SECONDS' worth is
+ * when that is done and an eighth of the period has passed, HV_PIT_LEAST_PAUSE_NS at least. No more than HV_PIT_OWED_SECONDS' worth is
  * owed. Nothing is owed after the guest programmed channel 0 or initialised the 8259, or for a time in which IRQ 0 was masked for
  * longer than HV_PIT_MASKED_NS (Linux masks it for the moments in its handler). */
 #define HV_PIT_LEAST_PAUSE_NS 50000u

@@ -342,8 +342,8 @@ static void come_due(struct hv_pit *pit, uint64_t now_ns)
 
 static uint64_t pause_ns(const struct hv_pit_channel *channel)
 {
-    uint64_t quarter = ns_of(channel->reload) / 4;
-    return quarter > HV_PIT_LEAST_PAUSE_NS ? quarter : HV_PIT_LEAST_PAUSE_NS;
+    uint64_t part = ns_of(channel->reload) / 8;
+    return part > HV_PIT_LEAST_PAUSE_NS ? part : HV_PIT_LEAST_PAUSE_NS;
 }
 
 bool hv_pit_advance(struct hv_pit *pit, uint64_t now_ns, bool taken)
