@@ -186,6 +186,7 @@ class Daemon:
     async def start(self) -> None:
         """Serve, then adopt: whoever asks meanwhile is answered, and health says NOT_SERVING until all is known."""
         await self.store.open()
+        await self.supervisor.load()  # or the first to ask would hear that there is no such guest
         if self.config.metrics_listen:
             port = await self.metrics_endpoint.start(self.config.metrics_listen)
             host = self.config.metrics_listen.rpartition(":")[0]

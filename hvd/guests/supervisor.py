@@ -259,9 +259,9 @@ class Supervisor:
 
     # --- start and end of the daemon ---
 
-    async def start(self) -> None:
-        """Load the guests and adopt what runs, all at once. Raises HvdError STORE_DAMAGED and the like; never for an
-        odd guest.
+    async def load(self) -> None:
+        """The guests that the store knows; verbs wait until start() has found out how they are. Raises HvdError
+        STORE_DAMAGED and the like; never for an odd guest.
         """
         loaded = await self._store.load()
         for name, problem in loaded.odd:
@@ -269,6 +269,11 @@ class Supervisor:
             self.oddities.append(f"the store's entry of {name} cannot be read: {problem}")
         for guest in loaded.guests:
             self._guests[guest.name.removeprefix(model.PREFIX)] = GuestLife(guest, self, known=False)
+
+    async def start(self) -> None:
+        """After load(): adopt what runs, all at once. Raises HvdError STORE_DAMAGED and the like; never for an odd
+        guest.
+        """
         last_boot = await self._store.fact(_BOOT)
         self._writer = asyncio.create_task(self._write_behind())
         await self._adopt_strangers()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
 from typing import Any, Generic, Self
@@ -11,7 +12,7 @@ import grpc
 import grpc.aio
 from hvapi.v1 import guest_pb2, image_pb2
 
-from hvctl.sdk.calls import Calls, Q, R, ServerStream, Unary, channel_options
+from hvctl.sdk.calls import HEALTH_SERVING, HEALTH_WATCH, Calls, Q, R, ServerStream, Unary, channel_options
 from hvctl.sdk.client import DEFAULT_TIMEOUT
 from hvctl.sdk.endpoint import Endpoint, default_endpoint
 from hvctl.sdk.errors import HvctlError, from_rpc
@@ -197,12 +198,25 @@ class AsyncClient(Calls):
         return self._methods[call.path]  # type: ignore[no-any-return]
 
     async def wait_ready(self, timeout: float) -> bool:
-        """Waits until the daemon can be reached, at most so many seconds. False = it could not."""
-        try:
-            await asyncio.wait_for(self.channel.channel_ready(), timeout)
-        except TimeoutError:
-            return False
-        return True
+        """Waits until the daemon serves and knows what became of its guests, at most so many seconds. False = it does
+        not yet. Raises HvctlError for anything but a daemon that is away.
+        """
+        end = time.monotonic() + timeout
+        watch: Any = self.channel.unary_stream(HEALTH_WATCH)
+        while (left := end - time.monotonic()) > 0:
+            call = watch(b"", timeout=left, wait_for_ready=True)
+            try:
+                async for status in call:
+                    if status == HEALTH_SERVING:
+                        return True
+            except grpc.RpcError as error:
+                if error.code() == grpc.StatusCode.UNIMPLEMENTED:  # it has been reached, and can say no more
+                    return True
+                if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                    raise from_rpc(error, self.endpoint, HEALTH_WATCH) from error
+            finally:
+                call.cancel()
+        return False
 
     async def upload_file(self, path: Path, progress: Callable[[int, int], None] | None = None) -> str:
         """Makes the file a blob of the daemon, unless it has it already. Returns its digest ("sha256:...").

@@ -21,6 +21,11 @@ if TYPE_CHECKING:
     from hvctl.sdk.aio import AsyncClient, AsyncServerStreamMethod, AsyncUnaryMethod
     from hvctl.sdk.client import Client, ServerStreamMethod, UnaryMethod
 
+# grpc.health.v1, whose library the client does without: the empty request asks for the whole daemon, and field 1 of the
+# answer is 1 when it serves, which it says when it knows what became of its guests.
+HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
+HEALTH_SERVING = b"\x08\x01"
+
 Q = TypeVar("Q", bound=Message)
 R = TypeVar("R", bound=Message)
 

@@ -12,7 +12,7 @@ from typing import Any, Generic, Self
 import grpc
 from hvapi.v1 import guest_pb2, image_pb2
 
-from hvctl.sdk.calls import Calls, Q, R, ServerStream, Unary, channel_options
+from hvctl.sdk.calls import HEALTH_SERVING, HEALTH_WATCH, Calls, Q, R, ServerStream, Unary, channel_options
 from hvctl.sdk.endpoint import Endpoint, default_endpoint
 from hvctl.sdk.errors import HvctlError, from_rpc
 from hvctl.sdk.guests import GuestSpec, Path, file_blob, upload_frames
@@ -196,12 +196,24 @@ class Client(Calls):
         return self._methods[call.path]  # type: ignore[no-any-return]
 
     def wait_ready(self, timeout: float) -> bool:
-        """Waits until the daemon can be reached, at most so many seconds. False = it could not."""
-        try:
-            grpc.channel_ready_future(self.channel).result(timeout=timeout)
-        except grpc.FutureTimeoutError:
-            return False
-        return True
+        """Waits until the daemon serves and knows what became of its guests, at most so many seconds. False = it does
+        not yet. Raises HvctlError for anything but a daemon that is away.
+        """
+        end = time.monotonic() + timeout
+        watch: Any = self.channel.unary_stream(HEALTH_WATCH)
+        while (left := end - time.monotonic()) > 0:
+            call = watch(b"", timeout=left, wait_for_ready=True)
+            try:
+                if any(status == HEALTH_SERVING for status in call):
+                    return True
+            except grpc.RpcError as error:
+                if error.code() == grpc.StatusCode.UNIMPLEMENTED:  # it has been reached, and can say no more
+                    return True
+                if error.code() not in (grpc.StatusCode.UNAVAILABLE, grpc.StatusCode.DEADLINE_EXCEEDED):
+                    raise from_rpc(error, self.endpoint, HEALTH_WATCH) from error
+            finally:
+                call.cancel()
+        return False
 
     def upload_file(self, path: Path, progress: Callable[[int, int], None] | None = None) -> str:
         """Makes the file a blob of the daemon, unless it has it already. Returns its digest ("sha256:...").
