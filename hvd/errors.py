@@ -72,7 +72,8 @@ REASONS: dict[str, Reason] = {
     "TOO_MANY_GUESTS": Reason("RESOURCE_EXHAUSTED", "the daemon's limit of {limit} guests is reached", "delete some"),
     # inspection
     "ADDRESS_OUTSIDE": Reason("OUT_OF_RANGE", "{length} bytes at {address} are not within the guest's memory", "`hvctl mem map` shows the regions"),
-    "ADDRESS_UNMAPPED": Reason("FAILED_PRECONDITION", "guest-virtual {address} is not mapped: {problem}", "`hvctl mem translate` shows the page tables"),
+    "ADDRESS_UNMAPPED": Reason("FAILED_PRECONDITION", "guest-virtual {address} is not mapped: {problem}",
+                               "`hvctl mem translate` shows the page tables"),
     # runners
     "RUNNER_START_FAILED": Reason("INTERNAL", "the guest's runner did not start: {problem}", "see {log}"),
     "RUNNER_GONE": Reason("UNAVAILABLE", "the guest's runner is gone: {problem}", "`hvctl show` says how it ended"),
