@@ -272,7 +272,7 @@ def test_a_catalog_of_the_future(tmp_path: Path) -> None:
 
 async def until(condition: Callable[[], object], seconds: float = 20) -> None:
     async with asyncio.timeout(seconds):
-        while not condition():  # noqa: ASYNC110 - what it asks is another process's or the kernel's
+        while not condition():
             await asyncio.sleep(0.01)
 
 

@@ -185,11 +185,11 @@ class TestSeries:
         guest = host.add("a", page({PORT_OUT: (1, 10, {1: 1})}))
         async with asyncio.timeout(10):
             host.change(guest, Guest.STOPPED)
-            while not seen:  # noqa: ASYNC110 - nothing tells when it has read
+            while not seen:
                 await asyncio.sleep(0.01)
             host.guests.remove(guest)
             host.events.publish(guest_pb2.GuestEvent.DELETED, guest, "deleted")
-            while seen:  # noqa: ASYNC110
+            while seen:
                 await asyncio.sleep(0.01)
         following.cancel()
 
@@ -257,7 +257,7 @@ class TestHandlingTimesNeverShrink:
         host.write(guest, self.timed(11))
         host.change(guest, Guest.STOPPED)
         async with asyncio.timeout(10):
-            while host.metrics._handling.sums()["emulation", PORT_OUT].buckets[2] != 11:  # noqa: ASYNC110
+            while host.metrics._handling.sums()["emulation", PORT_OUT].buckets[2] != 11:
                 await asyncio.sleep(0.01)
         host.guests.clear()
         assert (await host.series())[self.COUNT] == 11
@@ -279,7 +279,7 @@ class TestAdoption:
         host.change(running, Guest.LOST)
         host.change(running, Guest.LOST)  # told again is not lost again
         async with asyncio.timeout(10):
-            while (await host.series())[lost] != 2:  # noqa: ASYNC110
+            while (await host.series())[lost] != 2:
                 await asyncio.sleep(0.01)
         following.cancel()
 

@@ -128,7 +128,7 @@ async def test_every_hypercall_of_a_guest_that_restarts(real: RealWorld) -> None
     calls = await real.traced(guest, kinds=["hypercall"])
     await real.start(guest)
     async with asyncio.timeout(SECONDS):
-        while (await real.guests.GetGuest(guest_pb2.GetGuestRequest(name=guest.name))).restart_count < 3:  # noqa: ASYNC110
+        while (await real.guests.GetGuest(guest_pb2.GetGuestRequest(name=guest.name))).restart_count < 3:
             await asyncio.sleep(0.02)
     await real.guests.DeleteGuest(guest_pb2.DeleteGuestRequest(name=guest.name, force=True))
     names = names_of(await asyncio.wait_for(calls, SECONDS))
@@ -152,7 +152,7 @@ async def watch(real: RealWorld, guest: Guest, replay: int) -> bytes:
 
 async def output_so_far(real: RealWorld, guest: Guest, least: int) -> int:
     async with asyncio.timeout(SECONDS):
-        while (size := len(await real.log(guest))) < least:  # noqa: ASYNC110
+        while (size := len(await real.log(guest))) < least:
             await asyncio.sleep(0.01)
     return size
 
@@ -231,7 +231,7 @@ async def test_the_log_of_a_guest_that_restarts_is_bounded(start_real: StartReal
     guest = await real.create("flood", append="count=800", restart_policy=policy)
     await real.start(guest)
     async with asyncio.timeout(SECONDS):
-        while (await real.guests.GetGuest(guest_pb2.GetGuestRequest(name=guest.name))).restart_count < 3:  # noqa: ASYNC110
+        while (await real.guests.GetGuest(guest_pb2.GetGuestRequest(name=guest.name))).restart_count < 3:
             await asyncio.sleep(0.02)
     await real.guests.KillGuest(guest_pb2.KillGuestRequest(name=guest.name))
     sizes = [path.stat().st_size for path in real.directory(guest).glob("console.log*")]

@@ -82,7 +82,7 @@ async def ended(instance: RunnerInstance) -> InstanceStatus:
 async def until(what: Callable[[], Any]) -> None:
     """Polls for what no event announces."""
     async with asyncio.timeout(SECONDS):
-        while not what():  # noqa: ASYNC110
+        while not what():
             await asyncio.sleep(0.01)
 
 
