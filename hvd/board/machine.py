@@ -30,6 +30,9 @@ from hvd.errors import HvdError
 from hvd.trace.points import BY_NAME
 
 READ_MOST: Final = 1 << 20
+# In bytes.
+LONGEST_INSTRUCTION: Final = 15
+PAGE: Final = 4096
 
 PORT_IN: Final = BY_NAME["port-in"].id
 PORT_OUT: Final = BY_NAME["port-out"].id
@@ -368,8 +371,21 @@ class Machine:
             self.finish(End("TRIPLE_FAULT", f"triple fault at {exit_.rip:#x}", 0, {"address": hex(exit_.rip)}))
 
     def _error(self, exit_: Exit) -> None:
-        message = f"the backend cannot go on at {exit_.rip:#x}: {exit_.detail}"
-        self.finish(_failure("EXECUTION_ERROR", message, **({"address": hex(exit_.rip)} | exit_.metadata)))
+        about = {"address": hex(exit_.rip), "bytes": self._code_at(exit_.rip)} | exit_.metadata
+        found = f" (bytes {about['bytes']})" if about["bytes"] else " (no memory is there)"
+        message = f"the backend cannot go on at {exit_.rip:#x}{found}: {exit_.detail}"
+        self.finish(_failure("EXECUTION_ERROR", message, **about))
+
+    def _code_at(self, rip: int) -> str:
+        """What stands there, as far as an instruction may reach (SDM vol. 2A, 2.3.11), within its page; empty = no RAM."""
+        registers = self.vcpu.registers()
+        width = (1 << 64) - 1 if self.in_long_mode else (1 << 32) - 1
+        address = (registers.get("cs.base", 0) + rip) & width
+        try:
+            code = AddressSpace(self.memory, registers).read(address, min(LONGEST_INSTRUCTION, PAGE - address % PAGE))
+        except HvdError:
+            return ""
+        return code.hex(" ")
 
     def _console_full(self, exit_: Exit) -> None:
         # Set after every drain and cleared only here, so a drain between the exit and this wait is not missed.

@@ -153,7 +153,16 @@ def test_ends(bench: Callable[..., Bench], step: Exit, reason: str, code: int | 
     assert (end.reason, end.exit_code) == (reason, code)
     if step.reason is ExitReason.ERROR:
         assert end.metadata == {"address": "0x10", "bytes": "0f ff"}
-        assert "bad" in end.message and "0x10" in end.message
+        assert "bad" in end.message and "0x10" in end.message and "0f ff" in end.message
+
+
+def test_an_error_names_the_bytes_at_its_address(bench: Callable[..., Bench]) -> None:
+    one = bench(Exit(ExitReason.ERROR, rip=FLAT, detail="bad"))
+    end = one.run()
+    wanted = " ".join(["f4"] * 15)  # the image: HLT and nothing else
+    assert end.metadata == {"address": hex(FLAT), "bytes": wanted} and wanted in end.message
+    nowhere = bench(Exit(ExitReason.ERROR, rip=0xC8000000, detail="bad")).run()
+    assert nowhere.metadata == {"address": "0xc8000000", "bytes": ""} and "no memory" in nowhere.message
 
 
 def test_the_first_end_counts(bench: Callable[..., Bench]) -> None:
