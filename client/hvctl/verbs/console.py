@@ -61,7 +61,7 @@ def logs(
             parts = []
             for line in response.lines:
                 if timestamps and whole:
-                    moment = datetime.fromtimestamp(line.time.ToNanoseconds() / 1e9, UTC)
+                    moment = line.time.ToDatetime(UTC)  # cut, not rounded: --since with it has this line still
                     parts.append(f"{moment.isoformat(timespec='microseconds').replace('+00:00', 'Z')} ".encode())
                 parts.append(line.text)
                 whole = line.text.endswith(b"\n")
