@@ -46,7 +46,7 @@ REASONS: dict[str, Reason] = {
     "NO_BACKEND_FITS": Reason("FAILED_PRECONDITION", "no backend here can run this guest: {problems}", "`hvctl doctor` says what would help"),
     # images and kernels
     "KERNEL_MISSING": Reason("INVALID_ARGUMENT", "the guest has neither a kernel nor an image with one", "give --kernel or --image"),
-    "IMAGE_FORMAT": Reason("INVALID_ARGUMENT", "{what} is not a kernel this board can load: {problem}",
+    "IMAGE_FORMAT": Reason("INVALID_ARGUMENT", "{what} has no format that this board can load: {problem}",
                            "it loads Linux bzImage, PVH and Multiboot 1 ELF, and flat binaries"),
     "IMAGE_TRUNCATED": Reason("INVALID_ARGUMENT", "{what} ends at byte {length}, but needs {needed}", "fetch or build it again"),
     "IMAGE_TOO_LARGE": Reason("INVALID_ARGUMENT", "{what} needs {needed} bytes of guest memory, there are {available}",
