@@ -19,6 +19,8 @@ TIMED_OUT = 124
 # Of run: hvctl or the daemon failed, as opposed to the guest, whose own code it would otherwise be.
 RUN_FAILED = 125
 INTERRUPTED = 130
+# Of run, 128 + SIGKILL: somebody killed the guest.
+KILLED = 137
 # 128 + SIGPIPE: whoever read our output has gone.
 PIPE_CLOSED = 141
 

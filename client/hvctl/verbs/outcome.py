@@ -14,11 +14,14 @@ if TYPE_CHECKING:
 
 
 def exit_code(guest: guest_pb2.Guest) -> int:
-    """The guest's own code; 125 when it did not end by itself. A code that no process can end with becomes 255."""
+    """The guest's own code; 137 when somebody killed it, as of a process; 125 when hvd could not go on with it. A code that no
+    process can end with becomes 255."""
     from hvapi.v1 import guest_pb2
 
     if guest.state != guest_pb2.Guest.STOPPED:
         return failures.RUN_FAILED
+    if guest.reason == "KILLED":
+        return failures.KILLED
     return guest.exit_code if 0 <= guest.exit_code <= 255 else 255
 
 
