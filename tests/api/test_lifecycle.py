@@ -298,7 +298,9 @@ async def test_restart_policy(world: World, monkeypatch: pytest.MonkeyPatch) -> 
     guest = await world.run(restart_policy=policy)
     for count in (1, 2):
         await world.fake(guest).end("EXITED", 1)
-        pending = await world.get(guest)
+        async with asyncio.timeout(10):  # the news travels from the guest's process to the daemon
+            while (pending := await world.get(guest)).state == Guest.RUNNING:
+                await asyncio.sleep(0.005)
         assert pending.state == Guest.STOPPED and [c.type for c in pending.conditions] == ["RESTART_PENDING"]
         again = await world.wait(guest, Guest.RUNNING)
         assert again.restart_count == count and not again.conditions

@@ -173,7 +173,9 @@ void hv_emulator_memory_changed(struct hv_emulator *e, uint64_t address, uint64_
 {
     if (address >= 1ull << 32) /* Unicorn numbers RAM in the order in which it was mapped */
         address = address - (1ull << 32) + e->low_ram;
+    hv_hooks_enter_thread(e);
     e->unicorn.tb_invalidate_phys_range_x86_64(e->uc, address, address + length);
+    hv_hooks_enter_thread(NULL);
 }
 
 /* The timer's signal goes to one thread: the one that runs the emulator now. */
@@ -318,6 +320,7 @@ int hv_emulator_run(struct hv_emulator *e)
     }
     int reason = run(e);
     entered = NULL;
+    hv_hooks_enter_thread(NULL); /* what runs in this thread next may be another user of the library, at the same address */
     return reason;
 }
 
@@ -329,6 +332,7 @@ void hv_emulator_abandon(struct hv_emulator *e)
     hv_hooks_enter_thread(e);
     e->abandon = true;
     hv_coroutine_enter(&e->coroutine);
+    hv_hooks_enter_thread(NULL);
 }
 
 struct hv_exit *hv_emulator_exit(struct hv_emulator *e) { return &e->exit; }

@@ -79,7 +79,7 @@ bool hv_hooks_install(struct hv_emulator *, char *why, size_t why_size);
 void hv_update_interrupt(struct hv_emulator *);
 uint64_t hv_linear_rip(const struct hv_emulator *);
 uint32_t hv_record_flags(const struct hv_emulator *);
-void hv_hooks_enter_thread(struct hv_emulator *); /* this thread runs this emulator now */
+void hv_hooks_enter_thread(struct hv_emulator *); /* this thread works on this emulator now; NULL = on none */
 void hv_hooks_free(struct hv_emulator *);
 bool hv_emulator_map_hole(struct hv_emulator *, uint64_t base, uint64_t length);   /* floats */
 bool hv_emulator_map_device(struct hv_emulator *, uint64_t base, uint64_t length); /* leaves with Mmio */
