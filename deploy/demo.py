@@ -183,10 +183,12 @@ def show(demo: Demo) -> None:
 
 
 def _finish_trace(trace: subprocess.Popen[str]) -> None:
-    """It follows the guest through further starts: end it as Ctrl-C does."""
-    time.sleep(0.3)  # what was recorded crosses the API within a few milliseconds
-    trace.send_signal(signal.SIGINT)
-    text, _ = trace.communicate(timeout=SECONDS)
+    """It ends with its guest."""
+    try:
+        text, _ = trace.communicate(timeout=SECONDS)
+    except subprocess.TimeoutExpired as error:
+        trace.kill()
+        raise DemoFailed("the trace did not end with its guest") from error
     for line in text.splitlines():
         print(line if len(line) < 160 else line[:157] + "...")
 
