@@ -48,6 +48,9 @@ METHODS: dict[str, Permission] = {
         "AttachConsole": _V,  # typing needs OPERATE: the service sees to it
         "CreateGuest": _O, "UpdateGuest": _O, "DeleteGuest": _O, "StartGuest": _O, "StopGuest": _O, "KillGuest": _O,
         "PauseGuest": _O, "ResumeGuest": _O, "ResetGuest": _O,
+        "GetScreen": _V, "TypeKeys": _O, "ListSnapshots": _V, "SnapshotGuest": _O, "DeleteSnapshot": _O, "RestoreGuest": _O,
+        "CloneGuest": _O, "ImportSnapshot": _O,
+        "ExportSnapshot": _T,  # it holds the guest's memory
     }.items()},
     **{f"/hvd.v1.ImageService/{method}": permission for method, permission in {
         "GetImage": _V, "ListImages": _V, "UploadBlob": _O, "FindBlobs": _O,
@@ -55,6 +58,7 @@ METHODS: dict[str, Permission] = {
     }.items()},
     **{f"/hvd.v1.InspectService/{method}": permission for method, permission in {
         "GetMemoryMap": _V, "ReadMemory": _T, "TranslateAddress": _T, "GetRegisters": _T, "WriteMemory": _A,
+        "Debug": _A,  # it writes memory and registers
     }.items()},
     **{f"/hvd.v1.TraceService/{method}": permission for method, permission in {
         "ListTracePoints": _V, "SummarizeTrace": _V, "StreamTrace": _T,

@@ -23,6 +23,27 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _BootSource:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _BootSourceEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_BootSource.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    BOOT_SOURCE_UNSPECIFIED: _BootSource.ValueType  # 0
+    """Kernel, if there is one, otherwise the first disk."""
+    BOOT_SOURCE_KERNEL: _BootSource.ValueType  # 1
+    BOOT_SOURCE_DISK: _BootSource.ValueType  # 2
+    BOOT_SOURCE_CDROM: _BootSource.ValueType  # 3
+
+class BootSource(_BootSource, metaclass=_BootSourceEnumTypeWrapper): ...
+
+BOOT_SOURCE_UNSPECIFIED: BootSource.ValueType  # 0
+"""Kernel, if there is one, otherwise the first disk."""
+BOOT_SOURCE_KERNEL: BootSource.ValueType  # 1
+BOOT_SOURCE_DISK: BootSource.ValueType  # 2
+BOOT_SOURCE_CDROM: BootSource.ValueType  # 3
+Global___BootSource: _TypeAlias = BootSource  # noqa: Y015
+
 @_typing.final
 class Guest(_message.Message):
     """A guest: what was asked for, and what is."""
@@ -212,6 +233,10 @@ class MachineConfig(_message.Message):
     APPEND_FIELD_NUMBER: _builtins.int
     FLAT_LOAD_ADDRESS_FIELD_NUMBER: _builtins.int
     ARGS_FIELD_NUMBER: _builtins.int
+    DISKS_FIELD_NUMBER: _builtins.int
+    NETWORK_INTERFACES_FIELD_NUMBER: _builtins.int
+    BOOT_FIELD_NUMBER: _builtins.int
+    SYMBOLS_FIELD_NUMBER: _builtins.int
     memory_bytes: _builtins.int
     """Bytes of guest-physical RAM; a multiple of 4096; 0 = the image's or the daemon's default."""
     cpus: _builtins.int
@@ -223,10 +248,18 @@ class MachineConfig(_message.Message):
     """Kernel command line; appended to the image's."""
     flat_load_address: _builtins.int
     """Guest-physical load address and entry of a flat binary; 0 = the board's default."""
+    boot: Global___BootSource.ValueType
+    """What is started: a kernel by the board's loaders, or what the firmware finds on a disk."""
+    symbols: _builtins.str
+    """Blob digest of an ELF file with the kernel's symbols, for debugger, traces and census; empty when the image gives it."""
     @_builtins.property
     def args(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Arguments for the guest's program, handed over as the image defines."""
 
+    @_builtins.property
+    def disks(self) -> _containers.RepeatedCompositeFieldContainer[Global___Disk]: ...
+    @_builtins.property
+    def network_interfaces(self) -> _containers.RepeatedCompositeFieldContainer[Global___NetworkInterface]: ...
     def __init__(
         self,
         *,
@@ -237,14 +270,111 @@ class MachineConfig(_message.Message):
         append: _builtins.str = ...,
         flat_load_address: _builtins.int = ...,
         args: _abc.Iterable[_builtins.str] | None = ...,
+        disks: _abc.Iterable[Global___Disk] | None = ...,
+        network_interfaces: _abc.Iterable[Global___NetworkInterface] | None = ...,
+        boot: Global___BootSource.ValueType = ...,
+        symbols: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "args", b"args", "cpus", b"cpus", "flat_load_address", b"flat_load_address", "initrd", b"initrd", "kernel", b"kernel", "memory_bytes", b"memory_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "args", b"args", "boot", b"boot", "cpus", b"cpus", "disks", b"disks", "flat_load_address", b"flat_load_address", "initrd", b"initrd", "kernel", b"kernel", "memory_bytes", b"memory_bytes", "network_interfaces", b"network_interfaces", "symbols", b"symbols"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MachineConfig: _TypeAlias = MachineConfig  # noqa: Y015
+
+@_typing.final
+class Disk(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Mode:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _ModeEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Disk._Mode.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        MODE_UNSPECIFIED: Disk._Mode.ValueType  # 0
+        OVERLAY: Disk._Mode.ValueType  # 1
+        """The default: the image is shared and never changes; what the guest writes is kept beside it, for this guest."""
+        READ_ONLY: Disk._Mode.ValueType  # 2
+
+    class Mode(_Mode, metaclass=_ModeEnumTypeWrapper): ...
+    MODE_UNSPECIFIED: Disk.Mode.ValueType  # 0
+    OVERLAY: Disk.Mode.ValueType  # 1
+    """The default: the image is shared and never changes; what the guest writes is kept beside it, for this guest."""
+    READ_ONLY: Disk.Mode.ValueType  # 2
+
+    class _Bus:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _BusEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Disk._Bus.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        BUS_UNSPECIFIED: Disk._Bus.ValueType  # 0
+        VIRTIO: Disk._Bus.ValueType  # 1
+        """The default of disks."""
+        IDE: Disk._Bus.ValueType  # 2
+        """PIO; the default of CD-ROMs."""
+
+    class Bus(_Bus, metaclass=_BusEnumTypeWrapper): ...
+    BUS_UNSPECIFIED: Disk.Bus.ValueType  # 0
+    VIRTIO: Disk.Bus.ValueType  # 1
+    """The default of disks."""
+    IDE: Disk.Bus.ValueType  # 2
+    """PIO; the default of CD-ROMs."""
+
+    IMAGE_FIELD_NUMBER: _builtins.int
+    MODE_FIELD_NUMBER: _builtins.int
+    BUS_FIELD_NUMBER: _builtins.int
+    CDROM_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    image: _builtins.str
+    """"images/{image}" of kind "disk"; empty = a blank disk of size_bytes."""
+    mode: Global___Disk.Mode.ValueType
+    bus: Global___Disk.Bus.ValueType
+    cdrom: _builtins.bool
+    size_bytes: _builtins.int
+    """Of the disk as the guest sees it, at least that of the image, a multiple of 512; 0 = the image's."""
+    def __init__(
+        self,
+        *,
+        image: _builtins.str = ...,
+        mode: Global___Disk.Mode.ValueType = ...,
+        bus: Global___Disk.Bus.ValueType = ...,
+        cdrom: _builtins.bool = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bus", b"bus", "cdrom", b"cdrom", "image", b"image", "mode", b"mode", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Disk: _TypeAlias = Disk  # noqa: Y015
+
+@_typing.final
+class NetworkInterface(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NETWORK_FIELD_NUMBER: _builtins.int
+    MAC_ADDRESS_FIELD_NUMBER: _builtins.int
+    network: _builtins.str
+    """"networks/{network}", "user" for a user-mode network, "none" for a card whose cable is not plugged in."""
+    mac_address: _builtins.str
+    """"52:54:00:12:34:56"; empty = made from the guest's uid."""
+    def __init__(
+        self,
+        *,
+        network: _builtins.str = ...,
+        mac_address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["mac_address", b"mac_address", "network", b"network"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___NetworkInterface: _TypeAlias = NetworkInterface  # noqa: Y015
 
 @_typing.final
 class RestartPolicy(_message.Message):
@@ -941,3 +1071,458 @@ class LogLine(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___LogLine: _TypeAlias = LogLine  # noqa: Y015
+
+@_typing.final
+class GetScreenRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    WATCH_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    watch: _builtins.bool
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        watch: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "watch", b"watch"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetScreenRequest: _TypeAlias = GetScreenRequest  # noqa: Y015
+
+@_typing.final
+class GetScreenResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SCREEN_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def screen(self) -> Global___Screen: ...
+    def __init__(
+        self,
+        *,
+        screen: Global___Screen | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["screen", b"screen"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["screen", b"screen"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetScreenResponse: _TypeAlias = GetScreenResponse  # noqa: Y015
+
+@_typing.final
+class Screen(_message.Message):
+    """A text screen (VGA, mode 3 and its kin)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COLUMNS_FIELD_NUMBER: _builtins.int
+    ROWS_FIELD_NUMBER: _builtins.int
+    CELLS_FIELD_NUMBER: _builtins.int
+    CURSOR_ROW_FIELD_NUMBER: _builtins.int
+    CURSOR_COLUMN_FIELD_NUMBER: _builtins.int
+    NOTE_FIELD_NUMBER: _builtins.int
+    columns: _builtins.int
+    """0 rows = the guest is in a graphics mode, which is not shown: see note."""
+    rows: _builtins.int
+    cells: _builtins.bytes
+    """Row by row, two bytes a cell as they lie in the screen's memory: character (code page 437) and attribute."""
+    cursor_row: _builtins.int
+    """Absent = the cursor is off."""
+    cursor_column: _builtins.int
+    note: _builtins.str
+    def __init__(
+        self,
+        *,
+        columns: _builtins.int = ...,
+        rows: _builtins.int = ...,
+        cells: _builtins.bytes = ...,
+        cursor_row: _builtins.int | None = ...,
+        cursor_column: _builtins.int | None = ...,
+        note: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_cursor_column", b"_cursor_column", "_cursor_row", b"_cursor_row", "cursor_column", b"cursor_column", "cursor_row", b"cursor_row"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cursor_column", b"_cursor_column", "_cursor_row", b"_cursor_row", "cells", b"cells", "columns", b"columns", "cursor_column", b"cursor_column", "cursor_row", b"cursor_row", "note", b"note", "rows", b"rows"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__cursor_column: _TypeAlias = _typing.Literal["cursor_column"]  # noqa: Y015
+    _WhichOneofArgType__cursor_column: _TypeAlias = _typing.Literal["_cursor_column", b"_cursor_column"]  # noqa: Y015
+    _WhichOneofReturnType__cursor_row: _TypeAlias = _typing.Literal["cursor_row"]  # noqa: Y015
+    _WhichOneofArgType__cursor_row: _TypeAlias = _typing.Literal["_cursor_row", b"_cursor_row"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cursor_column) -> _WhichOneofReturnType__cursor_column | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__cursor_row) -> _WhichOneofReturnType__cursor_row | None: ...
+
+Global___Screen: _TypeAlias = Screen  # noqa: Y015
+
+@_typing.final
+class TypeKeysRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    INPUTS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    @_builtins.property
+    def inputs(self) -> _containers.RepeatedCompositeFieldContainer[Global___KeyInput]:
+        """In this order."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        inputs: _abc.Iterable[Global___KeyInput] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["inputs", b"inputs", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TypeKeysRequest: _TypeAlias = TypeKeysRequest  # noqa: Y015
+
+@_typing.final
+class KeyInput(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TEXT_FIELD_NUMBER: _builtins.int
+    KEY_FIELD_NUMBER: _builtins.int
+    text: _builtins.str
+    """Typed on a US keyboard; a character that it does not have is FIELD_INVALID."""
+    key: _builtins.str
+    """A key or a chord: "enter", "f1", "ctrl-alt-delete"."""
+    def __init__(
+        self,
+        *,
+        text: _builtins.str = ...,
+        key: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "key", b"key", "text", b"text"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["input", b"input", "key", b"key", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_input: _TypeAlias = _typing.Literal["text", "key"]  # noqa: Y015
+    _WhichOneofArgType_input: _TypeAlias = _typing.Literal["input", b"input"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_input) -> _WhichOneofReturnType_input | None: ...
+
+Global___KeyInput: _TypeAlias = KeyInput  # noqa: Y015
+
+@_typing.final
+class TypeKeysResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EVENTS_FIELD_NUMBER: _builtins.int
+    events: _builtins.int
+    """Presses and releases."""
+    def __init__(
+        self,
+        *,
+        events: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["events", b"events"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TypeKeysResponse: _TypeAlias = TypeKeysResponse  # noqa: Y015
+
+@_typing.final
+class Snapshot(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    UID_FIELD_NUMBER: _builtins.int
+    BACKEND_FIELD_NUMBER: _builtins.int
+    VCPU_FORMAT_FIELD_NUMBER: _builtins.int
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    FORMAT_VERSION_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    MACHINE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"guests/{guest}/snapshots/{snapshot}" """
+    uid: _builtins.str
+    backend: _builtins.str
+    """The backend it was taken under, and of which form its vcpu state is: backends of one form restore each other's."""
+    vcpu_format: _builtins.str
+    memory_bytes: _builtins.int
+    size_bytes: _builtins.int
+    """What it takes on disk."""
+    format_version: _builtins.int
+    description: _builtins.str
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def machine(self) -> Global___MachineConfig:
+        """The machine as it was asked for when the snapshot was taken."""
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        uid: _builtins.str = ...,
+        backend: _builtins.str = ...,
+        vcpu_format: _builtins.str = ...,
+        memory_bytes: _builtins.int = ...,
+        size_bytes: _builtins.int = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        format_version: _builtins.int = ...,
+        description: _builtins.str = ...,
+        machine: Global___MachineConfig | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "machine", b"machine"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "create_time", b"create_time", "description", b"description", "format_version", b"format_version", "machine", b"machine", "memory_bytes", b"memory_bytes", "name", b"name", "size_bytes", b"size_bytes", "uid", b"uid", "vcpu_format", b"vcpu_format"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Snapshot: _TypeAlias = Snapshot  # noqa: Y015
+
+@_typing.final
+class SnapshotGuestRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
+    DESCRIPTION_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    snapshot_id: _builtins.str
+    """{snapshot} of the name to be; empty = the daemon makes one up."""
+    description: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        snapshot_id: _builtins.str = ...,
+        description: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["description", b"description", "name", b"name", "snapshot_id", b"snapshot_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotGuestRequest: _TypeAlias = SnapshotGuestRequest  # noqa: Y015
+
+@_typing.final
+class ListSnapshotsRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    PAGE_SIZE_FIELD_NUMBER: _builtins.int
+    PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """"guests/{guest}"; "guests/-" = of all guests."""
+    page_size: _builtins.int
+    page_token: _builtins.str
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        page_size: _builtins.int = ...,
+        page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["page_size", b"page_size", "page_token", b"page_token", "parent", b"parent"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSnapshotsRequest: _TypeAlias = ListSnapshotsRequest  # noqa: Y015
+
+@_typing.final
+class ListSnapshotsResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOTS_FIELD_NUMBER: _builtins.int
+    NEXT_PAGE_TOKEN_FIELD_NUMBER: _builtins.int
+    next_page_token: _builtins.str
+    @_builtins.property
+    def snapshots(self) -> _containers.RepeatedCompositeFieldContainer[Global___Snapshot]: ...
+    def __init__(
+        self,
+        *,
+        snapshots: _abc.Iterable[Global___Snapshot] | None = ...,
+        next_page_token: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["next_page_token", b"next_page_token", "snapshots", b"snapshots"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListSnapshotsResponse: _TypeAlias = ListSnapshotsResponse  # noqa: Y015
+
+@_typing.final
+class DeleteSnapshotRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ALLOW_MISSING_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    allow_missing: _builtins.bool
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        allow_missing: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_missing", b"allow_missing", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteSnapshotRequest: _TypeAlias = DeleteSnapshotRequest  # noqa: Y015
+
+@_typing.final
+class RestoreGuestRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SNAPSHOT_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    BACKEND_FIELD_NUMBER: _builtins.int
+    PAUSED_FIELD_NUMBER: _builtins.int
+    snapshot: _builtins.str
+    """"guests/{guest}/snapshots/{snapshot}" """
+    name: _builtins.str
+    """The guest to restore; empty = the one it was taken of."""
+    backend: _builtins.str
+    """Another backend whose vcpu state has the same form; empty = the guest's."""
+    paused: _builtins.bool
+    """Leave it PAUSED."""
+    def __init__(
+        self,
+        *,
+        snapshot: _builtins.str = ...,
+        name: _builtins.str = ...,
+        backend: _builtins.str = ...,
+        paused: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "name", b"name", "paused", b"paused", "snapshot", b"snapshot"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RestoreGuestRequest: _TypeAlias = RestoreGuestRequest  # noqa: Y015
+
+@_typing.final
+class CloneGuestRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SOURCE_FIELD_NUMBER: _builtins.int
+    GUEST_ID_FIELD_NUMBER: _builtins.int
+    REQUEST_ID_FIELD_NUMBER: _builtins.int
+    source: _builtins.str
+    """"guests/{guest}" as it is now, or "guests/{guest}/snapshots/{snapshot}"."""
+    guest_id: _builtins.str
+    """{guest} of the clone's name; empty = the daemon makes one up."""
+    request_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        source: _builtins.str = ...,
+        guest_id: _builtins.str = ...,
+        request_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["guest_id", b"guest_id", "request_id", b"request_id", "source", b"source"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CloneGuestRequest: _TypeAlias = CloneGuestRequest  # noqa: Y015
+
+@_typing.final
+class ExportSnapshotRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportSnapshotRequest: _TypeAlias = ExportSnapshotRequest  # noqa: Y015
+
+@_typing.final
+class ExportSnapshotResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExportSnapshotResponse: _TypeAlias = ExportSnapshotResponse  # noqa: Y015
+
+@_typing.final
+class ImportSnapshotRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SETUP_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """At most 1 MiB."""
+    @_builtins.property
+    def setup(self) -> Global___ImportSnapshotSetup: ...
+    def __init__(
+        self,
+        *,
+        setup: Global___ImportSnapshotSetup | None = ...,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "frame", b"frame", "setup", b"setup"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "frame", b"frame", "setup", b"setup"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["setup", "chunk"]  # noqa: Y015
+    _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
+
+Global___ImportSnapshotRequest: _TypeAlias = ImportSnapshotRequest  # noqa: Y015
+
+@_typing.final
+class ImportSnapshotSetup(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PARENT_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_ID_FIELD_NUMBER: _builtins.int
+    parent: _builtins.str
+    """The guest that gets it; it is made, STOPPED, when it does not exist."""
+    snapshot_id: _builtins.str
+    def __init__(
+        self,
+        *,
+        parent: _builtins.str = ...,
+        snapshot_id: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["parent", b"parent", "snapshot_id", b"snapshot_id"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ImportSnapshotSetup: _TypeAlias = ImportSnapshotSetup  # noqa: Y015

@@ -111,6 +111,51 @@ class GuestServiceStub:
                 request_serializer=hvd_dot_v1_dot_guest__pb2.GetLogsRequest.SerializeToString,
                 response_deserializer=hvd_dot_v1_dot_guest__pb2.GetLogsResponse.FromString,
                 _registered_method=True)
+        self.GetScreen = channel.unary_stream(
+                '/hvd.v1.GuestService/GetScreen',
+                request_serializer=hvd_dot_v1_dot_guest__pb2.GetScreenRequest.SerializeToString,
+                response_deserializer=hvd_dot_v1_dot_guest__pb2.GetScreenResponse.FromString,
+                _registered_method=True)
+        self.TypeKeys = channel.unary_unary(
+                '/hvd.v1.GuestService/TypeKeys',
+                request_serializer=hvd_dot_v1_dot_guest__pb2.TypeKeysRequest.SerializeToString,
+                response_deserializer=hvd_dot_v1_dot_guest__pb2.TypeKeysResponse.FromString,
+                _registered_method=True)
+        self.SnapshotGuest = channel.unary_unary(
+                '/hvd.v1.GuestService/SnapshotGuest',
+                request_serializer=hvd_dot_v1_dot_guest__pb2.SnapshotGuestRequest.SerializeToString,
+                response_deserializer=hvd_dot_v1_dot_guest__pb2.Snapshot.FromString,
+                _registered_method=True)
+        self.ListSnapshots = channel.unary_unary(
+                '/hvd.v1.GuestService/ListSnapshots',
+                request_serializer=hvd_dot_v1_dot_guest__pb2.ListSnapshotsRequest.SerializeToString,
+                response_deserializer=hvd_dot_v1_dot_guest__pb2.ListSnapshotsResponse.FromString,
+                _registered_method=True)
+        self.DeleteSnapshot = channel.unary_unary(
+                '/hvd.v1.GuestService/DeleteSnapshot',
+                request_serializer=hvd_dot_v1_dot_guest__pb2.DeleteSnapshotRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.RestoreGuest = channel.unary_unary(
+                '/hvd.v1.GuestService/RestoreGuest',
+                request_serializer=hvd_dot_v1_dot_guest__pb2.RestoreGuestRequest.SerializeToString,
+                response_deserializer=hvd_dot_v1_dot_guest__pb2.Guest.FromString,
+                _registered_method=True)
+        self.CloneGuest = channel.unary_unary(
+                '/hvd.v1.GuestService/CloneGuest',
+                request_serializer=hvd_dot_v1_dot_guest__pb2.CloneGuestRequest.SerializeToString,
+                response_deserializer=hvd_dot_v1_dot_guest__pb2.Guest.FromString,
+                _registered_method=True)
+        self.ExportSnapshot = channel.unary_stream(
+                '/hvd.v1.GuestService/ExportSnapshot',
+                request_serializer=hvd_dot_v1_dot_guest__pb2.ExportSnapshotRequest.SerializeToString,
+                response_deserializer=hvd_dot_v1_dot_guest__pb2.ExportSnapshotResponse.FromString,
+                _registered_method=True)
+        self.ImportSnapshot = channel.stream_unary(
+                '/hvd.v1.GuestService/ImportSnapshot',
+                request_serializer=hvd_dot_v1_dot_guest__pb2.ImportSnapshotRequest.SerializeToString,
+                response_deserializer=hvd_dot_v1_dot_guest__pb2.Snapshot.FromString,
+                _registered_method=True)
 
 
 class GuestServiceServicer:
@@ -218,6 +263,66 @@ class GuestServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetScreen(self, request, context):
+        """What the guest's screen shows; with watch, again at every change.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TypeKeys(self, request, context):
+        """Types on the guest's keyboard; returns when the keyboard has taken all keys.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def SnapshotGuest(self, request, context):
+        """Saves the whole machine: memory, vcpu, devices, clock, disks. The guest goes on afterwards, unless it was paused.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListSnapshots(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteSnapshot(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RestoreGuest(self, request, context):
+        """Puts the guest back to where the snapshot was taken. A running guest is ended first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CloneGuest(self, request, context):
+        """Makes another guest with an identity of its own from a snapshot, or from what a guest is now.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ExportSnapshot(self, request, context):
+        """A snapshot as a file: the same bytes that ImportSnapshot takes, in this daemon or another.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ImportSnapshot(self, request_iterator, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GuestServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -295,6 +400,51 @@ def add_GuestServiceServicer_to_server(servicer, server):
                     servicer.GetLogs,
                     request_deserializer=hvd_dot_v1_dot_guest__pb2.GetLogsRequest.FromString,
                     response_serializer=hvd_dot_v1_dot_guest__pb2.GetLogsResponse.SerializeToString,
+            ),
+            'GetScreen': grpc.unary_stream_rpc_method_handler(
+                    servicer.GetScreen,
+                    request_deserializer=hvd_dot_v1_dot_guest__pb2.GetScreenRequest.FromString,
+                    response_serializer=hvd_dot_v1_dot_guest__pb2.GetScreenResponse.SerializeToString,
+            ),
+            'TypeKeys': grpc.unary_unary_rpc_method_handler(
+                    servicer.TypeKeys,
+                    request_deserializer=hvd_dot_v1_dot_guest__pb2.TypeKeysRequest.FromString,
+                    response_serializer=hvd_dot_v1_dot_guest__pb2.TypeKeysResponse.SerializeToString,
+            ),
+            'SnapshotGuest': grpc.unary_unary_rpc_method_handler(
+                    servicer.SnapshotGuest,
+                    request_deserializer=hvd_dot_v1_dot_guest__pb2.SnapshotGuestRequest.FromString,
+                    response_serializer=hvd_dot_v1_dot_guest__pb2.Snapshot.SerializeToString,
+            ),
+            'ListSnapshots': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListSnapshots,
+                    request_deserializer=hvd_dot_v1_dot_guest__pb2.ListSnapshotsRequest.FromString,
+                    response_serializer=hvd_dot_v1_dot_guest__pb2.ListSnapshotsResponse.SerializeToString,
+            ),
+            'DeleteSnapshot': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteSnapshot,
+                    request_deserializer=hvd_dot_v1_dot_guest__pb2.DeleteSnapshotRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'RestoreGuest': grpc.unary_unary_rpc_method_handler(
+                    servicer.RestoreGuest,
+                    request_deserializer=hvd_dot_v1_dot_guest__pb2.RestoreGuestRequest.FromString,
+                    response_serializer=hvd_dot_v1_dot_guest__pb2.Guest.SerializeToString,
+            ),
+            'CloneGuest': grpc.unary_unary_rpc_method_handler(
+                    servicer.CloneGuest,
+                    request_deserializer=hvd_dot_v1_dot_guest__pb2.CloneGuestRequest.FromString,
+                    response_serializer=hvd_dot_v1_dot_guest__pb2.Guest.SerializeToString,
+            ),
+            'ExportSnapshot': grpc.unary_stream_rpc_method_handler(
+                    servicer.ExportSnapshot,
+                    request_deserializer=hvd_dot_v1_dot_guest__pb2.ExportSnapshotRequest.FromString,
+                    response_serializer=hvd_dot_v1_dot_guest__pb2.ExportSnapshotResponse.SerializeToString,
+            ),
+            'ImportSnapshot': grpc.stream_unary_rpc_method_handler(
+                    servicer.ImportSnapshot,
+                    request_deserializer=hvd_dot_v1_dot_guest__pb2.ImportSnapshotRequest.FromString,
+                    response_serializer=hvd_dot_v1_dot_guest__pb2.Snapshot.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -703,6 +853,249 @@ class GuestService:
             '/hvd.v1.GuestService/GetLogs',
             hvd_dot_v1_dot_guest__pb2.GetLogsRequest.SerializeToString,
             hvd_dot_v1_dot_guest__pb2.GetLogsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetScreen(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hvd.v1.GuestService/GetScreen',
+            hvd_dot_v1_dot_guest__pb2.GetScreenRequest.SerializeToString,
+            hvd_dot_v1_dot_guest__pb2.GetScreenResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TypeKeys(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hvd.v1.GuestService/TypeKeys',
+            hvd_dot_v1_dot_guest__pb2.TypeKeysRequest.SerializeToString,
+            hvd_dot_v1_dot_guest__pb2.TypeKeysResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def SnapshotGuest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hvd.v1.GuestService/SnapshotGuest',
+            hvd_dot_v1_dot_guest__pb2.SnapshotGuestRequest.SerializeToString,
+            hvd_dot_v1_dot_guest__pb2.Snapshot.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListSnapshots(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hvd.v1.GuestService/ListSnapshots',
+            hvd_dot_v1_dot_guest__pb2.ListSnapshotsRequest.SerializeToString,
+            hvd_dot_v1_dot_guest__pb2.ListSnapshotsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hvd.v1.GuestService/DeleteSnapshot',
+            hvd_dot_v1_dot_guest__pb2.DeleteSnapshotRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RestoreGuest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hvd.v1.GuestService/RestoreGuest',
+            hvd_dot_v1_dot_guest__pb2.RestoreGuestRequest.SerializeToString,
+            hvd_dot_v1_dot_guest__pb2.Guest.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CloneGuest(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hvd.v1.GuestService/CloneGuest',
+            hvd_dot_v1_dot_guest__pb2.CloneGuestRequest.SerializeToString,
+            hvd_dot_v1_dot_guest__pb2.Guest.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ExportSnapshot(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hvd.v1.GuestService/ExportSnapshot',
+            hvd_dot_v1_dot_guest__pb2.ExportSnapshotRequest.SerializeToString,
+            hvd_dot_v1_dot_guest__pb2.ExportSnapshotResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ImportSnapshot(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/hvd.v1.GuestService/ImportSnapshot',
+            hvd_dot_v1_dot_guest__pb2.ImportSnapshotRequest.SerializeToString,
+            hvd_dot_v1_dot_guest__pb2.Snapshot.FromString,
             options,
             channel_credentials,
             insecure,

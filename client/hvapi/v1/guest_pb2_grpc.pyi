@@ -60,6 +60,21 @@ class GuestServiceStub:
     """Attaches to the console. The first request names the guest; several may be attached at once."""
     GetLogs: _grpc.UnaryStreamMultiCallable[_guest_pb2.GetLogsRequest, _guest_pb2.GetLogsResponse]
     """What the guest wrote to its console, from its log."""
+    GetScreen: _grpc.UnaryStreamMultiCallable[_guest_pb2.GetScreenRequest, _guest_pb2.GetScreenResponse]
+    """What the guest's screen shows; with watch, again at every change."""
+    TypeKeys: _grpc.UnaryUnaryMultiCallable[_guest_pb2.TypeKeysRequest, _guest_pb2.TypeKeysResponse]
+    """Types on the guest's keyboard; returns when the keyboard has taken all keys."""
+    SnapshotGuest: _grpc.UnaryUnaryMultiCallable[_guest_pb2.SnapshotGuestRequest, _guest_pb2.Snapshot]
+    """Saves the whole machine: memory, vcpu, devices, clock, disks. The guest goes on afterwards, unless it was paused."""
+    ListSnapshots: _grpc.UnaryUnaryMultiCallable[_guest_pb2.ListSnapshotsRequest, _guest_pb2.ListSnapshotsResponse]
+    DeleteSnapshot: _grpc.UnaryUnaryMultiCallable[_guest_pb2.DeleteSnapshotRequest, _empty_pb2.Empty]
+    RestoreGuest: _grpc.UnaryUnaryMultiCallable[_guest_pb2.RestoreGuestRequest, _guest_pb2.Guest]
+    """Puts the guest back to where the snapshot was taken. A running guest is ended first."""
+    CloneGuest: _grpc.UnaryUnaryMultiCallable[_guest_pb2.CloneGuestRequest, _guest_pb2.Guest]
+    """Makes another guest with an identity of its own from a snapshot, or from what a guest is now."""
+    ExportSnapshot: _grpc.UnaryStreamMultiCallable[_guest_pb2.ExportSnapshotRequest, _guest_pb2.ExportSnapshotResponse]
+    """A snapshot as a file: the same bytes that ImportSnapshot takes, in this daemon or another."""
+    ImportSnapshot: _grpc.StreamUnaryMultiCallable[_guest_pb2.ImportSnapshotRequest, _guest_pb2.Snapshot]
 
 @_typing.type_check_only
 class GuestServiceAsyncStub(GuestServiceStub):
@@ -92,6 +107,21 @@ class GuestServiceAsyncStub(GuestServiceStub):
     """Attaches to the console. The first request names the guest; several may be attached at once."""
     GetLogs: _aio.UnaryStreamMultiCallable[_guest_pb2.GetLogsRequest, _guest_pb2.GetLogsResponse]  # type: ignore[assignment]
     """What the guest wrote to its console, from its log."""
+    GetScreen: _aio.UnaryStreamMultiCallable[_guest_pb2.GetScreenRequest, _guest_pb2.GetScreenResponse]  # type: ignore[assignment]
+    """What the guest's screen shows; with watch, again at every change."""
+    TypeKeys: _aio.UnaryUnaryMultiCallable[_guest_pb2.TypeKeysRequest, _guest_pb2.TypeKeysResponse]  # type: ignore[assignment]
+    """Types on the guest's keyboard; returns when the keyboard has taken all keys."""
+    SnapshotGuest: _aio.UnaryUnaryMultiCallable[_guest_pb2.SnapshotGuestRequest, _guest_pb2.Snapshot]  # type: ignore[assignment]
+    """Saves the whole machine: memory, vcpu, devices, clock, disks. The guest goes on afterwards, unless it was paused."""
+    ListSnapshots: _aio.UnaryUnaryMultiCallable[_guest_pb2.ListSnapshotsRequest, _guest_pb2.ListSnapshotsResponse]  # type: ignore[assignment]
+    DeleteSnapshot: _aio.UnaryUnaryMultiCallable[_guest_pb2.DeleteSnapshotRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    RestoreGuest: _aio.UnaryUnaryMultiCallable[_guest_pb2.RestoreGuestRequest, _guest_pb2.Guest]  # type: ignore[assignment]
+    """Puts the guest back to where the snapshot was taken. A running guest is ended first."""
+    CloneGuest: _aio.UnaryUnaryMultiCallable[_guest_pb2.CloneGuestRequest, _guest_pb2.Guest]  # type: ignore[assignment]
+    """Makes another guest with an identity of its own from a snapshot, or from what a guest is now."""
+    ExportSnapshot: _aio.UnaryStreamMultiCallable[_guest_pb2.ExportSnapshotRequest, _guest_pb2.ExportSnapshotResponse]  # type: ignore[assignment]
+    """A snapshot as a file: the same bytes that ImportSnapshot takes, in this daemon or another."""
+    ImportSnapshot: _aio.StreamUnaryMultiCallable[_guest_pb2.ImportSnapshotRequest, _guest_pb2.Snapshot]  # type: ignore[assignment]
 
 class GuestServiceServicer(metaclass=_abc_1.ABCMeta):
     """Lifecycle of guests. Verbs are idempotent: starting a running guest is no error and changes nothing."""
@@ -211,5 +241,74 @@ class GuestServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_guest_pb2.GetLogsResponse], _abc.AsyncIterator[_guest_pb2.GetLogsResponse]]:
         """What the guest wrote to its console, from its log."""
+
+    @_abc_1.abstractmethod
+    def GetScreen(
+        self,
+        request: _guest_pb2.GetScreenRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_guest_pb2.GetScreenResponse], _abc.AsyncIterator[_guest_pb2.GetScreenResponse]]:
+        """What the guest's screen shows; with watch, again at every change."""
+
+    @_abc_1.abstractmethod
+    def TypeKeys(
+        self,
+        request: _guest_pb2.TypeKeysRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_guest_pb2.TypeKeysResponse, _abc.Awaitable[_guest_pb2.TypeKeysResponse]]:
+        """Types on the guest's keyboard; returns when the keyboard has taken all keys."""
+
+    @_abc_1.abstractmethod
+    def SnapshotGuest(
+        self,
+        request: _guest_pb2.SnapshotGuestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_guest_pb2.Snapshot, _abc.Awaitable[_guest_pb2.Snapshot]]:
+        """Saves the whole machine: memory, vcpu, devices, clock, disks. The guest goes on afterwards, unless it was paused."""
+
+    @_abc_1.abstractmethod
+    def ListSnapshots(
+        self,
+        request: _guest_pb2.ListSnapshotsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_guest_pb2.ListSnapshotsResponse, _abc.Awaitable[_guest_pb2.ListSnapshotsResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def DeleteSnapshot(
+        self,
+        request: _guest_pb2.DeleteSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]: ...
+
+    @_abc_1.abstractmethod
+    def RestoreGuest(
+        self,
+        request: _guest_pb2.RestoreGuestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_guest_pb2.Guest, _abc.Awaitable[_guest_pb2.Guest]]:
+        """Puts the guest back to where the snapshot was taken. A running guest is ended first."""
+
+    @_abc_1.abstractmethod
+    def CloneGuest(
+        self,
+        request: _guest_pb2.CloneGuestRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_guest_pb2.Guest, _abc.Awaitable[_guest_pb2.Guest]]:
+        """Makes another guest with an identity of its own from a snapshot, or from what a guest is now."""
+
+    @_abc_1.abstractmethod
+    def ExportSnapshot(
+        self,
+        request: _guest_pb2.ExportSnapshotRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_guest_pb2.ExportSnapshotResponse], _abc.AsyncIterator[_guest_pb2.ExportSnapshotResponse]]:
+        """A snapshot as a file: the same bytes that ImportSnapshot takes, in this daemon or another."""
+
+    @_abc_1.abstractmethod
+    def ImportSnapshot(
+        self,
+        request_iterator: _MaybeAsyncIterator[_guest_pb2.ImportSnapshotRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_guest_pb2.Snapshot, _abc.Awaitable[_guest_pb2.Snapshot]]: ...
 
 def add_GuestServiceServicer_to_server(servicer: GuestServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

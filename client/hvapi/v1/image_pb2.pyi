@@ -55,11 +55,14 @@ class Image(_message.Message):
     CREATE_TIME_FIELD_NUMBER: _builtins.int
     LABELS_FIELD_NUMBER: _builtins.int
     DESCRIPTION_FIELD_NUMBER: _builtins.int
+    DISK_FIELD_NUMBER: _builtins.int
+    ROOTFS_FIELD_NUMBER: _builtins.int
+    SYMBOLS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"images/{image}" """
     uid: _builtins.str
     kind: _builtins.str
-    """"linux", "kernel", later "rootfs", "disk"."""
+    """"kernel" (kernel, with or without initrd), "linux" (one that a recipe built), "initrd", "disk", "cdrom", "rootfs"."""
     kernel: _builtins.str
     """Blob digests."""
     initrd: _builtins.str
@@ -71,6 +74,10 @@ class Image(_message.Message):
     """"i386", "x86_64"."""
     size_bytes: _builtins.int
     description: _builtins.str
+    disk: _builtins.str
+    """Blob digests: of a disk or CD-ROM (raw), of a root file system (tar), of an ELF file with the kernel's symbols."""
+    rootfs: _builtins.str
+    symbols: _builtins.str
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -90,10 +97,13 @@ class Image(_message.Message):
         create_time: _timestamp_pb2.Timestamp | None = ...,
         labels: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
         description: _builtins.str = ...,
+        disk: _builtins.str = ...,
+        rootfs: _builtins.str = ...,
+        symbols: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "arch", b"arch", "create_time", b"create_time", "description", b"description", "initrd", b"initrd", "kernel", b"kernel", "kind", b"kind", "labels", b"labels", "memory_bytes", b"memory_bytes", "name", b"name", "size_bytes", b"size_bytes", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "arch", b"arch", "create_time", b"create_time", "description", b"description", "disk", b"disk", "initrd", b"initrd", "kernel", b"kernel", "kind", b"kind", "labels", b"labels", "memory_bytes", b"memory_bytes", "name", b"name", "rootfs", b"rootfs", "size_bytes", b"size_bytes", "symbols", b"symbols", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -59,6 +59,11 @@ class InspectServiceStub:
                 request_serializer=hvd_dot_v1_dot_inspect__pb2.GetRegistersRequest.SerializeToString,
                 response_deserializer=hvd_dot_v1_dot_inspect__pb2.Registers.FromString,
                 _registered_method=True)
+        self.Debug = channel.stream_stream(
+                '/hvd.v1.InspectService/Debug',
+                request_serializer=hvd_dot_v1_dot_inspect__pb2.DebugRequest.SerializeToString,
+                response_deserializer=hvd_dot_v1_dot_inspect__pb2.DebugResponse.FromString,
+                _registered_method=True)
 
 
 class InspectServiceServicer:
@@ -96,6 +101,13 @@ class InspectServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def Debug(self, request_iterator, context):
+        """The guest's GDB stub: the bytes of gdb's remote protocol, both ways. The first request names the guest; one debugger at a time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_InspectServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -123,6 +135,11 @@ def add_InspectServiceServicer_to_server(servicer, server):
                     servicer.GetRegisters,
                     request_deserializer=hvd_dot_v1_dot_inspect__pb2.GetRegistersRequest.FromString,
                     response_serializer=hvd_dot_v1_dot_inspect__pb2.Registers.SerializeToString,
+            ),
+            'Debug': grpc.stream_stream_rpc_method_handler(
+                    servicer.Debug,
+                    request_deserializer=hvd_dot_v1_dot_inspect__pb2.DebugRequest.FromString,
+                    response_serializer=hvd_dot_v1_dot_inspect__pb2.DebugResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -260,6 +277,33 @@ class InspectService:
             '/hvd.v1.InspectService/GetRegisters',
             hvd_dot_v1_dot_inspect__pb2.GetRegistersRequest.SerializeToString,
             hvd_dot_v1_dot_inspect__pb2.Registers.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def Debug(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_stream(
+            request_iterator,
+            target,
+            '/hvd.v1.InspectService/Debug',
+            hvd_dot_v1_dot_inspect__pb2.DebugRequest.SerializeToString,
+            hvd_dot_v1_dot_inspect__pb2.DebugResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,8 @@ class InspectServiceStub:
     TranslateAddress: _grpc.UnaryUnaryMultiCallable[_inspect_pb2.TranslateAddressRequest, _inspect_pb2.AddressTranslation]
     """Guest-virtual to guest-physical to the host's view, with each page-table entry on the way."""
     GetRegisters: _grpc.UnaryUnaryMultiCallable[_inspect_pb2.GetRegistersRequest, _inspect_pb2.Registers]
+    Debug: _grpc.StreamStreamMultiCallable[_inspect_pb2.DebugRequest, _inspect_pb2.DebugResponse]
+    """The guest's GDB stub: the bytes of gdb's remote protocol, both ways. The first request names the guest; one debugger at a time."""
 
 @_typing.type_check_only
 class InspectServiceAsyncStub(InspectServiceStub):
@@ -49,6 +51,8 @@ class InspectServiceAsyncStub(InspectServiceStub):
     TranslateAddress: _aio.UnaryUnaryMultiCallable[_inspect_pb2.TranslateAddressRequest, _inspect_pb2.AddressTranslation]  # type: ignore[assignment]
     """Guest-virtual to guest-physical to the host's view, with each page-table entry on the way."""
     GetRegisters: _aio.UnaryUnaryMultiCallable[_inspect_pb2.GetRegistersRequest, _inspect_pb2.Registers]  # type: ignore[assignment]
+    Debug: _aio.StreamStreamMultiCallable[_inspect_pb2.DebugRequest, _inspect_pb2.DebugResponse]  # type: ignore[assignment]
+    """The guest's GDB stub: the bytes of gdb's remote protocol, both ways. The first request names the guest; one debugger at a time."""
 
 class InspectServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -87,5 +91,13 @@ class InspectServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inspect_pb2.GetRegistersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inspect_pb2.Registers, _abc.Awaitable[_inspect_pb2.Registers]]: ...
+
+    @_abc_1.abstractmethod
+    def Debug(
+        self,
+        request_iterator: _MaybeAsyncIterator[_inspect_pb2.DebugRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_inspect_pb2.DebugResponse], _abc.AsyncIterator[_inspect_pb2.DebugResponse]]:
+        """The guest's GDB stub: the bytes of gdb's remote protocol, both ways. The first request names the guest; one debugger at a time."""
 
 def add_InspectServiceServicer_to_server(servicer: InspectServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -130,6 +130,23 @@ class Calls:
         _GUEST, "AttachConsole", guest_pb2.AttachConsoleRequest, guest_pb2.AttachConsoleResponse
     )
     get_logs = ServerStream(_GUEST, "GetLogs", guest_pb2.GetLogsRequest, guest_pb2.GetLogsResponse, idempotent=True)
+    get_screen = ServerStream(
+        _GUEST, "GetScreen", guest_pb2.GetScreenRequest, guest_pb2.GetScreenResponse, idempotent=True
+    )
+    type_keys = Unary(_GUEST, "TypeKeys", guest_pb2.TypeKeysRequest, guest_pb2.TypeKeysResponse)
+    snapshot_guest = Unary(_GUEST, "SnapshotGuest", guest_pb2.SnapshotGuestRequest, guest_pb2.Snapshot, waits=True)
+    list_snapshots = Unary(
+        _GUEST, "ListSnapshots", guest_pb2.ListSnapshotsRequest, guest_pb2.ListSnapshotsResponse, idempotent=True
+    )
+    delete_snapshot = Unary(_GUEST, "DeleteSnapshot", guest_pb2.DeleteSnapshotRequest, empty_pb2.Empty)
+    restore_guest = Unary(_GUEST, "RestoreGuest", guest_pb2.RestoreGuestRequest, guest_pb2.Guest, waits=True)
+    clone_guest = Unary(
+        _GUEST, "CloneGuest", guest_pb2.CloneGuestRequest, guest_pb2.Guest, idempotent=True, waits=True
+    )
+    export_snapshot = ServerStream(
+        _GUEST, "ExportSnapshot", guest_pb2.ExportSnapshotRequest, guest_pb2.ExportSnapshotResponse
+    )
+    _import_snapshot = ClientStream(_GUEST, "ImportSnapshot", guest_pb2.ImportSnapshotRequest, guest_pb2.Snapshot)
 
     read_memory = ServerStream(
         _INSPECT, "ReadMemory", inspect_pb2.ReadMemoryRequest, inspect_pb2.ReadMemoryResponse, idempotent=True
@@ -148,6 +165,7 @@ class Calls:
     get_registers = Unary(
         _INSPECT, "GetRegisters", inspect_pb2.GetRegistersRequest, inspect_pb2.Registers, idempotent=True
     )
+    _debug = ClientStream(_INSPECT, "Debug", inspect_pb2.DebugRequest, inspect_pb2.DebugResponse)
 
     stream_trace = ServerStream(
         _TRACE, "StreamTrace", trace_pb2.StreamTraceRequest, trace_pb2.StreamTraceResponse, idempotent=True
