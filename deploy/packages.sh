@@ -15,6 +15,9 @@ bison:bison:hvctl image build linux
 bc:bc:hvctl image build linux
 /usr/include/libelf.h:libelf-dev:hvctl image build linux (64 bit)
 xz:xz-utils:hvctl image build linux
+nft:nftables:networks with NAT
+passt:passt:--network user
+ip:iproute2:tests of networks
 qemu-system-x86_64:qemu-system-x86:measuring against QEMU
 /boot/memtest86+x64.bin:memtest86+:tests with memtest86+
 "

@@ -63,6 +63,10 @@ METHODS: dict[str, Permission] = {
     **{f"/hvd.v1.TraceService/{method}": permission for method, permission in {
         "ListTracePoints": _V, "SummarizeTrace": _V, "StreamTrace": _T,
     }.items()},
+    **{f"/hvd.v1.NetworkService/{method}": permission for method, permission in {
+        "GetNetwork": _V, "ListNetworks": _V,
+        "CreateNetwork": _A, "DeleteNetwork": _A,  # they change the host's network
+    }.items()},
     "/hvd.v1.MetricsService/GetMetrics": _V,
     "/hvd.v1.MetricsService/WatchStats": _V,
     "/hvd.v1.SystemService/GetInfo": _V,

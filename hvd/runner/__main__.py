@@ -1,4 +1,6 @@
-"""`python -m hvd.runner DIRECTORY [READY-FD]`: runs the machine that DIRECTORY/machine.json describes.
+"""`python -m hvd.runner DIRECTORY [READY-FD [CARDS]]`: runs the machine that DIRECTORY/machine.json describes.
+
+CARDS descriptors behind READY-FD are those of its network cards, in their order (hvd.runner.inheritance).
 
 To READY-FD one JSON line is written: {"ok": true} when the guest runs, else {"error": REASON, "metadata": {..}} from
 the table of hvd/errors.py. SIGTERM kills the guest. The process lives on when whoever started it dies.
@@ -44,15 +46,16 @@ class ReadyPipe:
         self._fd = None
 
 
-def detach(ready_fd: int | None) -> None:
+def detach(ready_fd: int | None, cards: int) -> None:
     """A process of its own: session, descriptors, signals."""
     with contextlib.suppress(PermissionError):  # it leads a group already
         os.setsid()
     keep = 3
     if ready_fd is not None:
         os.closerange(3, ready_fd)
-        keep = ready_fd + 1
-        os.set_inheritable(ready_fd, False)
+        keep = ready_fd + 1 + cards
+        for fd in range(ready_fd, keep):
+            os.set_inheritable(fd, False)
     os.closerange(keep, os.sysconf("SC_OPEN_MAX"))
     os.umask(0o077)
     for number in (signal.SIGHUP, signal.SIGINT):
@@ -107,7 +110,7 @@ def prepare(ready: ReadyPipe) -> Runner:
 
 def main(arguments: list[str]) -> int:
     ready_fd = int(arguments[1]) if len(arguments) > 1 else None
-    detach(ready_fd)
+    detach(ready_fd, int(arguments[2]) if len(arguments) > 2 else 0)
     os.chdir(arguments[0])
     ready = ReadyPipe(ready_fd)
     try:

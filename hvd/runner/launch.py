@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ import hvd.backends
 from hvd.board.machine import MachineSpec
 from hvd.errors import HvdError
 from hvd.runner.directory import PID, RUNNER_LOG, boot_id, process_start_time, read_json
+from hvd.runner.inheritance import READY_FD, lifted
 
-READY_FD = 3
 # What a runner gets of the daemon's environment.
 ENVIRONMENT = (
     "PATH",
@@ -46,16 +46,22 @@ def environment() -> dict[str, str]:
     return kept
 
 
-def spawn(directory: Path, executable: str, ready: int) -> int:
-    """Start a runner in a session of its own; returns its pid. The caller reaps it."""
+def spawn(directory: Path, executable: str, ready: int, cards: Sequence[int] = ()) -> int:
+    """Start a runner in a session of its own; returns its pid. The caller reaps it and keeps its descriptors."""
     directory = directory.absolute()
-    actions = [
-        (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
-        (os.POSIX_SPAWN_OPEN, 1, str(directory / RUNNER_LOG), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
-        (os.POSIX_SPAWN_DUP2, 1, 2),
-        (os.POSIX_SPAWN_DUP2, ready, READY_FD),
-    ]
-    return spawn_python(["-m", "hvd.runner", str(directory), str(READY_FD)], actions, executable)
+    log = str(directory / RUNNER_LOG)
+    with contextlib.ExitStack() as copies:
+        actions: list[tuple[Any, ...]] = [
+            (os.POSIX_SPAWN_OPEN, 0, os.devnull, os.O_RDONLY, 0),
+            (os.POSIX_SPAWN_OPEN, 1, log, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600),
+            (os.POSIX_SPAWN_DUP2, 1, 2),
+        ]
+        for place, descriptor in enumerate((ready, *cards), READY_FD):
+            copy = lifted(descriptor)
+            copies.callback(os.close, copy)
+            actions.append((os.POSIX_SPAWN_DUP2, copy, place))
+        arguments = ["-m", "hvd.runner", str(directory), str(READY_FD), str(len(cards))]
+        return spawn_python(arguments, actions, executable)
 
 
 def spawn_python(arguments: list[str], file_actions: list[tuple[Any, ...]], executable: str) -> int:

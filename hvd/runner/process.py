@@ -12,7 +12,7 @@ import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -46,17 +46,17 @@ class Template:
         with self._lock, contextlib.suppress(OSError):  # the first start tries again, and does without
             self._connection()
 
-    def start(self, directory: Path, ready: int) -> RunnerProcess:
-        """Raises OSError as posix_spawn would; the caller keeps `ready`."""
+    def start(self, directory: Path, ready: int, cards: Sequence[int] = ()) -> RunnerProcess:
+        """Raises OSError as posix_spawn would; the caller keeps its descriptors."""
         with self._lock:
             try:
-                answer, descriptors = self._ask({"start": str(directory.absolute())}, ready)
+                answer, descriptors = self._ask({"start": str(directory.absolute())}, ready, *cards)
                 if "errno" not in answer:
                     pid = int(answer["pid"])
                     return RunnerProcess(pid, descriptors[0], functools.partial(self._reap, self._pid, pid))
             except (OSError, ValueError, LookupError):
                 self._discard()  # it was killed, or never came up
-                return launch_alone(directory, sys.executable, ready)
+                return launch_alone(directory, sys.executable, ready, cards)
         raise OSError(answer["errno"], os.strerror(answer["errno"]))
 
     def _reap(self, parent: int, pid: int) -> int | None:
@@ -128,17 +128,19 @@ def template_of(backend: str) -> Template:
     return template
 
 
-def start_runner(backend: str, directory: Path, executable: str, ready: int) -> RunnerProcess:
+def start_runner(
+    backend: str, directory: Path, executable: str, ready: int, cards: Sequence[int] = ()
+) -> RunnerProcess:
     """A runner in an existing directory, which writes to `ready` when its guest runs; by this Python, out of the
-    template. Raises OSError."""
+    template. cards: descriptors of its network cards (hvd.runner.inheritance). Raises OSError."""
     if executable != sys.executable:
-        return launch_alone(directory, executable, ready)
-    return template_of(backend).start(directory, ready)
+        return launch_alone(directory, executable, ready, cards)
+    return template_of(backend).start(directory, ready, cards)
 
 
-def launch_alone(directory: Path, executable: str, ready: int) -> RunnerProcess:
+def launch_alone(directory: Path, executable: str, ready: int, cards: Sequence[int] = ()) -> RunnerProcess:
     """Without a template. Raises OSError."""
-    pid = launch.spawn(directory, executable, ready)
+    pid = launch.spawn(directory, executable, ready, cards)
 
     def reap() -> int | None:
         with contextlib.suppress(ChildProcessError):  # somebody else has reaped it

@@ -5,7 +5,8 @@ are shared until they are written. The daemon has one template for each backend 
 has one thread, no state of a guest, and ends when the daemon does; its runners go on.
 
     python -m hvd.runner.template BACKEND          with a SEQPACKET socket as descriptor 3, one JSON object a packet
-    {"start": DIRECTORY} + descriptor to write to when it is ready  ->  {"pid": N} + pidfd, or {"errno": N}
+    {"start": DIRECTORY} + descriptor to write to when it is ready, and those of its network cards
+                                                                    ->  {"pid": N} + pidfd, or {"errno": N}
     {"reap": PID}, once that runner has ended                       ->  {"status": N}, as of waitpid(2)
 """
 
@@ -22,9 +23,9 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from hvd.runner.directory import RUNNER_LOG
+from hvd.runner.inheritance import MOST_DESCRIPTORS, READY_FD, inherit
 
 SOCKET_FD = 3
-READY_FD = 3
 PACKET_BYTES = 8192
 
 
@@ -33,7 +34,7 @@ def serve(backend: str) -> None:
     runner_main = _preload(backend)
     connection = socket.socket(fileno=SOCKET_FD)
     while True:
-        data, descriptors, _, _ = socket.recv_fds(connection, PACKET_BYTES, 1)
+        data, descriptors, _, _ = socket.recv_fds(connection, PACKET_BYTES, 1 + MOST_DESCRIPTORS)
         if not data:
             return
         request = json.loads(data)
@@ -41,9 +42,8 @@ def serve(backend: str) -> None:
             _, status = os.waitpid(request["reap"], 0)
             connection.send(json.dumps({"status": status}).encode())
             continue
-        (ready,) = descriptors
         try:
-            pid = _fork(request["start"], ready, runner_main)
+            pid = _fork(request["start"], descriptors, runner_main)
             pidfd = os.pidfd_open(pid)
         except OSError as error:
             connection.send(json.dumps({"errno": error.errno or errno.EIO}).encode())
@@ -51,7 +51,8 @@ def serve(backend: str) -> None:
             socket.send_fds(connection, [json.dumps({"pid": pid}).encode()], [pidfd])
             os.close(pidfd)
         finally:
-            os.close(ready)
+            for descriptor in descriptors:
+                os.close(descriptor)
 
 
 def _preload(backend: str) -> Callable[[list[str]], int]:
@@ -70,25 +71,27 @@ def _preload(backend: str) -> Callable[[list[str]], int]:
     return runner_main
 
 
-def _fork(directory: str, ready: int, runner_main: Callable[[list[str]], int]) -> int:
+def _fork(directory: str, descriptors: list[int], runner_main: Callable[[list[str]], int]) -> int:
     log = os.open(os.path.join(directory, RUNNER_LOG), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
     try:
         pid = os.fork()
         if pid == 0:
-            _become_runner(directory, ready, log, runner_main)
+            _become_runner(directory, descriptors, log, runner_main)
     finally:
         os.close(log)
     return pid
 
 
-def _become_runner(directory: str, ready: int, log: int, runner_main: Callable[[list[str]], int]) -> NoReturn:
+def _become_runner(
+    directory: str, descriptors: list[int], log: int, runner_main: Callable[[list[str]], int]
+) -> NoReturn:
     code = 1
     try:
         os.dup2(log, 1)
         os.dup2(log, 2)
         # Its own connection goes with this.
-        os.dup2(ready, READY_FD)
-        code = runner_main([directory, str(READY_FD)])
+        inherit(descriptors)
+        code = runner_main([directory, str(READY_FD), str(len(descriptors) - 1)])
     except BaseException as error:  # noqa: BLE001  nothing of the runner may run on as a template
         sys.excepthook(type(error), error, error.__traceback__)
     finally:

@@ -358,19 +358,23 @@ class NetworkInterface(_message.Message):
 
     NETWORK_FIELD_NUMBER: _builtins.int
     MAC_ADDRESS_FIELD_NUMBER: _builtins.int
+    IP_ADDRESS_FIELD_NUMBER: _builtins.int
     network: _builtins.str
     """"networks/{network}", "user" for a user-mode network, "none" for a card whose cable is not plugged in."""
     mac_address: _builtins.str
     """"52:54:00:12:34:56"; empty = made from the guest's uid."""
+    ip_address: _builtins.str
+    """Of a card on a network of the daemon: the address that DHCP gives it; empty = the daemon takes a free one."""
     def __init__(
         self,
         *,
         network: _builtins.str = ...,
         mac_address: _builtins.str = ...,
+        ip_address: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["mac_address", b"mac_address", "network", b"network"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ip_address", b"ip_address", "mac_address", b"mac_address", "network", b"network"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

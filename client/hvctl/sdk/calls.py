@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from google.protobuf import empty_pb2
 from google.protobuf.message import Message
-from hvapi.v1 import guest_pb2, image_pb2, inspect_pb2, metrics_pb2, system_pb2, trace_pb2
+from hvapi.v1 import guest_pb2, image_pb2, inspect_pb2, metrics_pb2, network_pb2, system_pb2, trace_pb2
 
 if TYPE_CHECKING:
     from hvctl.sdk.aio import AsyncClient, AsyncServerStreamMethod, AsyncUnaryMethod
@@ -104,6 +104,7 @@ _TRACE = "TraceService"
 _METRICS = "MetricsService"
 _IMAGE = "ImageService"
 _SYSTEM = "SystemService"
+_NETWORK = "NetworkService"
 
 
 class Calls:
@@ -193,6 +194,15 @@ class Calls:
     )
     delete_image = Unary(_IMAGE, "DeleteImage", image_pb2.DeleteImageRequest, empty_pb2.Empty)
     build_image = ServerStream(_IMAGE, "BuildImage", image_pb2.BuildImageRequest, image_pb2.BuildImageResponse)
+
+    create_network = Unary(
+        _NETWORK, "CreateNetwork", network_pb2.CreateNetworkRequest, network_pb2.Network, idempotent=True
+    )
+    get_network = Unary(_NETWORK, "GetNetwork", network_pb2.GetNetworkRequest, network_pb2.Network, idempotent=True)
+    list_networks = Unary(
+        _NETWORK, "ListNetworks", network_pb2.ListNetworksRequest, network_pb2.ListNetworksResponse, idempotent=True
+    )
+    delete_network = Unary(_NETWORK, "DeleteNetwork", network_pb2.DeleteNetworkRequest, empty_pb2.Empty)
 
     get_info = Unary(_SYSTEM, "GetInfo", system_pb2.GetInfoRequest, system_pb2.SystemInfo, idempotent=True)
     list_backends = Unary(
