@@ -76,6 +76,27 @@ class Label(click.ParamType):  # type: ignore[type-arg]  # generic in the newest
         return key, text
 
 
+class Card(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
+    """A network card: NETWORK[,mac=AA:BB:CC:DD:EE:FF][,ip=A.B.C.D]; NETWORK is user, none or a network's name."""
+
+    name = "NETWORK"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, str]:
+        if isinstance(value, dict):
+            return value
+        network, *more = str(value).split(",")
+        card = {"network": network}
+        for word in more:
+            key, equals, text = word.partition("=")
+            field = {"mac": "mac_address", "ip": "ip_address"}.get(key)
+            if field is None or not (equals and text) or field in card:
+                self.fail(f"'{value}' is no network card; write NETWORK[,mac=AA:BB:CC:DD:EE:FF][,ip=A.B.C.D]", param, ctx)
+            card[field] = text
+        if not network:
+            self.fail(f"'{value}' names no network; write user, none or a network's name", param, ctx)
+        return card
+
+
 class Moment(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
     """A time: 2026-11-23T12:00:00Z (local time without a zone), or so long ago: 5m, 30s."""
 
@@ -116,7 +137,7 @@ def _integer(text: str) -> int:
         return -1
 
 
-SIZE, SECONDS, ADDRESS, LABEL, MOMENT, RESTART = Size(), Seconds(), Address(), Label(), Moment(), Restart()
+SIZE, SECONDS, ADDRESS, LABEL, CARD, MOMENT, RESTART = Size(), Seconds(), Address(), Label(), Card(), Moment(), Restart()
 
 
 def size_text(size: int) -> str:

@@ -12,7 +12,7 @@ from typing import Literal
 from hvapi.v1 import guest_pb2, image_pb2
 
 from hvctl.sdk.errors import HvctlError
-from hvctl.sdk.names import image_name
+from hvctl.sdk.names import image_name, network_name
 
 # The API's limit for one message of UploadBlob.
 CHUNK_BYTES = 1 << 20
@@ -34,7 +34,8 @@ class GuestSpec:
     """What a guest is to be. Files are uploaded by the client; 0 and "" leave the choice to the daemon.
 
     memory_bytes: a multiple of 4096. flat_load_address: guest-physical, of flat binaries only. append: kernel command
-    line, added to the image's. args: for the guest's program.
+    line, added to the image's. args: for the guest's program. networks: of each network card the fields of a
+    NetworkInterface; its network is "user", "none" or a network's name.
     """
 
     name: str = ""
@@ -48,6 +49,7 @@ class GuestSpec:
     cpus: int = 0
     flat_load_address: int = 0
     args: Sequence[str] = ()
+    networks: Sequence[Mapping[str, str]] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     on_reset: OnReset = ""
     restart: guest_pb2.RestartPolicy | None = None
@@ -69,6 +71,10 @@ class GuestSpec:
                 append=self.append,
                 flat_load_address=self.flat_load_address,
                 args=self.args,
+                network_interfaces=[
+                    guest_pb2.NetworkInterface(**{**card, "network": network_name(card["network"])})
+                    for card in self.networks
+                ],
             ),
         )
 

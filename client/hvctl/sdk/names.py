@@ -21,3 +21,13 @@ def image_name(image: str) -> str:
 def image_id(name: str) -> str:
     """images/linux -> linux"""
     return name.removeprefix("images/")
+
+
+def network_name(network: str) -> str:
+    """lan or networks/lan -> networks/lan; what is no network of the daemon ("user", "none") stays as it is."""
+    return network if network in ("", "user", "none") or network.startswith("networks/") else f"networks/{network}"
+
+
+def network_id(name: str) -> str:
+    """networks/lan -> lan"""
+    return name.removeprefix("networks/")

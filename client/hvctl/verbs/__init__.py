@@ -54,5 +54,10 @@ VERBS: dict[str, Verb] = {
     "image import": Verb("images:import_", "Make an image of a kernel", ("FindBlobs", "UploadBlob", "CreateImage")),
     "image build": Verb("images:build", "Build an image by one of the daemon's recipes", ("BuildImage",)),
     "image delete": Verb("images:delete", "Delete images", ("DeleteImage",), ("rm",)),
+    "network": Verb("", "Bridges of the host that guests are plugged into"),
+    "network create": Verb("networks:create", "Make a network", ("CreateNetwork",)),
+    "network list": Verb("networks:list_networks", "The networks there are", ("ListNetworks",), ("ls",)),
+    "network show": Verb("networks:show", "A network and the guests on it", ("GetNetwork",)),
+    "network delete": Verb("networks:delete", "Delete networks", ("DeleteNetwork",), ("rm",)),
     "completion": Verb("completion:completion", "A completion script for bash, zsh or fish"),
 }  # fmt: skip

@@ -13,6 +13,7 @@ from hvctl.settings import Settings, verb
 from hvctl.values import LABEL, age_text, size_text
 
 if TYPE_CHECKING:
+    from google.protobuf.message import Message
     from google.protobuf.timestamp_pb2 import Timestamp
     from hvapi.v1 import guest_pb2
 
@@ -127,10 +128,10 @@ def show(settings: Settings, guest: str) -> None:
     elif settings.output == "name":
         click.echo(found.name)
     else:
-        print_table(settings, _rows(found), ROWS)
+        print_table(settings, rows_of(found), ROWS)
 
 
-def _rows(guest: guest_pb2.Guest) -> list[_Row]:
+def rows_of(message: Message) -> list[_Row]:
     """The fields that are set, nested ones as a.b."""
     rows: list[_Row] = []
 
@@ -147,5 +148,5 @@ def _rows(guest: guest_pb2.Guest) -> list[_Row]:
         elif value not in ("", "0", 0, None) or prefix == "exit_code":
             rows.append(_Row(prefix, printable(str(value))))
 
-    walk("", document(guest))
+    walk("", document(message))
     return rows

@@ -13,7 +13,7 @@ from hvctl.output import document, is_document, print_document
 from hvctl.sdk.errors import HvctlError
 from hvctl.sdk.names import guest_id
 from hvctl.settings import Settings, say, verb
-from hvctl.values import ADDRESS, LABEL, RESTART, SIZE
+from hvctl.values import ADDRESS, CARD, LABEL, RESTART, SIZE
 from hvctl.verbs.outcome import exit_code, tell_end
 
 if TYPE_CHECKING:
@@ -36,6 +36,8 @@ _SPEC_OPTIONS = [
     click.option("--flat", type=ADDRESS, metavar="ADDRESS", help="Load address and entry of a flat binary."),
     click.option("--memory", type=SIZE, metavar="SIZE", help="RAM: 64M, 1G, bytes."),
     click.option("--cpus", type=click.IntRange(min=1), metavar="N", help="Virtual CPUs."),
+    click.option("--network", "networks", type=CARD, multiple=True, metavar="N[,mac=M][,ip=A]",
+                 help="Network card on network N, user or none; may be repeated."),
     click.option("--label", "labels", type=LABEL, multiple=True, help="Label; may be repeated."),
     click.option("--restart", type=RESTART, metavar="POLICY", help="never, always, on-failure or on-failure:N."),
     click.option("--on-reset", type=click.Choice(["stop", "restart"]), help="What a reset or triple fault does."),
@@ -70,6 +72,7 @@ def make(settings: Settings, spec: dict[str, Any]) -> guest_pb2.Guest:
         cpus=spec["cpus"] or 0,
         flat_load_address=spec["flat"] or 0,
         args=spec["args"],
+        networks=spec["networks"],
         labels=dict(spec["labels"]),
         on_reset=spec["on_reset"] or "",
         restart=policy,
