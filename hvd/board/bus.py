@@ -46,12 +46,17 @@ class Bus:
     ) -> None:
         """Raises ValueError when two devices claim the same place: a bug in the table of devices."""
         self._ports: dict[int, PortDevice] = {}
+        self._exact: dict[tuple[int, int], PortDevice] = {}  # by port and size
         self._mmio: list[tuple[int, int, MmioDevice]] = []
         self._read_elsewhere = read_elsewhere
         self._write_elsewhere = write_elsewhere
         for device in devices:
             for ports in device.ports:
                 self._claim_ports(device, ports)
+            for access in getattr(device, "accesses", ()):
+                if access in self._exact:
+                    raise ValueError(f"{device.name} and {self._exact[access].name} both claim port {access[0]:#x}")
+                self._exact[access] = device
             for addresses in getattr(device, "mmio", ()):
                 self._mmio.append((addresses.start, addresses.stop, device))  # type: ignore[arg-type]
         self._mmio.sort(key=lambda claim: claim[0])
@@ -80,6 +85,9 @@ class Bus:
 
     def _whole(self, port: int, size: int) -> PortDevice | None:
         """The device that takes all of the access at once."""
+        device = self._exact.get((port, size))
+        if device is not None:
+            return device
         device = self._ports.get(port)
         if device is None or size > device.widest:
             return None

@@ -23,6 +23,9 @@ class PortDevice(Protocol):
     def ports(self) -> Sequence[range]:
         """I/O ports it claims."""
 
+    # Optional: accesses: Sequence[tuple[int, int]], pairs of port and size. Such accesses come to this device although
+    # the port is another one's, which gets those of other sizes: 0xCF9 lies within PCI's 0xCF8.
+
     def read_port(self, port: int, size: int) -> int:
         """Value of size (1, 2, 4) bytes. Any exception is a bug of the device, never the guest's doing."""
 

@@ -158,6 +158,9 @@ class Machine:
         """Drive an input (0-15) of the 8259 pair."""
         self.board.set_irq(irq, level)
 
+    def msi(self, address: int, data: int) -> None:
+        """A message-signalled interrupt: a write of four bytes that a device makes. Nobody listens yet."""
+
     def reset_line(self, cause: str) -> None:
         """The guest pulled the reset line; it takes effect when the present access is done."""
         self._reset_cause = self._reset_cause or cause
@@ -288,6 +291,9 @@ class Machine:
             done(None, HvdError("RUNNER_GONE", problem="the guest has ended"))
         if vcpu is not None:
             vcpu.close()
+        for device in self._devices:
+            if (close := getattr(device, "close", None)) is not None:
+                close()
 
     def _set_state(self, state: str) -> None:
         self.state = state

@@ -128,6 +128,11 @@ class GuestMemory:
         """First address behind the RAM that begins at 0."""
         return self._spans[0][1]
 
+    @property
+    def buffer(self) -> mmap.mmap:
+        """All RAM, by offset in the memory file: for struct's unpack_from and pack_into at what file_offset() gave."""
+        return self._map
+
     def ram_spans(self) -> list[tuple[int, int, int]]:
         """RAM as (guest-physical address, length, file offset), ascending: one span, or two above 3 GiB."""
         return list(self._spans)

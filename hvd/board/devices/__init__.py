@@ -8,12 +8,15 @@ from hvd.board.devices.debug_exit import DebugExit
 from hvd.board.devices.keyboard import Keyboard
 from hvd.board.devices.reset_control import ResetControl
 from hvd.board.hypercall import HypercallPort
+from hvd.board.pci.bus import PciBus
+from hvd.board.pci.slots import pci_bus
 
 # name -> what makes one for a machine. The order is that of the reset line.
 DEVICES: dict[str, DeviceFactory] = {
     Cmos.name: Cmos,
     Keyboard.name: Keyboard,
     ResetControl.name: ResetControl,
+    PciBus.name: pci_bus,
     DebugExit.name: DebugExit,
     HypercallPort.name: HypercallPort,
 }

@@ -1,9 +1,9 @@
 """The reset control register of Intel's south bridges, port 0xCF9 (82371FB/82371SB PIIX data sheet, "RC - Reset Control
 Register"; the ICHs have it, too). Linux resets the machine with it under `reboot=p`.
 
-The register is bytes wide and lies within PCI's 32-bit configuration address at 0xCF8. The bridge tells them apart by
-the access's width: so this device claims all four ports, which brings wider accesses here whole, and lets those float.
-Otherwise the bus would split them, and a scan of PCI would reset the machine.
+The register is a byte wide and lies within PCI's 32-bit configuration address at 0xCF8. The bridge tells them apart by
+the access's width, and so does this board: the device claims accesses of one byte at 0xCF9, all others there are PCI's
+(hvd.board.pci.bus).
 """
 
 from __future__ import annotations
@@ -11,12 +11,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, ClassVar
 
-from hvd.board.bus import floating
-
 if TYPE_CHECKING:
     from hvd.board.machine import Machine
 
-FIRST, PORT, LAST = 0xCF8, 0xCF9, 0xCFB
+PORT = 0xCF9
 # Bit 1 chooses what bit 2 does when it rises; bit 3 of the ICHs adds a power cycle to a hard reset.
 SYSTEM_RESET, RESET_CPU, FULL_RESET = 0x02, 0x04, 0x08
 
@@ -27,22 +25,18 @@ class ResetControl:
     """
 
     name: ClassVar[str] = "reset-control"
-    widest: ClassVar[int] = 4
+    widest: ClassVar[int] = 1
+    ports: Sequence[range] = ()
+    accesses = ((PORT, 1),)
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._value = 0
 
-    @property
-    def ports(self) -> Sequence[range]:
-        return (range(FIRST, LAST + 1),)
-
     def read_port(self, port: int, size: int) -> int:
-        return self._value if (port, size) == (PORT, 1) else floating(size)
+        return self._value
 
     def write_port(self, port: int, size: int, value: int) -> None:
-        if (port, size) != (PORT, 1):
-            return
         rises = value & ~self._value & RESET_CPU
         self._value = value & (SYSTEM_RESET | RESET_CPU | FULL_RESET)
         if rises:

@@ -1,0 +1,16 @@
+"""Which virtio devices a machine has, in the order of their slots."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import TYPE_CHECKING
+
+from hvd.board.virtio.device import VirtioDevice
+from hvd.board.virtio.rng import Rng
+
+if TYPE_CHECKING:
+    from hvd.board.machine import Machine
+
+
+def virtio_devices(machine: Machine) -> Iterator[VirtioDevice]:
+    yield Rng()

@@ -1,0 +1,241 @@
+"""Split virtqueues (VIRTIO 1.2, 2.7), the device's side, with indirect descriptors and event indices.
+
+Everything in a ring was written by the guest. What breaks the rules raises QueueError, which the transport turns into
+DEVICE_NEEDS_RESET; nothing outside guest memory is ever touched. One vcpu, in whose thread all of this runs, so that
+the guest does not change a ring while it is looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from struct import Struct
+from typing import TYPE_CHECKING, Any, Final
+
+from hvd.errors import HvdError
+
+if TYPE_CHECKING:
+    from hvd.board.memory import GuestMemory
+
+LARGEST: Final = 1024  # descriptors of a queue, and of a chain
+MOST_BYTES: Final = 1 << 32  # of a chain (2.7.4)
+DESCRIPTOR: Final = Struct("<QIHH")  # address, length, flags, next
+DESCRIPTOR_BYTES: Final = 16
+NEXT, WRITE, INDIRECT = 1, 2, 4
+INDEX: Final = Struct("<H")
+USED: Final = Struct("<II")  # head, bytes written
+NO_INTERRUPT: Final = 1  # avail.flags
+
+
+class QueueError(Exception):
+    """The driver broke the rules of virtqueues; the text says which."""
+
+
+@dataclass(slots=True)
+class Chain:
+    """A buffer that the driver offered: what the device reads, then what it writes; in guest memory, without copies."""
+
+    head: int
+    readable: list[memoryview] = field(default_factory=list)
+    writable: list[memoryview] = field(default_factory=list)
+    addresses: list[int] = field(default_factory=list)  # guest-physical, of the writable ones
+
+    def read(self) -> bytes:
+        """All that it holds for the device."""
+        return b"".join(self.readable)
+
+    @property
+    def capacity(self) -> int:
+        """Bytes that the device may write."""
+        return sum(map(len, self.writable))
+
+    def write(self, data: bytes | memoryview) -> int:
+        """From the first writable byte on, as much as there is room for; returns how much."""
+        written = 0
+        for view in self.writable:
+            piece = data[written : written + len(view)]
+            view[: len(piece)] = piece
+            written += len(piece)
+            if written == len(data):
+                break
+        return written
+
+
+class Queue:
+    """One queue. The transport configures and enables it; a device pops chains and pushes them back."""
+
+    def __init__(self, memory: GuestMemory, changed: Callable[[int, int], None], most: int) -> None:
+        """changed(address, length): guest memory was written. most: descriptors, a power of two up to LARGEST."""
+        self._memory, self._changed = memory, changed
+        self._buffer = memory.buffer
+        self.most = most
+        self.reset()
+
+    def reset(self) -> None:
+        self.size = self.most
+        self.descriptors = self.driver = self.device = 0  # guest-physical addresses
+        self.enabled = False
+        self._indirect = self._events = False
+        self._next = 0  # of the available ring: the entry to take next; free-running, 16 bits
+        self._used = 0  # of the used ring
+        self._told = 0  # value of _used when the driver was last interrupted
+        self._touched = False  # the used ring was written since the last interrupt
+
+    # ---- by the transport
+
+    def enable(self, others: list[Queue]) -> None:
+        """Begin to use the rings. Raises QueueError when they cannot be: by their size, place, alignment."""
+        size = self.size
+        if not 0 < size <= self.most or size & (size - 1):
+            raise QueueError(f"its size is {size}, which is no power of two from 1 to {self.most}")
+        self._find_rings()
+        mine = self.ranges()
+        for index, (start, end) in enumerate(mine):
+            for other_start, other_end in (*mine[index + 1 :], *(part for queue in others for part in queue.ranges())):
+                if start < other_end and other_start < end:
+                    raise QueueError(f"its rings overlap at {max(start, other_start):#x}")
+        self.enabled = True
+
+    def set_features(self, indirect: bool, events: bool) -> None:
+        """What was negotiated (2.7.7 indirect descriptors, 2.7.10 event indices)."""
+        self._indirect, self._events = indirect, events
+
+    def ranges(self) -> list[tuple[int, int]]:
+        """(start, end) of descriptor table, available ring and used ring."""
+        return [
+            (self.descriptors, self.descriptors + DESCRIPTOR_BYTES * self.size),
+            (self.driver, self.driver + 6 + 2 * self.size),
+            (self.device, self.device + 6 + 8 * self.size),
+        ]
+
+    def _find_rings(self) -> None:
+        offsets = []
+        for (start, end), alignment, name in zip(
+            self.ranges(), (16, 2, 4), ("descriptor table", "available ring", "used ring"), strict=True
+        ):
+            if start % alignment:
+                raise QueueError(f"its {name} at {start:#x} is not aligned to {alignment} bytes")
+            try:
+                offsets.append(self._memory.file_offset(start, end - start))
+            except HvdError:
+                raise QueueError(f"its {name} of {end - start} bytes at {start:#x} is not in memory") from None
+        # Offsets in the memory's file from here on.
+        self._table, self._avail, self._ring = offsets
+        self._used_event = self._avail + 4 + 2 * self.size
+        self._avail_event = self._ring + 4 + 8 * self.size
+
+    # ---- by the device
+
+    def pop(self) -> Chain | None:
+        """The next buffer that the driver offers. None: there is none, and the driver notifies when there is."""
+        if not self.enabled:
+            return None
+        (offered,) = INDEX.unpack_from(self._buffer, self._avail + 2)
+        waiting = (offered - self._next) & 0xFFFF
+        if not waiting:
+            if self._events:
+                INDEX.pack_into(self._buffer, self._avail_event, self._next)
+                self._touched = True
+            return None
+        if waiting > self.size:
+            raise QueueError(f"{waiting} buffers are available at once, in a ring of {self.size}")
+        (head,) = INDEX.unpack_from(self._buffer, self._avail + 4 + 2 * (self._next & self.size - 1))
+        chain = self._walk(head)
+        self._next = (self._next + 1) & 0xFFFF
+        return chain
+
+    def _walk(self, head: int) -> Chain:
+        buffer, table, size = self._buffer, self._table, self.size
+        chain = Chain(head)
+        readable, writable, addresses = chain.readable, chain.writable, chain.addresses
+        view = self._memory.view
+        index, steps, total, indirect = head, 0, 0, False
+        while True:
+            if index >= size:
+                raise QueueError(f"descriptor {index} of a table of {size}")
+            steps += 1
+            if (steps > size and not indirect) or steps > LARGEST:
+                raise QueueError(f"the chain that begins at descriptor {head} is longer than {min(steps - 1, LARGEST)}: a loop?")
+            address, length, flags, index = DESCRIPTOR.unpack_from(buffer, table + DESCRIPTOR_BYTES * index)
+            if flags & INDIRECT:
+                if not self._indirect or indirect or flags & (NEXT | WRITE):
+                    raise QueueError(f"an indirect descriptor with flags {flags:#x} where none is allowed")
+                if not length or length % DESCRIPTOR_BYTES or length > DESCRIPTOR_BYTES * LARGEST:
+                    raise QueueError(f"an indirect table of {length} bytes")
+                table = self._offset(address, length)
+                index, size, indirect = 0, length // DESCRIPTOR_BYTES, True
+                continue
+            total += length
+            if total > MOST_BYTES:
+                raise QueueError(f"a chain of more than {MOST_BYTES} bytes")
+            try:
+                part = view(address, length)
+            except HvdError:
+                raise QueueError(f"a buffer of {length} bytes at {address:#x} is not in memory") from None
+            if flags & WRITE:
+                writable.append(part)
+                addresses.append(address)
+            elif writable:
+                raise QueueError("a readable buffer follows a writable one")
+            else:
+                readable.append(part)
+            if not flags & NEXT:
+                return chain
+
+    def _offset(self, address: int, length: int) -> int:
+        try:
+            return self._memory.file_offset(address, length)
+        except HvdError:
+            raise QueueError(f"an indirect table of {length} bytes at {address:#x} is not in memory") from None
+
+    def push(self, chain: Chain, written: int) -> None:
+        """Give a buffer back: the device wrote its first `written` writable bytes. The driver hears of it by finish()."""
+        left = written
+        for address, view in zip(chain.addresses, chain.writable, strict=True):
+            if left <= 0:
+                break
+            self._changed(address, min(left, len(view)))
+            left -= len(view)
+        USED.pack_into(self._buffer, self._ring + 4 + 8 * (self._used & self.size - 1), chain.head, written)
+        self._used = (self._used + 1) & 0xFFFF
+        INDEX.pack_into(self._buffer, self._ring + 2, self._used)
+        self._touched = True
+
+    def finish(self) -> bool:
+        """After pushes: does the driver want an interrupt for them?"""
+        if self._touched:
+            self._touched = False
+            self._changed(self.device, 6 + 8 * self.size)
+        new, old = self._used, self._told
+        if new == old:
+            return False
+        self._told = new
+        if not self._events:
+            return not INDEX.unpack_from(self._buffer, self._avail)[0] & NO_INTERRUPT
+        event: int = INDEX.unpack_from(self._buffer, self._used_event)[0]
+        return (new - event - 1) & 0xFFFF < (new - old) & 0xFFFF  # 2.7.10.1, vring_need_event
+
+    # ---- snapshots
+
+    def save(self) -> dict[str, Any]:
+        return {
+            "size": self.size, "descriptors": self.descriptors, "driver": self.driver, "device": self.device,
+            "enabled": self.enabled, "indirect": self._indirect, "events": self._events,
+            "next": self._next, "used": self._used, "told": self._told,
+        }  # fmt: skip
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Guest memory need not be there yet. Raises ValueError, KeyError, TypeError."""
+        self.reset()
+        size = int(state["size"])
+        if not 0 <= size <= 0xFFFF:
+            raise ValueError(f"a queue of {size}")
+        self.size = size
+        self.descriptors, self.driver, self.device = (int(state[name]) & (1 << 64) - 1 for name in ("descriptors", "driver", "device"))
+        self.set_features(state["indirect"] is True, state["events"] is True)
+        if state["enabled"] is True:
+            try:
+                self.enable([])
+            except QueueError as error:
+                raise ValueError(f"a queue of the snapshot: {error}") from error
+        self._next, self._used, self._told = (int(state[name]) & 0xFFFF for name in ("next", "used", "told"))
