@@ -16,7 +16,7 @@ from pathlib import Path
 
 from hvctl.sdk import Client
 
-from hvd.board.machine import MachineSpec
+from hvd.board.spec import MachineSpec
 from hvd.runner import launch
 from hvd.runner.directory import COUNTERS, LOG, MACHINE, write_json
 from hvd.trace.counters import Counters, read_counters
@@ -187,7 +187,7 @@ class Lab:
         """A guest in a runner of its own, as the daemon starts it, without the daemon."""
         directory = self.new_directory(path.stem)
         machine = MachineSpec(path.stem, "emulation", "native", SMALL_MEMORY, str(path), command_line=append)
-        write_json(str(directory / MACHINE), launch.machine_document(machine))
+        write_json(str(directory / MACHINE), machine.document())
         read, write = os.pipe()
         try:
             pid = launch.spawn(directory, sys.executable, write)

@@ -198,6 +198,11 @@ class Config:
     def guests_dir(self) -> Path:
         return self.runtime_dir / "guests"
 
+    @property
+    def disks_dir(self) -> Path:
+        """What must survive a guest's stop and the host's: a directory per guest with its disks."""
+        return self.state_dir / "guests"
+
     def check(self) -> None:
         """What one setting's parser cannot see. Raises HvdError CONFIG_INVALID."""
         tcp = [endpoint for endpoint in self.listen if not endpoint.startswith("unix://")]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Any
+from typing import Any, NamedTuple
 
 import click
 
@@ -129,6 +129,42 @@ class Restart(click.ParamType):  # type: ignore[type-arg]  # generic in the newe
         return match[1].upper().replace("-", "_"), int(match[2] or 0)
 
 
+class DiskValue(NamedTuple):
+    """What a --disk says; an empty bus and a size of 0 leave the choice to the daemon."""
+
+    image: str
+    read_only: bool
+    bus: str
+    cdrom: bool
+    size_bytes: int
+
+
+class Disk(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
+    """IMAGE[,ro][,bus=virtio|ide][,cdrom][,size=10G]; without an image, size=10G, a blank disk."""
+
+    name = "disk"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> DiskValue:
+        if isinstance(value, DiskValue):
+            return value
+        words = [word.strip() for word in str(value).split(",")]
+        image = "" if "=" in words[0] else words.pop(0)
+        flags, options = set(), dict[str, str]()
+        for word in words:
+            key, equals, text = word.partition("=")
+            if (not equals and word in ("ro", "cdrom")) or (key in ("bus", "size") and text):
+                flags.add(key)
+                options[key] = text
+            else:
+                self.fail(f"'{word}' in '{value}' is not known; write IMAGE,ro,bus=ide,cdrom,size=10G", param, ctx)
+        if options.get("bus", "ide") not in ("ide", "virtio"):
+            self.fail(f"there is no bus '{options['bus']}'; there are ide and virtio", param, ctx)
+        size = SIZE.convert(options["size"], param, ctx) if "size" in options else 0
+        if not image and not size:
+            self.fail(f"'{value}' names no image; write IMAGE, or size=10G for a blank disk", param, ctx)
+        return DiskValue(image, "ro" in flags, options.get("bus", ""), "cdrom" in flags, size)
+
+
 def _integer(text: str) -> int:
     """Decimal or 0x; -1 when it is neither."""
     try:
@@ -138,6 +174,7 @@ def _integer(text: str) -> int:
 
 
 SIZE, SECONDS, ADDRESS, LABEL, CARD, MOMENT, RESTART = Size(), Seconds(), Address(), Label(), Card(), Moment(), Restart()
+DISK = Disk()
 
 
 def size_text(size: int) -> str:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from hvapi.v1 import inspect_pb2
 
+from hvd.board.spec import DiskSpec, NetworkSpec
 from hvd.errors import HvdError
 from hvd.runner.directory import LogPosition
 from hvd.trace.points import POINTS, BackendId, Point
@@ -35,6 +36,9 @@ class Capability(enum.StrEnum):
     REGISTERS = "registers"
     TRACE = "trace"
     HYPERCALL = "hypercall"
+    DISK = "disk"
+    NETWORK = "network"
+    FIRMWARE = "boot-firmware"  # boots from a disk or CD-ROM as a PC does, in real mode
 
 
 @dataclass(frozen=True, slots=True)
@@ -73,6 +77,10 @@ class LaunchSpec:
     args: Sequence[str] = ()
     log_max_bytes: int = 16 << 20
     settings: Mapping[str, str] | None = None
+    boot: str = "kernel"  # otherwise "disk" or "cdrom": there is no kernel then
+    disks: Sequence[DiskSpec] = ()
+    network_interfaces: Sequence[NetworkSpec] = ()
+    symbols: Path | None = None
 
 
 @dataclass(frozen=True, slots=True)

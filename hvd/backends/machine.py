@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from hvd.backends.contract import Backend, Instance, LaunchSpec
+from hvd.backends.contract import Backend, Capability, Instance, LaunchSpec
 from hvd.board.loaders import identify
 from hvd.board.loaders.kernel import Kernel
 from hvd.board.memory import LOW_RAM_END, check_size
@@ -24,9 +24,19 @@ class MachineBackend(Backend):
                 problem=f"{self.name} has one virtual CPU",
                 remedy="use --cpus 1",
             )
+        needed = {Capability.DISK: spec.disks, Capability.NETWORK: spec.network_interfaces}
+        if missing := [
+            capability for capability, wanted in needed.items() if wanted and capability not in self.capabilities
+        ]:
+            raise HvdError("CAPABILITY_MISSING", backend=self.name, capability=missing[0].value)
+        check_size(spec.memory_bytes)
+        if spec.boot != "kernel":
+            if Capability.FIRMWARE not in self.capabilities:
+                raise HvdError("CAPABILITY_MISSING", backend=self.name, capability=Capability.FIRMWARE.value)
+            self.check_firmware(spec)
+            return
         if spec.kernel is None:
             raise HvdError("KERNEL_MISSING")
-        check_size(spec.memory_bytes)
         kernel = identify(spec.kernel, spec.flat_load_address)
         initrd_bytes = spec.initrd.stat().st_size if spec.initrd is not None else 0
         kernel.check_fits(min(spec.memory_bytes, LOW_RAM_END), initrd_bytes)
@@ -34,6 +44,9 @@ class MachineBackend(Backend):
 
     def check_kernel(self, spec: LaunchSpec, kernel: Kernel) -> None:
         """Raises HvdError when this way of executing can not run a kernel that is all right in itself."""
+
+    def check_firmware(self, spec: LaunchSpec) -> None:
+        """Raises HvdError when this way of executing can not boot this guest from its disk or CD-ROM."""
 
     async def launch(self, spec: LaunchSpec, directory: Path) -> Instance:
         return await RunnerInstance.launch(directory, spec, self.name, self.capabilities)

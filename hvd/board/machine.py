@@ -19,12 +19,14 @@ from typing import Any, Final, Protocol
 from hvapi.record import FLAG_LONG
 
 from hvd.board import cpuid
+from hvd.board.block import close_disks, open_disks
 from hvd.board.bus import Bus, floating
 from hvd.board.devices import DEVICES
 from hvd.board.hot import HotBoard, PortResult
 from hvd.board.loaders import load
 from hvd.board.memory import GuestMemory, Region
 from hvd.board.paging import AddressSpace, Translation
+from hvd.board.spec import MachineSpec
 from hvd.board.vcpu import Exit, ExitReason, Vcpu
 from hvd.errors import HvdError
 from hvd.trace.points import BY_NAME
@@ -41,23 +43,6 @@ MMIO_WRITE: Final = BY_NAME["mmio-write"].id
 HALT: Final = BY_NAME["halt"].id
 TRIPLE_FAULT: Final = BY_NAME["triple-fault"].id
 RESET: Final = BY_NAME["reset"].id
-
-
-@dataclass(frozen=True, slots=True)
-class MachineSpec:
-    """What the machine is and what runs on it; machine.json of the guest's directory."""
-
-    name: str
-    backend: str
-    engine: str
-    memory_bytes: int
-    kernel: str  # paths
-    initrd: str = ""  # empty = none
-    command_line: str = ""
-    flat_load_address: int = 0  # 0 = the kernel's header says what it is
-    restart_on_reset: bool = False
-    start_paused: bool = False
-    log_max_bytes: int = 16 << 20
 
 
 @dataclass(frozen=True, slots=True)
@@ -123,6 +108,7 @@ class Machine:
         self._lock = threading.Lock()  # guards _open and the use of vcpu by other threads
         self._open = True
         self._console_drained = threading.Event()
+        self.disks = open_disks(spec.disks)
         self._devices = [make(self) for make in DEVICES.values()]
         self.bus = Bus(self._devices, self._read_board_port, self._write_board_port)
         for device in self._devices:
@@ -294,6 +280,7 @@ class Machine:
         for device in self._devices:
             if (close := getattr(device, "close", None)) is not None:
                 close()
+        close_disks(self.disks)
 
     def _set_state(self, state: str) -> None:
         self.state = state

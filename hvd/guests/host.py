@@ -21,6 +21,9 @@ class Host(Protocol):
     trace: TraceSwitch
 
     def directory(self, uid: str) -> Path: ...
+    def disks_directory(self, uid: str) -> Path:
+        """Where its disks are: what they hold outlives its runs."""
+
     def backend(self, name: str) -> Backend: ...
     def resolve(self, guest: guest_pb2.Guest, paused: bool) -> LaunchSpec: ...
 

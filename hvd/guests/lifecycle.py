@@ -184,7 +184,8 @@ class GuestLife:
                 await self._kill()
                 await self._host.forget(self)
                 self.deleted = True
-                await asyncio.to_thread(records.remove_directory, self.directory)
+                for directory in (self.directory, self._host.disks_directory(self.guest.uid)):
+                    await asyncio.to_thread(records.remove_directory, directory)
                 self._host.changed(self, GuestEvent.DELETED, "deleted")
                 self._waiters.fail(HvdError("GUEST_NOT_FOUND", name=self.guest.name))
 

@@ -17,6 +17,7 @@ from hvapi.v1 import guest_pb2, image_pb2
 
 from hvd.backends.contract import LaunchSpec
 from hvd.errors import HvdError
+from hvd.guests import disks, interfaces
 
 Guest = guest_pb2.Guest
 State = guest_pb2.Guest.State
@@ -191,29 +192,34 @@ def check_machine(machine: guest_pb2.MachineConfig) -> None:
             problem=f"they have more than {MOST_COMMAND_LINE} bytes",
             remedy="give fewer or shorter ones",
         )
+    disks.check_disks(machine)
+    interfaces.check_interfaces(machine)
 
 
 def resolve(
-    guest: Guest, images: Images, blobs: Blobs, default_memory: int, log_max_bytes: int, paused: bool
+    guest: Guest, images: Images, blobs: Blobs, disks_dir: Path, default_memory: int, log_max_bytes: int, paused: bool
 ) -> LaunchSpec:
-    """What a backend needs to start the guest. Reads the image and blob catalogues.
+    """What a backend needs to start the guest. Reads the image and blob catalogues. disks_dir: where its overlays are.
 
-    Raises HvdError IMAGE_NOT_FOUND, BLOB_NOT_FOUND, KERNEL_MISSING, MEMORY_*.
+    Raises HvdError IMAGE_NOT_FOUND, IMAGE_KIND, BLOB_NOT_FOUND, KERNEL_MISSING, FIELD_INVALID, MEMORY_*.
     """
     machine = guest.machine
     image = images.get(guest.image) if guest.image else image_pb2.Image()
     kernel, initrd = machine.kernel or image.kernel, machine.initrd or image.initrd
     memory = machine.memory_bytes or image.memory_bytes or default_memory
+    symbols = machine.symbols or image.symbols
     check_memory(memory)
-    if not kernel:
-        raise HvdError("KERNEL_MISSING")
+    guest_disks = disks.resolve_disks(guest, images, blobs, disks_dir)
+    boot = disks.resolve_boot(machine.boot, bool(kernel), guest_disks)
+    if boot != "kernel":
+        kernel = initrd = ""
     return LaunchSpec(
         uid=guest.uid,
         name=guest.name.removeprefix(PREFIX),
         engine=guest.engine,
         memory_bytes=memory,
         cpus=machine.cpus or 1,
-        kernel=blobs.path(kernel),
+        kernel=blobs.path(kernel) if kernel else None,
         initrd=blobs.path(initrd) if initrd else None,
         command_line=" ".join(part for part in (image.append, machine.append) if part),
         flat_load_address=machine.flat_load_address,
@@ -221,9 +227,20 @@ def resolve(
         start_paused=paused,
         args=tuple(machine.args),
         log_max_bytes=log_max_bytes,
+        boot=boot,
+        disks=guest_disks,
+        network_interfaces=interfaces.resolve_interfaces(guest),
+        symbols=blobs.path(symbols) if symbols else None,
     )
 
 
 def digests_of(guest: Guest) -> list[str]:
-    """The blobs that the guest itself names; those of its image are the image's."""
-    return [digest for digest in (guest.machine.kernel, guest.machine.initrd) if digest]
+    """The blobs that the guest itself names; those of its images are the images'."""
+    machine = guest.machine
+    return [digest for digest in (machine.kernel, machine.initrd, machine.symbols) if digest]
+
+
+def images_of(guest: Guest) -> set[str]:
+    """Ids of the images that the guest needs."""
+    names = (guest.image, *(disk.image for disk in guest.machine.disks))
+    return {name.removeprefix("images/") for name in names if name}

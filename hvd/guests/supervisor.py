@@ -23,7 +23,7 @@ from hvapi.v1 import guest_pb2
 from hvd.backends.contract import Backend, LaunchSpec
 from hvd.config import Config
 from hvd.errors import HvdError
-from hvd.guests import model, records
+from hvd.guests import disks, model, records
 from hvd.guests.events import EventLog, now
 from hvd.guests.lifecycle import GuestLife
 from hvd.guests.model import Guest
@@ -108,9 +108,9 @@ class Supervisor:
         return all(key in carried and carried[key] == value for key, value in labels.items())
 
     def users_of(self, image: str) -> list[str]:
-        """Names of the guests that an image has."""
+        """Names of the guests that an image has, as theirs or behind a disk."""
         wanted = image.removeprefix("images/")
-        return [life.guest.name for life in self if life.guest.image.removeprefix("images/") == wanted]
+        return [life.guest.name for life in self if wanted in model.images_of(life.guest)]
 
     def references(self) -> set[str]:
         """Digests of the blobs that guests name themselves."""
@@ -121,12 +121,22 @@ class Supervisor:
     def directory(self, uid: str) -> Path:
         return self.config.guests_dir / uid
 
+    def disks_directory(self, uid: str) -> Path:
+        return self.config.disks_dir / uid
+
     def backend(self, name: str) -> Backend:
         return self.backends.get(name)
 
     def resolve(self, guest: guest_pb2.Guest, paused: bool) -> LaunchSpec:
+        config = self.config
         return model.resolve(
-            guest, self._images, self._blobs, self.config.default_memory, self.config.log_max_bytes, paused
+            guest,
+            self._images,
+            self._blobs,
+            self.disks_directory(guest.uid),
+            config.default_memory,
+            config.log_max_bytes,
+            paused,
         )
 
     def changed(self, life: GuestLife, kind: guest_pb2.GuestEvent.Type.ValueType, message: str) -> None:
@@ -174,8 +184,14 @@ class Supervisor:
             if len(self._guests) >= self.config.max_guests:
                 raise HvdError("TOO_MANY_GUESTS", limit=self.config.max_guests)
             guest.name = model.PREFIX + identifier
-            await self._place(guest)
-            await self._store.create(guest, request.request_id, fingerprint)
+            spec = await self._place(guest)
+            directory = self.disks_directory(guest.uid)
+            await asyncio.to_thread(disks.make_overlays, spec.disks, directory)
+            try:
+                await self._store.create(guest, request.request_id, fingerprint)
+            except BaseException:
+                records.remove_directory(directory)
+                raise
             life = self._guests[identifier] = GuestLife(guest, self)
             self.changed(life, GuestEvent.CREATED, "created")
             return guest
@@ -197,6 +213,9 @@ class Supervisor:
         guest.restart_policy.CopyFrom(asked.restart_policy)
         if guest.image and not guest.image.startswith("images/"):
             guest.image = f"images/{guest.image}"
+        for disk in guest.machine.disks:
+            if disk.image and not disk.image.startswith("images/"):
+                disk.image = f"images/{disk.image}"
         model.check_labels(guest.labels)
         model.check_policies(guest)
         model.check_machine(guest.machine)
@@ -204,7 +223,7 @@ class Supervisor:
         guest.name = model.PREFIX + request.guest_id if request.guest_id else ""
         return guest
 
-    async def _place(self, guest: guest_pb2.Guest) -> None:
+    async def _place(self, guest: guest_pb2.Guest) -> LaunchSpec:
         """Fill in what the daemon decides: backend, defaults, identity."""
         spec = self.resolve(guest, paused=False)
         placement = await self.backends.place(guest.backend, guest.engine, spec)
@@ -216,6 +235,7 @@ class Supervisor:
         guest.create_time.CopyFrom(now())
         guest.capabilities.extend(sorted(placement.backend.capabilities))
         guest.etag = model.etag(guest)
+        return spec
 
     async def update(self, asked: guest_pb2.Guest, paths: Sequence[str]) -> guest_pb2.Guest:
         """Change the named fields; no paths = all changeable fields that are set.

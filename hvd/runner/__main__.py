@@ -15,10 +15,10 @@ import json
 import os
 import signal
 import sys
-from dataclasses import fields
 from typing import Any
 
-from hvd.board.machine import CreateVcpu, MachineSpec
+from hvd.board.machine import CreateVcpu
+from hvd.board.spec import MachineSpec
 from hvd.errors import HvdError
 from hvd.runner.directory import MACHINE, PID, RUNNER_LOG, ExitRecord, process_identity, read_json, write_json
 from hvd.runner.runner import Runner
@@ -77,9 +77,7 @@ def read_spec() -> MachineSpec:
     if document is None:
         raise HvdError("RUNNER_START_FAILED", problem=f"{MACHINE} is missing or no JSON", log=RUNNER_LOG)
     try:
-        return MachineSpec(
-            **{field.name: document[field.name] for field in fields(MachineSpec) if field.name in document}
-        )
+        return MachineSpec.of(document)
     except TypeError as error:
         raise HvdError("RUNNER_START_FAILED", problem=f"{MACHINE}: {error}", log=RUNNER_LOG) from error
 

@@ -17,7 +17,7 @@ from hvapi.runner.v1 import control_pb2
 from hvapi.v1 import inspect_pb2
 
 from hvd.backends.contract import Capability, ConsoleAttachment, Instance, InstanceStatus, LaunchSpec
-from hvd.board.machine import MachineSpec
+from hvd.board.spec import MachineSpec
 from hvd.errors import HvdError
 from hvd.runner import launch
 from hvd.runner.directory import (
@@ -88,25 +88,30 @@ class RunnerInstance(Instance):
         CAPABILITY_MISSING.
         Raises HvdError: what the runner says of the image, RUNNER_START_FAILED, DISK_FULL.
         """
-        if spec.kernel is None:
+        if spec.kernel is None and spec.boot == "kernel":
             raise HvdError("KERNEL_MISSING")
         machine = MachineSpec(
             name=spec.name,
             backend=backend,
             engine=spec.engine,
             memory_bytes=spec.memory_bytes,
-            kernel=str(spec.kernel.absolute()),
+            kernel=str(spec.kernel.absolute()) if spec.kernel else "",
             initrd=str(spec.initrd.absolute()) if spec.initrd else "",
             command_line=" ".join(word for word in (spec.command_line, *spec.args) if word),
             flat_load_address=spec.flat_load_address,
             restart_on_reset=spec.restart_on_reset,
             start_paused=spec.start_paused,
             log_max_bytes=spec.log_max_bytes,
+            uid=spec.uid,
+            boot=spec.boot,
+            disks=tuple(spec.disks),
+            network_interfaces=tuple(spec.network_interfaces),
+            symbols=str(spec.symbols.absolute()) if spec.symbols else "",
         )
         read, write = os.pipe()
         try:
             try:
-                write_json(str(directory / MACHINE), launch.machine_document(machine))
+                write_json(str(directory / MACHINE), machine.document())
                 # In a thread: a template that hangs is waited for some seconds, and nobody else shall wait with it.
                 starting = asyncio.create_task(asyncio.to_thread(start_runner, backend, directory, executable, write))
                 process = await asyncio.shield(starting)

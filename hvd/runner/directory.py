@@ -3,7 +3,7 @@ guest.
 
 In conmon's form, so that conmon can provide it for containers and the runner for VMs, and the daemon has one code path:
 
-    machine.json   what to run (hvd.board.machine.MachineSpec), written by the daemon before the start; guest.json next
+    machine.json   what to run (hvd.board.spec.MachineSpec), written by the daemon before the start; guest.json next
                    to it is the daemon's own
     pid            JSON {"pid", "start_time", "boot_id"} of the process; start_time is field 22 of /proc/PID/stat
     attach         SOCK_SEQPACKET: packets to the viewer are one byte stream (2 = stdout, 3 = stderr) and up to 8191

@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,6 @@ import hvapi
 
 import hvd
 import hvd.backends
-from hvd.board.machine import MachineSpec
 from hvd.errors import HvdError
 from hvd.runner.directory import PID, RUNNER_LOG, boot_id, process_start_time, read_json
 from hvd.runner.inheritance import READY_FD, lifted
@@ -143,11 +142,6 @@ def find(directory: Path) -> tuple[int, int]:
         os.close(pidfd)
         raise HvdError("RUNNER_GONE", problem=f"process {pid} is another one now, or has ended")
     return pid, pidfd
-
-
-def machine_document(spec: MachineSpec) -> Mapping[str, object]:
-    """machine.json of it."""
-    return {name: getattr(spec, name) for name in MachineSpec.__slots__}
 
 
 def file_error(error: OSError, directory: Path) -> HvdError:

@@ -21,8 +21,9 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from hvd.board.hot import HotBoard
-from hvd.board.machine import CreateVcpu, End, Machine, MachineSpec
+from hvd.board.machine import CreateVcpu, End, Machine
 from hvd.board.memory import GuestMemory
+from hvd.board.spec import MachineSpec
 from hvd.errors import HvdError
 from hvd.runner.attach import AttachServer
 from hvd.runner.directory import ATTACH, CONTROL, COUNTERS, LOG, TRACE, TRACE_RECORDS, ExitRecord, LogPosition

@@ -7,8 +7,9 @@ from pathlib import Path
 
 from hvd.backends.emulation.vcpu import create
 from hvd.board.hot import HotBoard
-from hvd.board.machine import End, Machine, MachineSpec
+from hvd.board.machine import End, Machine
 from hvd.board.memory import GuestMemory
+from hvd.board.spec import MachineSpec
 from hvd.trace.points import BackendId
 
 DRAIN_SECONDS = 0.002

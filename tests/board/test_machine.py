@@ -14,8 +14,9 @@ from hvapi.record import FLAG_LONG, Record, decode
 from scripted_vcpu import ScriptedVcpu, Step, port_in, port_out
 
 from hvd.board.hot import HotBoard
-from hvd.board.machine import End, Machine, MachineSpec
+from hvd.board.machine import End, Machine
 from hvd.board.memory import GuestMemory
+from hvd.board.spec import MachineSpec
 from hvd.board.vcpu import Exit, ExitReason
 from hvd.errors import HvdError
 from hvd.trace.points import BY_NAME, BackendId, Kind

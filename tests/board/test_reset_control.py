@@ -10,8 +10,9 @@ from scripted_vcpu import ScriptedVcpu, Step, port_in, port_out
 
 from hvd.board.devices.reset_control import ResetControl
 from hvd.board.hot import HotBoard
-from hvd.board.machine import End, Machine, MachineSpec
+from hvd.board.machine import End, Machine
 from hvd.board.memory import GuestMemory
+from hvd.board.spec import MachineSpec
 from hvd.board.vcpu import Exit, ExitReason
 from hvd.trace.points import BackendId
 

@@ -237,7 +237,9 @@ class Client(Calls):
         """Uploads the guest's files and makes it, STOPPED."""
         kernel = self.upload_file(spec.kernel) if spec.kernel is not None else ""
         initrd = self.upload_file(spec.initrd) if spec.initrd is not None else ""
-        return self.create_guest(guest_id=spec.name, guest=spec.message(kernel, initrd), validate_only=validate_only)
+        symbols = self.upload_file(spec.symbols) if spec.symbols is not None else ""
+        guest = spec.message(kernel, initrd, symbols)
+        return self.create_guest(guest_id=spec.name, guest=guest, validate_only=validate_only)
 
     def run_guest(self, *, paused: bool = False, **spec: Any) -> guest_pb2.Guest:
         """Makes a guest and starts it; the keyword arguments are GuestSpec's. Returns when its first instruction has

@@ -22,10 +22,17 @@ MOST_BYTES = 1 << 32
 
 Path = str | os.PathLike[str]
 OnReset = Literal["", "stop", "restart"]
+Boot = Literal["", "kernel", "disk", "cdrom"]
 _ON_RESET = {
     "": guest_pb2.Guest.ON_RESET_UNSPECIFIED,
     "stop": guest_pb2.Guest.STOP,
     "restart": guest_pb2.Guest.RESTART,
+}
+_BOOT = {
+    "": guest_pb2.BOOT_SOURCE_UNSPECIFIED,
+    "kernel": guest_pb2.BOOT_SOURCE_KERNEL,
+    "disk": guest_pb2.BOOT_SOURCE_DISK,
+    "cdrom": guest_pb2.BOOT_SOURCE_CDROM,
 }
 
 
@@ -34,8 +41,9 @@ class GuestSpec:
     """What a guest is to be. Files are uploaded by the client; 0 and "" leave the choice to the daemon.
 
     memory_bytes: a multiple of 4096. flat_load_address: guest-physical, of flat binaries only. append: kernel command
-    line, added to the image's. args: for the guest's program. networks: of each network card the fields of a
-    NetworkInterface; its network is "user", "none" or a network's name.
+    line, added to the image's. args: for the guest's program. disks: the API's messages. networks: of each network card
+    the fields of a NetworkInterface; its network is "user", "none" or a network's name. boot: what is started; "" is
+    the kernel, if there is one, otherwise the first disk. symbols: an ELF file with the kernel's symbols.
     """
 
     name: str = ""
@@ -44,17 +52,20 @@ class GuestSpec:
     image: str = ""
     kernel: Path | None = None
     initrd: Path | None = None
+    symbols: Path | None = None
     append: str = ""
     memory_bytes: int = 0
     cpus: int = 0
     flat_load_address: int = 0
     args: Sequence[str] = ()
+    disks: Sequence[guest_pb2.Disk] = ()
     networks: Sequence[Mapping[str, str]] = ()
+    boot: Boot = ""
     labels: Mapping[str, str] = field(default_factory=dict)
     on_reset: OnReset = ""
     restart: guest_pb2.RestartPolicy | None = None
 
-    def message(self, kernel_digest: str, initrd_digest: str) -> guest_pb2.Guest:
+    def message(self, kernel_digest: str, initrd_digest: str, symbols_digest: str = "") -> guest_pb2.Guest:
         """The Guest for CreateGuest, its files replaced by their digests."""
         return guest_pb2.Guest(
             backend=self.backend,
@@ -71,10 +82,13 @@ class GuestSpec:
                 append=self.append,
                 flat_load_address=self.flat_load_address,
                 args=self.args,
+                disks=self.disks,
                 network_interfaces=[
                     guest_pb2.NetworkInterface(**{**card, "network": network_name(card["network"])})
                     for card in self.networks
                 ],
+                boot=_BOOT[self.boot],
+                symbols=symbols_digest,
             ),
         )
 

@@ -11,9 +11,9 @@ import click
 from hvctl import failures
 from hvctl.output import document, is_document, print_document
 from hvctl.sdk.errors import HvctlError
-from hvctl.sdk.names import guest_id
+from hvctl.sdk.names import guest_id, image_name
 from hvctl.settings import Settings, say, verb
-from hvctl.values import ADDRESS, CARD, LABEL, RESTART, SIZE
+from hvctl.values import ADDRESS, CARD, DISK, LABEL, RESTART, SIZE
 from hvctl.verbs.outcome import exit_code, tell_end
 
 if TYPE_CHECKING:
@@ -33,6 +33,11 @@ _SPEC_OPTIONS = [
     click.option("--kernel", type=click.Path(dir_okay=False), metavar="F", help="Kernel file."),
     click.option("--initrd", type=click.Path(dir_okay=False), metavar="F", help="Initial RAM disk."),
     click.option("--append", metavar="S", help="Kernel command line; added to the image's."),
+    click.option("--symbols", type=click.Path(dir_okay=False), metavar="F", help="ELF file with the kernel's symbols."),
+    click.option("--disk", "disks", type=DISK, multiple=True, metavar="IMAGE[,ro][,bus=ide|virtio][,size=S]",
+                 help="Disk of an image, or blank with size=S alone; may be repeated."),
+    click.option("--cdrom", "cdroms", metavar="IMAGE", multiple=True, help="CD-ROM of an image; may be repeated."),
+    click.option("--boot", type=click.Choice(["kernel", "disk", "cdrom"]), help="Default: the kernel, if there is one."),
     click.option("--flat", type=ADDRESS, metavar="ADDRESS", help="Load address and entry of a flat binary."),
     click.option("--memory", type=SIZE, metavar="SIZE", help="RAM: 64M, 1G, bytes."),
     click.option("--cpus", type=click.IntRange(min=1), metavar="N", help="Virtual CPUs."),
@@ -62,6 +67,17 @@ def make(settings: Settings, spec: dict[str, Any]) -> guest_pb2.Guest:
     if restart is not None:
         mode = guest_pb2.RestartPolicy.Mode.Value(restart[0])
         policy = guest_pb2.RestartPolicy(mode=mode, max_retries=restart[1])
+    disks = [
+        guest_pb2.Disk(
+            image=image_name(disk.image),
+            mode=guest_pb2.Disk.READ_ONLY if disk.read_only else guest_pb2.Disk.MODE_UNSPECIFIED,
+            bus=guest_pb2.Disk.Bus.Value(disk.bus.upper() or "BUS_UNSPECIFIED"),
+            cdrom=disk.cdrom,
+            size_bytes=disk.size_bytes,
+        )
+        for disk in spec["disks"]
+    ]
+    disks += [guest_pb2.Disk(image=image_name(name), cdrom=True) for name in spec["cdroms"]]
     guest = GuestSpec(
         name=guest_id(spec["name"] or ""),
         backend=spec["backend"] or "",
@@ -76,9 +92,11 @@ def make(settings: Settings, spec: dict[str, Any]) -> guest_pb2.Guest:
         labels=dict(spec["labels"]),
         on_reset=spec["on_reset"] or "",
         restart=policy,
+        disks=disks,
+        boot=spec["boot"] or "",
     )
-    kernel, initrd = (upload(settings, spec[what]) if spec[what] else "" for what in ("kernel", "initrd"))
-    made = settings.client.create_guest(guest_id=guest.name, guest=guest.message(kernel, initrd))
+    digests = (upload(settings, spec[what]) if spec[what] else "" for what in ("kernel", "initrd", "symbols"))
+    made = settings.client.create_guest(guest_id=guest.name, guest=guest.message(*digests))
     if not spec["backend"]:
         say(f"backend {made.backend}: {made.backend_reason or 'the daemon chose it'}")
     return made

@@ -1,0 +1,55 @@
+"""The disks of a machine, opened."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvd.board.block.image import BlockImage
+from hvd.board.block.overlay import Overlay
+from hvd.board.block.raw import RawImage
+from hvd.board.spec import DiskSpec
+from hvd.errors import HvdError
+
+
+@dataclass(frozen=True, slots=True)
+class Disk:
+    """One disk or CD-ROM: what it is and what is on it. machine.disks has them in the order of the configuration."""
+
+    spec: DiskSpec
+    image: BlockImage
+
+
+def open_disks(specs: Sequence[DiskSpec]) -> tuple[Disk, ...]:
+    """All of them or none. Raises HvdError DISK_UNUSABLE, DISK_DAMAGED, DISK_IN_USE."""
+    disks: list[Disk] = []
+    try:
+        for spec in specs:
+            disks.append(Disk(spec, _open(spec)))
+    except BaseException:
+        close_disks(disks)
+        raise
+    return tuple(disks)
+
+
+def close_disks(disks: Sequence[Disk]) -> None:
+    """Flush and close them. One that fails is told on stderr (runner.log): its guest, which could be told, has ended."""
+    for disk in disks:
+        try:
+            disk.image.close()
+        except OSError as error:
+            print(f"{disk.spec.name} could not be flushed at its guest's end: {error}", file=sys.stderr)
+
+
+def _open(spec: DiskSpec) -> BlockImage:
+    base = Path(spec.base) if spec.base else None
+    try:
+        if spec.overlay:
+            return Overlay(Path(spec.overlay), base, spec.size_bytes)
+        if base is None:
+            raise HvdError("DISK_UNUSABLE", disk=spec.name, problem="it has neither an image nor an overlay")
+        return RawImage(base, spec.size_bytes)
+    except OSError as error:
+        raise HvdError("DISK_UNUSABLE", disk=spec.name, problem=str(error)) from error
