@@ -1,4 +1,5 @@
 from pathlib import Path
+
 from hvd.board.block.overlay import Overlay, create_overlay
 
 
