@@ -4,14 +4,18 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
+
+from hvd.errors import HvdError
+
+FPU_BYTES = 512  # of FXSAVE's image
 
 
 class ExitReason(enum.IntEnum):
     """Why run() returned. The values are enum hv_exit_reason of the C side."""
 
-    INTERRUPTED = 0  # kick(); state is canonical: the only exit at which it may be read, changed or saved
+    INTERRUPTED = 0  # kick(); state is canonical: the only exit besides DEBUG at which it may be read, changed or saved
     PORT_IN = 1  # answer with Exit.value before the next run()
     PORT_OUT = 2
     MMIO_READ = 3  # answer with Exit.value before the next run()
@@ -19,9 +23,27 @@ class ExitReason(enum.IntEnum):
     HALT = 5  # HLT with interrupts off: nothing will ever wake it (HLT with interrupts on waits inside run())
     HYPERCALL = 6
     SHUTDOWN = 7  # triple fault
-    DEBUG = 8
+    DEBUG = 8  # Exit.value says why (DebugCause); state is canonical
     ERROR = 9  # the backend cannot go on; Exit.detail says why
     CONSOLE_FULL = 10  # drain the console, run again
+
+
+class DebugCause(enum.IntEnum):
+    """What set_debug() asked for and what happened. The values are enum hv_debug_cause of the C side."""
+
+    STEP = 1  # one instruction was executed; of a trap, a fault or a system call RIP is the first one of its handler
+    BREAKPOINT = 2  # Exit.address: RIP as a linear address; the instruction there was not executed
+    WATCHPOINT = 3  # Exit.address: the watched linear address; the instruction that accessed it was executed
+
+
+@dataclass(frozen=True, slots=True)
+class Watchpoint:
+    """A range of linear addresses: the guest's accesses to it stop it. Those of devices do not."""
+
+    address: int
+    length: int  # bytes, at least 1
+    read: bool
+    write: bool
 
 
 @dataclass(slots=True)
@@ -86,6 +108,22 @@ class Vcpu(ABC):
     @abstractmethod
     def set_register(self, name: str, value: int) -> None:
         """Change one general register, rip or rflags. Raises KeyError for other names."""
+
+    def set_debug(self, breakpoints: Set[int], watchpoints: Set[Watchpoint], step: bool) -> None:
+        """What makes run() return DEBUG from now on, in place of what was asked for before (KVM_SET_GUEST_DEBUG). Breakpoints are
+        linear addresses; guest memory is not changed for them, and one at the present RIP stops before the next instruction.
+        step: after one instruction, breakpoints aside; interrupts of devices wait meanwhile. The guest's own debug registers
+        and TF keep working. At INTERRUPTED, DEBUG or before the first run. Raises HvdError CAPABILITY_MISSING."""
+        if breakpoints or watchpoints or step:
+            raise HvdError("CAPABILITY_MISSING", backend="this way of executing", capability="debug")
+
+    def fpu(self) -> bytes:
+        """x87 and SSE registers as FXSAVE's 512 bytes (SDM vol. 1, 10.5.1). Raises HvdError CAPABILITY_MISSING."""
+        raise HvdError("CAPABILITY_MISSING", backend="this way of executing", capability="debug")
+
+    def set_fpu(self, image: bytes) -> None:
+        """The reverse. Raises HvdError CAPABILITY_MISSING; ValueError for another length."""
+        raise HvdError("CAPABILITY_MISSING", backend="this way of executing", capability="debug")
 
     @abstractmethod
     def inject(self, vector: int) -> None:

@@ -36,6 +36,8 @@ void hv_update_interrupt(struct hv_emulator *e)
 static bool exec_interrupt(CPUState *cpu, int request)
 {
     struct hv_emulator *e = running;
+    if (hv_debug_holds_interrupts(e))
+        return false;
     if (e->unicorn.x86_cpu_pending_interrupt_x86_64(cpu, request) != CPU_INTERRUPT_HARD)
         return e->unicorn.x86_cpu_exec_interrupt_x86_64(cpu, request);
     uint8_t vector;
@@ -53,7 +55,9 @@ static bool exec_interrupt(CPUState *cpu, int request)
         HV_AT(uint32_t, cpu, CPU_INTERRUPT_REQUEST) |= CPU_INTERRUPT_HARD;
     hv_arm_timer(e); /* with automatic EOI the next tick may have its turn */
     hv_cross(&e->board->crossings, HV_POINT_INTERRUPT, 0, hv_linear_rip(e), hv_record_flags(e), vector, 0, 0, 0);
+    e->debug.delivering = true;
     e->unicorn.do_interrupt_x86_hardirq_x86_64(e->env, vector, 1); /* may longjmp: a fault while pushing the frame */
+    hv_debug_delivered(e);
     return true;
 }
 
@@ -87,7 +91,9 @@ static void on_exception(uc_engine *uc, uint32_t vector, void *user)
         hv_cross(crossings, HV_POINT_EXCEPTION_BASE + vector, 0, hv_linear_rip(e), hv_record_flags(e),
                  page_fault ? hv_env64(e, ENV_CR + 8 * 2) : error, page_fault ? error : 0, 0, 0);
     }
+    e->debug.delivering = true;
     e->unicorn.x86_cpu_do_interrupt_x86_64(e->cpu);
+    hv_debug_delivered(e);
 }
 
 /* UC_HOOK_INSN_INVALID: #UD takes this way instead. */
@@ -352,6 +358,7 @@ static void on_syscall(uc_engine *uc, void *user)
         hv_load_segment(e, SEG_SS, (star_selector + 8) & 0xFFFC, 0, 0xFFFFFFFF, DESC_G | DESC_B | DESC_P | DESC_S | 0x300);
     }
     *rip = target - length;
+    hv_debug_delivered(e);
 }
 
 /* SDM vol. 2B, SYSENTER. */
@@ -368,6 +375,7 @@ static void on_sysenter(uc_engine *uc, void *user)
     hv_load_segment(e, SEG_SS, selector + 8, 0, 0xFFFFFFFF, DESC_G | DESC_B | DESC_P | DESC_S | 0x300);
     HV_AT(uint64_t, e->env, ENV_REGS + 8 * GPR_SP) = hv_env64(e, ENV_SYSENTER_ESP);
     HV_AT(uint64_t, e->env, ENV_EIP) = hv_env64(e, ENV_SYSENTER_EIP) - length;
+    hv_debug_delivered(e);
 }
 
 bool hv_hooks_install(struct hv_emulator *e, char *why, size_t why_size)
@@ -392,6 +400,7 @@ bool hv_hooks_install(struct hv_emulator *e, char *why, size_t why_size)
         }
     }
     HV_AT(void **, e->cpu, CPU_CLASS)[CLASS_EXEC_INTERRUPT] = (void *)exec_interrupt;
+    hv_debug_install(e);
     return true;
 }
 

@@ -58,6 +58,7 @@ static void close_partly(struct hv_emulator *e)
     if (e->uc)
         e->unicorn.uc_close(e->uc);
     hv_hooks_free(e);
+    hv_debug_free(e);
     free(e->code_pages);
     free(e->cpuid);
     hv_coroutine_destroy(&e->coroutine);
@@ -253,6 +254,7 @@ static bool halt(struct hv_emulator *e)
         sleep_until(e, hv_board_deadline(e->board));
     }
     HV_AT(uint32_t, e->cpu, CPU_HALTED) = 0;
+    e->debug.waking = e->debug.step;
     crossings->counters->halted_ns += hv_host_ns() - start;
     hv_cross(crossings, HV_POINT_HALT, start, rip, hv_record_flags(e), 1, 0, 0, 0);
     return true;
@@ -269,6 +271,7 @@ static int run(struct hv_emulator *e)
                 continue;
             hv_board_advance(e->board);
             hv_update_interrupt(e);
+            hv_debug_before_run(e);
         }
         hv_arm_timer(e);
         uint64_t start = hv_host_ns();
@@ -290,7 +293,9 @@ static int run(struct hv_emulator *e)
         case EXCP_HALTED:
             break;
         case EXCP_DEBUG:
-            return finish(e, HV_EXIT_DEBUG);
+            if (hv_debug_stopped(e))
+                return finish(e, HV_EXIT_DEBUG);
+            break;
         case EXCP_HLT:
             if (!HV_AT(uint32_t, e->cpu, CPU_HALTED)) /* QEMU's way of saying triple fault */
                 return finish(e, HV_EXIT_SHUTDOWN);

@@ -4,7 +4,9 @@
  *   shim.c      create, run, kick, the halt wait and the timer
  *   hooks.c     what leaves translated code: ports, MMIO, CPUID, time stamps, system calls, exceptions, interrupts
  *   state.c     registers in and out
- *   plt.c       puts functions of ours between the library's parts: those of the two below
+ *   fpu.c       x87 and SSE registers in and out
+ *   debug.c     breakpoints, watchpoints and single steps, the debugger's and the guest's own
+ *   plt.c       puts functions of ours between the library's parts: those of debug.c and of the two below
  *   flags.c     status flags without garbage
  *   code_pages.c  which pages hold translated code: what a store must drop
  */
@@ -32,6 +34,22 @@ struct hv_exit {
     uint32_t flags;          /* HV_RECORD_USER, HV_RECORD_LONG */
     int32_t error;           /* of HV_EXIT_ERROR: uc_err */
     char detail[112];        /* of HV_EXIT_ERROR */
+};
+
+/* hvd/board/vcpu.py DebugCause; exit.value of HV_EXIT_DEBUG, whose address is the breakpoint's or that of the access. */
+enum hv_debug_cause { HV_DEBUG_STEP = 1, HV_DEBUG_BREAKPOINT, HV_DEBUG_WATCHPOINT };
+
+/* What a debugger asked for; all zero without one. */
+struct hv_debug {
+    bool step;       /* return after one instruction */
+    bool requested;  /* a stop before the next block */
+    bool waking;     /* a step over HLT got the interrupt it waited for */
+    bool replay;     /* the instruction that hit a watchpoint is executed once more, alone, and then it stops */
+    bool delivering; /* an exception or interrupt is being delivered: not to be cut short */
+    bool hit;        /* a watchpoint of the debugger */
+    uint64_t hit_address;
+    uint64_t unaligned; /* linear address of the store that is being looked at; 0 = none */
+    struct cpu_watchpoint *watchpoints; /* BP_GDB: the debugger's; BP_CPU: the guest's, from its debug registers */
 };
 
 struct hv_cpuid_entry {
@@ -65,6 +83,7 @@ struct hv_emulator {
     struct hv_cpuid_entry *cpuid;
     unsigned cpuid_count;
     struct mmio_region *regions;
+    struct hv_debug debug;
 };
 
 /* unicorn.c */
@@ -91,6 +110,17 @@ struct hv_redirection {
     void **original;
 };
 bool hv_plt_redirect(void *handle, char *why, size_t why_size);
+
+/* debug.c */
+extern const struct hv_redirection hv_debug_redirections[];
+extern const size_t hv_debug_redirection_count;
+void hv_debug_install(struct hv_emulator *);
+void hv_debug_before_run(struct hv_emulator *);  /* prepare the step, if it is to be one */
+bool hv_debug_stopped(struct hv_emulator *);     /* EXCP_DEBUG: fills exit; false = nothing that anybody asked for */
+bool hv_debug_holds_interrupts(const struct hv_emulator *);
+void hv_debug_delivered(struct hv_emulator *);   /* RIP is at the first instruction of a handler: a step ends here */
+void hv_debug_reset(struct hv_emulator *);       /* the state was set anew; what the debugger set stays */
+void hv_debug_free(struct hv_emulator *);
 
 /* flags.c */
 extern const struct hv_redirection hv_flags_redirection;

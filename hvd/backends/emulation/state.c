@@ -44,6 +44,7 @@ void hv_emulator_set_state(struct hv_emulator *e, const struct hv_state *state)
     ((void (*)(CPUState *))HV_AT(void **, e->cpu, CPU_CLASS)[CLASS_RESET])(e->cpu);
     e->injected = false;
     HV_AT(uint32_t, e->cpu, CPU_INTERRUPT_REQUEST) = 0;
+    hv_debug_reset(e);
     memcpy(&HV_AT(uint8_t, env, ENV_REGS), state->regs, sizeof state->regs);
     HV_AT(uint64_t, env, ENV_EIP) = state->rip;
     HV_AT(uint64_t, env, ENV_CR + 8 * 2) = state->cr2;
@@ -92,9 +93,10 @@ bool hv_emulator_set_register(struct hv_emulator *e, unsigned index, uint64_t va
 {
     if (index < 16)
         HV_AT(uint64_t, e->env, ENV_REGS + 8 * index) = value;
-    else if (index == 16)
+    else if (index == 16) {
         HV_AT(uint64_t, e->env, ENV_EIP) = value;
-    else if (index == 17)
+        HV_AT(uint32_t, e->cpu, CPU_HALTED) = 0; /* whoever moves RIP wants what stands there to run */
+    } else if (index == 17)
         e->unicorn.helper_write_eflags_x86_64(e->env, value | 2, 0xFFFFFFFF);
     else
         return false;

@@ -46,6 +46,7 @@ bool hv_unicorn_verify(struct hv_emulator *e, char *why, size_t why_size)
     void **class = HV_AT(void **, cpu, CPU_CLASS);
     VERIFY(class[CLASS_DO_INTERRUPT] == (void *)e->unicorn.x86_cpu_do_interrupt_x86_64);
     VERIFY(class[CLASS_EXEC_INTERRUPT] == (void *)e->unicorn.x86_cpu_exec_interrupt_x86_64);
+    VERIFY(class[CLASS_DEBUG_EXCEPTION] == (void *)e->unicorn.breakpoint_handler_x86_64);
     VERIFY(HV_AT(uint8_t, e->uc, UC_USE_EXITS) == 1);
     VERIFY(HV_AT(int, e->uc, UC_NESTED_LEVEL) == 0);
     VERIFY(HV_AT(int, e->uc, UC_INVALID_ERROR) == 0);
@@ -58,6 +59,17 @@ bool hv_unicorn_verify(struct hv_emulator *e, char *why, size_t why_size)
     VERIFY(HV_AT(uint8_t, cpu, CPU_EXIT_REQUEST) == 1 && *icount_high == -1);
     HV_AT(uint8_t, cpu, CPU_EXIT_REQUEST) = 0;
     *icount_high = 0;
+
+    /* The debugger's places: a breakpoint that is inserted stands at the head of the list. */
+    VERIFY(HV_AT(void *, cpu, CPU_OPAQUE) == NULL && HV_AT(void *, cpu, CPU_WATCHPOINT_HIT) == NULL);
+    VERIFY(HV_AT(uint32_t, cpu, CPU_CFLAGS_NEXT_TB) == ~0u && HV_AT(int, cpu, CPU_SINGLESTEP) == 0);
+    VERIFY(HV_AT(struct cpu_breakpoint *, cpu, CPU_BREAKPOINTS) == NULL);
+    struct cpu_breakpoint *breakpoint = NULL;
+    VERIFY(e->unicorn.cpu_breakpoint_insert_x86_64(cpu, 0x12345678, BP_GDB, &breakpoint) == 0 && breakpoint);
+    VERIFY(HV_AT(struct cpu_breakpoint *, cpu, CPU_BREAKPOINTS) == breakpoint);
+    VERIFY(breakpoint->pc == 0x12345678 && breakpoint->flags == BP_GDB && breakpoint->next == NULL);
+    e->unicorn.cpu_breakpoint_remove_all_x86_64(cpu, BP_GDB);
+    VERIFY(HV_AT(struct cpu_breakpoint *, cpu, CPU_BREAKPOINTS) == NULL);
 
     /* Registers, by their public names (unicorn/x86.h). */
     static const struct { int reg; unsigned offset; } sample[] = {

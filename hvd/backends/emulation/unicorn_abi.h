@@ -35,11 +35,13 @@ enum {
 /* CPUState (qemu/include/hw/core/cpu.h) */
 enum {
     CPU_MEM_IO_PC = 33144, /* uintptr_t: where translated code is that accesses MMIO; means nothing outside of its buffer */
-    CPU_STOP = 17, CPU_STOPPED = 18, CPU_EXIT_REQUEST = 21, CPU_INTERRUPT_REQUEST = 28, CPU_ENV_PTR = 296, CPU_ICOUNT_DECR_PTR = 304,
+    CPU_STOP = 17, CPU_STOPPED = 18, CPU_EXIT_REQUEST = 21, CPU_CFLAGS_NEXT_TB = 24, CPU_INTERRUPT_REQUEST = 28, CPU_SINGLESTEP = 32,
+    CPU_ENV_PTR = 296, CPU_ICOUNT_DECR_PTR = 304, CPU_BREAKPOINTS = 33096, CPU_WATCHPOINT_HIT = 33128,
+    CPU_OPAQUE = 33136, /* void *: nobody's; the shim's emulator */
     CPU_HALTED = 33176, CPU_EXCEPTION_INDEX = 33184, CPU_UC = 33192, CPU_CLASS = 33200, CPU_ENV = 35408,
 };
 /* CPUClass: index of function pointers */
-enum { CLASS_RESET = 0, CLASS_DO_INTERRUPT = 2, CLASS_EXEC_INTERRUPT = 18 };
+enum { CLASS_RESET = 0, CLASS_DO_INTERRUPT = 2, CLASS_DEBUG_EXCEPTION = 15, CLASS_EXEC_INTERRUPT = 18 };
 /* CPUX86State (qemu/target/i386/cpu.h) */
 enum {
     ENV_REGS = 0, ENV_EIP = 128, ENV_EFLAGS = 136, ENV_HFLAGS = 176, ENV_HFLAGS2 = 180, ENV_SEGS = 184, ENV_LDT = 328, ENV_TR = 352,
@@ -57,11 +59,27 @@ struct segment_cache { /* SegmentCache */
 };
 _Static_assert(sizeof(struct segment_cache) == 24, "SegmentCache");
 
-enum { CPU_INTERRUPT_HARD = 2 };
+struct cpu_breakpoint { /* CPUBreakpoint */
+    uint64_t pc; /* linear */
+    int flags;   /* BP_* */
+    struct cpu_breakpoint *next, **previous;
+};
+struct cpu_watchpoint { /* CPUWatchpoint, up to its place in a list, which is ours */
+    uint64_t address, length, hit_address;
+    uint32_t hit_attributes;
+    int flags; /* BP_* */
+    struct cpu_watchpoint *next;
+};
+enum {
+    BP_MEM_READ = 0x01, BP_MEM_WRITE = 0x02, BP_GDB = 0x10, BP_CPU = 0x20, BP_WATCHPOINT_HIT_READ = 0x40, BP_WATCHPOINT_HIT_WRITE = 0x80,
+    BP_WATCHPOINT_HIT = 0xC0,
+};
+
+enum { CPU_INTERRUPT_HARD = 2, CPU_INTERRUPT_DEBUG = 0x80 };
 enum { EXCP_INTERRUPT = 0x10000, EXCP_HLT = 0x10001, EXCP_DEBUG = 0x10002, EXCP_HALTED = 0x10003 };
 enum { HF_CPL = 3, HF_INHIBIT_IRQ = 1 << 3, HF_CS32 = 1 << 4, HF_SS32 = 1 << 5, HF_ADDSEG = 1 << 6, HF_LMA = 1 << 14, HF_CS64 = 1 << 15 };
 enum { DESC_B = 1 << 22, DESC_L = 1 << 21, DESC_P = 1 << 15, DESC_S = 1 << 12, DESC_G = 1 << 23 };
-enum { EFLAGS_IF = 1 << 9, EFLAGS_RF = 1 << 16, EFLAGS_VM = 1 << 17 };
+enum { EFLAGS_TF = 1 << 8, EFLAGS_IF = 1 << 9, EFLAGS_RF = 1 << 16, EFLAGS_VM = 1 << 17 };
 
 #define HV_AT(type, base, offset) (*(type *)((uint8_t *)(base) + (offset)))
 
@@ -100,6 +118,10 @@ typedef struct CPUX86State CPUX86State;
     X(void, cpu_x86_update_cr3_x86_64, (CPUX86State *, uint64_t))                                                                  \
     X(void, cpu_x86_update_cr4_x86_64, (CPUX86State *, uint32_t))                                                                  \
     X(void, cpu_x86_cpuid_x86_64, (CPUX86State *, uint32_t, uint32_t, uint32_t *, uint32_t *, uint32_t *, uint32_t *))             \
+    X(void, breakpoint_handler_x86_64, (CPUState *))                                                                               \
+    X(int, cpu_breakpoint_insert_x86_64, (CPUState *, uint64_t, int, struct cpu_breakpoint **))                                    \
+    X(int, cpu_breakpoint_remove_x86_64, (CPUState *, uint64_t, int))                                                              \
+    X(void, cpu_breakpoint_remove_all_x86_64, (CPUState *, int))                                                                   \
     X(void, tlb_flush_x86_64, (CPUState *))                                                                                        \
     X(void, tlb_reset_dirty_x86_64, (CPUState *, uint64_t, uint64_t))                                                              \
     X(void, tb_flush_x86_64, (CPUState *))                                                                                         \

@@ -6,13 +6,13 @@ import contextlib
 import ctypes
 import functools
 import importlib.util
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any, Final
 
 from hvd.board.hot import LIBRARY, HotBoard
 from hvd.board.memory import HIGH_RAM_START, GuestMemory, RegionKind
-from hvd.board.vcpu import EntryState, Exit, ExitReason, Segment, Vcpu
+from hvd.board.vcpu import FPU_BYTES, EntryState, Exit, ExitReason, Segment, Vcpu, Watchpoint
 from hvd.errors import HvdError
 
 TSC_HZ: Final = 1_000_000_000  # the guest's TSC is its virtual clock in nanoseconds
@@ -97,6 +97,11 @@ _PROTOTYPES: Final[dict[str, tuple[Any, list[Any]]]] = {
     "hv_emulator_set_state": (None, [_pointer, _pointer]),
     "hv_emulator_get_state": (None, [_pointer, _pointer]),
     "hv_emulator_set_register": (_bool, [_pointer, _u32, _u64]),
+    "hv_emulator_set_step": (None, [_pointer, _bool]),
+    "hv_emulator_set_breakpoint": (_bool, [_pointer, _u64, _bool]),
+    "hv_emulator_set_watchpoint": (_bool, [_pointer, _u64, _u64, _bool, _bool, _bool]),
+    "hv_emulator_get_fpu": (None, [_pointer, _pointer]),
+    "hv_emulator_set_fpu": (None, [_pointer, _pointer]),
 }
 
 
@@ -147,6 +152,8 @@ class NativeVcpu(Vcpu):
             )
         self._exit = self._lib.hv_emulator_exit(self._emulator).contents
         self._answered: Exit | None = None
+        self._breakpoints: frozenset[int] = frozenset()
+        self._watchpoints: frozenset[Watchpoint] = frozenset()
         self._map(memory)
         self._set_cpuid(cpuid)
 
@@ -261,6 +268,30 @@ class NativeVcpu(Vcpu):
 
     def set_register(self, name: str, value: int) -> None:
         self._lib.hv_emulator_set_register(self._emulator, SETTABLE[name], value & 0xFFFF_FFFF_FFFF_FFFF)
+
+    def set_debug(self, breakpoints: Set[int], watchpoints: Set[Watchpoint], step: bool) -> None:
+        for set_, before, after in ((False, breakpoints, self._breakpoints), (True, self._breakpoints, breakpoints)):
+            for address in after - before:
+                if not self._lib.hv_emulator_set_breakpoint(self._emulator, address, set_):
+                    raise MemoryError
+        for set_, old, new in ((False, watchpoints, self._watchpoints), (True, self._watchpoints, watchpoints)):
+            for watch in new - old:
+                if not self._lib.hv_emulator_set_watchpoint(
+                    self._emulator, watch.address, watch.length, watch.read, watch.write, set_
+                ):
+                    raise MemoryError
+        self._breakpoints, self._watchpoints = frozenset(breakpoints), frozenset(watchpoints)
+        self._lib.hv_emulator_set_step(self._emulator, step)
+
+    def fpu(self) -> bytes:
+        image = ctypes.create_string_buffer(FPU_BYTES)
+        self._lib.hv_emulator_get_fpu(self._emulator, image)
+        return image.raw
+
+    def set_fpu(self, image: bytes) -> None:
+        if len(image) != FPU_BYTES:
+            raise ValueError(f"an image of {len(image)} bytes")
+        self._lib.hv_emulator_set_fpu(self._emulator, ctypes.create_string_buffer(image, FPU_BYTES))
 
     def inject(self, vector: int) -> None:
         self._lib.hv_emulator_inject(self._emulator, vector)
