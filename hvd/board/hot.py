@@ -13,7 +13,7 @@ import os
 from pathlib import Path
 
 from hvd.errors import HvdError
-from hvd.trace.counters import COUNTERS_BYTES
+from hvd.trace.counters import COUNTERS_BYTES, DISK_WORDS, DISKS, DISKS_OFFSET, NIC_WORDS, NICS, NICS_OFFSET
 from hvd.trace.points import BackendId
 
 LIBRARY = Path(__file__).resolve().parent.parent / "libhv.so"
@@ -52,6 +52,7 @@ _PROTOTYPES: dict[str, tuple[type | None, list[type]]] = {
     "hv_board_pic": (_pointer, [_pointer]),
     "hv_board_console": (_pointer, [_pointer]),
     "hv_board_crossings": (_pointer, [_pointer]),
+    "hv_board_counters": (_pointer, [_pointer]),
     "hv_board_clock": (_pointer, [_pointer]),
     "hv_pic_pending": (_bool, [_pointer]),
     "hv_pic_peek": (ctypes.c_int, [_pointer]),
@@ -231,6 +232,22 @@ class HotBoard:
     def account(self, *, run_ns: int = 0, halted_ns: int = 0) -> None:
         """Time that a vcpu in Python just spent; the first call tells when the first instruction ran."""
         self._lib.hv_board_account(self.address, run_ns, halted_ns)
+
+    def disk_counters(self, slot: int) -> ctypes.Array[ctypes.c_uint64]:
+        """The words of struct hv_disk_counter, to be added to (hvd.trace.counters.DISK_FIELDS), until close()."""
+        return self._device_counters(DISKS_OFFSET, DISK_WORDS, DISKS, slot)
+
+    def nic_counters(self, slot: int) -> ctypes.Array[ctypes.c_uint64]:
+        """The words of struct hv_nic_counter, to be added to (hvd.trace.counters.NIC_FIELDS), until close()."""
+        return self._device_counters(NICS_OFFSET, NIC_WORDS, NICS, slot)
+
+    def _device_counters(self, offset: int, words: int, slots: int, slot: int) -> ctypes.Array[ctypes.c_uint64]:
+        if not 0 <= slot < slots:
+            raise ValueError(f"there are {slots} slots, not number {slot}")
+        page: int = self._lib.hv_board_counters(self.address)
+        counters = (ctypes.c_uint64 * words).from_address(page + offset + slot * words * 8)
+        counters[0] = 1
+        return counters
 
     # The console, from the runner's main thread
 

@@ -108,7 +108,7 @@ class Machine:
         self._lock = threading.Lock()  # guards _open and the use of vcpu by other threads
         self._open = True
         self._console_drained = threading.Event()
-        self.disks = open_disks(spec.disks)
+        self.disks = open_disks(spec.disks, board)
         self._devices = [make(self) for make in DEVICES.values()]
         self.bus = Bus(self._devices, self._read_board_port, self._write_board_port)
         for device in self._devices:

@@ -9,6 +9,7 @@ from prometheus_client import Metric
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, HistogramMetricFamily
 
 from hvd.metrics.crossings import Handling, Key
+from hvd.metrics.devices import device_families
 from hvd.metrics.meter import Reading
 from hvd.trace.counters import BUCKET_NS
 from hvd.trace.points import Kind, Point
@@ -59,6 +60,7 @@ def guest_families(readings: Sequence[Reading], points: Points) -> Iterable[Metr
     yield from (start, cpu, resident, limit)
     yield from _crossing_families(readings, points)
     yield from _page_families(readings)
+    yield from device_families(readings)
 
 
 def _info(readings: Sequence[Reading]) -> Metric:

@@ -31,7 +31,20 @@ HEADER_BYTES = 8 * (1 + 9 + 22)  # with the reserved words
 POINTS_OFFSET = HEADER_BYTES
 POINT_WORDS = 3
 HISTOGRAM_OFFSET = POINTS_OFFSET + POINTS * POINT_WORDS * 8
-COUNTERS_BYTES = HISTOGRAM_OFFSET + POINTS * BUCKETS * 8
+DISKS_OFFSET = HISTOGRAM_OFFSET + POINTS * BUCKETS * 8
+DISKS = 16
+DISK_WORDS = 12
+DISK_FIELDS = (
+    "present", "read_bytes", "written_bytes", "reads", "writes", "flushes", "discards", "errors", "busy_ns",
+)  # fmt: skip
+NICS_OFFSET = DISKS_OFFSET + DISKS * DISK_WORDS * 8
+NICS = 8
+NIC_WORDS = 12
+NIC_FIELDS = (
+    "present", "received_bytes", "received_packets", "transmitted_bytes", "transmitted_packets", "received_dropped",
+    "transmitted_dropped",
+)  # fmt: skip
+COUNTERS_BYTES = NICS_OFFSET + NICS * NIC_WORDS * 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +55,10 @@ class PointCounter:
     total_ns: int
     max_ns: int
     histogram: tuple[int, ...]  # BUCKETS counts, not cumulative
+
+
+# Of one disk or network card: the fields of its struct by their names.
+DeviceCounters = dict[str, int]
 
 
 @dataclass(frozen=True, slots=True)
@@ -58,6 +75,8 @@ class Counters:
     records: int  # trace records written
     instructions: int  # 0 = not counted by this backend
     points: dict[int, PointCounter]  # by trace point id; only those that were crossed
+    disks: dict[int, DeviceCounters]  # by slot; only those that there are
+    nics: dict[int, DeviceCounters]
 
 
 def _unreadable(problem: str) -> HvdError:
@@ -75,14 +94,16 @@ def read_counters(fd: int) -> Counters:
 
 def decode_counters(page: bytes) -> Counters:
     """The same for bytes at hand."""
-    if len(page) < COUNTERS_BYTES:
+    if len(page) < DISKS_OFFSET:
         raise _unreadable(f"{len(page)} bytes, a page has {COUNTERS_BYTES}")
+    # A runner of an hvd before there were disks has a shorter one.
+    page = page.ljust(COUNTERS_BYTES, b"\0")
     magic, version, *header = HEADER.unpack_from(page)
     if magic != MAGIC:
         raise _unreadable(f"magic number {magic:#010x}, not {MAGIC:#010x}")
     if version != VERSION:
         raise _unreadable(f"layout version {version}, this daemon reads {VERSION}")
-    words = array("Q", page[POINTS_OFFSET:COUNTERS_BYTES])
+    words = array("Q", page[POINTS_OFFSET:DISKS_OFFSET])
     if sys.byteorder == "big":
         words.byteswap()
     buckets = (HISTOGRAM_OFFSET - POINTS_OFFSET) // 8
@@ -92,4 +113,18 @@ def decode_counters(page: bytes) -> Counters:
         if count:
             start = buckets + point * BUCKETS
             points[point] = PointCounter(count, total_ns, max_ns, tuple(words[start : start + BUCKETS]))
-    return Counters(**dict(zip(HEADER_FIELDS, header, strict=True)), points=points)
+    return Counters(
+        **dict(zip(HEADER_FIELDS, header, strict=True)),
+        points=points,
+        disks=_devices(page, DISKS_OFFSET, DISKS, DISK_WORDS, DISK_FIELDS),
+        nics=_devices(page, NICS_OFFSET, NICS, NIC_WORDS, NIC_FIELDS),
+    )
+
+
+def _devices(page: bytes, offset: int, slots: int, words: int, names: tuple[str, ...]) -> dict[int, DeviceCounters]:
+    found: dict[int, DeviceCounters] = {}
+    for slot in range(slots):
+        values = struct.unpack_from(f"<{len(names)}Q", page, offset + slot * words * 8)
+        if values[0]:
+            found[slot] = dict(zip(names, values, strict=True))
+    return found

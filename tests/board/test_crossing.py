@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hvd.board.hot import HotBoard
 from hvd.errors import HvdError
-from hvd.trace.counters import BUCKET_NS, COUNTERS_BYTES, Counters, decode_counters, read_counters
+from hvd.trace.counters import BUCKET_NS, COUNTERS_BYTES, DISKS_OFFSET, Counters, decode_counters, read_counters
 from hvd.trace.points import BY_NAME, BackendId, Kind
 
 ENABLED_OFFSET, HEAD_OFFSET = 12, 16
@@ -147,7 +147,7 @@ def test_unreadable_pages(tmp_path: Path) -> None:
     files = Files(tmp_path)
     page = files.counters_path.read_bytes()
     assert len(page) == COUNTERS_BYTES
-    for broken in (b"", page[:-1], bytes(COUNTERS_BYTES), page[:4] + b"\x02" + page[5:]):
+    for broken in (b"", page[: DISKS_OFFSET - 1], bytes(COUNTERS_BYTES), page[:4] + b"\x02" + page[5:]):
         with pytest.raises(HvdError) as error:
             decode_counters(broken)
         assert error.value.reason == "COUNTERS_UNREADABLE"
@@ -160,3 +160,22 @@ def test_nonsense_behind_the_magic_is_read_as_numbers(noise: bytes, offset: int)
     page[offset : offset + len(noise)] = noise
     decoded = decode_counters(bytes(page))
     assert all(0 <= point < 256 and counter.count for point, counter in decoded.points.items())
+
+
+def test_device_counters(tmp_path: Path) -> None:
+    files = Files(tmp_path)
+    assert not files.counters().disks
+    disk, card = files.board.disk_counters(3), files.board.nic_counters(7)
+    disk[1] += 512
+    card[2] += 1
+    counters = files.counters()
+    assert {slot: counter["read_bytes"] for slot, counter in counters.disks.items()} == {3: 512}
+    assert {slot: counter["received_packets"] for slot, counter in counters.nics.items()} == {7: 1}
+    for slot in (-1, 16):
+        with pytest.raises(ValueError, match="slots"):
+            files.board.disk_counters(slot)
+
+
+def test_a_page_of_a_runner_that_knew_no_disks(tmp_path: Path) -> None:
+    page = Files(tmp_path).counters_path.read_bytes()
+    assert decode_counters(page[:DISKS_OFFSET]).disks == {}

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 from hvapi.record import FLAG_LONG, FLAG_UNTIMED, FLAG_USER, RECORD, RECORD_BYTES, Record
 
+from hvd.board import spec
 from hvd.board.hot import RECORD_BYTES as RING_RECORD_BYTES
 from hvd.board.vcpu import ExitReason
 from hvd.trace import counters, points
@@ -37,6 +38,14 @@ def c_layout(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
         "counters": "sizeof(struct hv_counters)",
         "points": "offsetof(struct hv_counters, points)",
         "histogram": "offsetof(struct hv_counters, histogram)",
+        "disks": "offsetof(struct hv_counters, disks)",
+        "nics": "offsetof(struct hv_counters, nics)",
+        "disk": "sizeof(struct hv_disk_counter)",
+        "nic": "sizeof(struct hv_nic_counter)",
+        "HV_DISKS": "HV_DISKS",
+        "HV_NICS": "HV_NICS",
+        **{f"disk.{m}": f"offsetof(struct hv_disk_counter, {m})" for m in counters.DISK_FIELDS},
+        **{f"nic.{m}": f"offsetof(struct hv_nic_counter, {m})" for m in counters.NIC_FIELDS},
         "HV_POINTS": "HV_POINTS",
         "HV_BUCKETS": "HV_BUCKETS",
         "HV_COUNTERS_MAGIC": "HV_COUNTERS_MAGIC",
@@ -101,6 +110,15 @@ def test_counters(c_layout: dict[str, int]) -> None:
     for index, name in enumerate(HEADER_MEMBERS):
         marked = counters.HEADER.pack(*[1 if i == index else 0 for i in range(len(HEADER_MEMBERS))])
         assert marked.index(1) == c_layout[f"header.{name}"], name
+
+
+def test_device_counters(c_layout: dict[str, int]) -> None:
+    assert (c_layout["disks"], c_layout["nics"]) == (counters.DISKS_OFFSET, counters.NICS_OFFSET)
+    assert (c_layout["disk"], c_layout["nic"]) == (counters.DISK_WORDS * 8, counters.NIC_WORDS * 8)
+    assert c_layout["HV_DISKS"] == counters.DISKS == spec.MOST_DISKS
+    assert c_layout["HV_NICS"] == counters.NICS == spec.MOST_INTERFACES
+    for kind, names in (("disk", counters.DISK_FIELDS), ("nic", counters.NIC_FIELDS)):
+        assert [c_layout[f"{kind}.{name}"] for name in names] == [8 * word for word in range(len(names))]
 
 
 def test_points_fit_the_page() -> None:

@@ -7,9 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from hvd.board.block.counted import CountedImage
 from hvd.board.block.image import BlockImage
 from hvd.board.block.overlay import Overlay
 from hvd.board.block.raw import RawImage
+from hvd.board.hot import HotBoard
 from hvd.board.spec import DiskSpec
 from hvd.errors import HvdError
 
@@ -22,12 +24,13 @@ class Disk:
     image: BlockImage
 
 
-def open_disks(specs: Sequence[DiskSpec]) -> tuple[Disk, ...]:
-    """All of them or none. Raises HvdError DISK_UNUSABLE, DISK_DAMAGED, DISK_IN_USE."""
+def open_disks(specs: Sequence[DiskSpec], board: HotBoard) -> tuple[Disk, ...]:
+    """All of them or none, counted in the board's page. Raises HvdError DISK_UNUSABLE, DISK_DAMAGED, DISK_IN_USE."""
     disks: list[Disk] = []
     try:
-        for spec in specs:
-            disks.append(Disk(spec, _open(spec)))
+        for slot, spec in enumerate(specs):
+            image = CountedImage(_open(spec), board.disk_counters(slot))
+            disks.append(Disk(spec, image))
     except BaseException:
         close_disks(disks)
         raise

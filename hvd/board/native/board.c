@@ -58,6 +58,11 @@ struct hv_console *hv_board_console(struct hv_board *board)
     return &board->console;
 }
 
+struct hv_counters *hv_board_counters(struct hv_board *board)
+{
+    return board->crossings.counters;
+}
+
 struct hv_crossings *hv_board_crossings(struct hv_board *board)
 {
     return &board->crossings;

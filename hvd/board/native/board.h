@@ -149,6 +149,7 @@ struct hv_clock *hv_board_clock(struct hv_board *);
 struct hv_pic *hv_board_pic(struct hv_board *);
 struct hv_console *hv_board_console(struct hv_board *);
 struct hv_crossings *hv_board_crossings(struct hv_board *);
+struct hv_counters *hv_board_counters(struct hv_board *); /* never NULL */
 /* A vcpu outside of C executed for run_ns and halted for halted_ns; the first call tells of the first instruction. */
 void hv_board_account(struct hv_board *, uint64_t run_ns, uint64_t halted_ns);
 void hv_board_reset(struct hv_board *); /* the reset line: devices, not the clock nor the console rings */

@@ -16,6 +16,8 @@
 #define HV_LAYOUT_VERSION 1u
 #define HV_POINTS 256
 #define HV_BUCKETS 12
+#define HV_DISKS 16
+#define HV_NICS 8
 
 /* One crossing, 64 bytes, little-endian. */
 struct hv_record {
@@ -38,6 +40,14 @@ _Static_assert(sizeof(struct hv_record) == 64, "the record is 64 bytes");
 struct hv_counter {
     uint64_t count, total_ns, max_ns;
 };
+/* Of disks and network cards, which are not in C: their owners in Python count here (hvd/board/hot.py). Slot n is the n-th of the machine's
+ * configuration; present = 1 when there is one. Receive and transmit as the guest sees them. */
+struct hv_disk_counter {
+    uint64_t present, read_bytes, written_bytes, reads, writes, flushes, discards, errors, busy_ns, reserved[3];
+};
+struct hv_nic_counter {
+    uint64_t present, received_bytes, received_packets, transmitted_bytes, transmitted_packets, received_dropped, transmitted_dropped, reserved[5];
+};
 struct hv_counters {
     uint32_t magic, version;
     uint64_t start_ns;             /* CLOCK_MONOTONIC when the machine was made */
@@ -51,6 +61,8 @@ struct hv_counters {
     uint64_t reserved[22];
     struct hv_counter points[HV_POINTS];
     uint64_t histogram[HV_POINTS][HV_BUCKETS]; /* handling time; upper bounds hv_bucket_ns, the last is infinity */
+    struct hv_disk_counter disks[HV_DISKS];
+    struct hv_nic_counter nics[HV_NICS];
 };
 extern const uint64_t hv_bucket_ns[HV_BUCKETS - 1];
 
