@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -16,6 +17,7 @@ from hvd.images.builder import ImageBuilder
 from hvd.images.catalog import ImageCatalog, image_id
 
 MOST_CHUNK_BYTES = 1 << 20
+CHUNK_BYTES = 1 << 18
 DEFAULT_PAGE, MOST_PAGE = 100, 1000
 
 # grpc.aio's context; nothing of it is used here.
@@ -61,6 +63,16 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
 
     async def FindBlobs(self, request: image_pb2.FindBlobsRequest, context: _Context) -> image_pb2.FindBlobsResponse:
         return image_pb2.FindBlobsResponse(digests=self.blobs.find(request.digests))
+
+    async def DownloadBlob(
+        self, request: image_pb2.DownloadBlobRequest, context: _Context
+    ) -> AsyncIterator[image_pb2.DownloadBlobResponse]:
+        # The descriptor keeps the content although the blob may be collected meanwhile.
+        with await asyncio.to_thread(self.blobs.path(request.digest).open, "rb") as file:
+            size: int | None = os.fstat(file.fileno()).st_size
+            while (chunk := await asyncio.to_thread(file.read, CHUNK_BYTES)) or size is not None:
+                yield image_pb2.DownloadBlobResponse(size_bytes=size, chunk=chunk)
+                size = None
 
     async def CreateImage(self, request: image_pb2.CreateImageRequest, context: _Context) -> image_pb2.Image:
         return self.catalog.create(request.image_id, request.image, request.request_id)

@@ -53,7 +53,7 @@ METHODS: dict[str, Permission] = {
         "ExportSnapshot": _T,  # it holds the guest's memory
     }.items()},
     **{f"/hvd.v1.ImageService/{method}": permission for method, permission in {
-        "GetImage": _V, "ListImages": _V, "UploadBlob": _O, "FindBlobs": _O,
+        "GetImage": _V, "ListImages": _V, "UploadBlob": _O, "FindBlobs": _O, "DownloadBlob": _O,
         "CreateImage": _O, "DeleteImage": _O, "BuildImage": _O,
     }.items()},
     **{f"/hvd.v1.InspectService/{method}": permission for method, permission in {

@@ -45,6 +45,11 @@ class ImageServiceStub:
                 request_serializer=hvd_dot_v1_dot_image__pb2.FindBlobsRequest.SerializeToString,
                 response_deserializer=hvd_dot_v1_dot_image__pb2.FindBlobsResponse.FromString,
                 _registered_method=True)
+        self.DownloadBlob = channel.unary_stream(
+                '/hvd.v1.ImageService/DownloadBlob',
+                request_serializer=hvd_dot_v1_dot_image__pb2.DownloadBlobRequest.SerializeToString,
+                response_deserializer=hvd_dot_v1_dot_image__pb2.DownloadBlobResponse.FromString,
+                _registered_method=True)
         self.CreateImage = channel.unary_unary(
                 '/hvd.v1.ImageService/CreateImage',
                 request_serializer=hvd_dot_v1_dot_image__pb2.CreateImageRequest.SerializeToString,
@@ -84,6 +89,13 @@ class ImageServiceServicer:
 
     def FindBlobs(self, request, context):
         """Which of these blobs the daemon has.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DownloadBlob(self, request, context):
+        """A blob's content, e.g. the symbols of a kernel for a debugger on the client's side.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -132,6 +144,11 @@ def add_ImageServiceServicer_to_server(servicer, server):
                     servicer.FindBlobs,
                     request_deserializer=hvd_dot_v1_dot_image__pb2.FindBlobsRequest.FromString,
                     response_serializer=hvd_dot_v1_dot_image__pb2.FindBlobsResponse.SerializeToString,
+            ),
+            'DownloadBlob': grpc.unary_stream_rpc_method_handler(
+                    servicer.DownloadBlob,
+                    request_deserializer=hvd_dot_v1_dot_image__pb2.DownloadBlobRequest.FromString,
+                    response_serializer=hvd_dot_v1_dot_image__pb2.DownloadBlobResponse.SerializeToString,
             ),
             'CreateImage': grpc.unary_unary_rpc_method_handler(
                     servicer.CreateImage,
@@ -213,6 +230,33 @@ class ImageService:
             '/hvd.v1.ImageService/FindBlobs',
             hvd_dot_v1_dot_image__pb2.FindBlobsRequest.SerializeToString,
             hvd_dot_v1_dot_image__pb2.FindBlobsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DownloadBlob(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hvd.v1.ImageService/DownloadBlob',
+            hvd_dot_v1_dot_image__pb2.DownloadBlobRequest.SerializeToString,
+            hvd_dot_v1_dot_image__pb2.DownloadBlobResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -36,6 +36,8 @@ class ImageServiceStub:
     """First message: digest and size; the answer comes at once when the daemon has the blob (existed), otherwise after the last chunk."""
     FindBlobs: _grpc.UnaryUnaryMultiCallable[_image_pb2.FindBlobsRequest, _image_pb2.FindBlobsResponse]
     """Which of these blobs the daemon has."""
+    DownloadBlob: _grpc.UnaryStreamMultiCallable[_image_pb2.DownloadBlobRequest, _image_pb2.DownloadBlobResponse]
+    """A blob's content, e.g. the symbols of a kernel for a debugger on the client's side."""
     CreateImage: _grpc.UnaryUnaryMultiCallable[_image_pb2.CreateImageRequest, _image_pb2.Image]
     GetImage: _grpc.UnaryUnaryMultiCallable[_image_pb2.GetImageRequest, _image_pb2.Image]
     ListImages: _grpc.UnaryUnaryMultiCallable[_image_pb2.ListImagesRequest, _image_pb2.ListImagesResponse]
@@ -50,6 +52,8 @@ class ImageServiceAsyncStub(ImageServiceStub):
     """First message: digest and size; the answer comes at once when the daemon has the blob (existed), otherwise after the last chunk."""
     FindBlobs: _aio.UnaryUnaryMultiCallable[_image_pb2.FindBlobsRequest, _image_pb2.FindBlobsResponse]  # type: ignore[assignment]
     """Which of these blobs the daemon has."""
+    DownloadBlob: _aio.UnaryStreamMultiCallable[_image_pb2.DownloadBlobRequest, _image_pb2.DownloadBlobResponse]  # type: ignore[assignment]
+    """A blob's content, e.g. the symbols of a kernel for a debugger on the client's side."""
     CreateImage: _aio.UnaryUnaryMultiCallable[_image_pb2.CreateImageRequest, _image_pb2.Image]  # type: ignore[assignment]
     GetImage: _aio.UnaryUnaryMultiCallable[_image_pb2.GetImageRequest, _image_pb2.Image]  # type: ignore[assignment]
     ListImages: _aio.UnaryUnaryMultiCallable[_image_pb2.ListImagesRequest, _image_pb2.ListImagesResponse]  # type: ignore[assignment]
@@ -73,6 +77,14 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_image_pb2.FindBlobsResponse, _abc.Awaitable[_image_pb2.FindBlobsResponse]]:
         """Which of these blobs the daemon has."""
+
+    @_abc_1.abstractmethod
+    def DownloadBlob(
+        self,
+        request: _image_pb2.DownloadBlobRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_image_pb2.DownloadBlobResponse], _abc.AsyncIterator[_image_pb2.DownloadBlobResponse]]:
+        """A blob's content, e.g. the symbols of a kernel for a debugger on the client's side."""
 
     @_abc_1.abstractmethod
     def CreateImage(

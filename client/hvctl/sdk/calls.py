@@ -187,6 +187,9 @@ class Calls:
 
     _upload_blob = ClientStream(_IMAGE, "UploadBlob", image_pb2.UploadBlobRequest, image_pb2.UploadBlobResponse)
     find_blobs = Unary(_IMAGE, "FindBlobs", image_pb2.FindBlobsRequest, image_pb2.FindBlobsResponse, idempotent=True)
+    download_blob = ServerStream(
+        _IMAGE, "DownloadBlob", image_pb2.DownloadBlobRequest, image_pb2.DownloadBlobResponse, idempotent=True
+    )
     create_image = Unary(_IMAGE, "CreateImage", image_pb2.CreateImageRequest, image_pb2.Image, idempotent=True)
     get_image = Unary(_IMAGE, "GetImage", image_pb2.GetImageRequest, image_pb2.Image, idempotent=True)
     list_images = Unary(
