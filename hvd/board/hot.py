@@ -60,6 +60,7 @@ _PROTOTYPES: dict[str, tuple[type | None, list[type]]] = {
     "hv_console_take": (_size, [_pointer, _pointer, _size]),
     "hv_console_put": (_size, [_pointer, ctypes.c_char_p, _size]),
     "hv_console_sleep": (_bool, [_pointer]),
+    "hv_board_window": (_pointer, [_pointer, _unsigned]),
     "hv_cross": (None, [_pointer, _unsigned, _u64, _u64, _unsigned, _u64, _u64, _u64, _u64]),
 }
 
@@ -107,6 +108,53 @@ class _SharedFile:
         if self.address is not None:
             self.address, self._first = None, None
             self._map.close()
+
+
+WINDOWS = 4
+WINDOW_BYTES = 8192
+
+
+class _Window(ctypes.Structure):
+    """struct hv_window."""
+
+    _fields_ = (
+        ("position", _u32), ("length", _u32), ("port", _u16), ("open", _u8), ("out", _u8), ("data", _u8 * WINDOW_BYTES),
+    )  # fmt: skip
+
+
+class DataWindow:
+    """A device's data port, served in C until the last access of a block, which comes to the device
+    (native/window.c). Belongs to the vcpu's thread."""
+
+    def __init__(self, address: int, keep: object) -> None:
+        """keep: what owns the memory at that address."""
+        self._raw = _Window.from_address(address)
+        self._keep = keep
+        self.data = memoryview(self._raw.data).cast("B")
+
+    def open(self, port: int, out: bool, length: int, position: int = 0) -> None:
+        """The guest reads (out: writes) data[position:length] from now on. Raises ValueError."""
+        if not 0 <= position <= length <= WINDOW_BYTES:
+            raise ValueError(f"no window: {position} of {length} bytes")
+        raw = self._raw
+        raw.position, raw.length, raw.port, raw.out, raw.open = position, length, port, out, True
+
+    def close(self) -> None:
+        """Accesses go to the device. Position, length and data stay as they are."""
+        self._raw.open = False
+
+    @property
+    def position(self) -> int:
+        """Bytes that the guest has had or given."""
+        return int(self._raw.position)
+
+    @position.setter
+    def position(self, value: int) -> None:
+        self._raw.position = value
+
+    @property
+    def length(self) -> int:
+        return int(self._raw.length)
 
 
 class HotBoard:
@@ -163,6 +211,13 @@ class HotBoard:
     def claim(self, ports: range) -> None:
         """Accesses to these ports leave the vcpu as LEAVE. The hot devices' own ports stay with them."""
         self._lib.hv_board_claim(self.address, ports.start, len(ports))
+
+    def window(self, index: int) -> DataWindow:
+        """One of the WINDOWS data windows. Raises IndexError."""
+        address = self._lib.hv_board_window(self.address, index)
+        if not address:
+            raise IndexError(index)
+        return DataWindow(address, self._memory)
 
     def reset(self) -> None:
         """The reset line: devices, not the clock nor the console's rings."""

@@ -82,6 +82,8 @@ void hv_board_reset(struct hv_board *board)
     hv_pic_reset(&board->pic);
     hv_pit_reset(&board->pit, hv_clock_now(&board->clock));
     hv_uart_reset(&board->uart);
+    for (unsigned i = 0; i < HV_WINDOWS; i++)
+        board->window[i].open = false;
     board->crossings.counters->resets++;
 }
 
@@ -249,7 +251,7 @@ static enum hv_port_result byte_out(struct hv_board *board, uint32_t port, uint8
 enum hv_port_result hv_board_port_in(struct hv_board *board, uint16_t port, unsigned size, uint32_t *value)
 {
     if (device_at(port) == FLOATING && claimed(board, port, size))
-        return HV_PORT_LEAVE;
+        return hv_window_in(board, port, size, value) ? HV_PORT_DONE : HV_PORT_LEAVE;
     *value = 0;
     for (unsigned i = 0; i < size; i++)
         *value |= (uint32_t)byte_in(board, (uint32_t)port + i) << (8 * i);
@@ -259,7 +261,7 @@ enum hv_port_result hv_board_port_in(struct hv_board *board, uint16_t port, unsi
 enum hv_port_result hv_board_port_out(struct hv_board *board, uint16_t port, unsigned size, uint32_t value)
 {
     if (device_at(port) == FLOATING && claimed(board, port, size))
-        return HV_PORT_LEAVE;
+        return hv_window_out(board, port, size, value) ? HV_PORT_DONE : HV_PORT_LEAVE;
     for (unsigned i = 0; i < size; i++) {
         /* Only COM1's data register waits, and no port below it has side effects: doing the access again is safe. */
         if (byte_out(board, (uint32_t)port + i, (uint8_t)(value >> (8 * i))) == HV_PORT_WAIT)

@@ -126,6 +126,21 @@ size_t hv_console_take(struct hv_console *, uint8_t *buffer, size_t capacity);  
 size_t hv_console_put(struct hv_console *, const uint8_t *bytes, size_t length); /* main thread; returns how many fitted */
 bool hv_console_sleep(struct hv_console *);                                      /* main thread: ask for a wake-up; false = there is output already */
 
+/* ---- window.c: the data ports of devices in Python (IDE), which guests read and write hundreds of times in a row. */
+#define HV_WINDOWS 4
+#define HV_WINDOW_BYTES 8192
+struct hv_window {
+    uint32_t position, length; /* bytes: what the guest has had, and all */
+    uint16_t port;
+    uint8_t open, out;         /* out: the guest writes */
+    uint8_t data[HV_WINDOW_BYTES];
+};
+struct hv_board;
+/* size is 1, 2 or 4. false: no window is open there, or this access is the last one of it; it goes to the device. */
+bool hv_window_in(struct hv_board *, uint16_t port, unsigned size, uint32_t *value);
+bool hv_window_out(struct hv_board *, uint16_t port, unsigned size, uint32_t value);
+struct hv_window *hv_board_window(struct hv_board *, unsigned index); /* NULL: there is none of that number */
+
 /* ---- board.c: ports, interrupt lines and time together. */
 enum hv_port_result {
     HV_PORT_DONE,    /* handled here */
@@ -140,6 +155,7 @@ struct hv_board {
     uint8_t claimed[65536 / 8]; /* ports that Python devices claim; an unclaimed port floats: reads all ones */
     struct hv_console console;
     struct hv_crossings crossings;
+    struct hv_window window[HV_WINDOWS];
 };
 /* out_event: eventfd that is written when the console has output and the reader sleeps. counters/trace: mapped files or NULL. */
 void hv_board_init(struct hv_board *, int out_event, void *counters, size_t counters_size, void *trace, size_t trace_size, unsigned backend);
