@@ -24,7 +24,7 @@ static uint32_t next(void) /* xorshift64* (Vigna 2014) */
 }
 
 static const uint16_t bases[] = {0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x4d1, 0x40, 0x41, 0x42, 0x43, 0x61,
-                                 0x3f8, 0x3f9, 0x3fa, 0x3fb, 0x3fc, 0x3fd, 0x3fe, 0x3ff, 0x1f, 0x3f6, 0xffff, 0xfffe};
+                                 0x3f8, 0x3f9, 0x3fa, 0x3fb, 0x3fc, 0x3fd, 0x3fe, 0x3ff, 0x1f, 0x3f6, 0x1f0, 0x1ef, 0xffff, 0xfffe};
 
 int main(int argc, char **argv)
 {
@@ -39,6 +39,7 @@ int main(int argc, char **argv)
     trace->enabled = 0xffffffff;
     hv_board_init(board, -1, counters, sizeof *counters, trace, trace_size, HV_BACKEND_EMULATION);
     hv_board_claim(board, 0xfff0, 0xffff);
+    hv_board_claim(board, 0x1f0, 8);
     hv_clock_start(&board->clock);
     uint64_t taken = 0, typed = 0;
     uint8_t buffer[300];
@@ -83,6 +84,14 @@ int main(int argc, char **argv)
                 hv_clock_start(&board->clock);
             }
             hv_board_deadline(board);
+            if (value % 20 == 2) { /* as from a damaged snapshot */
+                struct hv_window *window = hv_board_window(board, next() % HV_WINDOWS);
+                window->port = 0x1f0;
+                window->open = next() & 1;
+                window->out = next() & 1;
+                window->length = next() >> next() % 32;
+                window->position = next() >> next() % 32;
+            }
             break;
         }
     }

@@ -1,4 +1,5 @@
-"""What kernels look for on the bus of a PC: Intel's 440FX host bridge and the PIIX3's ISA bridge (82441FX, 82371SB data sheets)."""
+"""What kernels look for on the bus of a PC: Intel's 440FX host bridge, the PIIX3's ISA bridge and IDE function (82441FX, 82371SB data
+sheets)."""
 
 from __future__ import annotations
 
@@ -9,6 +10,9 @@ from hvd.board.pci.function import Identity, PciFunction
 # PIRQRC: which interrupt each of the four lines goes to. Fixed and read-only: what a firmware writes must not
 # differ from what the ACPI and MP tables say.
 PIRQ_ROUTES: Final = 0x60
+# IDETIM of the two channels: bit 15 says that the ports are decoded. Drivers look at it, and may switch it off in vain.
+IDE_TIMING: Final = 0x40
+IDE_DECODES: Final = 0x8000
 
 
 class HostBridge(PciFunction):
@@ -30,3 +34,13 @@ class IsaBridge(PciFunction):
         self.config.define(0x0E, 1, 0x80)  # header type: there are more functions
         for index, irq in enumerate(routes):
             self.config.define(PIRQ_ROUTES + index, 1, irq)
+
+
+class IdeFunction(PciFunction):
+    """01.1, what finds drivers for the controller at its legacy ports (hvd.board.ide). Its programming interface says: both
+    channels in compatibility mode and fixed so, no bus mastering (PCI IDE Controller Specification 1.0, section 2)."""
+
+    def __init__(self) -> None:
+        super().__init__("ide", Identity(0x8086, 0x7010, 0x01_01_00))
+        for channel in (IDE_TIMING, IDE_TIMING + 2):
+            self.config.define(channel, 2, IDE_DECODES, IDE_DECODES)
