@@ -1,13 +1,15 @@
 """What CPUID tells a guest of this board, whatever executes it (Intel SDM volume 2A, "CPUID").
 
-One virtual processor without local APIC and without the neighbours that a package would have, under a hypervisor,
-with its TSC frequency in leaf 0x15, so that Linux calibrates nothing (arch/x86/kernel/tsc.c, native_calibrate_tsc).
+One virtual processor with a local APIC and without the neighbours that a package would have, under a hypervisor, with
+the frequencies of its TSC and of its APIC timer in leaf 0x15, so that Linux calibrates nothing (arch/x86/kernel/tsc.c,
+native_calibrate_tsc).
 The instruction-set features are those of the way of executing: this module only takes away what the board has not.
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from fractions import Fraction
 from typing import NamedTuple
 
 
@@ -27,7 +29,8 @@ BRAND = b"hvd virtual CPU"
 MAX_BASIC = 0x16
 MAX_EXTENDED = 0x8000_0008
 HYPERVISOR, HYPERVISOR_TIMING = 0x4000_0000, 0x4000_0010
-CRYSTAL_HZ = 1_000_000
+CRYSTAL_HZ = 1_000_000_000  # the APIC timer's input clock (board/native/lapic.c)
+APIC, ARAT, TSC_DEADLINE = 1 << 9, 1 << 2, 1 << 24
 # Haswell: what Unicorn's default processor calls itself; taken when the native one is not of family 6.
 FAMILY_6_MODEL = 0x000306C3
 HYPERVISOR_BIT = 1 << 31
@@ -43,8 +46,8 @@ def _bits(*names: int) -> int:
 ABSENT: dict[tuple[int, str], int] = {
     # monitor, ds-cpl, vmx, smx, eist, tm2, cnxt-id, sdbg, xtpr, pdcm, pcid, dca, x2apic, tsc-deadline
     (1, "ecx"): _bits(3, 4, 5, 6, 7, 8, 10, 11, 14, 15, 17, 18, 21, 24),
-    # apic, psn, ds, acpi, htt, tm, pbe
-    (1, "edx"): _bits(9, 18, 21, 22, 28, 29, 31),
+    # psn, ds, acpi, htt, tm, pbe
+    (1, "edx"): _bits(18, 21, 22, 28, 29, 31),
     # sgx, hle, pqm, invpcid, rtm, mpx, pqe, intel-pt
     (7, "ebx"): _bits(2, 4, 10, 11, 12, 14, 15, 25),
     # waitpkg, sgx-lc, keylocker, tme, bus-lock-detect
@@ -53,7 +56,6 @@ ABSENT: dict[tuple[int, str], int] = {
     (7, "edx"): 0xFFFF_FFFF & ~_bits(4),
     # svm, extended apic, os-visible workarounds, ibs, skinit, wdt, lwp, topology, performance counters
     (0x8000_0001, "ecx"): _bits(2, 3, 9, 10, 12, 13, 15, 22, 23, 24, 28),
-    (0x8000_0001, "edx"): _bits(9),  # apic
 }
 # Features whose report depends on CR4 and XCR0 (OSXSAVE, OSPKE, the sizes of leaf 0xD), and what builds upon them.
 FOLLOWS_CR4: dict[tuple[int, str], int] = {
@@ -64,12 +66,15 @@ FOLLOWS_CR4: dict[tuple[int, str], int] = {
 }
 
 
-def leaves(native: Native, tsc_hz: int, *, follows_cr4: bool = False) -> dict[tuple[int, int], Leaf]:
+def leaves(
+    native: Native, tsc_hz: int, *, follows_cr4: bool = False, tsc_deadline: bool = False
+) -> dict[tuple[int, int], Leaf]:
     """The whole table: (leaf, subleaf) -> registers. A leaf that is not in it reads as zeroes.
 
     native: what the way of executing reports by itself. tsc_hz: ticks of the guest's TSC per second of its virtual
-    clock; CPUID can tell it to 10 kHz. follows_cr4: the way of executing itself keeps OSXSAVE, OSPKE and leaf 0xD in
+    clock. follows_cr4: the way of executing itself keeps OSXSAVE, OSPKE and leaf 0xD in
     step with CR4 and XCR0; without it XSAVE and all that needs it are left out, and the table holds at all times.
+    tsc_deadline: the guest's TSC counts the nanoseconds of its virtual clock, and IA32_TSC_DEADLINE reaches the board.
     """
 
     def kept(leaf: int, register: str, value: int) -> int:
@@ -84,20 +89,22 @@ def leaves(native: Native, tsc_hz: int, *, follows_cr4: bool = False) -> dict[tu
     one = features(1)
     # One logical processor, APIC id 0; the cache line size stays.
     model = one.eax if one.eax >> 8 & 0xF == 6 else FAMILY_6_MODEL
-    table[1, 0] = one._replace(eax=model, ebx=one.ebx & 0xFF00 | 1 << 16, ecx=one.ecx | HYPERVISOR_BIT)
+    ecx = one.ecx | HYPERVISOR_BIT | (TSC_DEADLINE if tsc_deadline else 0)
+    table[1, 0] = Leaf(model, one.ebx & 0xFF00 | 1 << 16, ecx, one.edx | APIC)
     table[2, 0] = Leaf(*native(2, 0))
     for subleaf in range(8):  # caches: one core, one thread
         cache = Leaf(*native(4, subleaf))
         if not cache.eax & 0x1F:
             break
         table[4, subleaf] = cache._replace(eax=cache.eax & 0x3FFF)
+    table[6, 0] = Leaf(ARAT, 0, 0, 0)  # the APIC timer never stops
     table[7, 0] = features(7)._replace(eax=0)
     if follows_cr4:
         for subleaf in range(64):
             area = Leaf(*native(0xD, subleaf))
             if any(area):
                 table[0xD, subleaf] = area
-    table[0x15, 0] = Leaf(100, tsc_hz // 10_000, CRYSTAL_HZ, 0)
+    table[0x15, 0] = Leaf(*_ratio(tsc_hz), CRYSTAL_HZ, 0)
     mhz = tsc_hz // 1_000_000
     table[0x16, 0] = Leaf(mhz, mhz, 100, 0)
 
@@ -114,6 +121,14 @@ def leaves(native: Native, tsc_hz: int, *, follows_cr4: bool = False) -> dict[tu
     table[0x8000_0007, 0] = Leaf(0, 0, 0, INVARIANT_TSC)
     table[0x8000_0008, 0] = Leaf(native(0x8000_0008, 0)[0] & 0xFFFF, 0, 0, 0)
     return table
+
+
+def _ratio(tsc_hz: int) -> tuple[int, int]:
+    """Denominator and numerator of the TSC's frequency over the crystal's, to a few millionths: Linux multiplies the
+    crystal's kHz by the numerator, in 32 bits."""
+    greatest = ((1 << 32) - 1) // (CRYSTAL_HZ // 1000)
+    ratio = Fraction(tsc_hz, CRYSTAL_HZ).limit_denominator(max(greatest * CRYSTAL_HZ // tsc_hz - 1, 1))
+    return ratio.denominator, ratio.numerator
 
 
 def _text(eax: int, text: bytes, order: tuple[int, int, int]) -> Leaf:

@@ -19,6 +19,8 @@ from hvd.trace.points import BackendId
 LIBRARY = Path(__file__).resolve().parent.parent / "libhv.so"
 NEVER = (1 << 64) - 1
 RECORD_BYTES = 64
+# Memory-mapped registers of the board that C answers: name -> guest-physical addresses (native/board.h).
+MMIO = {"ioapic": range(0xFEC0_0000, 0xFEC0_1000), "local-apic": range(0xFEE0_0000, 0xFEE0_1000)}
 TRACE_RECORDS = 1 << 15  # 2 MiB, sparse until somebody traces
 
 
@@ -46,16 +48,21 @@ _PROTOTYPES: dict[str, tuple[type | None, list[type]]] = {
     "hv_board_claim": (None, [_pointer, _u16, _u16]),
     "hv_board_port_in": (ctypes.c_int, [_pointer, _u16, _unsigned, _pointer]),
     "hv_board_port_out": (ctypes.c_int, [_pointer, _u16, _unsigned, _u32]),
+    "hv_board_mmio_read": (_bool, [_pointer, _u64, _unsigned, _pointer]),
+    "hv_board_mmio_write": (_bool, [_pointer, _u64, _unsigned, _u64]),
     "hv_board_set_irq": (None, [_pointer, _unsigned, _bool]),
+    "hv_board_msi": (None, [_pointer, _u64, _u32]),
+    "hv_board_peek": (ctypes.c_int, [_pointer]),
+    "hv_board_read_msr": (_bool, [_pointer, _u32, _pointer]),
+    "hv_board_write_msr": (_bool, [_pointer, _u32, _u64]),
+    "hv_board_cr8": (_u8, [_pointer]),
+    "hv_board_set_cr8": (None, [_pointer, _u8]),
     "hv_board_advance": (_bool, [_pointer]),
     "hv_board_deadline": (_u64, [_pointer]),
-    "hv_board_pic": (_pointer, [_pointer]),
     "hv_board_console": (_pointer, [_pointer]),
     "hv_board_crossings": (_pointer, [_pointer]),
     "hv_board_counters": (_pointer, [_pointer]),
     "hv_board_clock": (_pointer, [_pointer]),
-    "hv_pic_pending": (_bool, [_pointer]),
-    "hv_pic_peek": (ctypes.c_int, [_pointer]),
     "hv_board_acknowledge": (_u8, [_pointer]),
     "hv_console_take": (_size, [_pointer, _pointer, _size]),
     "hv_console_put": (_size, [_pointer, ctypes.c_char_p, _size]),
@@ -195,11 +202,10 @@ class HotBoard:
             self._trace.size,
             int(backend),
         )
-        self._pic: int = self._lib.hv_board_pic(self.address)
         self._console: int = self._lib.hv_board_console(self.address)
         self._crossings: int = self._lib.hv_board_crossings(self.address)
         self._clock: int = self._lib.hv_board_clock(self.address)
-        self._value = ctypes.c_uint32()
+        self._value = ctypes.c_uint64()
         self._value_address = ctypes.addressof(self._value)
         self._take = ctypes.create_string_buffer(1 << 16)
 
@@ -228,24 +234,58 @@ class HotBoard:
     def port_in(self, port: int, size: int) -> tuple[PortResult, int]:
         """The value is meaningful with DONE only."""
         result = self._lib.hv_board_port_in(self.address, port, size, self._value_address)
-        return PortResult(result), self._value.value
+        return PortResult(result), self._value.value & 0xFFFF_FFFF
 
     def port_out(self, port: int, size: int, value: int) -> PortResult:
         return PortResult(self._lib.hv_board_port_out(self.address, port, size, value))
 
+    # The local APIC's and the IOAPIC's registers: size is 1, 2, 4 or 8 bytes.
+
+    def mmio_read(self, address: int, size: int) -> int | None:
+        """None: nothing of the C board is there."""
+        if not self._lib.hv_board_mmio_read(self.address, address, size, self._value_address):
+            return None
+        return self._value.value
+
+    def mmio_write(self, address: int, size: int, value: int) -> bool:
+        """False: nothing of the C board is there."""
+        return bool(self._lib.hv_board_mmio_write(self.address, address, size, value))
+
+    def read_msr(self, number: int) -> int | None:
+        """IA32_APIC_BASE, IA32_TSC_DEADLINE; None: not one of the board's."""
+        return self._value.value if self._lib.hv_board_read_msr(self.address, number, self._value_address) else None
+
+    def write_msr(self, number: int, value: int) -> bool:
+        """False: not one of the board's."""
+        return bool(self._lib.hv_board_write_msr(self.address, number, value))
+
+    @property
+    def cr8(self) -> int:
+        """The task priority's class, which is CR8."""
+        return int(self._lib.hv_board_cr8(self.address))
+
+    @cr8.setter
+    def cr8(self, value: int) -> None:
+        self._lib.hv_board_set_cr8(self.address, value)
+
     # Interrupts and time
 
-    def set_irq(self, irq: int, level: bool) -> None:
-        """Drive one of the lines 0-15. A device holds its line until the guest has served it."""
-        self._lib.hv_board_set_irq(self.address, irq, level)
+    def set_irq(self, gsi: int, level: bool) -> None:
+        """Assert or drop the line of a global system interrupt, 0-23: 0-15 reach the 8259 pair and the IOAPIC, 16-23
+        the IOAPIC alone. A device holds its line until the guest has served it."""
+        self._lib.hv_board_set_irq(self.address, gsi, level)
+
+    def msi(self, address: int, data: int) -> None:
+        """A message-signalled interrupt: a device writes 32 bits of data to an address of the local APICs."""
+        self._lib.hv_board_msi(self.address, address, data)
 
     def pending(self) -> bool:
-        """Does the interrupt controller ask for the CPU?"""
-        return bool(self._lib.hv_pic_pending(self._pic))
+        """Does an interrupt controller ask for the CPU?"""
+        return self.peek() is not None
 
     def peek(self) -> int | None:
         """The vector that acknowledge() would give."""
-        vector: int = self._lib.hv_pic_peek(self._pic)
+        vector: int = self._lib.hv_board_peek(self.address)
         return None if vector < 0 else vector
 
     def acknowledge(self) -> int:

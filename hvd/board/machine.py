@@ -22,7 +22,7 @@ from hvd.board import cpuid
 from hvd.board.block import close_disks, open_disks
 from hvd.board.bus import Bus, floating
 from hvd.board.devices import DEVICES
-from hvd.board.hot import HotBoard, PortResult
+from hvd.board.hot import MMIO, HotBoard, PortResult
 from hvd.board.loaders import load
 from hvd.board.memory import GuestMemory, Region
 from hvd.board.paging import AddressSpace, Translation
@@ -116,6 +116,8 @@ class Machine:
                 board.claim(ports)
         for start, stop, name in self.bus.mmio_claims:
             memory.add_mmio(start, stop - start, name)
+        for name, where in MMIO.items():
+            memory.add_mmio(where.start, len(where), name, hot=True)
 
     def _read_board_port(self, port: int) -> int:
         result, value = self.board.port_in(port, 1)
@@ -140,9 +142,13 @@ class Machine:
         """The guest's virtual clock."""
         return self.board.now()
 
-    def set_irq(self, irq: int, level: bool) -> None:
-        """Drive an input (0-15) of the 8259 pair."""
-        self.board.set_irq(irq, level)
+    def set_irq(self, gsi: int, level: bool) -> None:
+        """Assert or drop the line of a global system interrupt, 0-23 (HotBoard.set_irq)."""
+        self.board.set_irq(gsi, level)
+
+    def msi(self, address: int, data: int) -> None:
+        """A message-signalled interrupt."""
+        self.board.msi(address, data)
 
     def msi(self, address: int, data: int) -> None:
         """A message-signalled interrupt: a write of four bytes that a device makes. Nobody listens yet."""

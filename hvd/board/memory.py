@@ -41,6 +41,7 @@ class Region:
     kind: RegionKind
     owner: str
     file_offset: int = 0  # of RAM and ROM: where it lies in the memory file
+    hot: bool = False  # of MMIO: the C board answers (HotBoard.mmio_read), not the Python bus
 
     @property
     def end(self) -> int:
@@ -186,10 +187,10 @@ class GuestMemory:
         """What the host has spent on it so far."""
         return os.fstat(self._fd).st_blocks * 512
 
-    def add_mmio(self, start: int, length: int, owner: str) -> None:
+    def add_mmio(self, start: int, length: int, owner: str, *, hot: bool = False) -> None:
         """A device claims a range outside of RAM. Raises ValueError when the range is taken: a bug of the board, not
         of the guest."""
-        new = Region(start, length, RegionKind.MMIO, owner)
+        new = Region(start, length, RegionKind.MMIO, owner, hot=hot)
         taken = [Region(start, length, RegionKind.RAM, "ram", offset) for start, length, offset in self._spans]
         for other in (*taken, *self._mmio):
             if new.start < other.end and other.start < new.end:

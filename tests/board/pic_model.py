@@ -100,6 +100,8 @@ class Chip:
 class Pair:
     def __init__(self) -> None:
         self.master, self.slave = Chip(0x08), Chip(0x70)
+        for n in (1, 2, 3):  # the board's reset: SCI and PCI
+            self.slave.level[n] = True
 
     def refresh(self) -> None:
         self.master.set_line(2, self.slave.winner() is not None)

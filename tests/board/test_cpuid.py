@@ -41,14 +41,29 @@ def test_the_tsc_frequency() -> None:
     # As Linux's native_calibrate_tsc, which wants the crystal in kHz.
     assert crystal_hz // 1000 * numerator // denominator == pytest.approx(TSC_HZ // 1000, rel=1e-5)
     assert table[0x16, 0].eax == 2596
-    assert table[0x4000_0010, 0][:2] == (TSC_HZ // 1000, 1000)
+    assert table[0x4000_0010, 0][:2] == (TSC_HZ // 1000, 1_000_000)
     assert table[0x8000_0007, 0].edx & 1 << 8  # invariant
+
+
+@pytest.mark.parametrize("tsc_hz", [1_000_000_000, 2_596_000_000, 4_999_990_000])
+def test_linux_reckons_in_32_bits(tsc_hz: int) -> None:
+    denominator, numerator, crystal_hz, _ = leaves(nothing, tsc_hz)[0x15, 0]
+    assert crystal_hz // 1000 * numerator < 1 << 32
+    assert crystal_hz * numerator // denominator == pytest.approx(tsc_hz, rel=1e-5)
+
+
+def test_the_local_apic() -> None:
+    """The board has it, whatever the way of executing says of its own; the deadline timer only where it is reached."""
+    table = leaves(nothing, TSC_HZ)
+    assert table[1, 0].edx == 1 << 9 and not table[1, 0].ecx & 1 << 24
+    assert table[6, 0].eax == 1 << 2  # the timer runs always
+    assert leaves(nothing, TSC_HZ, tsc_deadline=True)[1, 0].ecx & 1 << 24
 
 
 def test_features_are_the_native_ones_less_what_the_board_lacks() -> None:
     table = leaves(everything, TSC_HZ)
     one = table[1, 0]
-    assert one.edx & (1 << 9 | 1 << 28) == 0  # apic, htt
+    assert one.edx & (1 << 9 | 1 << 28) == 1 << 9  # apic, not htt
     assert one.ecx & (1 << 3 | 1 << 5 | 1 << 21 | 1 << 24) == 0  # monitor, vmx, x2apic, tsc-deadline
     assert one.ecx & 1 << 31  # hypervisor
     assert one.edx & 0b1_0001 == 0b1_0001  # fpu, tsc
@@ -63,7 +78,7 @@ def test_features_are_the_native_ones_less_what_the_board_lacks() -> None:
 
 def test_nothing_is_invented() -> None:
     table = leaves(nothing, TSC_HZ)
-    assert (table[1, 0].edx, table[1, 0].ecx) == (0, 1 << 31)
+    assert (table[1, 0].edx, table[1, 0].ecx) == (1 << 9, 1 << 31)
     assert table[7, 0] == (0, 0, 0, 0)
     assert table[0x8000_0001, 0][1:] == (0, 0, 0)
 

@@ -19,16 +19,27 @@ uint32_t hv_record_flags(const struct hv_emulator *e)
     return ((hflags & HF_CPL) == 3 ? HV_RECORD_USER : 0) | (hflags & HF_CS64 ? HV_RECORD_LONG : 0);
 }
 
-/* Let the CPU look at the PIC's INTR output: at the next block boundary, and not only when something else makes it look. */
+struct hv_emulator *hv_hooks_running(void) { return running; }
+
+/* Let the CPU look at the interrupt controllers: at the next block boundary, and not only when something else makes it look. */
+void hv_request_interrupt(struct hv_emulator *e)
+{
+    HV_AT(uint32_t, e->cpu, CPU_INTERRUPT_REQUEST) |= CPU_INTERRUPT_HARD;
+    *(int16_t *)(HV_AT(uint8_t *, e->cpu, CPU_ICOUNT_DECR_PTR) + 2) = -1;
+}
+
 void hv_update_interrupt(struct hv_emulator *e)
 {
-    uint32_t *request = &HV_AT(uint32_t, e->cpu, CPU_INTERRUPT_REQUEST);
-    if (e->injected || hv_pic_pending(&e->board->pic)) {
-        *request |= CPU_INTERRUPT_HARD;
-        *(int16_t *)(HV_AT(uint8_t *, e->cpu, CPU_ICOUNT_DECR_PTR) + 2) = -1;
-    } else {
-        *request &= ~CPU_INTERRUPT_HARD;
+    hv_apic_pull_priority(e);
+    if (e->board->lapic.nmi) {
+        e->board->lapic.nmi = false;
+        hv_request_interrupt(e);
+        HV_AT(uint32_t, e->cpu, CPU_INTERRUPT_REQUEST) |= CPU_INTERRUPT_NMI;
     }
+    if (e->injected || hv_board_peek(e->board) >= 0)
+        hv_request_interrupt(e);
+    else
+        HV_AT(uint32_t, e->cpu, CPU_INTERRUPT_REQUEST) &= ~CPU_INTERRUPT_HARD;
 }
 
 /* CPUClass.cpu_exec_interrupt: called at block boundaries while a request is pending. Stands in for the original, whose case for
@@ -38,20 +49,25 @@ static bool exec_interrupt(CPUState *cpu, int request)
     struct hv_emulator *e = running;
     if (hv_debug_holds_interrupts(e))
         return false;
-    if (e->unicorn.x86_cpu_pending_interrupt_x86_64(cpu, request) != CPU_INTERRUPT_HARD)
-        return e->unicorn.x86_cpu_exec_interrupt_x86_64(cpu, request);
+    hv_apic_hide_priority(e, true);
+    bool other = e->unicorn.x86_cpu_pending_interrupt_x86_64(cpu, request) != CPU_INTERRUPT_HARD;
+    bool done = other && e->unicorn.x86_cpu_exec_interrupt_x86_64(cpu, request);
+    hv_apic_hide_priority(e, false);
+    if (other)
+        return done;
+    hv_apic_pull_priority(e);
     uint8_t vector;
     if (e->injected) {
         vector = e->injected_vector;
         e->injected = false;
-    } else if (hv_pic_pending(&e->board->pic)) {
+    } else if (hv_board_peek(e->board) >= 0) {
         vector = hv_board_acknowledge(e->board);
     } else {
         HV_AT(uint32_t, cpu, CPU_INTERRUPT_REQUEST) &= ~CPU_INTERRUPT_HARD;
         return false;
     }
     HV_AT(uint32_t, cpu, CPU_INTERRUPT_REQUEST) &= ~CPU_INTERRUPT_HARD;
-    if (e->injected || hv_pic_pending(&e->board->pic))
+    if (e->injected || hv_board_peek(e->board) >= 0)
         HV_AT(uint32_t, cpu, CPU_INTERRUPT_REQUEST) |= CPU_INTERRUPT_HARD;
     hv_arm_timer(e); /* with automatic EOI the next tick may have its turn */
     hv_cross(&e->board->crossings, HV_POINT_INTERRUPT, 0, hv_linear_rip(e), hv_record_flags(e), vector, 0, 0, 0);
@@ -223,6 +239,37 @@ static void on_mmio_write(uc_engine *uc, uint64_t offset, unsigned size, uint64_
     hv_update_interrupt(e);
 }
 
+/* The board's own registers: the local APIC and the IOAPIC. */
+static uint64_t on_board_read(uc_engine *uc, uint64_t offset, unsigned size, void *user)
+{
+    (void)uc;
+    struct mmio_region *region = user;
+    struct hv_emulator *e = region->emulator;
+    uint64_t start = hv_host_ns(), value = ~0ull;
+    find_instruction(e);
+    hv_apic_pull_priority(e);
+    hv_board_mmio_read(e->board, region->base + offset, size, &value);
+    hv_cross(&e->board->crossings, HV_POINT_MMIO_READ, start, hv_linear_rip(e), hv_record_flags(e), region->base + offset, size, value, 0);
+    hv_update_interrupt(e);
+    hv_arm_timer(e); /* looking at a timer runs it */
+    return value;
+}
+
+static void on_board_write(uc_engine *uc, uint64_t offset, unsigned size, uint64_t value, void *user)
+{
+    (void)uc;
+    struct mmio_region *region = user;
+    struct hv_emulator *e = region->emulator;
+    uint64_t start = hv_host_ns();
+    find_instruction(e);
+    hv_apic_pull_priority(e);
+    hv_board_mmio_write(e->board, region->base + offset, size, value);
+    hv_apic_push_priority(e);
+    hv_cross(&e->board->crossings, HV_POINT_MMIO_WRITE, start, hv_linear_rip(e), hv_record_flags(e), region->base + offset, size, value, 0);
+    hv_update_interrupt(e);
+    hv_arm_timer(e);
+}
+
 /* Nothing answers: reads give all ones, writes vanish, as on a PC's bus. */
 static uint64_t on_hole_read(uc_engine *uc, uint64_t offset, unsigned size, void *user)
 {
@@ -244,15 +291,17 @@ static void on_hole_write(uc_engine *uc, uint64_t offset, unsigned size, uint64_
     hv_cross(&e->board->crossings, HV_POINT_MMIO_WRITE, hv_host_ns(), hv_linear_rip(e), hv_record_flags(e), region->base + offset, size, value, 0);
 }
 
-static bool map_region(struct hv_emulator *e, uint64_t base, uint64_t length, bool device)
+typedef uint64_t mmio_read(uc_engine *, uint64_t, unsigned, void *);
+typedef void mmio_write(uc_engine *, uint64_t, unsigned, uint64_t, void *);
+
+static bool map_region(struct hv_emulator *e, uint64_t base, uint64_t length, mmio_read *on_read, mmio_write *on_write)
 {
     struct mmio_region *region = calloc(1, sizeof *region);
     if (!region)
         return false;
     *region = (struct mmio_region){ .emulator = e, .base = base, .next = e->regions };
     e->regions = region;
-    return e->unicorn.uc_mmio_map(e->uc, base, length, device ? on_mmio_read : on_hole_read, region,
-                                  device ? on_mmio_write : on_hole_write, region) == UC_ERR_OK_;
+    return e->unicorn.uc_mmio_map(e->uc, base, length, on_read, region, on_write, region) == UC_ERR_OK_;
 }
 
 /* After Unicorn was closed. */
@@ -265,8 +314,20 @@ void hv_hooks_free(struct hv_emulator *e)
     }
 }
 
-bool hv_emulator_map_hole(struct hv_emulator *e, uint64_t base, uint64_t length) { return map_region(e, base, length, false); }
-bool hv_emulator_map_device(struct hv_emulator *e, uint64_t base, uint64_t length) { return map_region(e, base, length, true); }
+bool hv_emulator_map_hole(struct hv_emulator *e, uint64_t base, uint64_t length)
+{
+    return map_region(e, base, length, on_hole_read, on_hole_write);
+}
+
+bool hv_emulator_map_device(struct hv_emulator *e, uint64_t base, uint64_t length)
+{
+    return map_region(e, base, length, on_mmio_read, on_mmio_write);
+}
+
+bool hv_emulator_map_board(struct hv_emulator *e, uint64_t base, uint64_t length)
+{
+    return map_region(e, base, length, on_board_read, on_board_write);
+}
 
 static const struct hv_cpuid_entry *find_cpuid(const struct hv_emulator *e, uint32_t leaf, uint32_t subleaf)
 {
@@ -286,8 +347,10 @@ static int on_cpuid(uc_engine *uc, void *user)
     const struct hv_cpuid_entry *entry = find_cpuid(e, leaf, (uint32_t)regs[GPR_CX]);
     if (!entry)
         return 0;
-    uint32_t ecx = entry->ecx;
-    if (leaf == 1) { /* OSXSAVE mirrors CR4.OSXSAVE (SDM vol. 2A, CPUID) */
+    uint32_t ecx = entry->ecx, edx = entry->edx;
+    if (leaf == 1) { /* OSXSAVE mirrors CR4.OSXSAVE, APIC the enable bit of IA32_APIC_BASE (SDM vol. 2A, CPUID) */
+        if (!(e->board->lapic.base & HV_LAPIC_BASE_ENABLE))
+            edx &= ~(1u << 9);
         ecx &= ~(1u << 27);
         if (ecx & 1u << 26 && hv_env64(e, ENV_CR + 8 * 4) & 1u << 18)
             ecx |= 1u << 27;
@@ -295,7 +358,7 @@ static int on_cpuid(uc_engine *uc, void *user)
     regs[GPR_AX] = entry->eax;
     regs[GPR_BX] = entry->ebx;
     regs[GPR_CX] = ecx;
-    regs[GPR_DX] = entry->edx;
+    regs[GPR_DX] = edx;
     return 1;
 }
 
@@ -318,8 +381,8 @@ static int on_rdtscp(uc_engine *uc, void *user)
     return 1;
 }
 
-/* Length of the system call instruction at RIP: prefixes and the two opcode bytes 0F 05 / 0F 34. */
-static unsigned system_call_length(struct hv_emulator *e)
+/* Length of the instruction at RIP, which is prefixes and two opcode bytes: 0F 05, 0F 30, 0F 32, 0F 34. */
+unsigned hv_instruction_length(struct hv_emulator *e)
 {
     uint8_t bytes[15];
     uint64_t rip = hv_linear_rip(e);
@@ -338,7 +401,7 @@ static void on_syscall(uc_engine *uc, void *user)
     (void)uc;
     struct hv_emulator *e = user;
     uint64_t *regs = &HV_AT(uint64_t, e->env, ENV_REGS), *rip = &HV_AT(uint64_t, e->env, ENV_EIP);
-    unsigned length = system_call_length(e);
+    unsigned length = hv_instruction_length(e);
     uint32_t hflags = hv_env32(e, ENV_HFLAGS), star_selector = (uint32_t)(hv_env64(e, ENV_STAR) >> 32) & 0xFFFF;
     hv_cross(&e->board->crossings, HV_POINT_SYSTEM_CALL, 0, hv_linear_rip(e), hv_record_flags(e), regs[GPR_AX], 0, 0, 0);
     uint64_t target;
@@ -367,7 +430,7 @@ static void on_sysenter(uc_engine *uc, void *user)
     (void)uc;
     struct hv_emulator *e = user;
     uint32_t selector = HV_AT(uint32_t, e->env, ENV_SYSENTER_CS) & 0xFFFC;
-    unsigned length = system_call_length(e);
+    unsigned length = hv_instruction_length(e);
     hv_cross(&e->board->crossings, HV_POINT_SYSTEM_CALL, 0, hv_linear_rip(e), hv_record_flags(e), hv_env64(e, ENV_REGS), 0, 0, 0);
     bool long_mode = hv_env32(e, ENV_HFLAGS) & HF_LMA;
     HV_AT(uint64_t, e->env, ENV_EFLAGS) &= ~(uint64_t)(EFLAGS_VM | EFLAGS_IF | EFLAGS_RF);

@@ -76,7 +76,7 @@ bool hv_plt_redirect(void *handle, char *why, size_t why_size)
     pthread_mutex_lock(&lock);
     if (!redirected) {
         ok = redirect(handle, hv_code_page_redirections, hv_code_page_redirection_count, why, why_size) &&
-             redirect(handle, &hv_flags_redirection, 1, why, why_size) &&
+             redirect(handle, &hv_flags_redirection, 1, why, why_size) && redirect(handle, &hv_apic_redirection, 1, why, why_size) &&
              redirect(handle, hv_debug_redirections, hv_debug_redirection_count, why, why_size);
         redirected = ok ? handle : NULL;
     } else if (redirected != handle) {

@@ -425,6 +425,11 @@ class PublicVcpu(Vcpu):
     def _mmio_read(self, uc: Any, offset: int, size: int, user: tuple[int, bool]) -> int:
         base, device = user
         start, rip, flags = self._board.host_ns(), self._rip(), self._flags()
+        hot = self._board.mmio_read(base + offset, size)
+        if hot is not None:
+            self._board.cross(POINT["mmio-read"], start, rip, flags, base + offset, size, hot)
+            self._look = True
+            return hot
         if device:
             return self._leave(Exit(ExitReason.MMIO_READ, base + offset, size, 0, rip, start, flags)).value
         self._board.cross(POINT["mmio-read"], start, rip, flags, base + offset, size, floating(size))
@@ -433,7 +438,10 @@ class PublicVcpu(Vcpu):
     def _mmio_write(self, uc: Any, offset: int, size: int, value: int, user: tuple[int, bool]) -> None:
         base, device = user
         start, rip, flags = self._board.host_ns(), self._rip(), self._flags()
-        if device:
+        if self._board.mmio_write(base + offset, size, value):
+            self._board.cross(POINT["mmio-write"], start, rip, flags, base + offset, size, value)
+            self._look = True
+        elif device:
             self._leave(Exit(ExitReason.MMIO_WRITE, base + offset, size, value, rip, start, flags))
         else:
             self._board.cross(POINT["mmio-write"], start, rip, flags, base + offset, size, value)

@@ -245,7 +245,7 @@ static bool halt(struct hv_emulator *e)
 {
     struct hv_crossings *crossings = &e->board->crossings;
     uint64_t start = hv_host_ns(), rip = hv_linear_rip(e);
-    while (!hv_board_advance(e->board) && !e->injected) {
+    while (!hv_board_advance(e->board) && !e->injected && !e->board->lapic.nmi) {
         if (atomic_load(&e->kicked)) {
             crossings->counters->halted_ns += hv_host_ns() - start;
             HV_AT(uint32_t, e->cpu, CPU_HALTED) = 1; /* still halted when run() is called again */

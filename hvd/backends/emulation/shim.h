@@ -6,8 +6,9 @@
  *   state.c     registers in and out
  *   fpu.c       x87 and SSE registers in and out
  *   debug.c     breakpoints, watchpoints and single steps, the debugger's and the guest's own
- *   plt.c       puts functions of ours between the library's parts: those of debug.c and of the two below
+ *   plt.c       puts functions of ours between the library's parts: those of debug.c and of the three below
  *   flags.c     status flags without garbage
+ *   apic.c      the board's local APIC in the vcpu's registers
  *   code_pages.c  which pages hold translated code: what a store must drop
  */
 #ifndef HV_SHIM_H
@@ -95,13 +96,17 @@ void hv_arm_timer(struct hv_emulator *);
 
 /* hooks.c */
 bool hv_hooks_install(struct hv_emulator *, char *why, size_t why_size);
+void hv_request_interrupt(struct hv_emulator *); /* the CPU asks the board at the next block boundary */
 void hv_update_interrupt(struct hv_emulator *);
+struct hv_emulator *hv_hooks_running(void); /* of this thread; NULL = none */
+unsigned hv_instruction_length(struct hv_emulator *);
 uint64_t hv_linear_rip(const struct hv_emulator *);
 uint32_t hv_record_flags(const struct hv_emulator *);
 void hv_hooks_enter_thread(struct hv_emulator *); /* this thread works on this emulator now; NULL = on none */
 void hv_hooks_free(struct hv_emulator *);
 bool hv_emulator_map_hole(struct hv_emulator *, uint64_t base, uint64_t length);   /* floats */
 bool hv_emulator_map_device(struct hv_emulator *, uint64_t base, uint64_t length); /* leaves with Mmio */
+bool hv_emulator_map_board(struct hv_emulator *, uint64_t base, uint64_t length);  /* answered by hv_board_mmio_* */
 
 /* plt.c */
 struct hv_redirection {
@@ -124,6 +129,12 @@ void hv_debug_free(struct hv_emulator *);
 
 /* flags.c */
 extern const struct hv_redirection hv_flags_redirection;
+
+/* apic.c */
+extern const struct hv_redirection hv_apic_redirection;
+void hv_apic_hide_priority(struct hv_emulator *, bool hide);
+void hv_apic_pull_priority(struct hv_emulator *); /* CR8 to the local APIC */
+void hv_apic_push_priority(struct hv_emulator *); /* the local APIC's task priority to CR8 */
 
 /* code_pages.c */
 extern const struct hv_redirection hv_code_page_redirections[];

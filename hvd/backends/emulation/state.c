@@ -45,6 +45,9 @@ void hv_emulator_set_state(struct hv_emulator *e, const struct hv_state *state)
     e->injected = false;
     HV_AT(uint32_t, e->cpu, CPU_INTERRUPT_REQUEST) = 0;
     hv_debug_reset(e);
+    HV_AT(uint8_t, env, ENV_V_TPR) = state->cr8 & 15;
+    hv_apic_pull_priority(e);
+    hv_apic_hide_priority(e, false);
     memcpy(&HV_AT(uint8_t, env, ENV_REGS), state->regs, sizeof state->regs);
     HV_AT(uint64_t, env, ENV_EIP) = state->rip;
     HV_AT(uint64_t, env, ENV_CR + 8 * 2) = state->cr2;
@@ -78,6 +81,7 @@ void hv_emulator_get_state(struct hv_emulator *e, struct hv_state *state)
     state->cr2 = hv_env64(e, ENV_CR + 8 * 2);
     state->cr3 = hv_env64(e, ENV_CR + 8 * 3);
     state->cr4 = hv_env64(e, ENV_CR + 8 * 4);
+    state->cr8 = HV_AT(uint8_t, env, ENV_V_TPR);
     state->efer = hv_env64(e, ENV_EFER);
     memcpy(state->segs, &HV_AT(uint8_t, env, ENV_SEGS), 6 * sizeof *state->segs);
     state->segs[6] = HV_AT(struct segment_cache, env, ENV_LDT);

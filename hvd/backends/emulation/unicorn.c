@@ -85,6 +85,11 @@ bool hv_unicorn_verify(struct hv_emulator *e, char *why, size_t why_size)
             return false;
         }
     }
+    /* CR8: kept where it is kept while V_INTR_MASKING is on. */
+    e->unicorn.helper_write_crN_x86_64(e->env, 8, 5);
+    HV_AT(uint32_t, e->env, ENV_HFLAGS2) |= HF2_VINTR_MASK;
+    VERIFY(HV_AT(uint8_t, e->env, ENV_V_TPR) == 5 && e->unicorn.helper_read_crN_x86_64(e->env, 8) == 5);
+    HV_AT(uint8_t, e->env, ENV_V_TPR) = 0;
     /* The MSRs' places: CPUID's extended leaf must agree with the feature words. */
     uint32_t eax, ebx, ecx, edx;
     e->unicorn.cpu_x86_cpuid_x86_64(e->env, 1, 0, &eax, &ebx, &ecx, &edx);

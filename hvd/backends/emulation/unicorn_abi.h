@@ -47,7 +47,7 @@ enum {
     ENV_REGS = 0, ENV_EIP = 128, ENV_EFLAGS = 136, ENV_HFLAGS = 176, ENV_HFLAGS2 = 180, ENV_SEGS = 184, ENV_LDT = 328, ENV_TR = 352,
     ENV_GDT = 376, ENV_IDT = 400, ENV_CR = 424, ENV_EFER = 592, ENV_SYSENTER_CS = 4800, ENV_SYSENTER_ESP = 4808, ENV_SYSENTER_EIP = 4816,
     ENV_STAR = 4824, ENV_LSTAR = 4840, ENV_CSTAR = 4848, ENV_FMASK = 4856, ENV_KERNEL_GS_BASE = 4864, ENV_TSC_AUX = 4896,
-    ENV_ERROR_CODE = 5384, ENV_EXCEPTION_IS_INT = 5388, ENV_EXCEPTION_NEXT_EIP = 5392, ENV_DR = 5400, ENV_FEATURES = 5632,
+    ENV_ERROR_CODE = 5384, ENV_EXCEPTION_IS_INT = 5388, ENV_EXCEPTION_NEXT_EIP = 5392, ENV_DR = 5400, ENV_V_TPR = 5556, ENV_FEATURES = 5632,
 };
 enum { SEG_ES, SEG_CS, SEG_SS, SEG_DS, SEG_FS, SEG_GS };
 enum { GPR_AX, GPR_CX, GPR_DX, GPR_BX, GPR_SP, GPR_BP, GPR_SI, GPR_DI, GPR_R11 = 11 };
@@ -75,7 +75,8 @@ enum {
     BP_WATCHPOINT_HIT = 0xC0,
 };
 
-enum { CPU_INTERRUPT_HARD = 2, CPU_INTERRUPT_DEBUG = 0x80 };
+enum { CPU_INTERRUPT_HARD = 2, CPU_INTERRUPT_DEBUG = 0x80, CPU_INTERRUPT_NMI = 0x200 };
+enum { HF2_VINTR_MASK = 1 << 3 };
 enum { EXCP_INTERRUPT = 0x10000, EXCP_HLT = 0x10001, EXCP_DEBUG = 0x10002, EXCP_HALTED = 0x10003 };
 enum { HF_CPL = 3, HF_INHIBIT_IRQ = 1 << 3, HF_CS32 = 1 << 4, HF_SS32 = 1 << 5, HF_ADDSEG = 1 << 6, HF_LMA = 1 << 14, HF_CS64 = 1 << 15 };
 enum { DESC_B = 1 << 22, DESC_L = 1 << 21, DESC_P = 1 << 15, DESC_S = 1 << 12, DESC_G = 1 << 23 };
@@ -122,6 +123,8 @@ typedef struct CPUX86State CPUX86State;
     X(int, cpu_breakpoint_insert_x86_64, (CPUState *, uint64_t, int, struct cpu_breakpoint **))                                    \
     X(int, cpu_breakpoint_remove_x86_64, (CPUState *, uint64_t, int))                                                              \
     X(void, cpu_breakpoint_remove_all_x86_64, (CPUState *, int))                                                                   \
+    X(uint64_t, helper_read_crN_x86_64, (CPUX86State *, int))                                                                      \
+    X(void, helper_write_crN_x86_64, (CPUX86State *, int, uint64_t))                                                               \
     X(void, tlb_flush_x86_64, (CPUState *))                                                                                        \
     X(void, tlb_reset_dirty_x86_64, (CPUState *, uint64_t, uint64_t))                                                              \
     X(void, tb_flush_x86_64, (CPUState *))                                                                                         \

@@ -85,6 +85,7 @@ _PROTOTYPES: Final[dict[str, tuple[Any, list[Any]]]] = {
     "hv_emulator_map_ram": (_bool, [_pointer, _u64, _u64, _pointer]),
     "hv_emulator_map_hole": (_bool, [_pointer, _u64, _u64]),
     "hv_emulator_map_device": (_bool, [_pointer, _u64, _u64]),
+    "hv_emulator_map_board": (_bool, [_pointer, _u64, _u64]),
     "hv_emulator_set_cpuid": (_bool, [_pointer, _pointer, _u32]),
     "hv_emulator_native_cpuid": (None, [_pointer, _u32, _u32, _pointer]),
     "hv_emulator_mask_feature": (None, [_pointer, _u32, _u32]),
@@ -169,9 +170,8 @@ class NativeVcpu(Vcpu):
             if region.start > at:
                 self._require(self._lib.hv_emulator_map_hole(self._emulator, at, region.start - at), at)
             if region.kind is RegionKind.MMIO:
-                self._require(
-                    self._lib.hv_emulator_map_device(self._emulator, region.start, region.length), region.start
-                )
+                map_mmio = self._lib.hv_emulator_map_board if region.hot else self._lib.hv_emulator_map_device
+                self._require(map_mmio(self._emulator, region.start, region.length), region.start)
             at = max(at, region.end)
         at = max(at, 0)
         for start, end in ((at, HIGH_RAM_START), (max(at, HIGH_RAM_START), ADDRESS_SPACE)):
@@ -196,9 +196,8 @@ class NativeVcpu(Vcpu):
 
     def _set_cpuid(self, cpuid: Callable[..., dict[Any, Any]]) -> None:
         # Leaf 0xD follows XCR0 and CR4, which Unicorn keeps: not in the table means that Unicorn answers.
-        table = {
-            key: leaf for key, leaf in cpuid(self._native_cpuid, TSC_HZ, follows_cr4=True).items() if key[0] != 0xD
-        }
+        leaves = cpuid(self._native_cpuid, TSC_HZ, follows_cr4=True, tsc_deadline=True)
+        table = {key: leaf for key, leaf in leaves.items() if key[0] != 0xD}
         for word, leaf, register in FEATURE_WORDS:
             reported = getattr(table[leaf, 0], register)
             native = self._native_cpuid(leaf, 0)[("eax", "ebx", "ecx", "edx").index(register)]

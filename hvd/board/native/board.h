@@ -49,6 +49,63 @@ uint8_t hv_pic_acknowledge(struct hv_pic *);         /* INTA: vector; the spurio
 uint8_t hv_pic_read(struct hv_pic *, uint16_t port);
 void hv_pic_write(struct hv_pic *, uint16_t port, uint8_t value);
 
+/* ---- lapic.c: the processor's local APIC (Intel SDM vol. 3A), registers at HV_LAPIC_ADDRESS; its timer counts nanoseconds. */
+#define HV_LAPIC_ADDRESS 0xfee00000u
+#define HV_LAPIC_BASE_BSP 0x100u    /* IA32_APIC_BASE: this is the processor that boots */
+#define HV_LAPIC_BASE_ENABLE 0x800u
+enum { HV_LVT_TIMER, HV_LVT_THERMAL, HV_LVT_PERFORMANCE, HV_LVT_LINT0, HV_LVT_LINT1, HV_LVT_ERROR, HV_LVT_COUNT };
+struct hv_lapic {
+    uint64_t base; /* IA32_APIC_BASE */
+    uint32_t isr[8], tmr[8], irr[8];
+    uint32_t lvt[HV_LVT_COUNT];
+    uint32_t ldr, dfr, svr, icr, icr_high;
+    uint32_t esr, errors; /* as read; found since ESR was written */
+    uint32_t initial_count, divide;
+    uint8_t id, tpr;
+    bool nmi;              /* one waits for the processor, which takes it back */
+    bool given;            /* the timer's last tick was not seen to be taken yet */
+    uint64_t next_tick_ns; /* virtual time, also of the TSC deadline; HV_NEVER */
+    /* Ticks of a periodic timer are owed as the 8254's are: see below. */
+    uint64_t owed, pause_end_ns;
+};
+void hv_lapic_reset(struct hv_lapic *);
+bool hv_lapic_enabled(const struct hv_lapic *);       /* by IA32_APIC_BASE and by its own spurious vector register */
+bool hv_lapic_takes_extint(const struct hv_lapic *);  /* does the 8259's INTR reach the processor through it */
+int hv_lapic_peek(const struct hv_lapic *);           /* the vector that would be delivered now; -1 none */
+uint8_t hv_lapic_acknowledge(struct hv_lapic *);      /* the spurious vector when there is none */
+/* A message arrives. mode: delivery mode, 0-7. Returns whether it was accepted. */
+bool hv_lapic_deliver(struct hv_lapic *, unsigned mode, uint8_t vector, bool level);
+bool hv_lapic_is(const struct hv_lapic *, uint8_t destination, bool logical); /* is a message for it */
+bool hv_lapic_holds(const struct hv_lapic *, uint8_t vector);                 /* requested or in service */
+/* offset: from HV_LAPIC_ADDRESS; registers are 32 bits wide at multiples of 16. */
+uint32_t hv_lapic_read(struct hv_lapic *, uint32_t offset, uint64_t now_ns);
+/* Returns the vector whose end IOAPICs must hear of, -1 if none. */
+int hv_lapic_write(struct hv_lapic *, uint32_t offset, uint32_t value, uint64_t now_ns);
+void hv_lapic_advance(struct hv_lapic *, uint64_t now_ns);  /* the timer */
+uint64_t hv_lapic_deadline(const struct hv_lapic *);        /* virtual ns of its next tick to give; HV_NEVER */
+void hv_lapic_write_base(struct hv_lapic *, uint64_t value); /* IA32_APIC_BASE */
+/* IA32_TSC_DEADLINE, where the TSC counts nanoseconds of the virtual clock. */
+void hv_lapic_write_deadline(struct hv_lapic *, uint64_t tsc_ns);
+uint64_t hv_lapic_read_deadline(const struct hv_lapic *);
+
+/* ---- ioapic.c: 82093AA, registers at HV_IOAPIC_ADDRESS. */
+#define HV_IOAPIC_ADDRESS 0xfec00000u
+#define HV_IOAPIC_PINS 24u
+struct hv_ioapic {
+    uint64_t entries[HV_IOAPIC_PINS]; /* the redirection table */
+    uint32_t lines;                   /* inputs that are asserted */
+    uint8_t index, id;
+};
+void hv_ioapic_reset(struct hv_ioapic *);
+void hv_ioapic_set_line(struct hv_ioapic *, unsigned pin, bool level, struct hv_lapic *);
+void hv_ioapic_refresh(struct hv_ioapic *, struct hv_lapic *); /* the local APIC may accept now what it refused */
+void hv_ioapic_end_of_interrupt(struct hv_ioapic *, uint8_t vector, struct hv_lapic *);
+bool hv_ioapic_masked(const struct hv_ioapic *, unsigned pin);
+uint8_t hv_ioapic_vector(const struct hv_ioapic *, unsigned pin);
+bool hv_ioapic_passes_extint(const struct hv_ioapic *); /* input 0, which is the 8259's INTR, is let through */
+uint32_t hv_ioapic_read(const struct hv_ioapic *, uint32_t offset);
+void hv_ioapic_write(struct hv_ioapic *, uint32_t offset, uint32_t value, struct hv_lapic *);
+
 /* ---- pit.c: 8254 (Intel 8254 data sheet), ports 40-43, and the speaker/gate port 61. Channel 0 drives IRQ 0. */
 struct hv_pit_channel {
     uint8_t mode, access, bcd;
@@ -150,6 +207,8 @@ enum hv_port_result {
 struct hv_board {
     struct hv_clock clock;
     struct hv_pic pic;
+    struct hv_lapic lapic;
+    struct hv_ioapic ioapic;
     struct hv_pit pit;
     struct hv_uart uart;
     uint8_t claimed[65536 / 8]; /* ports that Python devices claim; an unclaimed port floats: reads all ones */
@@ -173,12 +232,27 @@ void hv_board_claim(struct hv_board *, uint16_t first, uint16_t count);
 /* size is 1, 2 or 4 bytes. Byte-wide devices see the low byte at the port; wider accesses to them are split as on the ISA bus. */
 enum hv_port_result hv_board_port_in(struct hv_board *, uint16_t port, unsigned size, uint32_t *value);
 enum hv_port_result hv_board_port_out(struct hv_board *, uint16_t port, unsigned size, uint32_t value);
-void hv_board_set_irq(struct hv_board *, unsigned irq, bool level); /* for Python devices */
-/* Let time pass: run due timers, move typed bytes into the UART, refresh the interrupt lines. Returns hv_pic_pending. */
+/* Memory-mapped registers of the board: local APIC and IOAPIC. size is 1, 2, 4 or 8 bytes. False: nothing of the board is there. */
+bool hv_board_mmio_read(struct hv_board *, uint64_t address, unsigned size, uint64_t *value);
+bool hv_board_mmio_write(struct hv_board *, uint64_t address, unsigned size, uint64_t value);
+/* A device asserts or drops its interrupt line. Global system interrupts 0-15 are the ISA's IRQs and drive 8259 and IOAPIC (0 its input 2,
+ * the others that of their number; there is no GSI 2), 16-23 the IOAPIC alone. */
+void hv_board_set_irq(struct hv_board *, unsigned gsi, bool level);
+/* A message-signalled interrupt: a write of data to address (SDM vol. 3A, "Message Signalled Interrupts"). Elsewhere it is lost. */
+void hv_board_msi(struct hv_board *, uint64_t address, uint32_t data);
+/* The interrupt that the processor would take now, of either controller: its vector, -1 none. */
+int hv_board_peek(const struct hv_board *);
+/* Let time pass: run due timers, move typed bytes into the UART, refresh the interrupt lines. Returns whether hv_board_peek finds one. */
 bool hv_board_advance(struct hv_board *);
-/* Host ns of the next timer; HV_NEVER. It changes with every access to the PIT and, as ticks wait for their turn, to the PIC. */
+/* Host ns of the next timer; HV_NEVER. It changes with every access to the timers and, as ticks wait for their turn, to the interrupt controllers. */
 uint64_t hv_board_deadline(const struct hv_board *);
-/* INTA: hv_pic_acknowledge, and what it means for the timer. */
+/* The processor takes the interrupt: its vector, and what that means for the timers. */
 uint8_t hv_board_acknowledge(struct hv_board *);
+/* CR8 and the local APIC's task priority register are one. */
+uint8_t hv_board_cr8(const struct hv_board *);
+void hv_board_set_cr8(struct hv_board *, uint8_t cr8);
+/* MSRs of the local APIC: IA32_APIC_BASE and IA32_TSC_DEADLINE. False: another one. */
+bool hv_board_read_msr(struct hv_board *, uint32_t number, uint64_t *value);
+bool hv_board_write_msr(struct hv_board *, uint32_t number, uint64_t value);
 
 #endif
