@@ -147,11 +147,8 @@ class Machine:
         self.board.set_irq(gsi, level)
 
     def msi(self, address: int, data: int) -> None:
-        """A message-signalled interrupt."""
+        """A message-signalled interrupt: a write of four bytes that a device makes."""
         self.board.msi(address, data)
-
-    def msi(self, address: int, data: int) -> None:
-        """A message-signalled interrupt: a write of four bytes that a device makes. Nobody listens yet."""
 
     def reset_line(self, cause: str) -> None:
         """The guest pulled the reset line; it takes effect when the present access is done."""
