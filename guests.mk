@@ -8,7 +8,7 @@ GUEST_CFLAGS := -std=gnu11 -Os -g0 -Wall -Wextra $(WERROR) -ffreestanding -nostd
 GUEST_LDFLAGS := -static -no-pie -nostdlib -Wl,--build-id=none -Wl,-z,noexecstack -Wl,-z,max-page-size=4096
 GUEST_HEADERS := guests/include/guest.h guests/include/hv/hypercall.h
 
-GUEST_MULTIBOOT := hello hypercalls interrupts exceptions paging spin halt triple reset flood wild echo compute ticker ports nonsense
+GUEST_MULTIBOOT := hello hypercalls interrupts exceptions paging spin halt triple reset flood wild echo compute ticker ports nonsense screen
 GUEST_FILES := $(GUEST_MULTIBOOT:%=$(GUEST_BUILD)/%.elf) $(GUEST_BUILD)/pvh.elf $(GUEST_BUILD)/long.elf $(GUEST_BUILD)/alias.elf $(GUEST_BUILD)/flat.bin
 
 GUEST_LIB := $(addprefix $(GUEST_BUILD)/lib/,start.o print.o check.o traps.o pic.o entry.o)

@@ -19,6 +19,7 @@ nft:nftables:networks with NAT
 passt:passt:--network user
 ip:iproute2:tests of networks
 qemu-system-x86_64:qemu-system-x86:measuring against QEMU
+/usr/share/seabios/vgabios.bin:seabios:pictures of the screen (hvctl screen --png)
 /boot/memtest86+x64.bin:memtest86+:tests with memtest86+
 "
 missing= packages=

@@ -81,6 +81,10 @@ REASONS: dict[str, Reason] = {
     "ADDRESS_OUTSIDE": Reason("OUT_OF_RANGE", "{length} bytes at {address} are not within the guest's memory", "`hvctl mem map` shows the regions"),
     "ADDRESS_UNMAPPED": Reason("FAILED_PRECONDITION", "guest-virtual {address} is not mapped: {problem}",
                                "`hvctl mem translate` shows the page tables"),
+    # screen and keyboard
+    "KEYBOARD_FULL": Reason("DEADLINE_EXCEEDED",
+                            "the guest's keyboard took {events} of {wanted} key presses and releases, then none for {seconds} s",
+                            "the guest does not read its keyboard: `hvctl screen` shows what it does, `hvctl list` whether it is paused"),
     # runners
     "RUNNER_START_FAILED": Reason("INTERNAL", "the guest's runner did not start: {problem}", "see {log}"),
     "RUNNER_GONE": Reason("UNAVAILABLE", "the guest's runner is gone: {problem}", "`hvctl show` says how it ended"),

@@ -32,6 +32,7 @@ BY_REASON = {
     "CAPABILITY_MISSING": REFUSED,
     "RUNNER_GONE": FAILED,  # UNAVAILABLE, but it is not the daemon that is out of reach
     "FILE_UNWRITABLE": FAILED,
+    "FONT_MISSING": FAILED,
     "ENDPOINT_INVALID": USAGE,
 }
 BY_CODE = {

@@ -10,6 +10,7 @@ from google.protobuf import duration_pb2, empty_pb2
 from hvapi.v1 import guest_pb2, guest_pb2_grpc
 
 from hvd.api import console
+from hvd.api.screen import ScreenService
 from hvd.errors import HvdError
 from hvd.guests import model
 from hvd.guests.events import now
@@ -23,7 +24,7 @@ FOLLOW_SECONDS = 0.05
 _MOST_SECONDS = 366 * 86400.0
 
 
-class GuestService(guest_pb2_grpc.GuestServiceServicer):
+class GuestService(ScreenService, guest_pb2_grpc.GuestServiceServicer):
     def __init__(self, supervisor: Supervisor) -> None:
         self._supervisor = supervisor
 

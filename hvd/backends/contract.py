@@ -14,7 +14,7 @@ from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvapi.v1 import inspect_pb2
+from hvapi.v1 import guest_pb2, inspect_pb2
 
 from hvd.board.spec import DiskSpec, NetworkSpec
 from hvd.errors import HvdError
@@ -39,6 +39,8 @@ class Capability(enum.StrEnum):
     DISK = "disk"
     NETWORK = "network"
     FIRMWARE = "boot-firmware"  # boots from a disk or CD-ROM as a PC does, in real mode
+    SCREEN = "screen"
+    KEYBOARD = "keyboard"
 
 
 @dataclass(frozen=True, slots=True)
@@ -151,6 +153,15 @@ class Instance(ABC):
 
     async def resize_console(self, rows: int, columns: int) -> None:
         raise missing(self, Capability.CONSOLE)
+
+    async def screen(self) -> guest_pb2.Screen:
+        """What it shows now."""
+        raise missing(self, Capability.SCREEN)
+
+    async def type_keys(self, strokes: Sequence[Sequence[str]]) -> int:
+        """Type on its keyboard: strokes are keys (names of hvd.board.keys) pressed one after the other and released in the opposite
+        order. Waits for room for the first; so many were taken. Does not wait for ever: whoever calls it gives up."""
+        raise missing(self, Capability.KEYBOARD)
 
     def attach_console(self, read_only: bool) -> ConsoleAttachment:
         raise missing(self, Capability.CONSOLE)

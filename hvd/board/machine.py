@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Final, Protocol
+from typing import Any, Final, Protocol, TypeVar
 
 from hvapi.record import FLAG_LONG
 
@@ -68,6 +68,7 @@ class CreateVcpu(Protocol):
 
 
 Done = Callable[[Any, HvdError | None], None]
+D = TypeVar("D")
 
 
 class Machine:
@@ -172,6 +173,10 @@ class Machine:
     def log(self, text: bytes) -> None:
         """A text of the guest for the hypervisor's log."""
         self._on_log(text)
+
+    def device(self, kind: type[D]) -> D:
+        """The board's device of a class. Its methods belong to the vcpu thread."""
+        return next(device for device in self._devices if isinstance(device, kind))
 
     # ---- for other threads
 

@@ -8,13 +8,13 @@ import os
 import signal
 import socket
 import sys
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from google.protobuf.message import DecodeError
 from hvapi.runner.v1 import control_pb2
-from hvapi.v1 import inspect_pb2
+from hvapi.v1 import guest_pb2, inspect_pb2
 
 from hvd.backends.contract import Capability, ConsoleAttachment, Instance, InstanceStatus, LaunchSpec
 from hvd.board.spec import MachineSpec
@@ -69,6 +69,7 @@ class RunnerInstance(Instance):
         self._closed = False
         self._calls = _Channel(directory)
         self._waits = _Channel(directory)
+        self._typing = _Channel(directory)
         asyncio.get_running_loop().add_reader(self._pidfd, self._on_exit)
 
     # ---- making one
@@ -252,6 +253,7 @@ class RunnerInstance(Instance):
         self._closed = True
         self._calls.close()
         self._waits.close()
+        self._typing.close()
         asyncio.get_running_loop().remove_reader(self._pidfd)
         os.close(self._pidfd)
 
@@ -306,6 +308,19 @@ class RunnerInstance(Instance):
 
     async def resize_console(self, rows: int, columns: int) -> None:
         await self._verb(Capability.CONSOLE, "resize_console", control_pb2.ResizeConsole(rows=rows, columns=columns))
+
+    async def screen(self) -> guest_pb2.Screen:
+        answer: guest_pb2.Screen = await self._verb(Capability.SCREEN, "get_screen", control_pb2.GetScreen())
+        return answer
+
+    async def type_keys(self, strokes: Sequence[Sequence[str]]) -> int:
+        """On a connection of its own, which waits; when the caller gives up, it is closed and the runner forgets the keys."""
+        self._need(Capability.KEYBOARD)
+        if self._exited.is_set():
+            raise HvdError("RUNNER_GONE", problem="the guest has ended")
+        request = control_pb2.TypeKeys(strokes=[control_pb2.Stroke(keys=stroke) for stroke in strokes])
+        answer: control_pb2.KeysTyped = await self._typing.call("type_keys", request)
+        return answer.strokes
 
     def attach_console(self, read_only: bool) -> ConsoleAttachment:
         self._need(Capability.CONSOLE)

@@ -13,8 +13,11 @@ from typing import Any
 
 from google.protobuf.message import DecodeError
 from hvapi.runner.v1 import control_pb2
-from hvapi.v1 import inspect_pb2
+from hvapi.v1 import guest_pb2, inspect_pb2
 
+from hvd.board.devices.keyboard import Keyboard
+from hvd.board.devices.vga import ScreenImage, Vga
+from hvd.board.keys import KEYS, Stroke
 from hvd.board.machine import Machine
 from hvd.board.memory import Region
 from hvd.board.paging import CR0_PE, EFER_LMA, Translation
@@ -58,6 +61,9 @@ class ControlServer:
         self._log_error = log_error
         self._kill_machine = kill
         self._connections: set[_Connection] = set()
+        # Who waits for room in the keyboard.
+        self._typists: dict[_Connection, tuple[int, list[Stroke]]] = {}
+        machine.device(Keyboard).on_room = lambda: post(self._retry_typists)
         self._calls: dict[str, Callable[[_Connection, int, Any], None]] = {
             "get_status": self._get_status,
             "wait_status": self._wait_status,
@@ -72,6 +78,8 @@ class ControlServer:
             "translate_address": self._translate_address,
             "get_registers": self._get_registers,
             "resize_console": self._resize_console,
+            "get_screen": lambda c, i, r: self._in_vcpu(c, i, machine.device(Vga).screen, _screen),
+            "type_keys": self._type_keys,
         }
 
     def accept(self, sock: socket.socket) -> None:
@@ -194,6 +202,7 @@ class ControlServer:
             connection.events = 0
         connection.closed = True
         connection.waits_for = None
+        self._typists.pop(connection, None)
         connection.sock.close()
         self._connections.discard(connection)
 
@@ -300,9 +309,45 @@ class ControlServer:
         self._machine.console_size = (request.rows, request.columns)
         self._answer(connection, id_, done=control_pb2.Done())
 
+    def _type_keys(self, connection: _Connection, id_: int, request: control_pb2.TypeKeys) -> None:
+        strokes: list[Stroke] = [tuple(stroke.keys) for stroke in request.strokes]
+        for stroke in strokes:
+            if unknown := [key for key in stroke if key not in KEYS]:
+                problem = "there is no such key"
+                raise HvdError("FIELD_INVALID", field="key", value=unknown[0], problem=problem, remedy="update the daemon")
+        self._type(connection, id_, strokes)
+
+    def _type(self, connection: _Connection, id_: int, strokes: list[Stroke]) -> None:
+        def done(taken: Any, error: HvdError | None) -> None:
+            self._post(lambda: answer(taken, error))
+
+        def answer(taken: int, error: HvdError | None) -> None:
+            if error is not None:
+                self._answer(connection, id_, error=_error(error))
+            elif taken or not strokes:
+                self._answer(connection, id_, keys_typed=control_pb2.KeysTyped(strokes=taken))
+            elif not connection.closed:
+                self._typists[connection] = (id_, strokes)
+
+        self._machine.call(lambda: self._machine.device(Keyboard).type(strokes), done)
+
+    def _retry_typists(self) -> None:
+        typists, self._typists = self._typists, {}
+        for connection, (id_, strokes) in typists.items():
+            self._type(connection, id_, strokes)
+
 
 def _error(error: HvdError) -> control_pb2.Error:
     return control_pb2.Error(reason=error.reason, metadata=error.metadata)
+
+
+def _screen(image: ScreenImage) -> dict[str, Any]:
+    screen = guest_pb2.Screen(
+        columns=image.columns, rows=image.rows, cells=image.cells, palette=image.palette, note=image.note
+    )
+    if image.cursor is not None:
+        screen.cursor_row, screen.cursor_column = image.cursor
+    return {"screen": screen}
 
 
 def _memory_map(regions: list[Region]) -> dict[str, Any]:

@@ -118,6 +118,7 @@ class FakeDaemon(
         self.sizes: list[tuple[int, int]] = []
         self.trace_blocks: list[trace_pb2.StreamTraceResponse] = []
         self.memory = bytearray(range(256)) * 16
+        self.screens: list[guest_pb2.Screen] = []  # of every guest, one after the other
         self.unavailable_answers = 0  # so many calls fail with UNAVAILABLE first
         self.watch_breaks_after = 0  # 0 = never
         self.expired_tokens: set[str] = set()
@@ -309,6 +310,17 @@ class FakeDaemon(
     def KillGuest(self, request: Any, context: Any) -> guest_pb2.Guest:
         self.calls.append(("KillGuest", request))
         return self._end(request, context, "KILLED")
+
+    def GetScreen(self, request: Any, context: Any) -> Iterator[guest_pb2.GetScreenResponse]:
+        self.calls.append(("GetScreen", request))
+        self._find(request.name, context)
+        for screen in self.screens if request.watch else self.screens[:1]:
+            yield guest_pb2.GetScreenResponse(screen=screen)
+
+    def TypeKeys(self, request: Any, context: Any) -> guest_pb2.TypeKeysResponse:
+        self.calls.append(("TypeKeys", request))
+        self._find(request.name, context)
+        return guest_pb2.TypeKeysResponse(events=2 * len(request.inputs))
 
     def PauseGuest(self, request: Any, context: Any) -> guest_pb2.Guest:
         guest = self._find(request.name, context)

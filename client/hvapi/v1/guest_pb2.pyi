@@ -1130,6 +1130,7 @@ class Screen(_message.Message):
     CURSOR_ROW_FIELD_NUMBER: _builtins.int
     CURSOR_COLUMN_FIELD_NUMBER: _builtins.int
     NOTE_FIELD_NUMBER: _builtins.int
+    PALETTE_FIELD_NUMBER: _builtins.int
     columns: _builtins.int
     """0 rows = the guest is in a graphics mode, which is not shown: see note."""
     rows: _builtins.int
@@ -1139,6 +1140,8 @@ class Screen(_message.Message):
     """Absent = the cursor is off."""
     cursor_column: _builtins.int
     note: _builtins.str
+    palette: _builtins.bytes
+    """Of the sixteen colours that an attribute can name: red, green and blue, a byte each."""
     def __init__(
         self,
         *,
@@ -1148,10 +1151,11 @@ class Screen(_message.Message):
         cursor_row: _builtins.int | None = ...,
         cursor_column: _builtins.int | None = ...,
         note: _builtins.str = ...,
+        palette: _builtins.bytes = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_cursor_column", b"_cursor_column", "_cursor_row", b"_cursor_row", "cursor_column", b"cursor_column", "cursor_row", b"cursor_row"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cursor_column", b"_cursor_column", "_cursor_row", b"_cursor_row", "cells", b"cells", "columns", b"columns", "cursor_column", b"cursor_column", "cursor_row", b"cursor_row", "note", b"note", "rows", b"rows"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_cursor_column", b"_cursor_column", "_cursor_row", b"_cursor_row", "cells", b"cells", "columns", b"columns", "cursor_column", b"cursor_column", "cursor_row", b"cursor_row", "note", b"note", "palette", b"palette", "rows", b"rows"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__cursor_column: _TypeAlias = _typing.Literal["cursor_column"]  # noqa: Y015
     _WhichOneofArgType__cursor_column: _TypeAlias = _typing.Literal["_cursor_column", b"_cursor_column"]  # noqa: Y015

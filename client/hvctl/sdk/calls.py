@@ -134,7 +134,7 @@ class Calls:
     get_screen = ServerStream(
         _GUEST, "GetScreen", guest_pb2.GetScreenRequest, guest_pb2.GetScreenResponse, idempotent=True
     )
-    type_keys = Unary(_GUEST, "TypeKeys", guest_pb2.TypeKeysRequest, guest_pb2.TypeKeysResponse)
+    type_keys = Unary(_GUEST, "TypeKeys", guest_pb2.TypeKeysRequest, guest_pb2.TypeKeysResponse, waits=True)
     snapshot_guest = Unary(_GUEST, "SnapshotGuest", guest_pb2.SnapshotGuestRequest, guest_pb2.Snapshot, waits=True)
     list_snapshots = Unary(
         _GUEST, "ListSnapshots", guest_pb2.ListSnapshotsRequest, guest_pb2.ListSnapshotsResponse, idempotent=True

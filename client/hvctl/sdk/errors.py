@@ -47,6 +47,12 @@ CLIENT_REASONS: dict[str, _Reason] = {
     "FILE_UNWRITABLE": _Reason(
         "FAILED_PRECONDITION", "cannot write {path}: {problem}", "check the path, its permissions and the space left"
     ),
+    "FONT_MISSING": _Reason(
+        "FAILED_PRECONDITION",
+        "a picture needs the font of a VGA BIOS, and there is none in {places}",
+        "install Debian's package {package}, or look at the text: `hvctl screen GUEST`",
+    ),
+    "NO_PICTURE": _Reason("FAILED_PRECONDITION", "there is no picture to save: {problem}", "try again when it shows text"),
     "TEXT_INVALID": _Reason("INVALID_ARGUMENT", "{text} is no valid UTF-8", "write it in UTF-8"),
     "TIMED_OUT": _Reason(
         "DEADLINE_EXCEEDED", "no answer to {call} in time", "repeat it, with a longer --timeout if it needs one"

@@ -39,6 +39,8 @@ VERBS: dict[str, Verb] = {
     "events": Verb("live:events", "What happens to guests, as it happens", ("WatchGuests",)),
     "logs": Verb("console:logs", "What a guest wrote to its console", ("GetLogs",)),
     "console": Verb("console:console", "Attach to a guest's console", ("AttachConsole",)),
+    "screen": Verb("screen:screen", "What stands on a guest's screen", ("GetScreen",)),
+    "type": Verb("screen:type_", "Type on a guest's keyboard", ("TypeKeys",)),
     "trace": Verb("trace:trace", "The crossings between guest and hypervisor, as they happen",
                   ("StreamTrace", "SummarizeTrace", "ListTracePoints")),
     "mem": Verb("", "A guest's memory"),

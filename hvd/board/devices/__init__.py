@@ -7,6 +7,7 @@ from hvd.board.devices.cmos import Cmos
 from hvd.board.devices.debug_exit import DebugExit
 from hvd.board.devices.keyboard import Keyboard
 from hvd.board.devices.reset_control import ResetControl
+from hvd.board.devices.vga import Vga
 from hvd.board.hypercall import HypercallPort
 from hvd.board.ide.controller import Ide
 from hvd.board.pci.bus import PciBus
@@ -16,6 +17,7 @@ from hvd.board.pci.slots import pci_bus
 DEVICES: dict[str, DeviceFactory] = {
     Cmos.name: Cmos,
     Keyboard.name: Keyboard,
+    Vga.name: Vga,
     ResetControl.name: ResetControl,
     Ide.name: Ide,
     PciBus.name: pci_bus,

@@ -1,16 +1,18 @@
-"""The keyboard controller: Intel 8042 as in the PC/AT (IBM PC/AT Technical Reference, "Keyboard controller"), ports
-0x60 and 0x64, and the PS/2's system control port A, 0x92.
+"""The keyboard controller: Intel 8042 as in the PC/AT and the PS/2 (IBM Personal System/2 Hardware Interface Technical
+Reference, "Keyboard and auxiliary device controller"), ports 0x60 and 0x64, and system control port A, 0x92.
 
-What the board needs of it: the reset line and the A20 bit. A keyboard is plugged in and answers its commands, but
-nobody types. The A20 gate is only a bit: address line 20 is never masked, since no guest that the board loads relies
-on the wrap.
+A keyboard is plugged in (ps2_keyboard.py); there is no second port and no mouse. The A20 gate is only a bit: address
+line 20 is never masked, since no guest that the board loads relies on the wrap.
 """
 
 from __future__ import annotations
 
 from collections import deque
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from hvd.board.devices.ps2_keyboard import Ps2Keyboard
+from hvd.board.keys import BREAK, TRANSLATION, Stroke
 
 if TYPE_CHECKING:
     from hvd.board.machine import Machine
@@ -21,21 +23,7 @@ IRQ = 1
 STATUS_OUTPUT_FULL, STATUS_SYSTEM, STATUS_COMMAND, STATUS_UNLOCKED = 0x01, 0x04, 0x08, 0x10
 MODE_INTERRUPT, MODE_SYSTEM, MODE_DISABLED, MODE_NO_AUX, MODE_TRANSLATE = 0x01, 0x04, 0x10, 0x20, 0x40
 LINE_NOT_RESET, LINE_A20 = 0x01, 0x02
-OUTPUT_BYTES = 16
-ACK = 0xFA
-
-# The keyboard's commands -> what it answers (IBM PC/AT Technical Reference, "Commands from the system").
-KEYBOARD: dict[int, bytes] = {
-    0xEE: b"\xee",  # echo
-    0xF2: b"\xfa\xab\x41",  # identify: MF2, as seen through the translation
-    0xF4: b"\xfa",  # enable
-    0xF5: b"\xfa",  # default, disable
-    0xF6: b"\xfa",  # default
-    0xFF: b"\xfa\xaa",  # reset, self test passed
-}
-# Commands with an argument, which is acknowledged, too: LEDs, scan code set, typematic rate.
-KEYBOARD_ARGUMENT = frozenset({0xED, 0xF0, 0xF3})
-RESEND = 0xFE
+ANSWER_BYTES = 16
 
 
 class Keyboard:
@@ -46,7 +34,10 @@ class Keyboard:
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        self._output: deque[int] = deque(maxlen=OUTPUT_BYTES)
+        self._keyboard = Ps2Keyboard()
+        # Called in the vcpu thread when a stroke that type() refused may have room now.
+        self.on_room: Callable[[], None] = lambda: None
+        self._refused = False
         self.reset()
 
     @property
@@ -60,21 +51,25 @@ class Keyboard:
         self._ram = bytearray(32)
         self._last_was_command = False
         self._awaits: int | None = None  # the command whose data byte comes next
-        self._keyboard_awaits = False
-        self._output.clear()
-        self._update_irq()
+        self._buffer: int | None = None  # the output buffer, port 0x60
+        self._answers: deque[int] = deque(maxlen=ANSWER_BYTES)  # the controller's own that wait for it
+        self._released = 0  # 0x80 when the translation has swallowed a break code
+        self._keyboard.power_on()
+        self._fill()
+        self._room()
 
     def read_port(self, port: int, size: int) -> int:
         if port == COMMAND:
             return self._status()
         if port == CONTROL_A:
             return self._lines & LINE_A20
-        if not self._output:
+        if self._buffer is None:
             return 0
-        value = self._output.popleft()
-        # Down and, with more to come, up again: the 8259 sees an edge for every byte.
+        value, self._buffer = self._buffer, None
+        # Down and, with more to come, up again: the interrupt controller sees an edge for every byte.
         self._machine.set_irq(IRQ, False)
-        self._update_irq()
+        self._fill()
+        self._room()
         return value
 
     def write_port(self, port: int, size: int, value: int) -> None:
@@ -89,36 +84,54 @@ class Keyboard:
         elif self._awaits is not None:
             self._argument(value)
         else:
-            self._to_keyboard(value)
+            # Talking to the keyboard lets its clock run again.
+            self._mode &= ~MODE_DISABLED
+            self._keyboard.command(value)
+        self._fill()
+        self._room()
+
+    def type(self, strokes: Sequence[Stroke]) -> int:
+        """Somebody types: so many strokes, from the first on, were taken; the others have no room yet (on_room)."""
+        for taken, stroke in enumerate(strokes):
+            if not self._keyboard.press(stroke):
+                self._refused = True
+                return taken
+            self._fill()
+        return len(strokes)
+
+    def _room(self) -> None:
+        if self._refused:
+            self._refused = False
+            self.on_room()
 
     # ---- controller
 
     def _status(self) -> int:
         status = STATUS_UNLOCKED | (self._mode & MODE_SYSTEM)
-        status |= STATUS_OUTPUT_FULL if self._output else 0
+        status |= STATUS_OUTPUT_FULL if self._buffer is not None else 0
         return status | (STATUS_COMMAND if self._last_was_command else 0)
 
     def _command(self, command: int) -> None:
         self._awaits = None
         if 0x20 <= command < 0x40:
-            self._answer(self._mode if command == 0x20 else self._ram[command & 31])
+            self._answers.append(self._mode if command == 0x20 else self._ram[command & 31])
         elif 0x60 <= command < 0x80 or command in (0xD1, 0xD2, 0xD3, 0xD4):
             self._awaits = command
         elif command == 0xAA:  # self test
             self._mode |= MODE_SYSTEM
-            self._answer(0x55)
+            self._answers.append(0x55)
         elif command == 0xA9:  # test of the second port's lines: its clock is stuck low
-            self._answer(1)
+            self._answers.append(1)
         elif command == 0xAB:  # test of the keyboard's lines
-            self._answer(0)
+            self._answers.append(0)
         elif command == 0xAD:
             self._mode |= MODE_DISABLED
         elif command == 0xAE:
             self._mode &= ~MODE_DISABLED
         elif command == 0xC0:  # input port: keyboard not locked
-            self._answer(0x80)
+            self._answers.append(0x80)
         elif command == 0xD0:
-            self._answer(self._lines)
+            self._answers.append(self._lines)
         elif command in (0xDD, 0xDF):
             self._set_lines((self._lines & ~LINE_A20) | (command & LINE_A20))
         elif command >= 0xF0 and not command & LINE_NOT_RESET:  # pulse lines low
@@ -129,14 +142,13 @@ class Keyboard:
         command, self._awaits = self._awaits, None
         if command == 0x60:
             self._mode = value | MODE_NO_AUX
-            self._update_irq()
         elif command == 0xD1:
             self._set_lines(value)
         elif command in (0xD2, 0xD3):
             # 0xD3 should come back as the second port's. That it comes back as the keyboard's, and that 0xA9 fails, tells
             # a driver at once that there is no second port; without any answer Linux spins for half a second twice
             # (drivers/input/serio/i8042.c, i8042_check_aux).
-            self._answer(value)
+            self._answers.append(value)
         elif command is not None and command < 0x80:
             self._ram[command & 31] = value
         # 0xD4 addresses the second port: lost.
@@ -146,21 +158,49 @@ class Keyboard:
         if not lines & LINE_NOT_RESET:
             self._machine.reset_line("keyboard controller")
 
-    def _answer(self, *values: int) -> None:
-        self._output.extend(values)
-        self._update_irq()
+    def _fill(self) -> None:
+        """The next byte into the output buffer, when that is empty: the controller's own first, then, unless its clock
+        is held, the keyboard's."""
+        if self._buffer is None and self._answers:
+            self._buffer = self._answers.popleft()
+        while self._buffer is None and self._keyboard.has_output and not self._mode & MODE_DISABLED:
+            code = self._keyboard.take()
+            if not self._mode & MODE_TRANSLATE:
+                self._buffer = code
+            elif code == BREAK:
+                self._released = 0x80
+            else:
+                self._buffer = TRANSLATION[code] | self._released
+                self._released = 0
+        self._machine.set_irq(IRQ, self._buffer is not None and bool(self._mode & MODE_INTERRUPT))
 
-    def _update_irq(self) -> None:
-        self._machine.set_irq(IRQ, bool(self._output) and bool(self._mode & MODE_INTERRUPT))
+    # ---- snapshots
 
-    # ---- keyboard
+    def save(self) -> dict[str, Any]:
+        return {
+            "mode": self._mode,
+            "lines": self._lines,
+            "ram": self._ram.hex(),
+            "last_was_command": self._last_was_command,
+            "awaits": self._awaits,
+            "buffer": self._buffer,
+            "answers": bytes(self._answers).hex(),
+            "released": self._released,
+            "keyboard": self._keyboard.save(),
+        }
 
-    def _to_keyboard(self, value: int) -> None:
-        if self._keyboard_awaits:
-            self._keyboard_awaits = False
-            self._answer(ACK)
-        elif value in KEYBOARD_ARGUMENT:
-            self._keyboard_awaits = True
-            self._answer(ACK)
-        else:
-            self._answer(*KEYBOARD.get(value, bytes((RESEND,))))
+    def restore(self, state: dict[str, Any]) -> None:
+        """Raises ValueError, KeyError, TypeError; then nothing has changed."""
+        ram, answers = bytearray.fromhex(state["ram"]), bytes.fromhex(state["answers"])
+        mode, lines, awaits, buffer = (state[name] for name in ("mode", "lines", "awaits", "buffer"))
+        last_was_command, released = state["last_was_command"], state["released"]
+        sound = len(ram) == 32 and len(answers) <= ANSWER_BYTES and released in (0, 0x80)
+        sound = sound and isinstance(last_was_command, bool)
+        for value in (mode, lines, *(value for value in (awaits, buffer) if value is not None)):
+            sound = sound and type(value) is int and 0 <= value <= 0xFF
+        if not sound:
+            raise ValueError("no state of a keyboard controller")
+        self._keyboard.restore(state["keyboard"])
+        self._mode, self._lines, self._awaits, self._buffer = mode, lines, awaits, buffer
+        self._ram, self._answers = ram, deque(answers, maxlen=ANSWER_BYTES)
+        self._last_was_command, self._released = last_was_command, released

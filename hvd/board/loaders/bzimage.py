@@ -31,6 +31,15 @@ _LOADED_HIGH: Final = 1 << 0
 _XLF_KERNEL_64: Final = 1 << 0
 _XLF_64_ENTRY: Final = 0x200
 _TYPE_OF_LOADER_OTHER: Final = 0xFF
+# boot_params.screen_info (include/uapi/linux/screen_info.h): the VGA as after power-on, mode 3, 256 KiB, colour; cursor at 0, 0.
+_SCREEN_INFO: Final = (
+    (0x06, 0x03),  # orig_video_mode
+    (0x07, 80),  # orig_video_cols
+    (0x0A, 0x03),  # orig_video_ega_bx, as INT 10h, AH=12h, BL=10h answers
+    (0x0E, 25),  # orig_video_lines
+    (0x0F, 0x01),  # orig_video_isVGA
+    (0x10, 16),  # orig_video_points
+)
 _E820_MOST: Final = 128  # entries in boot_params
 
 
@@ -66,6 +75,8 @@ class BzImage(Kernel):
         placement.reserve(self.load_address, self.end)
 
         parameters = bytearray(4096)
+        for offset, value in _SCREEN_INFO:
+            parameters[offset] = value
         parameters[_HEADER : _HEADER + len(self.header)] = self.header
         parameters[0x210] = _TYPE_OF_LOADER_OTHER
         struct.pack_into("<I", parameters, 0x214, self.load_address)  # code32_start

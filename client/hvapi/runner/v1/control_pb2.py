@@ -22,10 +22,11 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from hvapi.v1 import guest_pb2 as hvd_dot_v1_dot_guest__pb2
 from hvapi.v1 import inspect_pb2 as hvd_dot_v1_dot_inspect__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bhvd/runner/v1/control.proto\x12\rhvd.runner.v1\x1a\x14hvd/v1/inspect.proto\"\x9e\x05\n\rRunnerRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12.\n\nget_status\x18\x02 \x01(\x0b\x32\x18.hvd.runner.v1.GetStatusH\x00\x12%\n\x05pause\x18\x03 \x01(\x0b\x32\x14.hvd.runner.v1.PauseH\x00\x12\'\n\x06resume\x18\x04 \x01(\x0b\x32\x15.hvd.runner.v1.ResumeH\x00\x12%\n\x05reset\x18\x05 \x01(\x0b\x32\x14.hvd.runner.v1.ResetH\x00\x12\x32\n\x0cpower_button\x18\x06 \x01(\x0b\x32\x1a.hvd.runner.v1.PowerButtonH\x00\x12#\n\x04kill\x18\x07 \x01(\x0b\x32\x13.hvd.runner.v1.KillH\x00\x12\x30\n\x0bread_memory\x18\x08 \x01(\x0b\x32\x19.hvd.runner.v1.ReadMemoryH\x00\x12\x32\n\x0cwrite_memory\x18\t \x01(\x0b\x32\x1a.hvd.runner.v1.WriteMemoryH\x00\x12\x35\n\x0eget_memory_map\x18\n \x01(\x0b\x32\x1b.hvd.runner.v1.GetMemoryMapH\x00\x12<\n\x11translate_address\x18\x0b \x01(\x0b\x32\x1f.hvd.runner.v1.TranslateAddressH\x00\x12\x34\n\rget_registers\x18\x0c \x01(\x0b\x32\x1b.hvd.runner.v1.GetRegistersH\x00\x12\x36\n\x0eresize_console\x18\r \x01(\x0b\x32\x1c.hvd.runner.v1.ResizeConsoleH\x00\x12\x30\n\x0bwait_status\x18\x0e \x01(\x0b\x32\x19.hvd.runner.v1.WaitStatusH\x00\x42\x06\n\x04\x63\x61ll\"\xd9\x02\n\x0eRunnerResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12%\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x14.hvd.runner.v1.ErrorH\x00\x12\'\n\x06status\x18\x03 \x01(\x0b\x32\x15.hvd.runner.v1.StatusH\x00\x12\x30\n\x0bmemory_data\x18\x04 \x01(\x0b\x32\x19.hvd.runner.v1.MemoryDataH\x00\x12\'\n\nmemory_map\x18\x05 \x01(\x0b\x32\x11.hvd.v1.MemoryMapH\x00\x12\x39\n\x13\x61\x64\x64ress_translation\x18\x06 \x01(\x0b\x32\x1a.hvd.v1.AddressTranslationH\x00\x12&\n\tregisters\x18\x07 \x01(\x0b\x32\x11.hvd.v1.RegistersH\x00\x12#\n\x04\x64one\x18\x08 \x01(\x0b\x32\x13.hvd.runner.v1.DoneH\x00\x42\x08\n\x06result\"\x0b\n\tGetStatus\"\x07\n\x05Pause\"\x08\n\x06Resume\"\x07\n\x05Reset\"\r\n\x0bPowerButton\"\x06\n\x04Kill\"\x06\n\x04\x44one\">\n\nReadMemory\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x04\x12\x0e\n\x06length\x18\x02 \x01(\r\x12\x0f\n\x07virtual\x18\x03 \x01(\x08\"=\n\x0bWriteMemory\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0f\n\x07virtual\x18\x03 \x01(\x08\"\x0e\n\x0cGetMemoryMap\"#\n\x10TranslateAddress\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x04\"\x1c\n\x0cGetRegisters\x12\x0c\n\x04vcpu\x18\x01 \x01(\x05\".\n\rResizeConsole\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x0f\n\x07\x63olumns\x18\x02 \x01(\r\"e\n\nWaitStatus\x12\r\n\x05state\x18\x01 \x01(\t\x12\x13\n\x06resets\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0blog_failing\x18\x03 \x01(\x08H\x01\x88\x01\x01\x42\t\n\x07_resetsB\x0e\n\x0c_log_failing\"[\n\x06Status\x12\r\n\x05state\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0e\n\x06resets\x18\x04 \x01(\r\x12\x11\n\tlog_error\x18\x05 \x01(\t\"~\n\x05\x45rror\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x34\n\x08metadata\x18\x02 \x03(\x0b\x32\".hvd.runner.v1.Error.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"+\n\nMemoryData\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1bhvd/runner/v1/control.proto\x12\rhvd.runner.v1\x1a\x12hvd/v1/guest.proto\x1a\x14hvd/v1/inspect.proto\"\xfc\x05\n\rRunnerRequest\x12\n\n\x02id\x18\x01 \x01(\x04\x12.\n\nget_status\x18\x02 \x01(\x0b\x32\x18.hvd.runner.v1.GetStatusH\x00\x12%\n\x05pause\x18\x03 \x01(\x0b\x32\x14.hvd.runner.v1.PauseH\x00\x12\'\n\x06resume\x18\x04 \x01(\x0b\x32\x15.hvd.runner.v1.ResumeH\x00\x12%\n\x05reset\x18\x05 \x01(\x0b\x32\x14.hvd.runner.v1.ResetH\x00\x12\x32\n\x0cpower_button\x18\x06 \x01(\x0b\x32\x1a.hvd.runner.v1.PowerButtonH\x00\x12#\n\x04kill\x18\x07 \x01(\x0b\x32\x13.hvd.runner.v1.KillH\x00\x12\x30\n\x0bread_memory\x18\x08 \x01(\x0b\x32\x19.hvd.runner.v1.ReadMemoryH\x00\x12\x32\n\x0cwrite_memory\x18\t \x01(\x0b\x32\x1a.hvd.runner.v1.WriteMemoryH\x00\x12\x35\n\x0eget_memory_map\x18\n \x01(\x0b\x32\x1b.hvd.runner.v1.GetMemoryMapH\x00\x12<\n\x11translate_address\x18\x0b \x01(\x0b\x32\x1f.hvd.runner.v1.TranslateAddressH\x00\x12\x34\n\rget_registers\x18\x0c \x01(\x0b\x32\x1b.hvd.runner.v1.GetRegistersH\x00\x12\x36\n\x0eresize_console\x18\r \x01(\x0b\x32\x1c.hvd.runner.v1.ResizeConsoleH\x00\x12\x30\n\x0bwait_status\x18\x0e \x01(\x0b\x32\x19.hvd.runner.v1.WaitStatusH\x00\x12.\n\nget_screen\x18\x0f \x01(\x0b\x32\x18.hvd.runner.v1.GetScreenH\x00\x12,\n\ttype_keys\x18\x10 \x01(\x0b\x32\x17.hvd.runner.v1.TypeKeysH\x00\x42\x06\n\x04\x63\x61ll\"\xab\x03\n\x0eRunnerResponse\x12\n\n\x02id\x18\x01 \x01(\x04\x12%\n\x05\x65rror\x18\x02 \x01(\x0b\x32\x14.hvd.runner.v1.ErrorH\x00\x12\'\n\x06status\x18\x03 \x01(\x0b\x32\x15.hvd.runner.v1.StatusH\x00\x12\x30\n\x0bmemory_data\x18\x04 \x01(\x0b\x32\x19.hvd.runner.v1.MemoryDataH\x00\x12\'\n\nmemory_map\x18\x05 \x01(\x0b\x32\x11.hvd.v1.MemoryMapH\x00\x12\x39\n\x13\x61\x64\x64ress_translation\x18\x06 \x01(\x0b\x32\x1a.hvd.v1.AddressTranslationH\x00\x12&\n\tregisters\x18\x07 \x01(\x0b\x32\x11.hvd.v1.RegistersH\x00\x12#\n\x04\x64one\x18\x08 \x01(\x0b\x32\x13.hvd.runner.v1.DoneH\x00\x12 \n\x06screen\x18\t \x01(\x0b\x32\x0e.hvd.v1.ScreenH\x00\x12.\n\nkeys_typed\x18\n \x01(\x0b\x32\x18.hvd.runner.v1.KeysTypedH\x00\x42\x08\n\x06result\"\x0b\n\tGetStatus\"\x07\n\x05Pause\"\x08\n\x06Resume\"\x07\n\x05Reset\"\r\n\x0bPowerButton\"\x06\n\x04Kill\"\x06\n\x04\x44one\">\n\nReadMemory\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x04\x12\x0e\n\x06length\x18\x02 \x01(\r\x12\x0f\n\x07virtual\x18\x03 \x01(\x08\"=\n\x0bWriteMemory\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\x12\x0f\n\x07virtual\x18\x03 \x01(\x08\"\x0e\n\x0cGetMemoryMap\"#\n\x10TranslateAddress\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x04\"\x1c\n\x0cGetRegisters\x12\x0c\n\x04vcpu\x18\x01 \x01(\x05\".\n\rResizeConsole\x12\x0c\n\x04rows\x18\x01 \x01(\r\x12\x0f\n\x07\x63olumns\x18\x02 \x01(\r\"e\n\nWaitStatus\x12\r\n\x05state\x18\x01 \x01(\t\x12\x13\n\x06resets\x18\x02 \x01(\rH\x00\x88\x01\x01\x12\x18\n\x0blog_failing\x18\x03 \x01(\x08H\x01\x88\x01\x01\x42\t\n\x07_resetsB\x0e\n\x0c_log_failing\"[\n\x06Status\x12\r\n\x05state\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\x0f\n\x07message\x18\x03 \x01(\t\x12\x0e\n\x06resets\x18\x04 \x01(\r\x12\x11\n\tlog_error\x18\x05 \x01(\t\"~\n\x05\x45rror\x12\x0e\n\x06reason\x18\x01 \x01(\t\x12\x34\n\x08metadata\x18\x02 \x03(\x0b\x32\".hvd.runner.v1.Error.MetadataEntry\x1a/\n\rMetadataEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"+\n\nMemoryData\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"\x0b\n\tGetScreen\"2\n\x08TypeKeys\x12&\n\x07strokes\x18\x01 \x03(\x0b\x32\x15.hvd.runner.v1.Stroke\"\x16\n\x06Stroke\x12\x0c\n\x04keys\x18\x01 \x03(\t\"\x1c\n\tKeysTyped\x12\x0f\n\x07strokes\x18\x01 \x01(\rb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -34,44 +35,52 @@ if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
   _globals['_ERROR_METADATAENTRY']._loaded_options = None
   _globals['_ERROR_METADATAENTRY']._serialized_options = b'8\001'
-  _globals['_RUNNERREQUEST']._serialized_start=69
-  _globals['_RUNNERREQUEST']._serialized_end=739
-  _globals['_RUNNERRESPONSE']._serialized_start=742
-  _globals['_RUNNERRESPONSE']._serialized_end=1087
-  _globals['_GETSTATUS']._serialized_start=1089
-  _globals['_GETSTATUS']._serialized_end=1100
-  _globals['_PAUSE']._serialized_start=1102
-  _globals['_PAUSE']._serialized_end=1109
-  _globals['_RESUME']._serialized_start=1111
-  _globals['_RESUME']._serialized_end=1119
-  _globals['_RESET']._serialized_start=1121
-  _globals['_RESET']._serialized_end=1128
-  _globals['_POWERBUTTON']._serialized_start=1130
-  _globals['_POWERBUTTON']._serialized_end=1143
-  _globals['_KILL']._serialized_start=1145
-  _globals['_KILL']._serialized_end=1151
-  _globals['_DONE']._serialized_start=1153
-  _globals['_DONE']._serialized_end=1159
-  _globals['_READMEMORY']._serialized_start=1161
-  _globals['_READMEMORY']._serialized_end=1223
-  _globals['_WRITEMEMORY']._serialized_start=1225
-  _globals['_WRITEMEMORY']._serialized_end=1286
-  _globals['_GETMEMORYMAP']._serialized_start=1288
-  _globals['_GETMEMORYMAP']._serialized_end=1302
-  _globals['_TRANSLATEADDRESS']._serialized_start=1304
-  _globals['_TRANSLATEADDRESS']._serialized_end=1339
-  _globals['_GETREGISTERS']._serialized_start=1341
-  _globals['_GETREGISTERS']._serialized_end=1369
-  _globals['_RESIZECONSOLE']._serialized_start=1371
-  _globals['_RESIZECONSOLE']._serialized_end=1417
-  _globals['_WAITSTATUS']._serialized_start=1419
-  _globals['_WAITSTATUS']._serialized_end=1520
-  _globals['_STATUS']._serialized_start=1522
-  _globals['_STATUS']._serialized_end=1613
-  _globals['_ERROR']._serialized_start=1615
-  _globals['_ERROR']._serialized_end=1741
-  _globals['_ERROR_METADATAENTRY']._serialized_start=1694
-  _globals['_ERROR_METADATAENTRY']._serialized_end=1741
-  _globals['_MEMORYDATA']._serialized_start=1743
-  _globals['_MEMORYDATA']._serialized_end=1786
+  _globals['_RUNNERREQUEST']._serialized_start=89
+  _globals['_RUNNERREQUEST']._serialized_end=853
+  _globals['_RUNNERRESPONSE']._serialized_start=856
+  _globals['_RUNNERRESPONSE']._serialized_end=1283
+  _globals['_GETSTATUS']._serialized_start=1285
+  _globals['_GETSTATUS']._serialized_end=1296
+  _globals['_PAUSE']._serialized_start=1298
+  _globals['_PAUSE']._serialized_end=1305
+  _globals['_RESUME']._serialized_start=1307
+  _globals['_RESUME']._serialized_end=1315
+  _globals['_RESET']._serialized_start=1317
+  _globals['_RESET']._serialized_end=1324
+  _globals['_POWERBUTTON']._serialized_start=1326
+  _globals['_POWERBUTTON']._serialized_end=1339
+  _globals['_KILL']._serialized_start=1341
+  _globals['_KILL']._serialized_end=1347
+  _globals['_DONE']._serialized_start=1349
+  _globals['_DONE']._serialized_end=1355
+  _globals['_READMEMORY']._serialized_start=1357
+  _globals['_READMEMORY']._serialized_end=1419
+  _globals['_WRITEMEMORY']._serialized_start=1421
+  _globals['_WRITEMEMORY']._serialized_end=1482
+  _globals['_GETMEMORYMAP']._serialized_start=1484
+  _globals['_GETMEMORYMAP']._serialized_end=1498
+  _globals['_TRANSLATEADDRESS']._serialized_start=1500
+  _globals['_TRANSLATEADDRESS']._serialized_end=1535
+  _globals['_GETREGISTERS']._serialized_start=1537
+  _globals['_GETREGISTERS']._serialized_end=1565
+  _globals['_RESIZECONSOLE']._serialized_start=1567
+  _globals['_RESIZECONSOLE']._serialized_end=1613
+  _globals['_WAITSTATUS']._serialized_start=1615
+  _globals['_WAITSTATUS']._serialized_end=1716
+  _globals['_STATUS']._serialized_start=1718
+  _globals['_STATUS']._serialized_end=1809
+  _globals['_ERROR']._serialized_start=1811
+  _globals['_ERROR']._serialized_end=1937
+  _globals['_ERROR_METADATAENTRY']._serialized_start=1890
+  _globals['_ERROR_METADATAENTRY']._serialized_end=1937
+  _globals['_MEMORYDATA']._serialized_start=1939
+  _globals['_MEMORYDATA']._serialized_end=1982
+  _globals['_GETSCREEN']._serialized_start=1984
+  _globals['_GETSCREEN']._serialized_end=1995
+  _globals['_TYPEKEYS']._serialized_start=1997
+  _globals['_TYPEKEYS']._serialized_end=2047
+  _globals['_STROKE']._serialized_start=2049
+  _globals['_STROKE']._serialized_end=2071
+  _globals['_KEYSTYPED']._serialized_start=2073
+  _globals['_KEYSTYPED']._serialized_end=2101
 # @@protoc_insertion_point(module_scope)

@@ -12,6 +12,7 @@ from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
+from hvapi.v1 import guest_pb2 as _guest_pb2
 from hvapi.v1 import inspect_pb2 as _inspect_pb2
 import builtins as _builtins
 import sys
@@ -42,6 +43,8 @@ class RunnerRequest(_message.Message):
     GET_REGISTERS_FIELD_NUMBER: _builtins.int
     RESIZE_CONSOLE_FIELD_NUMBER: _builtins.int
     WAIT_STATUS_FIELD_NUMBER: _builtins.int
+    GET_SCREEN_FIELD_NUMBER: _builtins.int
+    TYPE_KEYS_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     @_builtins.property
     def get_status(self) -> Global___GetStatus: ...
@@ -75,6 +78,12 @@ class RunnerRequest(_message.Message):
     def wait_status(self) -> Global___WaitStatus:
         """Answered when the state is no longer the given one, or the guest ends."""
 
+    @_builtins.property
+    def get_screen(self) -> Global___GetScreen: ...
+    @_builtins.property
+    def type_keys(self) -> Global___TypeKeys:
+        """Answered when the keyboard has taken at least one stroke."""
+
     def __init__(
         self,
         *,
@@ -92,12 +101,14 @@ class RunnerRequest(_message.Message):
         get_registers: Global___GetRegisters | None = ...,
         resize_console: Global___ResizeConsole | None = ...,
         wait_status: Global___WaitStatus | None = ...,
+        get_screen: Global___GetScreen | None = ...,
+        type_keys: Global___TypeKeys | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "get_memory_map", b"get_memory_map", "get_registers", b"get_registers", "get_status", b"get_status", "kill", b"kill", "pause", b"pause", "power_button", b"power_button", "read_memory", b"read_memory", "reset", b"reset", "resize_console", b"resize_console", "resume", b"resume", "translate_address", b"translate_address", "wait_status", b"wait_status", "write_memory", b"write_memory"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "get_memory_map", b"get_memory_map", "get_registers", b"get_registers", "get_screen", b"get_screen", "get_status", b"get_status", "kill", b"kill", "pause", b"pause", "power_button", b"power_button", "read_memory", b"read_memory", "reset", b"reset", "resize_console", b"resize_console", "resume", b"resume", "translate_address", b"translate_address", "type_keys", b"type_keys", "wait_status", b"wait_status", "write_memory", b"write_memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "get_memory_map", b"get_memory_map", "get_registers", b"get_registers", "get_status", b"get_status", "id", b"id", "kill", b"kill", "pause", b"pause", "power_button", b"power_button", "read_memory", b"read_memory", "reset", b"reset", "resize_console", b"resize_console", "resume", b"resume", "translate_address", b"translate_address", "wait_status", b"wait_status", "write_memory", b"write_memory"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "get_memory_map", b"get_memory_map", "get_registers", b"get_registers", "get_screen", b"get_screen", "get_status", b"get_status", "id", b"id", "kill", b"kill", "pause", b"pause", "power_button", b"power_button", "read_memory", b"read_memory", "reset", b"reset", "resize_console", b"resize_console", "resume", b"resume", "translate_address", b"translate_address", "type_keys", b"type_keys", "wait_status", b"wait_status", "write_memory", b"write_memory"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["get_status", "pause", "resume", "reset", "power_button", "kill", "read_memory", "write_memory", "get_memory_map", "translate_address", "get_registers", "resize_console", "wait_status"]  # noqa: Y015
+    _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["get_status", "pause", "resume", "reset", "power_button", "kill", "read_memory", "write_memory", "get_memory_map", "translate_address", "get_registers", "resize_console", "wait_status", "get_screen", "type_keys"]  # noqa: Y015
     _WhichOneofArgType_call: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_call) -> _WhichOneofReturnType_call | None: ...
 
@@ -115,6 +126,8 @@ class RunnerResponse(_message.Message):
     ADDRESS_TRANSLATION_FIELD_NUMBER: _builtins.int
     REGISTERS_FIELD_NUMBER: _builtins.int
     DONE_FIELD_NUMBER: _builtins.int
+    SCREEN_FIELD_NUMBER: _builtins.int
+    KEYS_TYPED_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     @_builtins.property
     def error(self) -> Global___Error: ...
@@ -130,6 +143,10 @@ class RunnerResponse(_message.Message):
     def registers(self) -> _inspect_pb2.Registers: ...
     @_builtins.property
     def done(self) -> Global___Done: ...
+    @_builtins.property
+    def screen(self) -> _guest_pb2.Screen: ...
+    @_builtins.property
+    def keys_typed(self) -> Global___KeysTyped: ...
     def __init__(
         self,
         *,
@@ -141,12 +158,14 @@ class RunnerResponse(_message.Message):
         address_translation: _inspect_pb2.AddressTranslation | None = ...,
         registers: _inspect_pb2.Registers | None = ...,
         done: Global___Done | None = ...,
+        screen: _guest_pb2.Screen | None = ...,
+        keys_typed: Global___KeysTyped | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["address_translation", b"address_translation", "done", b"done", "error", b"error", "memory_data", b"memory_data", "memory_map", b"memory_map", "registers", b"registers", "result", b"result", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["address_translation", b"address_translation", "done", b"done", "error", b"error", "keys_typed", b"keys_typed", "memory_data", b"memory_data", "memory_map", b"memory_map", "registers", b"registers", "result", b"result", "screen", b"screen", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address_translation", b"address_translation", "done", b"done", "error", b"error", "id", b"id", "memory_data", b"memory_data", "memory_map", b"memory_map", "registers", b"registers", "result", b"result", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address_translation", b"address_translation", "done", b"done", "error", b"error", "id", b"id", "keys_typed", b"keys_typed", "memory_data", b"memory_data", "memory_map", b"memory_map", "registers", b"registers", "result", b"result", "screen", b"screen", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["error", "status", "memory_data", "memory_map", "address_translation", "registers", "done"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["error", "status", "memory_data", "memory_map", "address_translation", "registers", "done", "screen", "keys_typed"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
@@ -517,3 +536,80 @@ class MemoryData(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MemoryData: _TypeAlias = MemoryData  # noqa: Y015
+
+@_typing.final
+class GetScreen(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetScreen: _TypeAlias = GetScreen  # noqa: Y015
+
+@_typing.final
+class TypeKeys(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STROKES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def strokes(self) -> _containers.RepeatedCompositeFieldContainer[Global___Stroke]: ...
+    def __init__(
+        self,
+        *,
+        strokes: _abc.Iterable[Global___Stroke] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["strokes", b"strokes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TypeKeys: _TypeAlias = TypeKeys  # noqa: Y015
+
+@_typing.final
+class Stroke(_message.Message):
+    """Keys (names of hvd/board/keys.py) that are pressed one after the other and released in the opposite order."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    KEYS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def keys(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        keys: _abc.Iterable[_builtins.str] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["keys", b"keys"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Stroke: _TypeAlias = Stroke  # noqa: Y015
+
+@_typing.final
+class KeysTyped(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STROKES_FIELD_NUMBER: _builtins.int
+    strokes: _builtins.int
+    """So many strokes, from the first on."""
+    def __init__(
+        self,
+        *,
+        strokes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["strokes", b"strokes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___KeysTyped: _TypeAlias = KeysTyped  # noqa: Y015

@@ -1,0 +1,70 @@
+"""GetScreen and TypeKeys: what stands on a guest's screen, and typing on its keyboard."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+from typing import Any
+
+from hvapi.v1 import guest_pb2, guest_pb2_grpc
+
+from hvd.backends.contract import Capability
+from hvd.board import keys
+from hvd.errors import HvdError
+from hvd.guests.supervisor import Supervisor
+
+# Between two looks of a watch. Nobody reads faster, and each costs the guest one exit.
+SAMPLE_SECONDS = 0.05
+# How long a keyboard may take nothing before typing fails.
+PATIENCE_SECONDS = 10.0
+# Strokes that go to the guest's process at once.
+STROKES = 64
+
+
+class ScreenService(guest_pb2_grpc.GuestServiceServicer):
+    """The part of GuestService that is about screen and keyboard."""
+
+    _supervisor: Supervisor
+
+    async def GetScreen(
+        self, request: guest_pb2.GetScreenRequest, context: Any
+    ) -> AsyncIterator[guest_pb2.GetScreenResponse]:
+        life = self._supervisor.get(request.name)
+        instance = life.reachable("screen", Capability.SCREEN)
+        shown: guest_pb2.Screen | None = None
+        while True:
+            try:
+                screen = await instance.screen()
+            except HvdError as error:
+                # That the guest ends is the end of a watch, not its failure.
+                if shown is None or error.reason != "RUNNER_GONE":
+                    raise
+                return
+            if screen != shown:
+                yield guest_pb2.GetScreenResponse(screen=screen)
+                shown = screen
+            if not request.watch:
+                return
+            await asyncio.sleep(SAMPLE_SECONDS)
+
+    async def TypeKeys(self, request: guest_pb2.TypeKeysRequest, context: Any) -> guest_pb2.TypeKeysResponse:
+        instance = self._supervisor.get(request.name).reachable("type", Capability.KEYBOARD)
+        strokes: list[keys.Stroke] = []
+        for entry in request.inputs:
+            strokes += keys.of_text(entry.text) if entry.HasField("text") else [keys.of_chord(entry.key)]
+        wanted = _events(strokes)
+        while strokes:
+            try:
+                async with asyncio.timeout(PATIENCE_SECONDS):
+                    taken = await instance.type_keys(strokes[:STROKES])
+            except TimeoutError:
+                raise HvdError(
+                    "KEYBOARD_FULL", events=wanted - _events(strokes), wanted=wanted, seconds=PATIENCE_SECONDS
+                ) from None
+            del strokes[:taken]
+        return guest_pb2.TypeKeysResponse(events=wanted)
+
+
+def _events(strokes: list[keys.Stroke]) -> int:
+    """Presses and releases."""
+    return sum(2 * len(stroke) for stroke in strokes)

@@ -1,0 +1,289 @@
+"""Keys: the layout, the PS/2 keyboard that sends them, and the controller that passes them on."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from hvd.board.devices.keyboard import Keyboard
+from hvd.board.keys import KEYS, MOST_STROKE, Stroke, of_chord, of_text, translated
+from hvd.errors import HvdError
+
+
+class FakeMachine:
+    def __init__(self) -> None:
+        self.level = False
+        self.edges = 0
+        self.resets = 0
+
+    def set_irq(self, irq: int, level: bool) -> None:
+        assert irq == 1
+        self.edges += level and not self.level
+        self.level = level
+
+    def reset_line(self, cause: str) -> None:
+        self.resets += 1
+
+
+@pytest.fixture
+def machine() -> FakeMachine:
+    return FakeMachine()
+
+
+@pytest.fixture
+def keyboard(machine: FakeMachine) -> Keyboard:
+    return Keyboard(machine)  # type: ignore[arg-type]
+
+
+def read_all(keyboard: Keyboard) -> bytes:
+    got = bytearray()
+    while keyboard.read_port(0x64, 1) & 1:
+        got.append(keyboard.read_port(0x60, 1))
+    return bytes(got)
+
+
+def set_mode(keyboard: Keyboard, mode: int) -> None:
+    keyboard.write_port(0x64, 1, 0x60)
+    keyboard.write_port(0x60, 1, mode)
+
+
+def command(keyboard: Keyboard, *values: int) -> bytes:
+    got = b""
+    for value in values:
+        keyboard.write_port(0x60, 1, value)
+        got += read_all(keyboard)
+    return got
+
+
+# ---- the layout
+
+
+def test_the_main_block_has_the_codes_of_set_1_in_order() -> None:
+    """The XT numbered its 83 keys row by row; that the translation of set 2 gives these numbers proves both tables."""
+    rows = ("esc 1 2 3 4 5 6 7 8 9 0 - = backspace tab q w e r t y u i o p [ ] enter leftctrl a s d f g h j k l ; ' ` leftshift \\ z x c v "
+            "b n m , . / rightshift kpasterisk leftalt space capslock f1 f2 f3 f4 f5 f6 f7 f8 f9 f10 numlock scrolllock kp7 kp8 kp9 "
+            "kpminus kp4 kp5 kp6 kpplus kp1 kp2 kp3 kp0 kpdot")  # fmt: skip
+    keys = rows.split()
+    assert [translated(KEYS[key][0]) for key in keys] == [bytes((n,)) for n in range(1, len(keys) + 1)]
+    assert [translated(KEYS[key][1]) for key in keys] == [bytes((n | 0x80,)) for n in range(1, len(keys) + 1)]
+
+
+@pytest.mark.parametrize(
+    ("key", "pressed", "released"),
+    [
+        ("f11", "57", "d7"),
+        ("f12", "58", "d8"),
+        ("102nd", "56", "d6"),
+        ("up", "e048", "e0c8"),
+        ("delete", "e053", "e0d3"),
+        ("rightctrl", "e01d", "e09d"),
+        ("kpenter", "e01c", "e09c"),
+        ("leftmeta", "e05b", "e0db"),
+        ("printscreen", "e02ae037", "e0b7e0aa"),
+        ("pause", "e11d45e19dc5", ""),
+    ],
+)
+def test_keys_that_the_xt_had_not(key: str, pressed: str, released: str) -> None:
+    assert [translated(codes).hex() for codes in KEYS[key]] == [pressed, released]
+
+
+def test_all_codes_differ() -> None:
+    assert len({codes[0] for codes in KEYS.values()}) == len(KEYS)
+
+
+def test_text() -> None:
+    assert of_text("aB1! \n\t") == [
+        ("a",), ("leftshift", "b"), ("1",), ("leftshift", "1"), ("space",), ("enter",), ("tab",),
+    ]  # fmt: skip
+    printable = "".join(map(chr, range(0x20, 0x7F)))
+    assert len(of_text(printable)) == len(printable)
+
+
+@pytest.mark.parametrize("text", ["ä", "€", "\0", "\x01", "x" * 70000])
+def test_what_a_us_keyboard_does_not_have(text: str) -> None:
+    with pytest.raises(HvdError) as caught:
+        of_text(text)
+    assert caught.value.reason == "FIELD_INVALID"
+
+
+@pytest.mark.parametrize(
+    ("chord", "stroke"),
+    [
+        ("enter", ("enter",)),
+        ("ctrl-c", ("leftctrl", "c")),
+        ("Ctrl-Alt-Delete", ("leftctrl", "leftalt", "delete")),
+        ("ctrl-C", ("leftctrl", "c")),
+        ("shift-a", ("leftshift", "a")),
+        ("ctrl--", ("leftctrl", "-")),
+        ("-", ("-",)),
+        ("ctrl-?", ("leftctrl", "leftshift", "/")),
+        ("altgr-q", ("rightalt", "q")),
+        ("alt-f2", ("leftalt", "f2")),
+        ("esc", ("esc",)),
+    ],
+)
+def test_chords(chord: str, stroke: Stroke) -> None:
+    assert of_chord(chord) == stroke
+
+
+@pytest.mark.parametrize("chord", ["", "ctrl-", "ctrl-nope", "--", "a-b-c-d-e-f", "ctrl-pause-printscreen"])
+def test_chords_that_are_none(chord: str) -> None:
+    with pytest.raises(HvdError) as caught:
+        of_chord(chord)
+    assert caught.value.reason == "FIELD_INVALID"
+
+
+@given(st.text(max_size=12))
+def test_any_chord_is_refused_or_fits_the_keyboard(chord: str) -> None:
+    try:
+        stroke = of_chord(chord)
+    except HvdError as error:
+        assert error.reason == "FIELD_INVALID"
+    else:
+        assert sum(len(code) for key in stroke for code in KEYS[key]) <= MOST_STROKE
+
+
+# ---- keyboard and controller
+
+
+def test_typed_keys_arrive_translated_with_an_edge_for_each_byte(keyboard: Keyboard, machine: FakeMachine) -> None:
+    assert keyboard.type(of_text("aB")) == 2
+    assert machine.level
+    assert read_all(keyboard) == bytes.fromhex("1e9e 2a30b0aa")
+    assert machine.edges == 6 and not machine.level
+
+
+def test_untranslated_and_set_1(keyboard: Keyboard) -> None:
+    set_mode(keyboard, 0x05)
+    keyboard.type([("a",), ("up",)])
+    assert read_all(keyboard) == bytes.fromhex("1cf01c e075e0f075")
+    assert command(keyboard, 0xF0, 1) == b"\xfa\xfa"
+    keyboard.type([("a",), ("up",)])
+    assert read_all(keyboard) == bytes.fromhex("1e9e e048e0c8")
+    assert command(keyboard, 0xF0, 0) == b"\xfa\xfa\x01"
+    assert command(keyboard, 0xF0, 3) == b"\xfa\xfe"
+    assert command(keyboard, 0xF6) == b"\xfa"  # defaults: set 2
+    assert command(keyboard, 0xF0, 0) == b"\xfa\xfa\x02"
+
+
+def test_identity(keyboard: Keyboard) -> None:
+    assert command(keyboard, 0xF2) == b"\xfa\xab\x41"
+    set_mode(keyboard, 0x05)
+    assert command(keyboard, 0xF2) == b"\xfa\xab\x83"
+
+
+def test_keys_wait_for_room_and_the_waiting_are_told(keyboard: Keyboard) -> None:
+    told = []
+    keyboard.on_room = lambda: told.append(1)
+    strokes = of_text("abcdefgh")
+    # Fifteen bytes and the one in the controller's buffer: five keys of three.
+    assert keyboard.type(strokes) == 5
+    assert keyboard.type(strokes[5:]) == 0
+    assert not told
+    keyboard.read_port(0x60, 1)
+    assert told == [1]
+    keyboard.read_port(0x60, 1)
+    assert told == [1]  # nobody was refused since
+    read_all(keyboard)
+    assert keyboard.type(strokes[5:]) == 3
+    assert read_all(keyboard) == bytes.fromhex("21a1 22a2 23a3")
+
+
+def test_a_driver_that_flushes_sees_at_most_16_bytes(keyboard: Keyboard) -> None:
+    set_mode(keyboard, 0x05)
+    while keyboard.type([("up",)]):
+        pass
+    while keyboard.type([("a",)]):
+        pass
+    assert len(read_all(keyboard)) <= 16
+
+
+def test_a_stroke_is_typed_as_a_whole_or_not_at_all(keyboard: Keyboard) -> None:
+    assert keyboard.type([("a",)] * 4) == 4
+    assert keyboard.type([of_chord("ctrl-alt-delete")]) == 0
+    assert read_all(keyboard) == bytes.fromhex("1e9e") * 4
+
+
+def test_a_keyboard_that_is_switched_off_takes_no_keys(keyboard: Keyboard) -> None:
+    assert command(keyboard, 0xF5) == b"\xfa"
+    assert keyboard.type([("a",)]) == 0
+    assert command(keyboard, 0xF4) == b"\xfa"
+    assert keyboard.type([("a",)]) == 1
+    assert command(keyboard, 0xF4) == b"\x1e\xfa"  # one byte was in the controller; the rest is cleared
+    assert read_all(keyboard) == b""
+
+
+def test_a_held_clock_keeps_keys_in_the_keyboard(keyboard: Keyboard, machine: FakeMachine) -> None:
+    keyboard.write_port(0x64, 1, 0xAD)
+    keyboard.type([("a",)])
+    assert not machine.level and read_all(keyboard) == b""
+    keyboard.write_port(0x64, 1, 0x20)
+    assert read_all(keyboard) == b"\x75"  # the controller's own answers still come
+    keyboard.write_port(0x64, 1, 0xAE)
+    assert machine.level and read_all(keyboard) == b"\x1e\x9e"
+
+
+def test_answers_come_before_keys(keyboard: Keyboard) -> None:
+    keyboard.type([("a",)])
+    keyboard.write_port(0x60, 1, 0xED)
+    assert read_all(keyboard) == b"\x1e\xfa\x9e"
+
+
+def test_send_again(keyboard: Keyboard) -> None:
+    assert command(keyboard, 0xEE, 0xFE) == b"\xee\xee"
+
+
+def test_reset_of_the_keyboard(keyboard: Keyboard) -> None:
+    command(keyboard, 0xF5)
+    assert command(keyboard, 0xFF) == b"\xfa\xaa"
+    assert keyboard.type([("a",)]) == 1
+
+
+access = st.tuples(st.sampled_from([0x60, 0x64, 0x92]), st.integers(-1, 255)) | st.lists(
+    st.sampled_from(sorted(KEYS)).map(lambda key: (key,)), min_size=1, max_size=4
+)
+
+
+@given(st.lists(access, max_size=120))
+def test_nonsense_and_typing_and_a_copy_that_goes_on_the_same(asked: list[object]) -> None:
+    one, other = Keyboard(FakeMachine()), Keyboard(FakeMachine())  # type: ignore[arg-type]
+    half = len(asked) // 2
+    for at, entry in enumerate(asked):
+        if at == half:
+            other.restore(one.save())
+        results = []
+        for keyboard in (one, other) if at >= half else (one,):
+            if isinstance(entry, list):
+                results.append(keyboard.type(entry))
+            elif entry[1] < 0:  # type: ignore[index]
+                results.append(keyboard.read_port(entry[0], 1))  # type: ignore[index]
+            else:
+                keyboard.write_port(entry[0], 1, entry[1])  # type: ignore[index]
+        assert len(set(results)) <= 1
+    if asked:
+        assert one.save() == other.save()
+    assert len(read_all(one)) <= 48  # answers of controller and keyboard, keys, and one in the buffer
+
+
+json_values = st.none() | st.booleans() | st.integers() | st.text(max_size=4) | st.just([]) | st.just({})
+
+
+@given(st.data())
+def test_a_state_that_is_none_changes_nothing(data: st.DataObject) -> None:
+    keyboard = Keyboard(FakeMachine())  # type: ignore[arg-type]
+    before = keyboard.save()
+    inner = data.draw(st.booleans())
+    place = before["keyboard"] if inner else before
+    name = data.draw(st.sampled_from(sorted(place)))
+    changed = place | {name: data.draw(json_values)}
+    broken = before | {"keyboard": changed} if inner else changed
+    try:
+        keyboard.restore(broken)
+    except (ValueError, KeyError, TypeError):
+        assert keyboard.save() == before
+    else:
+        read_all(keyboard)
+    del changed[name]
+    with pytest.raises(KeyError):
+        keyboard.restore(broken)

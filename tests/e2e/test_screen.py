@@ -1,0 +1,99 @@
+"""The VGA text screen and the keyboard, seen and typed through `hvctl screen` and `hvctl type`."""
+
+from __future__ import annotations
+
+import struct
+from pathlib import Path
+
+import pytest
+from real_daemon import RealDaemon, kernel, wait_for
+
+BANNER = "╔══ screen ══╗\n████████████████\ntype, Esc ends\n"
+FONT = Path("/usr/share/seabios/vgabios.bin")
+
+
+def screen(daemon: RealDaemon, name: str) -> str:
+    return daemon.ok("screen", name).stdout
+
+
+@pytest.fixture
+def guest(daemon: RealDaemon) -> str:
+    name = daemon.run("screen.elf")
+    daemon.wait_logs(name, "screen: ready")
+    return name
+
+
+def test_what_is_typed_stands_on_the_screen(daemon: RealDaemon, guest: str) -> None:
+    assert screen(daemon, guest).startswith(BANNER)
+    assert len(screen(daemon, guest).splitlines()) == 25
+    done = daemon.ok("type", guest, "Hello, World!", "--key", "enter", "3*(4+5)", "--key", "backspace", "-o", "json")
+    assert done.json["events"] == 2 * ((13 + 3) + 1 + (7 + 4) + 1)  # with a Shift for each of HW! and *(+)
+    wait_for(lambda: screen(daemon, guest).startswith(f"{BANNER}Hello, World!\n3*(4+5\n"), lambda: screen(daemon, guest))
+    found = daemon.ok("screen", guest, "-o", "json").json["screen"]
+    assert (found["cursor_row"], found["cursor_column"]) == (4, 6)
+    daemon.ok("type", guest, "--key", "esc")
+    assert daemon.wait(guest)["exit_code"] == 7
+    assert "2a 23 a3 aa 12 92" in daemon.ok("logs", guest).stdout  # Shift, h, e: set 1, translated
+
+
+def test_more_than_the_keyboard_holds_is_typed_as_the_guest_reads(daemon: RealDaemon, guest: str) -> None:
+    text = "the quick brown fox jumps over the lazy dog " * 20
+    daemon.ok("type", guest, text)
+    last = text[len(text) // 80 * 80 :].strip()
+    wait_for(lambda: last in screen(daemon, guest), lambda: screen(daemon, guest))
+
+
+def test_a_paused_guest(daemon: RealDaemon, guest: str) -> None:
+    """Its screen can be read, a few keys fit its keyboard, and more do not."""
+    daemon.ok("pause", guest)
+    assert screen(daemon, guest).startswith(BANNER)
+    daemon.ok("type", guest, "abc")
+    assert screen(daemon, guest).startswith(BANNER + "\n")
+    full = daemon.hvctl("type", guest, "defgh", "-o", "json")
+    assert full.returncode == 124
+    assert '"KEYBOARD_FULL"' in full.stderr and '"events": "4"' in full.stderr
+    daemon.ok("resume", guest)
+    wait_for(lambda: screen(daemon, guest).startswith(BANNER + "abcde\n"), lambda: screen(daemon, guest))
+    daemon.ok("type", guest, "xyz")  # and nothing of what was given up comes later
+    wait_for(lambda: screen(daemon, guest).startswith(BANNER + "abcdexyz\n"), lambda: screen(daemon, guest))
+
+
+def test_watch(daemon: RealDaemon, guest: str) -> None:
+    viewer = daemon.spawn("screen", guest, "--watch")
+    terminal = daemon.terminal("screen", guest, "--watch")
+    viewer.wait_out("type, Esc ends\n")
+    terminal.wait_for("type, Esc ends")
+    daemon.ok("type", guest, "new text")
+    viewer.wait_out("new text\n")
+    terminal.wait_for("new text")
+    assert viewer.interrupt() == 130
+    daemon.ok("type", guest, "--key", "esc")
+    assert terminal.end() == 0 and terminal.restored  # with the guest's end
+
+
+def test_a_picture(daemon: RealDaemon, guest: str, tmp_path: Path) -> None:
+    if not FONT.exists():
+        pytest.skip("no font: Debian's package seabios is not installed")
+    daemon.ok("screen", guest, "--png", str(tmp_path / "a.png"))
+    picture = (tmp_path / "a.png").read_bytes()
+    assert picture[:8] == b"\x89PNG\r\n\x1a\n"
+    assert struct.unpack(">II", picture[16:24]) == (720, 400)
+
+
+@pytest.mark.parametrize(
+    ("words", "problem"),
+    [(["ä"], "a US keyboard does not have it"), (["--key", "ctrl-nope"], "there is no key 'nope'")],
+)
+def test_what_cannot_be_typed(daemon: RealDaemon, guest: str, words: list[str], problem: str) -> None:
+    done = daemon.hvctl("type", guest, "abc", *words)
+    assert done.returncode == 1 and problem in done.stderr
+    assert "1e" not in daemon.ok("logs", guest).stdout  # nothing was typed
+
+
+def test_a_guest_that_does_not_run(daemon: RealDaemon) -> None:
+    daemon.ok("create", "--name", "a", "--kernel", kernel("screen.elf"), "--memory", "8M")
+    for words in (("screen", "a"), ("type", "a", "x")):
+        done = daemon.hvctl(*words)
+        assert done.returncode == 4 and "hvctl start a" in done.stderr
+    assert daemon.hvctl("screen", "nobody").returncode == 3
+
