@@ -7,9 +7,12 @@ fetches all and says where they lie. Without a network GuestUnavailable says wha
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import hashlib
 import os
 import sys
 import tempfile
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,6 +21,7 @@ from hvd.errors import HvdError
 from hvd.images import recipes
 from hvd.images.debian import Package, PackageSource
 from hvd.images.initramfs import busybox_initramfs
+from hvd.images.kernel_modules import load_order
 from hvd.images.process import CommandError
 
 INIT = Path(__file__).resolve().parents[1] / "guests" / "linux" / "init"
@@ -41,16 +45,19 @@ DEBIAN_KERNELS = {
     "debian-cloud": ("amd64", "linux-image-cloud-amd64", r"linux-image-[0-9][\w.+~-]*-cloud-amd64"),
     "debian-686": ("i386", "linux-image-686", r"linux-image-[0-9][\w.+~-]*-686"),
 }
+# Of Debian's kernels, for what the board has on its PCI bus, and file systems on it.
+DISK_MODULES = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "virtio_rng", "virtio_console")
 SMALL_LINUX = {"linux-i386": "i386", "linux-x86_64": "x86_64"}
 
 
-def guest_image(name: str) -> GuestImage:
-    """One of DEBIAN_KERNELS or SMALL_LINUX (which takes some minutes to build the first time). Raises GuestUnavailable."""
+def guest_image(name: str, modules: Sequence[str] = ()) -> GuestImage:
+    """One of DEBIAN_KERNELS, with modules of its own to load, or SMALL_LINUX (which takes some minutes to build the
+    first time, and has no modules). Raises GuestUnavailable."""
     cache = Path(os.environ.get("HVD_CACHE_DIR") or default_cache_dir())
     try:
         if name in SMALL_LINUX:
             return asyncio.run(_small_linux(cache, SMALL_LINUX[name]))
-        return asyncio.run(_debian(cache, name))
+        return asyncio.run(_debian(cache, name, tuple(modules)))
     except (HvdError, CommandError) as error:
         raise GuestUnavailable(f"{name}: {error}") from error
 
@@ -85,24 +92,39 @@ async def _small_linux(cache: Path, arch: str) -> GuestImage:
     return GuestImage(built.kernel, built.initrd, built.append)
 
 
-async def _debian(cache: Path, name: str) -> GuestImage:
+async def _debian(cache: Path, name: str, modules: tuple[str, ...]) -> GuestImage:
     architecture, meta, pattern = DEBIAN_KERNELS[name]
     source = PackageSource(cache, architecture)
     kernel = await source.find(await source.dependency(meta, pattern))
     busybox = await source.find("busybox-static")
     init = INIT.read_bytes()
     directory = cache / "test-guests" / f"{name}-{kernel.sha256[:16]}"
-    image = GuestImage(directory / "vmlinuz", directory / "initrd.cpio")
+    suffix = f"-{hashlib.sha256(' '.join(modules).encode()).hexdigest()[:8]}" if modules else ""
+    image = GuestImage(directory / "vmlinuz", directory / f"initrd{suffix}.cpio")
     directory.mkdir(parents=True, exist_ok=True)
     if not image.kernel.exists():
         await _take(source, kernel, "boot/vmlinuz-*", image.kernel)
     program = directory / f"busybox-{busybox.sha256[:16]}"
     if not program.exists():
         await _take(source, busybox, "**/bin/busybox", program)
-    made = busybox_initramfs(program.read_bytes(), init)
+    made = busybox_initramfs(program.read_bytes(), init, await _modules(source, kernel, directory, modules))
     if not image.initrd.exists() or image.initrd.read_bytes() != made:
         _replace(image.initrd, made)
     return image
+
+
+async def _modules(source: PackageSource, kernel: Package, directory: Path, names: tuple[str, ...]) -> list[tuple[str, bytes]]:
+    """The names' modules and what they need. Unpacking the package takes a while: its modules are kept."""
+    if not names:
+        return []
+    kept = directory / "modules"
+    if not kept.exists():
+        with tempfile.TemporaryDirectory(dir=directory) as unpacked:
+            await source.unpack(kernel, Path(unpacked))
+            with contextlib.suppress(OSError):  # another process was faster
+                Path(unpacked).rename(kept)
+            Path(unpacked).mkdir(exist_ok=True)
+    return load_order(kept, names)
 
 
 async def _take(source: PackageSource, package: Package, pattern: str, target: Path) -> None:

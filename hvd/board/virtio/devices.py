@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from hvd.board.virtio.block import Block
 from hvd.board.virtio.device import VirtioDevice
 from hvd.board.virtio.rng import Rng
 
@@ -13,4 +14,7 @@ if TYPE_CHECKING:
 
 
 def virtio_devices(machine: Machine) -> Iterator[VirtioDevice]:
+    for disk in machine.disks:
+        if disk.spec.bus == "virtio":
+            yield Block(disk.image, disk.spec.name, machine.log)
     yield Rng()
