@@ -121,9 +121,7 @@ async def _modules(source: PackageSource, kernel: Package, directory: Path, name
     if not kept.exists():
         with tempfile.TemporaryDirectory(dir=directory) as unpacked:
             await source.unpack(kernel, Path(unpacked))
-            with contextlib.suppress(OSError):  # another process was faster
-                Path(unpacked).rename(kept)
-            Path(unpacked).mkdir(exist_ok=True)
+            _keep_tree(Path(unpacked) / "lib" / "modules", kept)
     return load_order(kept, names)
 
 
@@ -132,6 +130,11 @@ async def _take(source: PackageSource, package: Package, pattern: str, target: P
     with tempfile.TemporaryDirectory(dir=target.parent) as unpacked:
         await source.unpack(package, Path(unpacked))
         _keep(Path(unpacked), pattern, target)
+
+
+def _keep_tree(tree: Path, target: Path) -> None:
+    with contextlib.suppress(OSError):  # another process was faster
+        tree.rename(target)
 
 
 def _keep(unpacked: Path, pattern: str, target: Path) -> None:

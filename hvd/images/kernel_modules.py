@@ -17,9 +17,9 @@ _DEPENDS = re.compile(rb"\0depends=([^\0]*)\0")
 
 def load_order(directory: Path, names: Sequence[str]) -> list[tuple[str, bytes]]:
     """(file name, content) of these modules and all that they need, what is needed first. A name that has no file is
-    built in and left out. directory: an unpacked package."""
+    built in and left out. directory: lib/modules of the package."""
     files = {
-        path.name.partition(".")[0].replace("-", "_"): path for path in sorted(directory.glob("**/lib/modules/*/kernel/**/*.ko*"))
+        path.name.partition(".")[0].replace("-", "_"): path for path in sorted(directory.glob("*/kernel/**/*.ko*"))
     }
     ordered: dict[str, bytes] = {}
 

@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, ClassVar, Final
 
 from hvd.board.virtio.device import VirtioDevice
-from hvd.board.virtio.queue import Chain, QueueError
+from hvd.board.virtio.queue import QueueError
 
 if TYPE_CHECKING:
     from hvd.board.block import BlockImage
