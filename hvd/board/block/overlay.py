@@ -179,8 +179,10 @@ class Overlay:
         self.path = path
         self.size_bytes = size_bytes
         self._base: RawImage | None = None
-        # Sectors of map 1 that lack bits of map 2, and whether anything at all was written since the last flush.
+        # Sectors of map 1 that lack bits of map 2, sectors of map 2 whose writing failed, and whether anything at all
+        # was written since the last flush.
         self._behind: set[int] = set()
+        self._unclear: set[int] = set()
         self._unflushed = False
         self._failed: OSError | None = None
         self._fd = os.open(path, os.O_RDWR | os.O_CLOEXEC)
@@ -222,13 +224,13 @@ class Overlay:
             return bits
         bits = self._read_map(layout.durable_offset)
         for sector in range(layout.map_sectors):
-            stored = os.pread(self._fd, SECTOR, layout.written_offset + sector * SECTOR)
-            if stored != (wanted := _map_sector(bits, sector)):
+            wanted = _map_sector(bits, sector)
+            if os.pread(self._fd, SECTOR, layout.written_offset + sector * SECTOR) != wanted:
                 write_all(self._fd, layout.written_offset + sector * SECTOR, [memoryview(wanted)])
-        os.fdatasync(self._fd)
+        self._sync()
         self._layout = replace(layout, boot_id=boot_id)
         write_all(self._fd, 0, [memoryview(self._layout.pack())])
-        os.fdatasync(self._fd)
+        self._sync()
         return bits
 
     def _read_map(self, offset: int) -> bytearray:
@@ -262,14 +264,17 @@ class Overlay:
             bits = int.from_bytes(old, "little") | ((1 << part) - 1) << start
             self._map[sector * _BITS_BYTES : (sector + 1) * _BITS_BYTES] = bits.to_bytes(_BITS_BYTES, "little")
             try:
-                place = self._layout.written_offset + sector * SECTOR
-                write_all(self._fd, place, [memoryview(_map_sector(self._map, sector))])
+                self._write_sector(self._layout.written_offset, sector)
             except OSError:
                 self._map[sector * _BITS_BYTES : (sector + 1) * _BITS_BYTES] = old
+                self._unclear.add(sector)
                 raise
             self._behind.add(sector)
             first += part
             count -= part
+
+    def _write_sector(self, map_offset: int, sector: int) -> None:
+        write_all(self._fd, map_offset + sector * SECTOR, [memoryview(_map_sector(self._map, sector))])
 
     # ---- BlockImage
 
@@ -336,11 +341,13 @@ class Overlay:
             raise OSError(self._failed.errno, f"an earlier flush of the disk failed: {self._failed.strerror}")
         if not self._unflushed:
             return
+        for sector in sorted(self._unclear):
+            self._write_sector(self._layout.written_offset, sector)
+            self._unclear.discard(sector)
         self._sync()
         if self._behind:
             for sector in sorted(self._behind):
-                place = self._layout.durable_offset + sector * SECTOR
-                write_all(self._fd, place, [memoryview(_map_sector(self._map, sector))])
+                self._write_sector(self._layout.durable_offset, sector)
             self._sync()
             self._behind.clear()
         self._unflushed = False
