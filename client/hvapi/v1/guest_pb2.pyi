@@ -138,6 +138,7 @@ class Guest(_message.Message):
     BACKEND_REASON_FIELD_NUMBER: _builtins.int
     RESTART_COUNT_FIELD_NUMBER: _builtins.int
     CAPABILITIES_FIELD_NUMBER: _builtins.int
+    DISK_STORED_BYTES_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"guests/{guest}"; {guest} is 1-63 of [a-z0-9-], begins and ends with a letter or digit."""
     uid: _builtins.str
@@ -166,6 +167,8 @@ class Guest(_message.Message):
     """Why this backend was chosen, when the request left the choice to the daemon."""
     restart_count: _builtins.int
     """How often the daemon has started it anew by its restart policy since it was last started by hand."""
+    disk_stored_bytes: _builtins.int
+    """What the guest's own disks take on the host's disk now: what it has written, its images not counted. In answers of GetGuest only."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -211,10 +214,11 @@ class Guest(_message.Message):
         backend_reason: _builtins.str = ...,
         restart_count: _builtins.int = ...,
         capabilities: _abc.Iterable[_builtins.str] | None = ...,
+        disk_stored_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "create_time", b"create_time", "end_time", b"end_time", "exit_code", b"exit_code", "machine", b"machine", "restart_policy", b"restart_policy", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "backend", b"backend", "backend_reason", b"backend_reason", "capabilities", b"capabilities", "conditions", b"conditions", "create_time", b"create_time", "end_time", b"end_time", "engine", b"engine", "etag", b"etag", "exit_code", b"exit_code", "host_pid", b"host_pid", "image", b"image", "labels", b"labels", "machine", b"machine", "name", b"name", "on_reset", b"on_reset", "reason", b"reason", "restart_count", b"restart_count", "restart_policy", b"restart_policy", "start_time", b"start_time", "state", b"state", "status_message", b"status_message", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "backend", b"backend", "backend_reason", b"backend_reason", "capabilities", b"capabilities", "conditions", b"conditions", "create_time", b"create_time", "disk_stored_bytes", b"disk_stored_bytes", "end_time", b"end_time", "engine", b"engine", "etag", b"etag", "exit_code", b"exit_code", "host_pid", b"host_pid", "image", b"image", "labels", b"labels", "machine", b"machine", "name", b"name", "on_reset", b"on_reset", "reason", b"reason", "restart_count", b"restart_count", "restart_policy", b"restart_policy", "start_time", b"start_time", "state", b"state", "status_message", b"status_message", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015

@@ -26,7 +26,7 @@ from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12hvd/v1/image.proto\x12\x06hvd.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xe7\x02\n\x05Image\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0e\n\x06kernel\x18\x04 \x01(\t\x12\x0e\n\x06initrd\x18\x05 \x01(\t\x12\x0e\n\x06\x61ppend\x18\x06 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x07 \x01(\x03\x12\x0c\n\x04\x61rch\x18\x08 \x01(\t\x12\x12\n\nsize_bytes\x18\t \x01(\x03\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x06labels\x18\x0b \x03(\x0b\x32\x19.hvd.v1.Image.LabelsEntry\x12\x13\n\x0b\x64\x65scription\x18\x0c \x01(\t\x12\x0c\n\x04\x64isk\x18\r \x01(\t\x12\x0e\n\x06rootfs\x18\x0e \x01(\t\x12\x0f\n\x07symbols\x18\x0f \x01(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"O\n\x11UploadBlobRequest\x12 \n\x04info\x18\x01 \x01(\x0b\x32\x10.hvd.v1.BlobInfoH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x42\x07\n\x05\x66rame\".\n\x08\x42lobInfo\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\"5\n\x12UploadBlobResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0f\n\x07\x65xisted\x18\x02 \x01(\x08\"#\n\x10\x46indBlobsRequest\x12\x0f\n\x07\x64igests\x18\x01 \x03(\t\"$\n\x11\x46indBlobsResponse\x12\x0f\n\x07\x64igests\x18\x01 \x03(\t\"%\n\x13\x44ownloadBlobRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"M\n\x14\x44ownloadBlobResponse\x12\x17\n\nsize_bytes\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\r\n\x0b_size_bytes\"X\n\x12\x43reateImageRequest\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\x1c\n\x05image\x18\x02 \x01(\x0b\x32\r.hvd.v1.Image\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\x1f\n\x0fGetImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x11ListImagesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"L\n\x12ListImagesResponse\x12\x1d\n\x06images\x18\x01 \x03(\x0b\x32\r.hvd.v1.Image\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"9\n\x12\x44\x65leteImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rallow_missing\x18\x02 \x01(\x08\"R\n\x11\x42uildImageRequest\x12\x0e\n\x06recipe\x18\x01 \x01(\t\x12\x10\n\x08image_id\x18\x02 \x01(\t\x12\x0c\n\x04\x61rch\x18\x03 \x01(\t\x12\r\n\x05\x66orce\x18\x04 \x01(\x08\"h\n\x12\x42uildImageResponse\x12)\n\x08progress\x18\x01 \x01(\x0b\x32\x15.hvd.v1.BuildProgressH\x00\x12\x1e\n\x05image\x18\x02 \x01(\x0b\x32\r.hvd.v1.ImageH\x00\x42\x07\n\x05\x66rame\"@\n\rBuildProgress\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x10\n\x08\x66raction\x18\x02 \x01(\x01\x12\x0f\n\x07message\x18\x03 \x01(\t2\xa1\x04\n\x0cImageService\x12\x45\n\nUploadBlob\x12\x19.hvd.v1.UploadBlobRequest\x1a\x1a.hvd.v1.UploadBlobResponse(\x01\x12@\n\tFindBlobs\x12\x18.hvd.v1.FindBlobsRequest\x1a\x19.hvd.v1.FindBlobsResponse\x12K\n\x0c\x44ownloadBlob\x12\x1b.hvd.v1.DownloadBlobRequest\x1a\x1c.hvd.v1.DownloadBlobResponse0\x01\x12\x38\n\x0b\x43reateImage\x12\x1a.hvd.v1.CreateImageRequest\x1a\r.hvd.v1.Image\x12\x32\n\x08GetImage\x12\x17.hvd.v1.GetImageRequest\x1a\r.hvd.v1.Image\x12\x43\n\nListImages\x12\x19.hvd.v1.ListImagesRequest\x1a\x1a.hvd.v1.ListImagesResponse\x12\x41\n\x0b\x44\x65leteImage\x12\x1a.hvd.v1.DeleteImageRequest\x1a\x16.google.protobuf.Empty\x12\x45\n\nBuildImage\x12\x19.hvd.v1.BuildImageRequest\x1a\x1a.hvd.v1.BuildImageResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12hvd/v1/image.proto\x12\x06hvd.v1\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xf8\x02\n\x05Image\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03uid\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12\x0e\n\x06kernel\x18\x04 \x01(\t\x12\x0e\n\x06initrd\x18\x05 \x01(\t\x12\x0e\n\x06\x61ppend\x18\x06 \x01(\t\x12\x14\n\x0cmemory_bytes\x18\x07 \x01(\x03\x12\x0c\n\x04\x61rch\x18\x08 \x01(\t\x12\x12\n\nsize_bytes\x18\t \x01(\x03\x12/\n\x0b\x63reate_time\x18\n \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12)\n\x06labels\x18\x0b \x03(\x0b\x32\x19.hvd.v1.Image.LabelsEntry\x12\x13\n\x0b\x64\x65scription\x18\x0c \x01(\t\x12\x0c\n\x04\x64isk\x18\r \x01(\t\x12\x0e\n\x06rootfs\x18\x0e \x01(\t\x12\x0f\n\x07symbols\x18\x0f \x01(\t\x12\x0f\n\x07used_by\x18\x10 \x03(\t\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"a\n\x11UploadBlobRequest\x12 \n\x04info\x18\x01 \x01(\x0b\x32\x10.hvd.v1.BlobInfoH\x00\x12\x0f\n\x05\x63hunk\x18\x02 \x01(\x0cH\x00\x12\x10\n\x06zeroes\x18\x03 \x01(\x04H\x00\x42\x07\n\x05\x66rame\"B\n\x08\x42lobInfo\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x12\n\nsize_bytes\x18\x02 \x01(\x03\x12\x12\n\nzero_bytes\x18\x03 \x01(\x03\"5\n\x12UploadBlobResponse\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\x12\x0f\n\x07\x65xisted\x18\x02 \x01(\x08\"#\n\x10\x46indBlobsRequest\x12\x0f\n\x07\x64igests\x18\x01 \x03(\t\"$\n\x11\x46indBlobsResponse\x12\x0f\n\x07\x64igests\x18\x01 \x03(\t\"%\n\x13\x44ownloadBlobRequest\x12\x0e\n\x06\x64igest\x18\x01 \x01(\t\"M\n\x14\x44ownloadBlobResponse\x12\x17\n\nsize_bytes\x18\x01 \x01(\x03H\x00\x88\x01\x01\x12\r\n\x05\x63hunk\x18\x02 \x01(\x0c\x42\r\n\x0b_size_bytes\"X\n\x12\x43reateImageRequest\x12\x10\n\x08image_id\x18\x01 \x01(\t\x12\x1c\n\x05image\x18\x02 \x01(\x0b\x32\r.hvd.v1.Image\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"\x1f\n\x0fGetImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\":\n\x11ListImagesRequest\x12\x11\n\tpage_size\x18\x01 \x01(\x05\x12\x12\n\npage_token\x18\x02 \x01(\t\"L\n\x12ListImagesResponse\x12\x1d\n\x06images\x18\x01 \x03(\x0b\x32\r.hvd.v1.Image\x12\x17\n\x0fnext_page_token\x18\x02 \x01(\t\"9\n\x12\x44\x65leteImageRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rallow_missing\x18\x02 \x01(\x08\"R\n\x11\x42uildImageRequest\x12\x0e\n\x06recipe\x18\x01 \x01(\t\x12\x10\n\x08image_id\x18\x02 \x01(\t\x12\x0c\n\x04\x61rch\x18\x03 \x01(\t\x12\r\n\x05\x66orce\x18\x04 \x01(\x08\"h\n\x12\x42uildImageResponse\x12)\n\x08progress\x18\x01 \x01(\x0b\x32\x15.hvd.v1.BuildProgressH\x00\x12\x1e\n\x05image\x18\x02 \x01(\x0b\x32\r.hvd.v1.ImageH\x00\x42\x07\n\x05\x66rame\"@\n\rBuildProgress\x12\x0c\n\x04step\x18\x01 \x01(\t\x12\x10\n\x08\x66raction\x18\x02 \x01(\x01\x12\x0f\n\x07message\x18\x03 \x01(\t2\xa1\x04\n\x0cImageService\x12\x45\n\nUploadBlob\x12\x19.hvd.v1.UploadBlobRequest\x1a\x1a.hvd.v1.UploadBlobResponse(\x01\x12@\n\tFindBlobs\x12\x18.hvd.v1.FindBlobsRequest\x1a\x19.hvd.v1.FindBlobsResponse\x12K\n\x0c\x44ownloadBlob\x12\x1b.hvd.v1.DownloadBlobRequest\x1a\x1c.hvd.v1.DownloadBlobResponse0\x01\x12\x38\n\x0b\x43reateImage\x12\x1a.hvd.v1.CreateImageRequest\x1a\r.hvd.v1.Image\x12\x32\n\x08GetImage\x12\x17.hvd.v1.GetImageRequest\x1a\r.hvd.v1.Image\x12\x43\n\nListImages\x12\x19.hvd.v1.ListImagesRequest\x1a\x1a.hvd.v1.ListImagesResponse\x12\x41\n\x0b\x44\x65leteImage\x12\x1a.hvd.v1.DeleteImageRequest\x1a\x16.google.protobuf.Empty\x12\x45\n\nBuildImage\x12\x19.hvd.v1.BuildImageRequest\x1a\x1a.hvd.v1.BuildImageResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,39 +36,39 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_IMAGE_LABELSENTRY']._loaded_options = None
   _globals['_IMAGE_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_IMAGE']._serialized_start=93
-  _globals['_IMAGE']._serialized_end=452
-  _globals['_IMAGE_LABELSENTRY']._serialized_start=407
-  _globals['_IMAGE_LABELSENTRY']._serialized_end=452
-  _globals['_UPLOADBLOBREQUEST']._serialized_start=454
-  _globals['_UPLOADBLOBREQUEST']._serialized_end=533
-  _globals['_BLOBINFO']._serialized_start=535
-  _globals['_BLOBINFO']._serialized_end=581
-  _globals['_UPLOADBLOBRESPONSE']._serialized_start=583
-  _globals['_UPLOADBLOBRESPONSE']._serialized_end=636
-  _globals['_FINDBLOBSREQUEST']._serialized_start=638
-  _globals['_FINDBLOBSREQUEST']._serialized_end=673
-  _globals['_FINDBLOBSRESPONSE']._serialized_start=675
-  _globals['_FINDBLOBSRESPONSE']._serialized_end=711
-  _globals['_DOWNLOADBLOBREQUEST']._serialized_start=713
-  _globals['_DOWNLOADBLOBREQUEST']._serialized_end=750
-  _globals['_DOWNLOADBLOBRESPONSE']._serialized_start=752
-  _globals['_DOWNLOADBLOBRESPONSE']._serialized_end=829
-  _globals['_CREATEIMAGEREQUEST']._serialized_start=831
-  _globals['_CREATEIMAGEREQUEST']._serialized_end=919
-  _globals['_GETIMAGEREQUEST']._serialized_start=921
-  _globals['_GETIMAGEREQUEST']._serialized_end=952
-  _globals['_LISTIMAGESREQUEST']._serialized_start=954
-  _globals['_LISTIMAGESREQUEST']._serialized_end=1012
-  _globals['_LISTIMAGESRESPONSE']._serialized_start=1014
-  _globals['_LISTIMAGESRESPONSE']._serialized_end=1090
-  _globals['_DELETEIMAGEREQUEST']._serialized_start=1092
-  _globals['_DELETEIMAGEREQUEST']._serialized_end=1149
-  _globals['_BUILDIMAGEREQUEST']._serialized_start=1151
-  _globals['_BUILDIMAGEREQUEST']._serialized_end=1233
-  _globals['_BUILDIMAGERESPONSE']._serialized_start=1235
-  _globals['_BUILDIMAGERESPONSE']._serialized_end=1339
-  _globals['_BUILDPROGRESS']._serialized_start=1341
-  _globals['_BUILDPROGRESS']._serialized_end=1405
-  _globals['_IMAGESERVICE']._serialized_start=1408
-  _globals['_IMAGESERVICE']._serialized_end=1953
+  _globals['_IMAGE']._serialized_end=469
+  _globals['_IMAGE_LABELSENTRY']._serialized_start=424
+  _globals['_IMAGE_LABELSENTRY']._serialized_end=469
+  _globals['_UPLOADBLOBREQUEST']._serialized_start=471
+  _globals['_UPLOADBLOBREQUEST']._serialized_end=568
+  _globals['_BLOBINFO']._serialized_start=570
+  _globals['_BLOBINFO']._serialized_end=636
+  _globals['_UPLOADBLOBRESPONSE']._serialized_start=638
+  _globals['_UPLOADBLOBRESPONSE']._serialized_end=691
+  _globals['_FINDBLOBSREQUEST']._serialized_start=693
+  _globals['_FINDBLOBSREQUEST']._serialized_end=728
+  _globals['_FINDBLOBSRESPONSE']._serialized_start=730
+  _globals['_FINDBLOBSRESPONSE']._serialized_end=766
+  _globals['_DOWNLOADBLOBREQUEST']._serialized_start=768
+  _globals['_DOWNLOADBLOBREQUEST']._serialized_end=805
+  _globals['_DOWNLOADBLOBRESPONSE']._serialized_start=807
+  _globals['_DOWNLOADBLOBRESPONSE']._serialized_end=884
+  _globals['_CREATEIMAGEREQUEST']._serialized_start=886
+  _globals['_CREATEIMAGEREQUEST']._serialized_end=974
+  _globals['_GETIMAGEREQUEST']._serialized_start=976
+  _globals['_GETIMAGEREQUEST']._serialized_end=1007
+  _globals['_LISTIMAGESREQUEST']._serialized_start=1009
+  _globals['_LISTIMAGESREQUEST']._serialized_end=1067
+  _globals['_LISTIMAGESRESPONSE']._serialized_start=1069
+  _globals['_LISTIMAGESRESPONSE']._serialized_end=1145
+  _globals['_DELETEIMAGEREQUEST']._serialized_start=1147
+  _globals['_DELETEIMAGEREQUEST']._serialized_end=1204
+  _globals['_BUILDIMAGEREQUEST']._serialized_start=1206
+  _globals['_BUILDIMAGEREQUEST']._serialized_end=1288
+  _globals['_BUILDIMAGERESPONSE']._serialized_start=1290
+  _globals['_BUILDIMAGERESPONSE']._serialized_end=1394
+  _globals['_BUILDPROGRESS']._serialized_start=1396
+  _globals['_BUILDPROGRESS']._serialized_end=1460
+  _globals['_IMAGESERVICE']._serialized_start=1463
+  _globals['_IMAGESERVICE']._serialized_end=2008
 # @@protoc_insertion_point(module_scope)

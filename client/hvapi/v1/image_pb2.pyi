@@ -58,6 +58,7 @@ class Image(_message.Message):
     DISK_FIELD_NUMBER: _builtins.int
     ROOTFS_FIELD_NUMBER: _builtins.int
     SYMBOLS_FIELD_NUMBER: _builtins.int
+    USED_BY_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"images/{image}" """
     uid: _builtins.str
@@ -82,6 +83,10 @@ class Image(_message.Message):
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def used_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Output only: "guests/{guest}" of the guests that need it; while there are any it cannot be deleted."""
+
     def __init__(
         self,
         *,
@@ -100,10 +105,11 @@ class Image(_message.Message):
         disk: _builtins.str = ...,
         rootfs: _builtins.str = ...,
         symbols: _builtins.str = ...,
+        used_by: _abc.Iterable[_builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "arch", b"arch", "create_time", b"create_time", "description", b"description", "disk", b"disk", "initrd", b"initrd", "kernel", b"kernel", "kind", b"kind", "labels", b"labels", "memory_bytes", b"memory_bytes", "name", b"name", "rootfs", b"rootfs", "size_bytes", b"size_bytes", "symbols", b"symbols", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "arch", b"arch", "create_time", b"create_time", "description", b"description", "disk", b"disk", "initrd", b"initrd", "kernel", b"kernel", "kind", b"kind", "labels", b"labels", "memory_bytes", b"memory_bytes", "name", b"name", "rootfs", b"rootfs", "size_bytes", b"size_bytes", "symbols", b"symbols", "uid", b"uid", "used_by", b"used_by"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -115,8 +121,11 @@ class UploadBlobRequest(_message.Message):
 
     INFO_FIELD_NUMBER: _builtins.int
     CHUNK_FIELD_NUMBER: _builtins.int
+    ZEROES_FIELD_NUMBER: _builtins.int
     chunk: _builtins.bytes
     """At most 1 MiB."""
+    zeroes: _builtins.int
+    """So many zero bytes, at most 1 GiB: the holes of a sparse file, neither sent nor stored."""
     @_builtins.property
     def info(self) -> Global___BlobInfo: ...
     def __init__(
@@ -124,12 +133,13 @@ class UploadBlobRequest(_message.Message):
         *,
         info: Global___BlobInfo | None = ...,
         chunk: _builtins.bytes = ...,
+        zeroes: _builtins.int = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "frame", b"frame", "info", b"info"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "frame", b"frame", "info", b"info", "zeroes", b"zeroes"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "frame", b"frame", "info", b"info"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "frame", b"frame", "info", b"info", "zeroes", b"zeroes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["info", "chunk"]  # noqa: Y015
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["info", "chunk", "zeroes"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
 
@@ -141,18 +151,22 @@ class BlobInfo(_message.Message):
 
     DIGEST_FIELD_NUMBER: _builtins.int
     SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    ZERO_BYTES_FIELD_NUMBER: _builtins.int
     digest: _builtins.str
     """"sha256:<64 hex digits>" """
     size_bytes: _builtins.int
+    zero_bytes: _builtins.int
+    """Of size_bytes, those that will come as zeroes and need no room on the disk."""
     def __init__(
         self,
         *,
         digest: _builtins.str = ...,
         size_bytes: _builtins.int = ...,
+        zero_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "size_bytes", b"size_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["digest", b"digest", "size_bytes", b"size_bytes", "zero_bytes", b"zero_bytes"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
