@@ -123,6 +123,19 @@ const size_t hv_code_page_redirection_count = sizeof hv_code_page_redirections /
 
 void hv_code_pages_enter_thread(struct hv_emulator *e) { running = e; }
 
+bool hv_code_pages_any(const struct hv_emulator *e, uint64_t ram_address, uint64_t length)
+{
+    if (!length)
+        return false;
+    for (uint64_t page = ram_address >> PAGE_SHIFT, last = (ram_address + length - 1) >> PAGE_SHIFT; page <= last; page++) {
+        if (!(page & 7) && page + 7 <= last && page + 7 < e->ram_pages && !e->code_pages[page >> 3])
+            page += 7; /* eight at once */
+        else if (has_code(e, page))
+            return true;
+    }
+    return false;
+}
+
 /* RAM was mapped: low first. */
 bool hv_code_pages_grow(struct hv_emulator *e, uint64_t length)
 {

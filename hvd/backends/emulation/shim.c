@@ -174,6 +174,8 @@ void hv_emulator_memory_changed(struct hv_emulator *e, uint64_t address, uint64_
 {
     if (address >= 1ull << 32) /* Unicorn numbers RAM in the order in which it was mapped */
         address = address - (1ull << 32) + e->low_ram;
+    if (!hv_code_pages_any(e, address, length)) /* DMA into data: nothing to look for */
+        return;
     hv_hooks_enter_thread(e);
     e->unicorn.tb_invalidate_phys_range_x86_64(e->uc, address, address + length);
     hv_hooks_enter_thread(NULL);

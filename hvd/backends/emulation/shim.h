@@ -141,6 +141,7 @@ extern const struct hv_redirection hv_code_page_redirections[];
 extern const size_t hv_code_page_redirection_count;
 void hv_code_pages_enter_thread(struct hv_emulator *);
 bool hv_code_pages_grow(struct hv_emulator *, uint64_t length);
+bool hv_code_pages_any(const struct hv_emulator *, uint64_t ram_address, uint64_t length); /* is there code in one of these pages */
 
 /* state.c */
 void hv_load_segment(struct hv_emulator *, unsigned index, uint32_t selector, uint64_t base, uint32_t limit, uint32_t flags);
