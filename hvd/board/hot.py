@@ -64,6 +64,11 @@ _PROTOTYPES: dict[str, tuple[type | None, list[type]]] = {
     "hv_board_counters": (_pointer, [_pointer]),
     "hv_board_clock": (_pointer, [_pointer]),
     "hv_board_acknowledge": (_u8, [_pointer]),
+    "hv_board_console_write": (_size, [_pointer, ctypes.c_char_p, _size]),
+    "hv_board_console_read": (_size, [_pointer, _pointer, _size]),
+    "hv_board_console_waiting": (_size, [_pointer]),
+    "hv_board_typed_to_virtio": (_bool, [_pointer]),
+    "hv_board_type_to_virtio": (None, [_pointer, _bool]),
     "hv_console_take": (_size, [_pointer, _pointer, _size]),
     "hv_console_put": (_size, [_pointer, ctypes.c_char_p, _size]),
     "hv_console_sleep": (_bool, [_pointer]),
@@ -343,6 +348,31 @@ class HotBoard:
         counters = (ctypes.c_uint64 * words).from_address(page + offset + slot * words * 8)
         counters[0] = 1
         return counters
+
+    # The console, for the virtio console in the vcpu's thread
+
+    def console_write(self, data: bytes) -> int:
+        """Output beside COM1's; what is typed from now on is for the virtio console. Returns how many bytes found room."""
+        return int(self._lib.hv_board_console_write(self.address, data, len(data)))
+
+    def console_waiting(self) -> int:
+        """Bytes that were typed for the virtio console."""
+        return int(self._lib.hv_board_console_waiting(self.address))
+
+    def console_read(self, most: int) -> bytes:
+        """Take them."""
+        buffer = ctypes.create_string_buffer(most)
+        length: int = self._lib.hv_board_console_read(self.address, buffer, most)
+        return ctypes.string_at(buffer, length)
+
+    @property
+    def typed_to_virtio(self) -> bool:
+        """Whose is what is typed: the virtio console's, or COM1's? Whichever wrote last."""
+        return bool(self._lib.hv_board_typed_to_virtio(self.address))
+
+    @typed_to_virtio.setter
+    def typed_to_virtio(self, virtio: bool) -> None:
+        self._lib.hv_board_type_to_virtio(self.address, virtio)
 
     # The console, from the runner's main thread
 

@@ -110,6 +110,7 @@ class Machine:
         self._open = True
         self._console_drained = threading.Event()
         self.disks = open_disks(spec.disks, board)
+        self._kick_listeners: list[Callable[[], None]] = []
         self._devices = [make(self) for make in DEVICES.values()]
         self.bus = Bus(self._devices, self._read_board_port, self._write_board_port)
         for device in self._devices:
@@ -150,6 +151,16 @@ class Machine:
     def msi(self, address: int, data: int) -> None:
         """A message-signalled interrupt: a write of four bytes that a device makes."""
         self.board.msi(address, data)
+
+    def on_kick(self, listener: Callable[[], None]) -> None:
+        """Call it in the vcpu thread whenever another thread kicked the vcpu, e.g. because somebody typed."""
+        self._kick_listeners.append(listener)
+
+    def console_write(self, data: bytes) -> None:
+        """Output for the guest's console, beside COM1's. Waits while the console is full."""
+        while data := data[self.board.console_write(data) :]:
+            self._console_drained.wait()
+            self._console_drained.clear()
 
     def reset_line(self, cause: str) -> None:
         """The guest pulled the reset line; it takes effect when the present access is done."""
@@ -298,6 +309,8 @@ class Machine:
 
     def _interrupted(self, exit_: Exit) -> None:
         self._run_calls()
+        for listener in self._kick_listeners:
+            listener()
 
     def _run_calls(self) -> None:
         while self.end is None:

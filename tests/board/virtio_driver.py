@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import struct
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any
 
+from hvd.board.hot import HotBoard
 from hvd.board.memory import GuestMemory
 from hvd.board.pci.bridges import HostBridge
 from hvd.board.pci.bus import PciBus
 from hvd.board.virtio.device import RING_EVENT_IDX, RING_INDIRECT_DESC, VERSION_1, VirtioDevice
 from hvd.board.virtio.pci import VirtioPci
+from hvd.trace.points import BackendId
 
 NEXT, WRITE, INDIRECT = 1, 2, 4
 RINGS = 0x10000  # where the driver puts its first queue; 64 KiB each
@@ -27,6 +29,9 @@ class FakeMachine:
         self.messages: list[tuple[int, int]] = []
         self.changed: list[tuple[int, int]] = []
         self.logged: list[bytes] = []
+        self.board = HotBoard(BackendId.EMULATION)
+        self.console_size = (24, 80)
+        self.kicked: list[Callable[[], None]] = []
 
     def set_irq(self, gsi: int, level: bool) -> None:
         assert self.lines.get(gsi, False) != level, "a line that does not change is not driven"
@@ -38,6 +43,12 @@ class FakeMachine:
     def memory_changed(self, address: int, length: int) -> None:
         assert self.memory.read(address, length) is not None
         self.changed.append((address, length))
+
+    def on_kick(self, listener: Callable[[], None]) -> None:
+        self.kicked.append(listener)
+
+    def console_write(self, data: bytes) -> None:
+        assert self.board.console_write(data) == len(data)
 
     def log(self, text: bytes) -> None:
         self.logged.append(text)

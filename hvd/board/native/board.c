@@ -93,8 +93,42 @@ void hv_board_account(struct hv_board *board, uint64_t run_ns, uint64_t halted_n
     counters->halted_ns += halted_ns;
 }
 
+size_t hv_board_console_write(struct hv_board *board, const uint8_t *bytes, size_t length)
+{
+    board->typed_to_virtio = true;
+    length = hv_console_write_some(&board->console, bytes, length);
+    board->crossings.counters->console_out_bytes += length;
+    return length;
+}
+
+size_t hv_board_console_read(struct hv_board *board, uint8_t *bytes, size_t capacity)
+{
+    size_t length = 0;
+    int byte;
+    while (board->typed_to_virtio && length < capacity && (byte = hv_console_read(&board->console)) >= 0)
+        bytes[length++] = (uint8_t)byte;
+    board->crossings.counters->console_in_bytes += length;
+    return length;
+}
+
+size_t hv_board_console_waiting(const struct hv_board *board)
+{
+    return board->typed_to_virtio ? __atomic_load_n(&board->console.in_head, __ATOMIC_ACQUIRE) - board->console.in_tail : 0;
+}
+
+bool hv_board_typed_to_virtio(const struct hv_board *board)
+{
+    return board->typed_to_virtio;
+}
+
+void hv_board_type_to_virtio(struct hv_board *board, bool virtio)
+{
+    board->typed_to_virtio = virtio;
+}
+
 void hv_board_reset(struct hv_board *board)
 {
+    board->typed_to_virtio = false;
     reset_interrupts(board);
     hv_pit_reset(&board->pit, hv_clock_now(&board->clock));
     hv_uart_reset(&board->uart);
@@ -165,7 +199,7 @@ static void run_pit(struct hv_board *board, uint64_t now_ns)
 
 static void refresh_uart(struct hv_board *board)
 {
-    while (hv_uart_can_receive(&board->uart)) {
+    while (!board->typed_to_virtio && hv_uart_can_receive(&board->uart)) {
         int byte = hv_console_read(&board->console);
         if (byte < 0)
             break;
@@ -353,6 +387,7 @@ static enum hv_port_result uart_write(struct hv_board *board, unsigned reg, uint
     if (byte >= 0) {
         hv_console_write(&board->console, (uint8_t)byte); /* has room: only this thread fills it */
         board->crossings.counters->console_out_bytes++;
+        board->typed_to_virtio = false;
     }
     refresh_uart(board);
     return HV_PORT_DONE;

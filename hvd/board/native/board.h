@@ -179,6 +179,7 @@ void hv_console_init(struct hv_console *, int out_event);
 bool hv_console_write(struct hv_console *, uint8_t byte);                        /* vcpu thread; false = full */
 bool hv_console_full(const struct hv_console *);                                 /* vcpu thread */
 int hv_console_read(struct hv_console *);                                        /* vcpu thread; -1 = empty */
+size_t hv_console_write_some(struct hv_console *, const uint8_t *bytes, size_t length); /* vcpu thread; returns how many fitted */
 size_t hv_console_take(struct hv_console *, uint8_t *buffer, size_t capacity);   /* main thread */
 size_t hv_console_put(struct hv_console *, const uint8_t *bytes, size_t length); /* main thread; returns how many fitted */
 bool hv_console_sleep(struct hv_console *);                                      /* main thread: ask for a wake-up; false = there is output already */
@@ -213,6 +214,7 @@ struct hv_board {
     struct hv_uart uart;
     uint8_t claimed[65536 / 8]; /* ports that Python devices claim; an unclaimed port floats: reads all ones */
     struct hv_console console;
+    bool typed_to_virtio;           /* what is typed is for the virtio console: it wrote last; otherwise for COM1 */
     struct hv_crossings crossings;
     struct hv_window window[HV_WINDOWS];
 };
@@ -227,6 +229,12 @@ struct hv_crossings *hv_board_crossings(struct hv_board *);
 struct hv_counters *hv_board_counters(struct hv_board *); /* never NULL */
 /* A vcpu outside of C executed for run_ns and halted for halted_ns; the first call tells of the first instruction. */
 void hv_board_account(struct hv_board *, uint64_t run_ns, uint64_t halted_ns);
+/* The console's rings for the virtio console, beside COM1. Return how many bytes there was room for, and how many were typed for it. */
+size_t hv_board_console_write(struct hv_board *, const uint8_t *bytes, size_t length);
+size_t hv_board_console_read(struct hv_board *, uint8_t *bytes, size_t capacity);
+size_t hv_board_console_waiting(const struct hv_board *); /* bytes that the next read would find */
+bool hv_board_typed_to_virtio(const struct hv_board *);
+void hv_board_type_to_virtio(struct hv_board *, bool);
 void hv_board_reset(struct hv_board *); /* the reset line: devices, not the clock nor the console rings */
 void hv_board_claim(struct hv_board *, uint16_t first, uint16_t count);
 /* size is 1, 2 or 4 bytes. Byte-wide devices see the low byte at the port; wider accesses to them are split as on the ISA bus. */

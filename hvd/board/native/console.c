@@ -23,13 +23,11 @@ bool hv_console_full(const struct hv_console *console)
     return console->out_head - acquire(&console->out_tail) >= HV_CONSOLE_OUT;
 }
 
-bool hv_console_write(struct hv_console *console, uint8_t byte)
+/* Publish what the writer put behind out_head. */
+static void publish(struct hv_console *console, uint32_t length)
 {
-    if (hv_console_full(console))
-        return false;
-    console->out[console->out_head % HV_CONSOLE_OUT] = byte;
-    /* Sequentially consistent, as is the reader's side in hv_console_sleep: either we see that it sleeps or it sees our byte. */
-    __atomic_store_n(&console->out_head, console->out_head + 1, __ATOMIC_SEQ_CST);
+    /* Sequentially consistent, as is the reader's side in hv_console_sleep: either we see that it sleeps or it sees our bytes. */
+    __atomic_store_n(&console->out_head, console->out_head + length, __ATOMIC_SEQ_CST);
     if (__atomic_load_n(&console->out_notify, __ATOMIC_SEQ_CST) && __atomic_exchange_n(&console->out_notify, 0, __ATOMIC_SEQ_CST) &&
         console->out_event >= 0) {
         uint64_t one = 1;
@@ -37,7 +35,23 @@ bool hv_console_write(struct hv_console *console, uint8_t byte)
         while (write(console->out_event, &one, sizeof one) < 0 && errno == EINTR) {
         }
     }
-    return true;
+}
+
+bool hv_console_write(struct hv_console *console, uint8_t byte)
+{
+    return hv_console_write_some(console, &byte, 1) == 1;
+}
+
+size_t hv_console_write_some(struct hv_console *console, const uint8_t *bytes, size_t length)
+{
+    size_t room = HV_CONSOLE_OUT - (console->out_head - acquire(&console->out_tail));
+    if (length > room)
+        length = room;
+    for (size_t i = 0; i < length; i++)
+        console->out[(console->out_head + i) % HV_CONSOLE_OUT] = bytes[i];
+    if (length)
+        publish(console, (uint32_t)length);
+    return length;
 }
 
 int hv_console_read(struct hv_console *console)

@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from hvd.board.virtio.block import Block
+from hvd.board.virtio.console import Console
 from hvd.board.virtio.device import VirtioDevice
 from hvd.board.virtio.rng import Rng
 
@@ -18,3 +19,4 @@ def virtio_devices(machine: Machine) -> Iterator[VirtioDevice]:
         if disk.spec.bus == "virtio":
             yield Block(disk.image, disk.spec.name, machine.log)
     yield Rng()
+    yield Console(machine)

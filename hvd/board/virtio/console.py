@@ -1,0 +1,60 @@
+"""virtio-console (VIRTIO 1.2, 5.3) with one port: the guest's hvc0, a second way to the console that COM1 has.
+
+Output of both goes to the same log and the same viewers, in the order in which it was written. What is typed goes to
+the one that wrote last: COM1 until the guest uses this one. An access to COM1 is an exit for each byte, here one
+notification carries a buffer.
+"""
+
+from __future__ import annotations
+
+import struct
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+from hvd.board.virtio.device import VirtioDevice
+
+if TYPE_CHECKING:
+    from hvd.board.machine import Machine
+
+RECEIVE, TRANSMIT = 0, 1
+EMERGENCY_WRITE_FEATURE: Final = 1 << 2
+EMERGENCY_WRITE: Final = 8  # offset in the configuration
+MOST_AT_ONCE: Final = 4096
+
+
+class Console(VirtioDevice):
+    name: ClassVar[str] = "virtio-console"
+    device_id: ClassVar[int] = 3
+    class_code: ClassVar[int] = 0x07_80_00
+    queue_sizes = (16, 64)
+    features = EMERGENCY_WRITE_FEATURE
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        machine.on_kick(lambda: self.run_queue(RECEIVE))
+
+    @property
+    def config(self) -> bytes:
+        rows, columns = self._machine.console_size
+        return struct.pack("<HHII", columns, rows, 1, 0)
+
+    def write_config(self, offset: int, data: bytes) -> None:
+        """emerg_wr: a character without queues, for a guest that is in trouble."""
+        if offset == EMERGENCY_WRITE:
+            self._machine.console_write(data[:1])
+
+    def handle_queue(self, index: int) -> None:
+        queue = self.queues[index]
+        if index == TRANSMIT:
+            while (chain := queue.pop()) is not None:
+                self._machine.console_write(chain.read())
+                queue.push(chain, 0)
+            return
+        board = self._machine.board
+        while board.console_waiting() and (chain := queue.pop()) is not None:
+            queue.push(chain, chain.write(board.console_read(min(chain.capacity, MOST_AT_ONCE))))
+
+    def save(self) -> dict[str, Any]:
+        return {"typed": self._machine.board.typed_to_virtio}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        self._machine.board.typed_to_virtio = state["typed"] is True
