@@ -9,7 +9,7 @@ GUEST_LDFLAGS := -static -no-pie -nostdlib -Wl,--build-id=none -Wl,-z,noexecstac
 GUEST_HEADERS := guests/include/guest.h guests/include/hv/hypercall.h
 
 GUEST_MULTIBOOT := hello hypercalls interrupts exceptions paging spin halt triple reset flood wild echo compute ticker ports nonsense screen
-GUEST_FILES := $(GUEST_MULTIBOOT:%=$(GUEST_BUILD)/%.elf) $(GUEST_BUILD)/pvh.elf $(GUEST_BUILD)/long.elf $(GUEST_BUILD)/alias.elf $(GUEST_BUILD)/flat.bin
+GUEST_FILES := $(GUEST_MULTIBOOT:%=$(GUEST_BUILD)/%.elf) $(GUEST_BUILD)/pvh.elf $(GUEST_BUILD)/long.elf $(GUEST_BUILD)/alias.elf $(GUEST_BUILD)/flat.bin $(GUEST_BUILD)/boot.img
 
 GUEST_LIB := $(addprefix $(GUEST_BUILD)/lib/,start.o print.o check.o traps.o pic.o entry.o)
 GUEST_LIB64 := $(addprefix $(GUEST_BUILD)/lib64/,start.o print.o check.o)
@@ -48,3 +48,11 @@ $(GUEST_BUILD)/flat.elf: guests/flat.S guests.mk
 
 $(GUEST_BUILD)/flat.bin: $(GUEST_BUILD)/flat.elf
 	$(GUEST_OBJCOPY) -O binary -j .text $< $@
+
+# A disk of 64 KiB whose boot sector is at its beginning.
+$(GUEST_BUILD)/boot.elf: guests/boot.S guests.mk
+	@mkdir -p $(@D)
+	$(GUEST_CC) -m32 $(GUEST_LDFLAGS) -Wl,-Ttext=0x7c00 -o $@ $<
+
+$(GUEST_BUILD)/boot.img: $(GUEST_BUILD)/boot.elf
+	$(GUEST_OBJCOPY) -O binary -j .text --pad-to 0x17c00 $< $@

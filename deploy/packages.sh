@@ -19,7 +19,8 @@ nft:nftables:networks with NAT
 passt:passt:--network user
 ip:iproute2:tests of networks
 qemu-system-x86_64:qemu-system-x86:measuring against QEMU
-/usr/share/seabios/vgabios.bin:seabios:pictures of the screen (hvctl screen --png)
+/usr/share/seabios/bios.bin:seabios:guests that boot from a disk or CD-ROM, pictures of the screen
+/usr/lib/grub-rescue/grub-rescue-cdrom.iso:grub-rescue-pc:tests that boot from a disk and a CD-ROM
 /boot/memtest86+x64.bin:memtest86+:tests with memtest86+
 "
 missing= packages=

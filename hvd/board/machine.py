@@ -18,7 +18,7 @@ from typing import Any, Final, Protocol, TypeVar
 
 from hvapi.record import FLAG_LONG
 
-from hvd.board import cpuid
+from hvd.board import cpuid, firmware
 from hvd.board.block import close_disks, open_disks
 from hvd.board.bus import Bus, floating
 from hvd.board.devices import DEVICES
@@ -251,6 +251,9 @@ class Machine:
 
     def _load(self, vcpu: Vcpu) -> None:
         spec = self.spec
+        if spec.boot != "kernel":
+            vcpu.enter(firmware.load(self.memory))
+            return
         initrd = Path(spec.initrd) if spec.initrd else None
         loaded = load(self.memory, Path(spec.kernel), initrd, spec.command_line, spec.flat_load_address)
         vcpu.enter(loaded.entry)

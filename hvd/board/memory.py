@@ -1,6 +1,7 @@
 """Guest-physical memory: one sealed memfd for all RAM, and the list of regions of the guest-physical address space.
 
-RAM lies from 0 up to 3 GiB, the rest from 4 GiB up, as on a PC, whose last GiB below 4 GiB belongs to devices.
+RAM lies from 0 up to 3 GiB, the rest from 4 GiB up, as on a PC, whose last GiB below 4 GiB belongs to devices; a
+machine with a firmware has its ROM at the end of those 4 GiB. The ROM lies in the memfd behind the RAM.
 0xA0000-0xFFFFF (screen memory and the ROM area) is storage like the rest; only the memory maps handed to guests say
 "reserved".
 """
@@ -82,20 +83,26 @@ class GuestMemory:
     through the mapping would allocate the page.
     """
 
-    def __init__(self, size: int) -> None:
-        """size: bytes of RAM. Raises what check_size raises."""
+    def __init__(self, size: int, rom: bytes = b"") -> None:
+        """size: bytes of RAM. rom: what ends at 4 GiB, a multiple of 4096 bytes, which the guest cannot change. Raises
+        what check_size raises."""
         check_size(size)
+        if len(rom) % GRANULE or len(rom) > HIGH_RAM_START - LOW_RAM_END:
+            raise ValueError(f"a ROM of {len(rom)} bytes")
         self.size: Final = size
         low = min(size, LOW_RAM_END)
         self._spans: list[tuple[int, int, int]] = [(0, low, 0)]
         if size > low:
             self._spans.append((HIGH_RAM_START, size - low, low))
+        self._rom = [Region(HIGH_RAM_START - len(rom), len(rom), RegionKind.ROM, "firmware", size)] if rom else []
         self._mmio: list[Region] = []
+        whole = size + len(rom)
         self._fd = os.memfd_create("hvd-guest-ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
-            os.ftruncate(self._fd, size)
+            os.ftruncate(self._fd, whole)
             fcntl.fcntl(self._fd, fcntl.F_ADD_SEALS, fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
-            self._map = mmap.mmap(self._fd, size, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+            self._map = mmap.mmap(self._fd, whole, mmap.MAP_SHARED, mmap.PROT_READ | mmap.PROT_WRITE)
+            self._map[size:] = rom
         except BaseException:
             os.close(self._fd)
             raise
@@ -125,6 +132,11 @@ class GuestMemory:
         return self._host_address
 
     @property
+    def rom(self) -> bytes:
+        """What ends at 4 GiB; empty without a firmware."""
+        return b"".join(self._map[rom.file_offset : rom.file_offset + rom.length] for rom in self._rom)
+
+    @property
     def low_ram_end(self) -> int:
         """First address behind the RAM that begins at 0."""
         return self._spans[0][1]
@@ -148,8 +160,13 @@ class GuestMemory:
         raise HvdError("ADDRESS_OUTSIDE", address=hex(address), length=length)
 
     def read(self, address: int, length: int) -> bytes:
-        """Bytes of RAM. Raises HvdError ADDRESS_OUTSIDE."""
-        offset = self.file_offset(address, length)
+        """Bytes of RAM or of the ROM. Raises HvdError ADDRESS_OUTSIDE."""
+        for rom in self._rom:
+            if rom.start <= address and length >= 0 and address + length <= rom.end:
+                offset = rom.file_offset + address - rom.start
+                break
+        else:
+            offset = self.file_offset(address, length)
         pieces = bytearray()
         while len(pieces) < length:  # pread gives at most 2 GiB at once
             pieces += os.pread(self._fd, length - len(pieces), offset + len(pieces))
@@ -192,7 +209,7 @@ class GuestMemory:
         of the guest."""
         new = Region(start, length, RegionKind.MMIO, owner, hot=hot)
         taken = [Region(start, length, RegionKind.RAM, "ram", offset) for start, length, offset in self._spans]
-        for other in (*taken, *self._mmio):
+        for other in (*taken, *self._rom, *self._mmio):
             if new.start < other.end and other.start < new.end:
                 raise ValueError(f"{owner} at {start:#x} overlaps {other.owner} at {other.start:#x}")
         if start < 0 or length <= 0:
@@ -204,7 +221,7 @@ class GuestMemory:
         """The whole map, ascending and without gaps up to 4 GiB or the end of the last region. Above it everything
         floats."""
         solid = [Region(start, length, RegionKind.RAM, "ram", offset) for start, length, offset in self._spans]
-        solid = sorted([*solid, *self._mmio], key=lambda region: region.start)
+        solid = sorted([*solid, *self._rom, *self._mmio], key=lambda region: region.start)
         result: list[Region] = []
         end = 0
         for region in solid:

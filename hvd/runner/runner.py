@@ -20,6 +20,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
+from hvd.board import firmware
 from hvd.board.hot import HotBoard
 from hvd.board.machine import CreateVcpu, End, Machine
 from hvd.board.memory import GuestMemory
@@ -82,7 +83,7 @@ class Runner:
         self.machine = Machine(
             spec,
             board,
-            GuestMemory(spec.memory_bytes),
+            GuestMemory(spec.memory_bytes, firmware.read_bios() if spec.boot != "kernel" else b""),
             create_vcpu,
             on_change=lambda: self.post(self._changed),
             on_log=self._guest_logs,

@@ -60,6 +60,12 @@ class Running:
                 await asyncio.sleep(0.02)
         return console
 
+    async def wrote_times(self, text: str, times: int, seconds: float = SECONDS) -> None:
+        """Wait until its console has this text so often."""
+        async with asyncio.timeout(seconds):
+            while self.console().count(text) < times:
+                await asyncio.sleep(0.02)
+
     def counters(self) -> Counters:
         fd = os.open(self.directory / COUNTERS, os.O_RDONLY)
         try:

@@ -13,6 +13,7 @@ from typing import Final
 
 from hvd.backends.contract import Availability, Capability, EngineInfo, LaunchSpec
 from hvd.backends.machine import MachineBackend
+from hvd.board import firmware
 from hvd.board.hot import LIBRARY
 from hvd.board.loaders.kernel import Kernel
 from hvd.errors import HvdError
@@ -52,6 +53,16 @@ class EmulationBackend(MachineBackend):
             "public", "Unicorn's public API alone; small 32-bit kernels, any Unicorn 2, any host", _probe_public()
         )
         return (native, public) if native.availability.available else (public, native)
+
+    def check_firmware(self, spec: LaunchSpec) -> None:
+        if (spec.engine or self.engines()[0].name) == "public":
+            raise HvdError(
+                "BACKEND_UNAVAILABLE",
+                backend="emulation",
+                problem="a firmware runs in real mode, where engine public cannot deliver interrupts",
+                remedy="use engine native, or start a kernel (--kernel)",
+            )
+        firmware.check(spec.memory_bytes)
 
     def check_kernel(self, spec: LaunchSpec, kernel: Kernel) -> None:
         engine = spec.engine or self.engines()[0].name

@@ -132,6 +132,12 @@ bool hv_emulator_map_ram(struct hv_emulator *e, uint64_t address, uint64_t lengt
     return hv_code_pages_grow(e, length) && e->unicorn.uc_mem_map_ptr(e->uc, address, length, UC_PROT_ALL_, memory) == UC_ERR_OK_;
 }
 
+/* After all RAM. The guest reads and executes it; what it writes is lost (run). */
+bool hv_emulator_map_rom(struct hv_emulator *e, uint64_t address, uint64_t length, void *memory)
+{
+    return e->unicorn.uc_mem_map_ptr(e->uc, address, length, UC_PROT_READ_ | UC_PROT_EXEC_, memory) == UC_ERR_OK_;
+}
+
 bool hv_emulator_set_cpuid(struct hv_emulator *e, const struct hv_cpuid_entry *entries, unsigned count)
 {
     struct hv_cpuid_entry *copy = calloc(count ? count : 1, sizeof *copy);
@@ -288,6 +294,10 @@ static int run(struct hv_emulator *e)
         if (e->in_hook)
             return (int)e->exit.reason;
         int error = HV_AT(int, e->uc, UC_INVALID_ERROR);
+        if (error == UC_ERR_WRITE_PROT_) { /* a store to ROM did nothing, and the block went on to its end: all is well */
+            HV_AT(int, e->uc, UC_INVALID_ERROR) = UC_ERR_OK_;
+            error = UC_ERR_OK_;
+        }
         if (error != UC_ERR_OK_)
             return fail(e, error);
         switch (e->result) {

@@ -15,7 +15,7 @@
 #define HV_UNICORN_VERSION ((2u << 24) | (1u << 16) | (4u << 8) | 255u) /* uc_version() of the 2.1.4 release */
 
 /* Public API (unicorn.h), as needed. */
-enum { UC_ARCH_X86_ = 4, UC_MODE_64_ = 8, UC_PROT_ALL_ = 7, UC_ERR_OK_ = 0 };
+enum { UC_ARCH_X86_ = 4, UC_MODE_64_ = 8, UC_PROT_READ_ = 1, UC_PROT_EXEC_ = 4, UC_PROT_ALL_ = 7, UC_ERR_OK_ = 0, UC_ERR_WRITE_PROT_ = 12 };
 enum { UC_HOOK_INTR_ = 1 << 0, UC_HOOK_INSN_ = 1 << 1, UC_HOOK_INSN_INVALID_ = 1 << 14 };
 enum {
     UC_X86_INS_CPUID_ = 113, UC_X86_INS_IN_ = 218, UC_X86_INS_OUT_ = 500, UC_X86_INS_RDTSC_ = 608, UC_X86_INS_RDTSCP_ = 609,

@@ -83,6 +83,7 @@ _PROTOTYPES: Final[dict[str, tuple[Any, list[Any]]]] = {
     "hv_emulator_create": (_pointer, [ctypes.c_char_p, _pointer, ctypes.c_char_p, ctypes.c_size_t]),
     "hv_emulator_close": (None, [_pointer]),
     "hv_emulator_map_ram": (_bool, [_pointer, _u64, _u64, _pointer]),
+    "hv_emulator_map_rom": (_bool, [_pointer, _u64, _u64, _pointer]),
     "hv_emulator_map_hole": (_bool, [_pointer, _u64, _u64]),
     "hv_emulator_map_device": (_bool, [_pointer, _u64, _u64]),
     "hv_emulator_map_board": (_bool, [_pointer, _u64, _u64]),
@@ -169,6 +170,11 @@ class NativeVcpu(Vcpu):
                 continue
             if region.start > at:
                 self._require(self._lib.hv_emulator_map_hole(self._emulator, at, region.start - at), at)
+            if region.kind is RegionKind.ROM:
+                host = memory.host_address + region.file_offset
+                self._require(
+                    self._lib.hv_emulator_map_rom(self._emulator, region.start, region.length, host), region.start
+                )
             if region.kind is RegionKind.MMIO:
                 map_mmio = self._lib.hv_emulator_map_board if region.hot else self._lib.hv_emulator_map_device
                 self._require(map_mmio(self._emulator, region.start, region.length), region.start)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from hvd.board.device import DeviceFactory
 from hvd.board.devices.cmos import Cmos
 from hvd.board.devices.debug_exit import DebugExit
+from hvd.board.devices.fw_cfg import FwCfg
 from hvd.board.devices.keyboard import Keyboard
 from hvd.board.devices.reset_control import ResetControl
 from hvd.board.devices.vga import Vga
@@ -21,6 +22,7 @@ DEVICES: dict[str, DeviceFactory] = {
     ResetControl.name: ResetControl,
     Ide.name: Ide,
     PciBus.name: pci_bus,
+    FwCfg.name: FwCfg,
     DebugExit.name: DebugExit,
     HypercallPort.name: HypercallPort,
 }
