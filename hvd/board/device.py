@@ -6,7 +6,7 @@ Devices that a running kernel touches all the time are in C (native/). docs/add-
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Protocol
 
 if TYPE_CHECKING:
     from hvd.board.machine import Machine
@@ -33,6 +33,16 @@ class PortDevice(Protocol):
 
     def reset(self) -> None:
         """The reset line."""
+
+    def save(self) -> dict[str, Any]:
+        """All that reads and writes depend on, for a snapshot: JSON values only, bytes as hex text. Between two
+        instructions of the guest."""
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """What save() gave, perhaps that of an older board, which lacks fields: those are as after a reset
+        (hvd.board.saved checks them one by one). The device was just made; interrupt lines need not be driven, the
+        interrupt controllers have a state of their own. Raises ValueError, KeyError, TypeError for anything that save()
+        does not give, and is safe then, too: no index, length or address out of a file is used unchecked."""
 
 
 class MmioDevice(Protocol):

@@ -10,7 +10,10 @@ import enum
 import functools
 import mmap
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 from hvd.errors import HvdError
 from hvd.trace.counters import COUNTERS_BYTES, DISK_WORDS, DISKS, DISKS_OFFSET, NIC_WORDS, NICS, NICS_OFFSET
@@ -34,6 +37,16 @@ class PortResult(enum.IntEnum):
 
 _u8, _u16, _u32, _u64, _size = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_size_t
 _pointer, _unsigned, _bool = ctypes.c_void_p, ctypes.c_uint, ctypes.c_bool
+
+
+
+class _Field(ctypes.Structure):
+    """struct hv_field (native/state.h)."""
+
+    _fields_ = (
+        ("name", ctypes.c_char_p), ("offset", _u32), ("width", _u32), ("count", _u32), ("least", _u64), ("most", _u64),
+    )  # fmt: skip
+
 
 # C function -> result, arguments (native/board.h).
 _PROTOTYPES: dict[str, tuple[type | None, list[type]]] = {
@@ -73,6 +86,13 @@ _PROTOTYPES: dict[str, tuple[type | None, list[type]]] = {
     "hv_console_put": (_size, [_pointer, ctypes.c_char_p, _size]),
     "hv_console_sleep": (_bool, [_pointer]),
     "hv_board_window": (_pointer, [_pointer, _unsigned]),
+    "hv_console_unread": (_size, [_pointer, _pointer, _size]),
+    "hv_board_field_count": (_size, []),
+    "hv_board_field": (ctypes.POINTER(_Field), [_size]),
+    "hv_board_get_field": (_u64, [_pointer, _size, _u32]),
+    "hv_board_set_field": (_bool, [_pointer, _size, _u32, _u64]),
+    "hv_board_restored": (None, [_pointer]),
+    "hv_clock_set": (_bool, [_pointer, _u64]),
     "hv_cross": (None, [_pointer, _unsigned, _u64, _u64, _unsigned, _u64, _u64, _u64, _u64]),
 }
 
@@ -92,6 +112,25 @@ def library(path: Path = LIBRARY) -> ctypes.PyDLL:
     except (OSError, AttributeError) as error:
         raise HvdError("NATIVE_MISSING", path=path, problem=error) from error
     return lib
+
+
+@dataclass(frozen=True, slots=True)
+class Field:
+    """One field of the board's state in a snapshot. count: elements, 1 = no array."""
+
+    name: str
+    bits: int
+    count: int
+    least: int
+    most: int
+
+
+@functools.cache
+def fields() -> tuple[Field, ...]:
+    """The board's state by name: the table of native/state.c. Raises HvdError NATIVE_MISSING."""
+    lib = library()
+    rows = (lib.hv_board_field(index).contents for index in range(lib.hv_board_field_count()))
+    return tuple(Field(row.name.decode(), 8 * row.width, row.count, row.least, row.most) for row in rows)
 
 
 class _SharedFile:
@@ -233,6 +272,43 @@ class HotBoard:
     def reset(self) -> None:
         """The reset line: devices, not the clock nor the console's rings."""
         self._lib.hv_board_reset(self.address)
+
+    # Snapshots (docs/snapshots.md)
+
+    def save(self) -> dict[str, Any]:
+        """Clock, devices and what was typed but not read yet, by the names of fields()."""
+        get = self._lib.hv_board_get_field
+        state: dict[str, Any] = {"clock_ns": self.now(), "console_in": self._typed().hex()}
+        for index, field in enumerate(fields()):
+            values = [get(self.address, index, element) for element in range(field.count)]
+            state[field.name] = values if field.count > 1 else values[0]
+        return state
+
+    def restore(self, state: Mapping[str, Any]) -> None:
+        """What save() gave, for a board that was just made; perhaps that of an older one: what is missing is as after a
+        reset. The clock stands afterwards. Raises ValueError, TypeError; the board is safe then, too, but of no use."""
+        state = dict(state)
+        typed = bytes.fromhex(state.pop("console_in", ""))
+        if not self._lib.hv_clock_set(self._clock, _natural(state.pop("clock_ns", 0), "clock_ns")):
+            raise ValueError("clock_ns is out of range")
+        for index, field in enumerate(fields()):
+            if field.name not in state:
+                continue
+            value = state.pop(field.name)
+            values = value if field.count > 1 else [value]
+            if not isinstance(values, list) or len(values) != field.count:
+                raise ValueError(f"{field.name} has not {field.count} elements")
+            for element, one in enumerate(values):
+                if not self._lib.hv_board_set_field(self.address, index, element, _natural(one, field.name)):
+                    raise ValueError(f"{field.name} = {one} is not within {field.least} and {field.most}")
+        if state:
+            raise ValueError(f"the board has no {', '.join(sorted(state))[:200]}")
+        self._lib.hv_board_restored(self.address)
+        self.console_put(typed)
+
+    def _typed(self) -> bytes:
+        length: int = self._lib.hv_console_unread(self._console, self._take, len(self._take))
+        return ctypes.string_at(self._take, length)
 
     # Ports: size is 1, 2 or 4 bytes.
 
@@ -388,3 +464,12 @@ class HotBoard:
     def console_sleep(self) -> bool:
         """Ask for a write to out_event at the next output. False: there is output already, take it first."""
         return bool(self._lib.hv_console_sleep(self._console))
+
+
+def _natural(value: Any, name: str) -> int:
+    """A whole number of at most 64 bits, as C takes it. Raises TypeError, ValueError."""
+    if isinstance(value, bool) or not isinstance(value, int):
+        raise TypeError(f"{name} is no number")
+    if not 0 <= value < 1 << 64:
+        raise ValueError(f"{name} = {value} is out of range")
+    return value

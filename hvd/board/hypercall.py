@@ -16,8 +16,9 @@ from __future__ import annotations
 import errno
 import os
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, ClassVar, NamedTuple
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple
 
+from hvd.board import saved
 from hvd.board.bus import floating
 from hvd.board.paging import AddressSpace
 from hvd.errors import HvdError
@@ -59,6 +60,14 @@ class HypercallPort:
     def reset(self) -> None:
         self._result = 0
         self._high_next = False
+
+    def save(self) -> dict[str, Any]:
+        return {"result": self._result, "high_next": self._high_next}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        saved.only(state, frozenset(self.save()), self.name)
+        self._result = saved.number(state, "result", MASK_64)
+        self._high_next = saved.flag(state, "high_next")
 
     def read_port(self, port: int, size: int) -> int:
         if size != 4 or port not in (CALL, RESULT):

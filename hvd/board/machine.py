@@ -111,9 +111,9 @@ class Machine:
         self._console_drained = threading.Event()
         self.disks = open_disks(spec.disks, board)
         self._kick_listeners: list[Callable[[], None]] = []
-        self._devices = [make(self) for make in DEVICES.values()]
-        self.bus = Bus(self._devices, self._read_board_port, self._write_board_port)
-        for device in self._devices:
+        self.devices = [make(self) for make in DEVICES.values()]
+        self.bus = Bus(self.devices, self._read_board_port, self._write_board_port)
+        for device in self.devices:
             for ports in device.ports:
                 board.claim(ports)
         for start, stop, name in self.bus.mmio_claims:
@@ -187,7 +187,7 @@ class Machine:
 
     def device(self, kind: type[D]) -> D:
         """The board's device of a class. Its methods belong to the vcpu thread."""
-        return next(device for device in self._devices if isinstance(device, kind))
+        return next(device for device in self.devices if isinstance(device, kind))
 
     # ---- for other threads
 
@@ -230,7 +230,12 @@ class Machine:
     def _start(self) -> None:
         try:
             vcpu = self._create_vcpu(board=self.board, memory=self.memory, cpuid=cpuid.leaves, engine=self.spec.engine)
-            self._load(vcpu)
+            if self.spec.snapshot:
+                from hvd.snapshot.machine import restore  # not needed by a guest that boots
+
+                restore(self, vcpu, Path(self.spec.snapshot))
+            else:
+                self._load(vcpu)
         except HvdError as error:
             self._start_failed(error)
             return
@@ -299,7 +304,7 @@ class Machine:
             done(None, HvdError("RUNNER_GONE", problem="the guest has ended"))
         if vcpu is not None:
             vcpu.close()
-        for device in self._devices:
+        for device in self.devices:
             if (close := getattr(device, "close", None)) is not None:
                 close()
         close_disks(self.disks)
@@ -424,6 +429,10 @@ class Machine:
 
         traceback.print_exception(error, file=sys.stderr)
 
+    def start_paused(self) -> None:
+        """Be PAUSED when the start is done: what is restored was."""
+        self._paused = True
+
     # ---- verbs: in the vcpu thread, through call()
 
     def pause(self) -> None:
@@ -446,7 +455,7 @@ class Machine:
         ends the machine."""
         start_ns = time.monotonic_ns()
         self.board.reset()
-        for device in self._devices:
+        for device in self.devices:
             device.reset()
         self.memory.clear_all()
         try:

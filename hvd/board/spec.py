@@ -61,6 +61,7 @@ class MachineSpec:
     disks: tuple[DiskSpec, ...] = ()
     network_interfaces: tuple[NetworkSpec, ...] = ()
     symbols: str = ""  # path of an ELF file; empty = none
+    snapshot: str = ""  # path of one to begin from instead of loading the kernel; empty = none
 
     def document(self) -> dict[str, Any]:
         """For JSON."""

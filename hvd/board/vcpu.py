@@ -6,6 +6,7 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Set
 from dataclasses import dataclass, field
+from typing import Any
 
 from hvd.errors import HvdError
 
@@ -132,6 +133,16 @@ class Vcpu(ABC):
     @abstractmethod
     def memory_changed(self, address: int, length: int) -> None:
         """The board wrote guest-physical memory (DMA, debugger): drop what was derived from it (translated code)."""
+
+    def save(self) -> dict[str, Any]:
+        """The whole state at an INTERRUPTED exit, in the form of hvd.board.ia32. Raises HvdError CAPABILITY_MISSING."""
+        raise HvdError("CAPABILITY_MISSING", backend=type(self).__name__, capability="snapshot")
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """What save() gave, perhaps that of another backend of the same form. At any exit; an access that waits for its
+        answer is dropped. Raises ValueError, KeyError, TypeError for what makes no sense, HvdError SNAPSHOT_MISMATCH for
+        what this way of executing cannot go on with, CAPABILITY_MISSING."""
+        raise HvdError("CAPABILITY_MISSING", backend=type(self).__name__, capability="snapshot")
 
     @abstractmethod
     def close(self) -> None:

@@ -220,7 +220,7 @@ def test_a_bug_in_a_device_ends_the_guest(bench: Callable[..., Bench], capsys: p
     def broken(port: int, size: int, value: int) -> None:
         raise ZeroDivisionError("oops")
 
-    device = next(device for device in one.machine._devices if device.name == "keyboard")
+    device = next(device for device in one.machine.devices if device.name == "keyboard")
     device.write_port = broken  # type: ignore[method-assign]
     end = one.run()
     assert (end.reason, end.exit_code) == ("DEVICE_ERROR", None)

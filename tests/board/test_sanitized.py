@@ -1,4 +1,5 @@
-"""The hot devices under the address and undefined-behaviour sanitizers, driven at random (fuzz_board.c)."""
+"""The hot devices under the address and undefined-behaviour sanitizers: driven at random (fuzz_board.c), and out of forged
+snapshots (fuzz_state.c)."""
 
 from __future__ import annotations
 
@@ -14,8 +15,8 @@ NATIVE = Path(points.__file__).resolve().parents[1] / "board" / "native"
 FLAGS = ["-std=gnu11", "-g", "-O1", "-Wall", "-Wextra", "-Werror", "-fsanitize=address,undefined"]
 
 
-@pytest.fixture(scope="module")
-def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="module", params=["fuzz_board", "fuzz_state"])
+def fuzzer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     directory = tmp_path_factory.mktemp("fuzz")
     compiler = shutil.which("gcc") or shutil.which("cc")
     assert compiler, "a C compiler is needed: apt install gcc"
@@ -26,13 +27,12 @@ def fuzzer(tmp_path_factory: pytest.TempPathFactory) -> Path:
     (directory / "points.h").write_text(points.c_header())
     for file in (
         *NATIVE.glob("*.c"),
-        NATIVE / "board.h",
-        NATIVE / "crossing.h",
-        Path(__file__).with_name("fuzz_board.c"),
+        *(header for header in NATIVE.glob("*.h") if header.name != "points.h"),
+        Path(__file__).with_name(f"{request.param}.c"),
     ):
         shutil.copy(file, directory)
     (directory / "empty.c").unlink()
-    program = directory / "fuzz_board"
+    program = directory / request.param
     command = [compiler, *FLAGS, "-fno-sanitize-recover=all", "-o", str(program), *map(str, directory.glob("*.c"))]
     subprocess.run(command, check=True, timeout=100)
     return program

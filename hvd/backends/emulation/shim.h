@@ -4,6 +4,7 @@
  *   shim.c      create, run, kick, the halt wait and the timer
  *   hooks.c     what leaves translated code: ports, MMIO, CPUID, time stamps, system calls, exceptions, interrupts
  *   state.c     registers in and out
+ *   save.c      what a snapshot needs beyond those
  *   fpu.c       x87 and SSE registers in and out
  *   debug.c     breakpoints, watchpoints and single steps, the debugger's and the guest's own
  *   plt.c       puts functions of ours between the library's parts: those of debug.c and of the three below
@@ -92,6 +93,7 @@ bool hv_unicorn_open(struct unicorn *, const char *library, char *why, size_t wh
 bool hv_unicorn_verify(struct hv_emulator *, char *why, size_t why_size);
 
 /* shim.c */
+void hv_emulator_inject(struct hv_emulator *, uint8_t vector);
 void hv_arm_timer(struct hv_emulator *);
 
 /* hooks.c */
@@ -142,6 +144,14 @@ extern const size_t hv_code_page_redirection_count;
 void hv_code_pages_enter_thread(struct hv_emulator *);
 bool hv_code_pages_grow(struct hv_emulator *, uint64_t length);
 bool hv_code_pages_any(const struct hv_emulator *, uint64_t ram_address, uint64_t length); /* is there code in one of these pages */
+
+/* fpu.c */
+struct hv_fpu;
+void hv_emulator_get_fpu(struct hv_emulator *, struct hv_fpu *);
+void hv_emulator_set_fpu(struct hv_emulator *, const struct hv_fpu *);
+
+/* save.c */
+bool hv_save_verify(struct hv_emulator *, char *why, size_t why_size);
 
 /* state.c */
 void hv_load_segment(struct hv_emulator *, unsigned index, uint32_t selector, uint64_t base, uint32_t limit, uint32_t flags);

@@ -96,7 +96,7 @@ bool hv_unicorn_verify(struct hv_emulator *e, char *why, size_t why_size)
     VERIFY(HV_AT(uint32_t, e->env, ENV_FEATURES) == edx);
     VERIFY(HV_AT(uint64_t, e->env, ENV_DR + 8 * 6) == 0xffff0ff0u);
     VERIFY(HV_AT(uint64_t, e->env, ENV_DR + 8 * 7) == 0x400u);
-    return true;
+    return hv_save_verify(e, why, why_size);
 #undef VERIFY
 }
 #endif

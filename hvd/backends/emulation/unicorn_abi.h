@@ -47,8 +47,11 @@ enum {
     ENV_REGS = 0, ENV_EIP = 128, ENV_EFLAGS = 136, ENV_HFLAGS = 176, ENV_HFLAGS2 = 180, ENV_SEGS = 184, ENV_LDT = 328, ENV_TR = 352,
     ENV_GDT = 376, ENV_IDT = 400, ENV_CR = 424, ENV_EFER = 592, ENV_SYSENTER_CS = 4800, ENV_SYSENTER_ESP = 4808, ENV_SYSENTER_EIP = 4816,
     ENV_STAR = 4824, ENV_LSTAR = 4840, ENV_CSTAR = 4848, ENV_FMASK = 4856, ENV_KERNEL_GS_BASE = 4864, ENV_TSC_AUX = 4896,
+    ENV_XCR0 = 4904, ENV_MCG_STATUS = 4912, ENV_MISC_ENABLE = 4920,
+    ENV_PAT = 5280, ENV_PKRU = 5304, ENV_MTRR_FIXED = 6320, ENV_MTRR_DEF_TYPE = 6408, ENV_MTRR_VARIABLE = 6416,
     ENV_ERROR_CODE = 5384, ENV_EXCEPTION_IS_INT = 5388, ENV_EXCEPTION_NEXT_EIP = 5392, ENV_DR = 5400, ENV_V_TPR = 5556, ENV_FEATURES = 5632,
 };
+enum { HF2_NMI = 1 << 2 };
 enum { SEG_ES, SEG_CS, SEG_SS, SEG_DS, SEG_FS, SEG_GS };
 enum { GPR_AX, GPR_CX, GPR_DX, GPR_BX, GPR_SP, GPR_BP, GPR_SI, GPR_DI, GPR_R11 = 11 };
 
@@ -118,6 +121,10 @@ typedef struct CPUX86State CPUX86State;
     X(void, cpu_x86_update_cr0_x86_64, (CPUX86State *, uint32_t))                                                                  \
     X(void, cpu_x86_update_cr3_x86_64, (CPUX86State *, uint64_t))                                                                  \
     X(void, cpu_x86_update_cr4_x86_64, (CPUX86State *, uint32_t))                                                                  \
+    X(void, cpu_x86_update_dr7_x86_64, (CPUX86State *, uint32_t))                                                                  \
+    X(void, helper_wrmsr_x86_64, (CPUX86State *))                                                                                  \
+    X(uint64_t, helper_xgetbv_x86_64, (CPUX86State *, uint32_t))                                                                   \
+    X(uint64_t, helper_rdpkru_x86_64, (CPUX86State *, uint32_t))                                                                   \
     X(void, cpu_x86_cpuid_x86_64, (CPUX86State *, uint32_t, uint32_t, uint32_t *, uint32_t *, uint32_t *, uint32_t *))             \
     X(void, breakpoint_handler_x86_64, (CPUState *))                                                                               \
     X(int, cpu_breakpoint_insert_x86_64, (CPUState *, uint64_t, int, struct cpu_breakpoint **))                                    \

@@ -10,6 +10,7 @@ from collections.abc import Callable, Mapping, Set
 from pathlib import Path
 from typing import Any, Final
 
+from hvd.backends.emulation import saving
 from hvd.board.hot import LIBRARY, HotBoard
 from hvd.board.memory import HIGH_RAM_START, GuestMemory, RegionKind
 from hvd.board.vcpu import FPU_BYTES, EntryState, Exit, ExitReason, Segment, Vcpu, Watchpoint
@@ -104,6 +105,7 @@ _PROTOTYPES: Final[dict[str, tuple[Any, list[Any]]]] = {
     "hv_emulator_set_watchpoint": (_bool, [_pointer, _u64, _u64, _bool, _bool, _bool]),
     "hv_emulator_get_fpu": (None, [_pointer, _pointer]),
     "hv_emulator_set_fpu": (None, [_pointer, _pointer]),
+    **saving.PROTOTYPES,
 }
 
 
@@ -203,20 +205,27 @@ class NativeVcpu(Vcpu):
     def _set_cpuid(self, cpuid: Callable[..., dict[Any, Any]]) -> None:
         # Leaf 0xD follows XCR0 and CR4, which Unicorn keeps: not in the table means that Unicorn answers.
         leaves = cpuid(self._native_cpuid, TSC_HZ, follows_cr4=True, tsc_deadline=True)
-        table = {key: leaf for key, leaf in leaves.items() if key[0] != 0xD}
+        offered = {key: tuple(leaf) for key, leaf in leaves.items() if key[0] != 0xD}
+        self.cpuid: dict[tuple[int, int], tuple[int, ...]] = offered
+        self.apply_cpuid(offered)
+
+    def apply_cpuid(self, table: dict[tuple[int, int], tuple[int, ...]]) -> None:
+        """What the guest is told from now on, and no more than that works. Raises HvdError SNAPSHOT_MISMATCH when it is
+        more than there was, or another frequency."""
+        saving.check_cpuid(table, self.cpuid, FEATURE_WORDS)
         for word, leaf, register in FEATURE_WORDS:
-            reported = getattr(table[leaf, 0], register)
-            native = self._native_cpuid(leaf, 0)[("eax", "ebx", "ecx", "edx").index(register)]
+            index = ("eax", "ebx", "ecx", "edx").index(register)
+            reported = table.get((leaf, 0), (0, 0, 0, 0))[index]
+            native = self._native_cpuid(leaf, 0)[index]
             self._lib.hv_emulator_mask_feature(self._emulator, word, native & ~reported)
         entries = (_CpuidEntry * len(table))(*(
             _CpuidEntry(leaf, subleaf, leaf != 4 and subleaf == 0, *registers) for (leaf, subleaf), registers in table.items()
         ))  # fmt: skip
         if not self._lib.hv_emulator_set_cpuid(self._emulator, entries, len(entries)):
             raise MemoryError
+        self.cpuid = table
 
     def enter(self, state: EntryState) -> None:
-        self._answered = None
-        self._lib.hv_emulator_abandon(self._emulator)
         raw = _State(cr0=state.cr0, cr3=state.cr3, cr4=state.cr4, efer=state.efer, rflags=2)
         raw.gdt_base, raw.gdt_limit = state.gdt
         raw.idt_base, raw.idt_limit = state.idt
@@ -230,7 +239,34 @@ class NativeVcpu(Vcpu):
                 raw.rflags = value
         for index, name in enumerate(SEGMENTS):
             raw.segs[index] = _segment(state.segments, name)
+        self.set_state(raw)
+
+    # ---- for snapshots (saving.py)
+
+    @property
+    def library(self) -> ctypes.CDLL:
+        return self._lib
+
+    @property
+    def emulator(self) -> int | None:
+        """struct hv_emulator *."""
+        return self._emulator
+
+    def new_state(self) -> _State:
+        """An empty one, for set_state()."""
+        return _State()
+
+    def set_state(self, raw: _State) -> None:
+        """Everything is as after a reset but what is in it."""
+        self._answered = None
+        self._lib.hv_emulator_abandon(self._emulator)
         self._lib.hv_emulator_set_state(self._emulator, ctypes.byref(raw))
+
+    def save(self) -> dict[str, Any]:
+        return saving.save(self)
+
+    def restore(self, state: dict[str, Any]) -> None:
+        saving.restore(self, state)
 
     def run(self) -> Exit:
         if self._answered is not None:

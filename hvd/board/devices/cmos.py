@@ -9,7 +9,9 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from hvd.board import saved
 
 if TYPE_CHECKING:
     from hvd.board.machine import Machine
@@ -47,6 +49,9 @@ LIMITS = {
     YEAR: (0, 99),
     CENTURY: (0, 99),
 }
+
+# Times of day that a guest can have set (0000-01-01 to 9999-12-31 and the virtual clock): what a snapshot may hold.
+EARLIEST_NS, LATEST_NS = -62_167_219_200 * SECOND - (1 << 62), 253_402_300_800 * SECOND + (1 << 62)
 
 KIB, MIB = 1 << 10, 1 << 20
 BASE_MEMORY_KIB = 640
@@ -88,6 +93,24 @@ class Cmos:
         self._memory[B] &= ~(B_INTERRUPTS | 0x08) & 0xFF
         self._flags_ns = self._now_ns()
         self._index = D
+
+    def save(self) -> dict[str, Any]:
+        """The guest's time of day goes on from here when it is restored, as after a pause: the host's does not matter."""
+        return {
+            "memory": self._memory.hex(),
+            "index": self._index,
+            "epoch_ns": self._epoch_ns,
+            "frozen_ns": self._frozen_ns,
+            "flags_ns": self._flags_ns,
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        saved.only(state, frozenset(self.save()), self.name)
+        self._memory = bytearray(saved.data(state, "memory", bytes(self._memory)))
+        self._index = saved.number(state, "index", 0x7F, D)
+        self._epoch_ns = saved.number(state, "epoch_ns", LATEST_NS, self._epoch_ns, least=EARLIEST_NS)
+        self._frozen_ns = saved.optional(state, "frozen_ns", LATEST_NS, least=EARLIEST_NS)
+        self._flags_ns = saved.number(state, "flags_ns", LATEST_NS, self._now_ns(), least=EARLIEST_NS)
 
     def read_port(self, port: int, size: int) -> int:
         if port == INDEX:

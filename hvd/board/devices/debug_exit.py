@@ -4,8 +4,9 @@ stands (QEMU's isa-debug-exit answers 2n + 1 instead, which costs half of the co
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
+from hvd.board import saved
 from hvd.board.bus import floating
 
 if TYPE_CHECKING:
@@ -37,3 +38,9 @@ class DebugExit:
 
     def reset(self) -> None:
         """It has no state."""
+
+    def save(self) -> dict[str, Any]:
+        return {}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        saved.only(state, frozenset(), self.name)

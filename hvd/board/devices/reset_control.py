@@ -9,7 +9,9 @@ the access's width, and so does this board: the device claims accesses of one by
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from hvd.board import saved
 
 if TYPE_CHECKING:
     from hvd.board.machine import Machine
@@ -45,3 +47,10 @@ class ResetControl:
 
     def reset(self) -> None:
         self._value = 0
+
+    def save(self) -> dict[str, Any]:
+        return {"value": self._value}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        saved.only(state, frozenset({"value"}), self.name)
+        self._value = saved.number(state, "value", 0xFF) & (SYSTEM_RESET | RESET_CPU | FULL_RESET)

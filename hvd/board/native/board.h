@@ -180,6 +180,7 @@ bool hv_console_write(struct hv_console *, uint8_t byte);                       
 bool hv_console_full(const struct hv_console *);                                 /* vcpu thread */
 int hv_console_read(struct hv_console *);                                        /* vcpu thread; -1 = empty */
 size_t hv_console_write_some(struct hv_console *, const uint8_t *bytes, size_t length); /* vcpu thread; returns how many fitted */
+size_t hv_console_unread(const struct hv_console *, uint8_t *buffer, size_t capacity); /* vcpu thread: typed, and not read yet */
 size_t hv_console_take(struct hv_console *, uint8_t *buffer, size_t capacity);   /* main thread */
 size_t hv_console_put(struct hv_console *, const uint8_t *bytes, size_t length); /* main thread; returns how many fitted */
 bool hv_console_sleep(struct hv_console *);                                      /* main thread: ask for a wake-up; false = there is output already */

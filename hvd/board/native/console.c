@@ -63,6 +63,15 @@ int hv_console_read(struct hv_console *console)
     return byte;
 }
 
+size_t hv_console_unread(const struct hv_console *console, uint8_t *buffer, size_t capacity)
+{
+    uint32_t available = acquire(&console->in_head) - console->in_tail;
+    size_t length = available < capacity ? available : capacity;
+    for (uint32_t i = 0; i < length; i++)
+        buffer[i] = console->in[(console->in_tail + i) % HV_CONSOLE_IN];
+    return length;
+}
+
 size_t hv_console_take(struct hv_console *console, uint8_t *buffer, size_t capacity)
 {
     size_t available = acquire(&console->out_head) - console->out_tail;

@@ -1,0 +1,57 @@
+#include <string.h>
+
+#include "state.h"
+
+static bool is_zero(const uint8_t *page)
+{
+    /* Compared with itself, shifted by a word: memcmp runs at memory speed, and stops early in pages that are in use. */
+    uint64_t first;
+    memcpy(&first, page, sizeof first);
+    return !first && memcmp(page, page + sizeof first, HV_PAGE - sizeof first) == 0;
+}
+
+size_t hv_nonzero_run(const uint8_t *base, size_t length, size_t from, size_t *end)
+{
+    while (from < length && is_zero(base + from))
+        from += HV_PAGE;
+    size_t stop = from;
+    while (stop < length && !is_zero(base + stop))
+        stop += HV_PAGE;
+    *end = stop;
+    return from;
+}
+
+static uint32_t crc32c_slow(uint32_t crc, const uint8_t *data, size_t length)
+{
+    while (length--) {
+        crc ^= *data++;
+        for (int bit = 0; bit < 8; bit++)
+            crc = crc >> 1 ^ (crc & 1 ? 0x82f63b78u : 0);
+    }
+    return crc;
+}
+
+#if defined __x86_64__
+__attribute__((target("sse4.2"))) static uint32_t crc32c_fast(uint32_t crc, const uint8_t *data, size_t length)
+{
+    uint64_t wide = crc, word;
+    for (; length >= sizeof word; data += sizeof word, length -= sizeof word) {
+        memcpy(&word, data, sizeof word);
+        wide = __builtin_ia32_crc32di(wide, word);
+    }
+    crc = (uint32_t)wide;
+    while (length--)
+        crc = __builtin_ia32_crc32qi(crc, *data++);
+    return crc;
+}
+#endif
+
+uint32_t hv_crc32c(uint32_t crc, const uint8_t *data, size_t length)
+{
+    crc = ~crc;
+#if defined __x86_64__
+    if (__builtin_cpu_supports("sse4.2"))
+        return ~crc32c_fast(crc, data, length);
+#endif
+    return ~crc32c_slow(crc, data, length);
+}
