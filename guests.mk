@@ -49,10 +49,10 @@ $(GUEST_BUILD)/flat.elf: guests/flat.S guests.mk
 $(GUEST_BUILD)/flat.bin: $(GUEST_BUILD)/flat.elf
 	$(GUEST_OBJCOPY) -O binary -j .text $< $@
 
-# A disk of 64 KiB whose boot sector is at its beginning.
+# A disk of 1 MiB whose boot sector is at its beginning; on a virtio disk of less than a cylinder (504 KiB) SeaBIOS finds no sector at all.
 $(GUEST_BUILD)/boot.elf: guests/boot.S guests.mk
 	@mkdir -p $(@D)
 	$(GUEST_CC) -m32 $(GUEST_LDFLAGS) -Wl,-Ttext=0x7c00 -o $@ $<
 
 $(GUEST_BUILD)/boot.img: $(GUEST_BUILD)/boot.elf
-	$(GUEST_OBJCOPY) -O binary -j .text --pad-to 0x17c00 $< $@
+	$(GUEST_OBJCOPY) -O binary -j .text --pad-to 0x107c00 $< $@

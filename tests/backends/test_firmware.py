@@ -54,9 +54,11 @@ def rescue(name: str) -> Path:
     return path
 
 
-async def test_a_boot_sector_runs_to_its_end(bench: Bench, tmp_path: Path) -> None:
+@pytest.mark.parametrize("bus", ["ide", "virtio"])
+async def test_a_boot_sector_runs_to_its_end(bench: Bench, tmp_path: Path, bus: str) -> None:
     """Real mode, BIOS services, A20, 16-bit protected mode, unreal mode, 32-bit protected mode (guests/boot.S)."""
-    status, console = await bench.run("boot.img", **booting(disk(kernel("boot.img"), tmp_path / "overlay")))
+    one = disk(kernel("boot.img"), tmp_path / "overlay", bus=bus)
+    status, console = await bench.run("boot.img", **booting(one))
     assert (status.state, status.reason, status.exit_code) == ("STOPPED", "EXITED", 7), (status, console)
     for line in ("SeaBIOS", "boot sector", "second sector", "wrote and read back", "real mode with 4 GiB"):
         assert line in console
@@ -104,11 +106,32 @@ async def test_a_cdrom_cut_under_the_guest(bench: Bench, tmp_path: Path) -> None
     await running.wrote("No bootable device")
 
 
-@pytest.mark.parametrize(("image", "cdrom"), [("grub-rescue-floppy.img", False), ("grub-rescue-cdrom.iso", True)])
-async def test_grub_shows_its_menu(bench: Bench, image: str, cdrom: bool) -> None:
-    running = await bench.start("boot.img", memory_bytes=64 << 20, **booting(disk(rescue(image), cdrom=cdrom)))
+@pytest.mark.parametrize(
+    ("image", "bus", "cdrom"),
+    [("grub-rescue-floppy.img", "ide", False), ("grub-rescue-cdrom.iso", "virtio", False), ("grub-rescue-cdrom.iso", "ide", True)],
+)
+async def test_grub_shows_its_menu(bench: Bench, image: str, bus: str, cdrom: bool) -> None:
+    running = await bench.start("boot.img", memory_bytes=64 << 20, **booting(disk(rescue(image), bus=bus, cdrom=cdrom)))
     console = await running.wrote("The highlighted entry will be executed")
     assert "GNU GRUB" in console and "Memtest86+" in console
+
+
+async def test_only_the_wanted_kind_of_disk_is_booted(bench: Bench, tmp_path: Path) -> None:
+    """The first disk of the machine is bootable, but the CD-ROM is asked for."""
+    empty = tmp_path / "empty.iso"
+    empty.write_bytes(bytes(64 << 10))
+    disks = (disk(kernel("boot.img")), disk(empty, cdrom=True))
+    running = await bench.start("boot.img", **booting(*disks) | {"boot": "cdrom"})
+    console = await running.wrote("No bootable device")
+    assert "boot sector" not in console
+
+
+async def test_the_first_disk_is_booted_whatever_its_bus(bench: Bench, tmp_path: Path) -> None:
+    other = tmp_path / "other.img"
+    other.write_bytes(bytes(64 << 10))
+    disks = (disk(kernel("boot.img"), tmp_path / "overlay", bus="virtio"), disk(other))
+    status, console = await bench.run("boot.img", **booting(*disks))
+    assert status.exit_code == 7, console
 
 
 async def test_reset_boots_anew(bench: Bench) -> None:

@@ -17,6 +17,9 @@ from hvd.board import firmware
 from hvd.board.bus import Bus
 from hvd.board.devices.fw_cfg import DMA_ERROR, DMA_READ, DMA_SELECT, DMA_SKIP, DMA_WRITE, FwCfg
 from hvd.board.memory import GuestMemory
+from hvd.board.pci.bus import PciBus
+from hvd.board.virtio.block import Block
+from hvd.board.virtio.pci import VirtioPci
 
 MIB = 1 << 20
 VIDEO = b"video bios" * 50
@@ -29,8 +32,13 @@ class Rig:
         vcpu = SimpleNamespace(memory_changed=lambda address, length: self.changed.append((address, length)))
         spec = SimpleNamespace(boot=boot, uid="00112233-4455-6677-8899-aabbccddeeff")
         self.machine: Any = SimpleNamespace(
-            spec=spec, disks=disks, memory=self.memory, memory_bytes=2 * MIB, vcpu=vcpu
-        )
+            spec=spec, disks=disks, memory=self.memory, memory_bytes=2 * MIB, vcpu=vcpu,
+            msi=lambda address, data: None, set_irq=lambda gsi, level: None,
+        )  # fmt: skip
+        blocks = [Block(each.image, "disk", lambda text: None) for each in disks if each.spec.bus == "virtio"]
+        functions = [VirtioPci(self.machine, block) for block in blocks]
+        bus = PciBus(self.machine, [(slot, 0, function) for slot, function in enumerate(functions, 2)])
+        self.machine.device = lambda kind: bus
         self.device = FwCfg(self.machine)
         self.bus = Bus([self.device])
 
@@ -85,14 +93,20 @@ def test_files(rig: Rig) -> None:
     assert rig.file("bootorder") == b"HALT\0"
 
 
-def disk(cdrom: bool, bus: str = "ide") -> Any:
-    return SimpleNamespace(spec=SimpleNamespace(bus=bus, cdrom=cdrom), image=MemoryImage(b""))
+def disk(bus: str, cdrom: bool = False) -> Any:
+    return SimpleNamespace(spec=SimpleNamespace(name="disk", bus=bus, cdrom=cdrom), image=MemoryImage(bytes(4096)))
 
 
 def test_boot_order() -> None:
-    disks = (disk(False), disk(True), disk(False), disk(True))
+    disks = (disk("ide"), disk("virtio"), disk("ide", True), disk("ide"), disk("ide", True), disk("virtio"))
     first, second = (Rig(boot, disks).file("bootorder").rstrip(b"\0").decode().split("\n") for boot in ("disk", "cdrom"))
-    assert first == [*(f"/pci@i0cf8/ide@1,1/drive@0/disk@{side}" for side in (0, 1)), "HALT"]
+    assert first == [
+        "/pci@i0cf8/ide@1,1/drive@0/disk@0",
+        "/pci@i0cf8/scsi@2/disk@0,0",
+        "/pci@i0cf8/ide@1,1/drive@0/disk@1",
+        "/pci@i0cf8/scsi@3/disk@0,0",
+        "HALT",
+    ]
     assert second == [*(f"/pci@i0cf8/ide@1,1/drive@1/disk@{side}" for side in (0, 1)), "HALT"]
 
 

@@ -7,12 +7,16 @@ from __future__ import annotations
 import struct
 import uuid
 from collections.abc import Mapping, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from hvd.board import firmware
 from hvd.board.bus import floating
 from hvd.board.ide.controller import place
 from hvd.board.loaders.kernel import E820_RAM
+from hvd.board.pci.bus import PciBus
+from hvd.board.virtio.block import Block
+from hvd.board.virtio.pci import VirtioPci
 from hvd.errors import HvdError
 
 if TYPE_CHECKING:
@@ -42,8 +46,13 @@ class FwCfg:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         self._present = machine.spec.boot != "kernel"
-        self._items: dict[int, bytes] = _items(machine, files(machine)) if self._present else {}
+        self._video_bios = firmware.read_video_bios() if self._present else b""
         self._selected = self._offset = self._dma_high = 0
+
+    @cached_property
+    def _items(self) -> dict[int, bytes]:
+        """Made when they are asked for first: all other devices are there then."""
+        return _items(self._machine, files(self._machine, self._video_bios))
 
     @property
     def ports(self) -> Sequence[range]:
@@ -129,7 +138,7 @@ class FwCfg:
         self._selected, self._offset, self._dma_high = selected, offset, dma_high
 
 
-def files(machine: Machine) -> dict[str, bytes]:
+def files(machine: Machine, video_bios: bytes) -> dict[str, bytes]:
     """By the names that SeaBIOS looks for (its docs/Runtime_config.md)."""
     ram = b"".join(struct.pack("<QQI", start, length, E820_RAM) for start, length, _ in machine.memory.ram_spans())
     return {
@@ -137,19 +146,29 @@ def files(machine: Machine) -> dict[str, bytes]:
         "etc/sercon-port": struct.pack("<H", COM1),
         "etc/boot-fail-wait": struct.pack("<I", NEVER),
         "bootorder": boot_order(machine),
-        "vgaroms/vgabios.bin": firmware.read_video_bios(),
+        "vgaroms/vgabios.bin": video_bios,
     }
 
 
 def boot_order(machine: Machine) -> bytes:
-    """Open Firmware paths of the disks of the wanted kind, the first one first; nothing else is tried."""
-    wanted = machine.spec.boot == "cdrom"
-    lines = []
+    """Open Firmware paths of the disks of the wanted kind, in the machine's order; nothing else is tried."""
     drives = {id(disk): index for index, disk in place(machine.disks).items()}
+    slots = iter(
+        function.slot
+        for function in machine.device(PciBus).functions
+        if isinstance(function, VirtioPci) and isinstance(function.device, Block)
+    )
+    lines = []
     for disk in machine.disks:
-        if disk.spec.cdrom == wanted and id(disk) in drives:
+        if disk.spec.bus == "virtio":
+            path = f"/pci@i0cf8/scsi@{next(slots):x}/disk@0,0"
+        elif id(disk) in drives:
             channel, side = divmod(drives[id(disk)], 2)
-            lines.append(f"/pci@i0cf8/ide@1,1/drive@{channel:x}/disk@{side:x}")
+            path = f"/pci@i0cf8/ide@1,1/drive@{channel:x}/disk@{side:x}"
+        else:
+            continue
+        if disk.spec.cdrom == (machine.spec.boot == "cdrom"):
+            lines.append(path)
     return "\n".join([*lines, "HALT"]).encode() + b"\0"
 
 
