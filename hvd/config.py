@@ -17,6 +17,7 @@ import tomllib
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import Field, dataclass, field, fields
 from importlib import metadata
+from ipaddress import IPv4Network
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,13 @@ def _host_port(text: str) -> str:
     if not separator or not host or not port.isdecimal() or int(port) > 65535:
         raise ValueError("is neither unix:///path nor host:port")
     return text
+
+
+def _subnet(text: str) -> IPv4Network:
+    try:
+        return IPv4Network(text)
+    except ValueError as error:
+        raise ValueError(f"is no IPv4 subnet like 10.77.0.0/16 ({error})") from None
 
 
 def _choice(*choices: str) -> Callable[[str], str]:
@@ -182,6 +190,9 @@ class Config:
         "downloads and builds, by content; may be deleted at any time",
         shown="/var/cache/hvd; not root: $XDG_CACHE_HOME/hvd",
         value="DIR",
+    )
+    network_pool: IPv4Network = _setting(
+        _subnet, IPv4Network("10.77.0.0/16"), "subnets of networks that name none are taken from here", value="SUBNET"
     )
     tls_cert: Path | None = _setting(_path, None, "the daemon's certificate chain (PEM)", shown="none", value="FILE")
     tls_key: Path | None = _setting(_path, None, "its private key (PEM)", shown="none", value="FILE")

@@ -90,6 +90,17 @@ REASONS: dict[str, Reason] = {
     "MEMORY_ALIGNMENT": Reason("INVALID_ARGUMENT", "guest memory of {memory} bytes is no multiple of {granule}", "round it"),
     "DISK_FULL": Reason("RESOURCE_EXHAUSTED", "no space left in {directory} (writing {what})", "free some and repeat"),
     "TOO_MANY_GUESTS": Reason("RESOURCE_EXHAUSTED", "the daemon's limit of {limit} guests is reached", "delete some"),
+    # networks
+    "NETWORK_NOT_FOUND": Reason("NOT_FOUND", "there is no network '{name}'", "`hvctl network list` shows the networks there are"),
+    "NETWORK_IN_USE": Reason("FAILED_PRECONDITION", "network '{name}' is used by {guests}", "delete those first"),
+    "NETWORK_UNAVAILABLE": Reason("FAILED_PRECONDITION", "network '{network}' cannot be had here: {problem}", "{remedy}"),
+    "SUBNET_OVERLAP": Reason("FAILED_PRECONDITION", "subnet {subnet} overlaps {other}", "choose another --subnet, or leave it out"),
+    "SUBNETS_EXHAUSTED": Reason("RESOURCE_EXHAUSTED", "no subnet of the pool {pool} is free", "give a --subnet, or set another --network-pool"),
+    "SUBNET_FULL": Reason("RESOURCE_EXHAUSTED", "network '{network}' ({subnet}) has no free address", "delete guests, or use another network"),
+    "MAC_TAKEN": Reason("ALREADY_EXISTS", "MAC address {mac} is that of guest '{guest}' on the same network", "leave it out, or give another"),
+    "ADDRESS_TAKEN": Reason("ALREADY_EXISTS", "address {address} is that of guest '{guest}'", "leave it out, or give another"),
+    "LINK_FAILED": Reason("INTERNAL", "{what} failed: {problem}", "`ip -d link` shows the host's interfaces"),
+    "FILTER_FAILED": Reason("INTERNAL", "the host's packet filter could not be set: {problem}", "`nft list ruleset` shows what it holds"),
     # inspection
     "ADDRESS_OUTSIDE": Reason("OUT_OF_RANGE", "{length} bytes at {address} are not within the guest's memory", "`hvctl mem map` shows the regions"),
     "ADDRESS_UNMAPPED": Reason("FAILED_PRECONDITION", "guest-virtual {address} is not mapped: {problem}",
