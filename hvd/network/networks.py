@@ -21,7 +21,7 @@ from hvapi.v1 import guest_pb2, network_pb2
 from hvd.errors import HvdError
 from hvd.guests.model import check_id, check_labels
 from hvd.network import addresses, dhcp, links, nat
-from hvd.network.links import Bridge, Links
+from hvd.network.links import Links
 from hvd.network.store import NetworkStore
 
 log = structlog.get_logger()
@@ -167,7 +167,6 @@ class Networks:
             self._store.delete(network.name)
             del self._networks[network.name]
             await self._down(network)
-            await self._filter(list(self._networks.values()))
 
     async def _whole(self, work: Coroutine[Any, Any, T]) -> T:
         """Do it whether or not the caller stays to see it done."""

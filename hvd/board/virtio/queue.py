@@ -144,6 +144,10 @@ class Queue:
         self._next = (self._next + 1) & 0xFFFF
         return chain
 
+    def unpop(self, count: int) -> None:
+        """Take the last `count` pops back: the device has not enough for them, or no room, and comes again later."""
+        self._next = (self._next - count) & 0xFFFF
+
     def _walk(self, head: int) -> Chain:
         buffer, table, size = self._buffer, self._table, self.size
         chain = Chain(head)
