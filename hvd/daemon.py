@@ -22,6 +22,7 @@ from hvapi.v1 import (
     image_pb2_grpc,
     inspect_pb2_grpc,
     metrics_pb2_grpc,
+    network_pb2_grpc,
     system_pb2_grpc,
     trace_pb2_grpc,
 )
@@ -32,6 +33,7 @@ from hvd.api.guest_service import GuestService
 from hvd.api.image_service import ImageService
 from hvd.api.inspect_service import InspectService
 from hvd.api.metrics_service import MetricsService
+from hvd.api.network_service import NetworkService
 from hvd.api.server import ApiServer, Register
 from hvd.api.system_service import SystemService
 from hvd.api.trace_service import TraceService
@@ -48,13 +50,15 @@ from hvd.images.catalog import ImageCatalog
 from hvd.images.collector import collect_for_ever
 from hvd.metrics.endpoint import MetricsEndpoint
 from hvd.metrics.metrics import Metrics
+from hvd.network.cards import Cards
+from hvd.network.networks import Networks
 from hvd.trace.points import BY_ID, Point
 from hvd.trace.session import TraceSwitch
 
 log = structlog.get_logger()
 
 LOCK = "lock"
-SERVICES = tuple(f"hvd.v1.{noun}Service" for noun in ("Guest", "Image", "Inspect", "Trace", "Metrics", "System"))
+SERVICES = tuple(f"hvd.v1.{noun}Service" for noun in ("Guest", "Image", "Inspect", "Trace", "Metrics", "Network", "System"))
 
 
 class _Unfailing(io.TextIOBase):
@@ -150,7 +154,10 @@ class Daemon:
             config.state_dir / "images.sqlite", self.blobs, lambda name: self.supervisor.users_of(name)
         )
         self.switch = TraceSwitch()
-        self.supervisor = Supervisor(config, self.store, Backends(backends), self.catalog, self.blobs, self.switch)
+        self.networks = Networks(config.state_dir / "networks.sqlite", config.network_pool, self._guest_messages)
+        self.supervisor = Supervisor(
+            config, self.store, Backends(backends), self.catalog, self.blobs, self.switch, Cards(self.networks)
+        )
         self.metrics = Metrics(self._guests, lambda: self.supervisor.backends.available, self._points)
         self.metrics_endpoint = MetricsEndpoint(self.metrics)
         self.system = SystemService(self.supervisor, config)
@@ -161,6 +168,7 @@ class Daemon:
     def _registrations(self) -> list[Register]:
         guests, images = GuestService(self.supervisor), ImageService(self.catalog, self.blobs, self._builder())
         tracing = TraceService(self.supervisor, self.switch, self.metrics.trace_lost)
+        networks = NetworkService(self.networks)
         inspection, metrics = InspectService(self.supervisor), MetricsService(self.metrics)
         return [
             lambda server: guest_pb2_grpc.add_GuestServiceServicer_to_server(guests, server),
@@ -168,6 +176,7 @@ class Daemon:
             lambda server: inspect_pb2_grpc.add_InspectServiceServicer_to_server(inspection, server),
             lambda server: trace_pb2_grpc.add_TraceServiceServicer_to_server(tracing, server),
             lambda server: metrics_pb2_grpc.add_MetricsServiceServicer_to_server(metrics, server),
+            lambda server: network_pb2_grpc.add_NetworkServiceServicer_to_server(networks, server),
             lambda server: system_pb2_grpc.add_SystemServiceServicer_to_server(self.system, server),
         ]
 
@@ -176,6 +185,9 @@ class Daemon:
 
     def _guests(self) -> list[tuple[guest_pb2.Guest, Path]]:
         return [(life.guest, life.directory) for life in self.supervisor]
+
+    def _guest_messages(self) -> Iterator[guest_pb2.Guest]:
+        return (life.guest for life in self.supervisor)
 
     def _points(self, backend: str) -> Mapping[int, Point]:
         try:
@@ -192,6 +204,7 @@ class Daemon:
             host = self.config.metrics_listen.rpartition(":")[0]
             self.system.metrics_address = f"http://{host}:{port}/metrics"
         await self.server.start(self.endpoints, self.config)
+        await self.networks.start()
         await self.supervisor.start()
         self.metrics.adoption_finished()
         self._begin(self.metrics.follow(self.supervisor.events))
@@ -217,6 +230,7 @@ class Daemon:
         await self.metrics_endpoint.close()
         await self.server.stop()
         await self.supervisor.close()
+        await self.networks.close()
         await self.store.close()
         self.catalog.close()
 

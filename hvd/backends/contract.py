@@ -82,6 +82,7 @@ class LaunchSpec:
     boot: str = "kernel"  # otherwise "disk" or "cdrom": there is no kernel then
     disks: Sequence[DiskSpec] = ()
     network_interfaces: Sequence[NetworkSpec] = ()
+    card_descriptors: Sequence[int] = ()  # for the guest's process to inherit; the caller's own
     symbols: Path | None = None
 
 

@@ -25,6 +25,7 @@ from hvd.board.devices import DEVICES
 from hvd.board.hot import MMIO, HotBoard, PortResult
 from hvd.board.loaders import load
 from hvd.board.memory import GuestMemory, Region
+from hvd.board.net.port import NobodyWatches, Watcher
 from hvd.board.paging import AddressSpace, Translation
 from hvd.board.spec import MachineSpec
 from hvd.board.vcpu import Exit, ExitReason, Vcpu
@@ -83,12 +84,14 @@ class Machine:
         *,
         on_change: Callable[[], None] = lambda: None,
         on_log: Callable[[bytes], None] = lambda text: None,
+        watcher: Watcher | None = None,
     ) -> None:
         """on_change (the state changed) and on_log (the guest logged a text, at most 1 KiB) are called in the vcpu
-        thread; on_log may block."""
+        thread; on_log may block. watcher: who waits for descriptors of devices; None = nobody."""
         self.spec = spec
         self.board = board
         self.memory = memory
+        self.watcher = watcher or NobodyWatches()
         self.start_wall_ns = time.time_ns()
         self.console_size = (0, 0)  # rows, columns; 0 = nobody said
         self.vcpu: Vcpu = None  # type: ignore[assignment]  # made by run(): it belongs to the vcpu thread

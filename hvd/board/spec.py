@@ -39,6 +39,8 @@ class NetworkSpec:
     name: str  # "net0", "net1", ...: label of metrics
     network: str  # "user", "none" or the id of a network of the daemon
     mac_address: str  # "52:54:00:12:34:56"
+    fd: int = -1  # of its tap in the runner (hvd.runner.inheritance); -1 = it has none
+    mtu: int = 1500  # of a tap
 
 
 @dataclass(frozen=True, slots=True)

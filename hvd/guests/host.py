@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
 
@@ -25,6 +26,10 @@ class Host(Protocol):
         """Where its disks are: what they hold outlives its runs."""
 
     def backend(self, name: str) -> Backend: ...
+    def plugged(self, guest: guest_pb2.Guest, spec: LaunchSpec) -> AbstractAsyncContextManager[LaunchSpec]:
+        """The spec with its network cards plugged in, for a launch within the block. Raises HvdError NETWORK_*,
+        LINK_FAILED, FILTER_FAILED."""
+
     def resolve(self, guest: guest_pb2.Guest, paused: bool) -> LaunchSpec: ...
 
     def changed(self, life: GuestLife, kind: guest_pb2.GuestEvent.Type.ValueType, message: str) -> None:

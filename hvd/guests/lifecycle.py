@@ -339,7 +339,8 @@ class GuestLife:
             await asyncio.to_thread(records.prepare_directory, self.directory, self.guest)
             self._host.trace.before_launch(self.directory)
             self.run += 1  # only now: whoever sees it finds nothing of the run before
-            instance = await backend.launch(spec, self.directory)
+            async with self._host.plugged(self.guest, spec) as plugged:
+                instance = await backend.launch(plugged, self.directory)
             status = await instance.status()
         except Exception as error:
             self._asked_to_end = by_hand

@@ -11,9 +11,11 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import contextlib
 import hashlib
 import uuid
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -29,6 +31,7 @@ from hvd.guests.lifecycle import GuestLife
 from hvd.guests.model import Guest
 from hvd.guests.placement import Backends
 from hvd.guests.store import Store
+from hvd.network.cards import Cards
 from hvd.trace.session import TraceSwitch
 
 log = structlog.get_logger()
@@ -51,6 +54,7 @@ class Supervisor:
         images: model.Images,
         blobs: model.Blobs,
         trace: TraceSwitch,
+        cards: Cards,
     ) -> None:
         self.config = config
         self.backends = backends
@@ -65,6 +69,7 @@ class Supervisor:
         self._store = store
         self._images = images
         self._blobs = blobs
+        self._cards = cards
         self._guests: dict[str, GuestLife] = {}
         # Held while what was asked for changes: creation and updates, one at a time.
         self._asking = asyncio.Lock()
@@ -138,6 +143,11 @@ class Supervisor:
             config.log_max_bytes,
             paused,
         )
+
+    @contextlib.asynccontextmanager
+    async def plugged(self, guest: guest_pb2.Guest, spec: LaunchSpec) -> AsyncIterator[LaunchSpec]:
+        async with self._cards.plugged(guest, spec.network_interfaces) as (cards, descriptors):
+            yield replace(spec, network_interfaces=cards, card_descriptors=descriptors)
 
     def changed(self, life: GuestLife, kind: guest_pb2.GuestEvent.Type.ValueType, message: str) -> None:
         self.events.publish(kind, life.guest, message)
@@ -225,6 +235,7 @@ class Supervisor:
 
     async def _place(self, guest: guest_pb2.Guest) -> LaunchSpec:
         """Fill in what the daemon decides: backend, defaults, identity."""
+        await self._cards.assign(guest)
         spec = self.resolve(guest, paused=False)
         placement = await self.backends.place(guest.backend, guest.engine, spec)
         guest.backend, guest.engine, guest.backend_reason = placement.backend.name, placement.engine, placement.reason

@@ -114,7 +114,9 @@ class RunnerInstance(Instance):
             try:
                 write_json(str(directory / MACHINE), machine.document())
                 # In a thread: a template that hangs is waited for some seconds, and nobody else shall wait with it.
-                starting = asyncio.create_task(asyncio.to_thread(start_runner, backend, directory, executable, write))
+                starting = asyncio.create_task(
+                    asyncio.to_thread(start_runner, backend, directory, executable, write, spec.card_descriptors)
+                )
                 process = await asyncio.shield(starting)
             except OSError as error:
                 raise launch.file_error(error, directory) from error

@@ -29,6 +29,7 @@ from hvd.errors import HvdError
 from hvd.runner.attach import AttachServer
 from hvd.runner.directory import ATTACH, CONTROL, COUNTERS, LOG, TRACE, TRACE_RECORDS, ExitRecord, LogPosition
 from hvd.runner.log import ConsoleLog
+from hvd.runner.watch import Watches
 from hvd.trace.points import BackendId
 
 if TYPE_CHECKING:
@@ -80,6 +81,8 @@ class Runner:
             trace_records=TRACE_RECORDS,
         )
         self._board = board
+        self._watches = Watches(lambda function, done: self.machine.call(function, done))
+        self._selector.register(self._watches, selectors.EVENT_READ, lambda events: self._watches.serve())
         self.machine = Machine(
             spec,
             board,
@@ -87,6 +90,7 @@ class Runner:
             create_vcpu,
             on_change=lambda: self.post(self._changed),
             on_log=self._guest_logs,
+            watcher=self._watches,
         )
 
     def _event(self, handler: Callable[[], None]) -> int:
@@ -180,6 +184,8 @@ class Runner:
         if self._ready is not None and machine.state != "STARTING":
             ready, self._ready = self._ready, None
             ready(None)
+        if machine.state == "RUNNING":
+            self._watches.wake()
         if self._control is not None:
             self._control.status_changed()
 

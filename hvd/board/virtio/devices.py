@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
+from hvd.board.net.plug import open_port
 from hvd.board.virtio.block import Block
 from hvd.board.virtio.console import Console
 from hvd.board.virtio.device import VirtioDevice
+from hvd.board.virtio.net import Net
 from hvd.board.virtio.rng import Rng
 
 if TYPE_CHECKING:
@@ -20,3 +22,12 @@ def virtio_devices(machine: Machine) -> Iterator[VirtioDevice]:
             yield Block(disk.image, disk.spec.name, machine.log)
     yield Rng()
     yield Console(machine)
+    for card in machine.spec.network_interfaces:
+        yield Net(
+            card.name,
+            card.mac_address,
+            open_port(card),
+            watcher=machine.watcher,
+            log=machine.log,
+            is_paused=lambda: machine.state == "PAUSED",
+        )
