@@ -22,7 +22,7 @@ def virtio_devices(machine: Machine) -> Iterator[VirtioDevice]:
             yield Block(disk.image, disk.spec.name, machine.log)
     yield Rng()
     yield Console(machine)
-    for card in machine.spec.network_interfaces:
+    for number, card in enumerate(machine.spec.network_interfaces):
         yield Net(
             card.name,
             card.mac_address,
@@ -30,4 +30,5 @@ def virtio_devices(machine: Machine) -> Iterator[VirtioDevice]:
             watcher=machine.watcher,
             log=machine.log,
             is_paused=lambda: machine.state == "PAUSED",
+            counters=machine.board.nic_counters(number),
         )

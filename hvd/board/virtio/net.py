@@ -9,6 +9,7 @@ in the host's queue, a flood from the guest costs its own vcpu's time.
 
 from __future__ import annotations
 
+import ctypes
 import struct
 from collections.abc import Callable
 from typing import Any, ClassVar, Final
@@ -26,6 +27,7 @@ from hvd.board.net.port import (
 )
 from hvd.board.virtio.device import VirtioDevice
 from hvd.board.virtio.queue import Chain
+from hvd.trace.counters import NIC_FIELDS
 
 RECEIVE, TRANSMIT = 0, 1
 QUEUE_SIZE: Final = 256
@@ -47,15 +49,10 @@ BUFFERS_OFFSET: Final = 10  # of num_buffers in the header
 NO_OFFLOADS: Final = bytes(HEADER_BYTES)
 
 
-class Counted:
-    """What passed through a card. Frames without their virtio header."""
-
-    __slots__ = ("receive_bytes", "receive_dropped", "receive_packets", "transmit_bytes", "transmit_dropped",
-                 "transmit_packets")  # fmt: skip
-
-    def __init__(self) -> None:
-        self.receive_bytes = self.receive_packets = self.receive_dropped = 0
-        self.transmit_bytes = self.transmit_packets = self.transmit_dropped = 0
+_WORD: Final = {name: number for number, name in enumerate(NIC_FIELDS)}
+_RECEIVED_BYTES, _RECEIVED = _WORD["received_bytes"], _WORD["received_packets"]
+_TRANSMITTED_BYTES, _TRANSMITTED = _WORD["transmitted_bytes"], _WORD["transmitted_packets"]
+_NOT_RECEIVED, _NOT_TRANSMITTED = _WORD["received_dropped"], _WORD["transmitted_dropped"]
 
 
 class Net(VirtioDevice):
@@ -75,10 +72,11 @@ class Net(VirtioDevice):
         watcher: Watcher | None = None,
         log: Callable[[bytes], None] = lambda line: None,
         is_paused: Callable[[], bool] = lambda: False,
-        counted: Any = None,
+        counters: ctypes.Array[ctypes.c_uint64] | None = None,
     ) -> None:
+        """counters: HotBoard.nic_counters()."""
         self.label = label
-        self.counted = counted if counted is not None else Counted()
+        self.counters = counters if counters is not None else (ctypes.c_uint64 * len(NIC_FIELDS))()
         self._mac = bytes.fromhex(mac.replace(":", ""))
         self._port = port
         self._log, self._is_paused = log, is_paused
@@ -135,7 +133,7 @@ class Net(VirtioDevice):
         frame_bytes = length - HEADER_BYTES
         if frame_bytes < ETHERNET_HEADER_BYTES:
             self._length = 0
-            self.counted.receive_dropped += 1
+            self.counters[_NOT_RECEIVED] += 1
             return True
         chains: list[Chain] = []
         capacity = 0
@@ -153,7 +151,7 @@ class Net(VirtioDevice):
                 for given in chains:
                     queue.push(given, 0)
                 self._length = 0
-                self.counted.receive_dropped += 1
+                self.counters[_NOT_RECEIVED] += 1
                 return True
         BUFFERS.pack_into(self._buffer, BUFFERS_OFFSET, len(chains))
         written = 0
@@ -162,8 +160,8 @@ class Net(VirtioDevice):
             queue.push(chain, size)
             written += size
         self._length = 0
-        self.counted.receive_packets += 1
-        self.counted.receive_bytes += frame_bytes
+        self.counters[_RECEIVED] += 1
+        self.counters[_RECEIVED_BYTES] += frame_bytes
         return True
 
     # ---- from the guest
@@ -179,7 +177,7 @@ class Net(VirtioDevice):
                 return
             queue.push(chain, 0)
             if sent is Sent.DROPPED:
-                self.counted.transmit_dropped += 1
+                self.counters[_NOT_TRANSMITTED] += 1
 
     def _send(self, chain: Chain) -> Sent:
         header, frame = split(chain.readable)
@@ -192,8 +190,8 @@ class Net(VirtioDevice):
             self._pull(error)
             return Sent.DROPPED
         if sent is Sent.DONE:
-            self.counted.transmit_packets += 1
-            self.counted.transmit_bytes += length
+            self.counters[_TRANSMITTED] += 1
+            self.counters[_TRANSMITTED_BYTES] += length
         return sent
 
     # ---- the port
