@@ -9,7 +9,8 @@ GUEST_LDFLAGS := -static -no-pie -nostdlib -Wl,--build-id=none -Wl,-z,noexecstac
 GUEST_HEADERS := guests/include/guest.h guests/include/hv/hypercall.h
 
 GUEST_MULTIBOOT := hello hypercalls interrupts exceptions paging spin halt triple reset flood wild echo compute ticker ports nonsense screen
-GUEST_FILES := $(GUEST_MULTIBOOT:%=$(GUEST_BUILD)/%.elf) $(GUEST_BUILD)/pvh.elf $(GUEST_BUILD)/long.elf $(GUEST_BUILD)/alias.elf $(GUEST_BUILD)/flat.bin $(GUEST_BUILD)/boot.img
+GUEST_FILES := $(GUEST_MULTIBOOT:%=$(GUEST_BUILD)/%.elf) $(GUEST_BUILD)/pvh.elf $(GUEST_BUILD)/long.elf $(GUEST_BUILD)/alias.elf $(GUEST_BUILD)/flat.bin $(GUEST_BUILD)/boot.img \
+	$(GUEST_BUILD)/diskrate
 
 GUEST_LIB := $(addprefix $(GUEST_BUILD)/lib/,start.o print.o check.o traps.o pic.o entry.o)
 GUEST_LIB64 := $(addprefix $(GUEST_BUILD)/lib64/,start.o print.o check.o)
@@ -56,3 +57,8 @@ $(GUEST_BUILD)/boot.elf: guests/boot.S guests.mk
 
 $(GUEST_BUILD)/boot.img: $(GUEST_BUILD)/boot.elf
 	$(GUEST_OBJCOPY) -O binary -j .text --pad-to 0x107c00 $< $@
+
+# A program for 64-bit Linux guests (bench/virtio_blk.py).
+$(GUEST_BUILD)/diskrate: guests/linux/diskrate.c guests.mk
+	@mkdir -p $(@D)
+	$(GUEST_CC) -m64 $(GUEST_CFLAGS) $(GUEST_LDFLAGS) -o $@ $<

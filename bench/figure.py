@@ -18,6 +18,7 @@ SCALES: Final[dict[str, tuple[tuple[float, float, str], ...]]] = {
     "instructions/s": ((1e9, 1e-9, "G instructions/s"), (1e6, 1e-6, "M instructions/s"), (0, 1, "instructions/s")),
     "records/s": ((1e6, 1e-6, "M records/s"), (1e3, 1e-3, "k records/s"), (0, 1, "records/s")),
     "calls/s": ((0, 1, "calls/s"),),
+    "bytes/s": ((1e9, 1e-9, "GB/s"), (1e6, 1e-6, "MB/s"), (0, 1e-3, "kB/s")),
 }  # fmt: skip
 COLUMNS: Final = ("figure", "hvd", "peer", "peer is", "ratio", "range", "target", "runs", "note")
 

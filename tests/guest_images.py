@@ -50,14 +50,14 @@ DISK_MODULES = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "virtio_rn
 SMALL_LINUX = {"linux-i386": "i386", "linux-x86_64": "x86_64"}
 
 
-def guest_image(name: str, modules: Sequence[str] = ()) -> GuestImage:
-    """One of DEBIAN_KERNELS, with modules of its own to load, or SMALL_LINUX (which takes some minutes to build the
-    first time, and has no modules). Raises GuestUnavailable."""
+def guest_image(name: str, modules: Sequence[str] = (), programs: Sequence[Path] = ()) -> GuestImage:
+    """One of DEBIAN_KERNELS, with modules of its own to load and more programs for /bin, or SMALL_LINUX (which takes
+    some minutes to build the first time) as it is. Raises GuestUnavailable."""
     cache = Path(os.environ.get("HVD_CACHE_DIR") or default_cache_dir())
     try:
         if name in SMALL_LINUX:
             return asyncio.run(_small_linux(cache, SMALL_LINUX[name]))
-        return asyncio.run(_debian(cache, name, tuple(modules)))
+        return asyncio.run(_debian(cache, name, tuple(modules), tuple(programs)))
     except (HvdError, CommandError) as error:
         raise GuestUnavailable(f"{name}: {error}") from error
 
@@ -92,14 +92,16 @@ async def _small_linux(cache: Path, arch: str) -> GuestImage:
     return GuestImage(built.kernel, built.initrd, built.append)
 
 
-async def _debian(cache: Path, name: str, modules: tuple[str, ...]) -> GuestImage:
+async def _debian(cache: Path, name: str, modules: tuple[str, ...], programs: tuple[Path, ...]) -> GuestImage:
     architecture, meta, pattern = DEBIAN_KERNELS[name]
     source = PackageSource(cache, architecture)
     kernel = await source.find(await source.dependency(meta, pattern))
     busybox = await source.find("busybox-static")
     init = INIT.read_bytes()
     directory = cache / "test-guests" / f"{name}-{kernel.sha256[:16]}"
-    suffix = f"-{hashlib.sha256(' '.join(modules).encode()).hexdigest()[:8]}" if modules else ""
+    contents = [(path.name, path.read_bytes()) for path in programs]
+    more = repr((modules, contents)) if modules or programs else ""
+    suffix = f"-{hashlib.sha256(more.encode()).hexdigest()[:8]}" if more else ""
     image = GuestImage(directory / "vmlinuz", directory / f"initrd{suffix}.cpio")
     directory.mkdir(parents=True, exist_ok=True)
     if not image.kernel.exists():
@@ -107,7 +109,9 @@ async def _debian(cache: Path, name: str, modules: tuple[str, ...]) -> GuestImag
     program = directory / f"busybox-{busybox.sha256[:16]}"
     if not program.exists():
         await _take(source, busybox, "**/bin/busybox", program)
-    made = busybox_initramfs(program.read_bytes(), init, await _modules(source, kernel, directory, modules))
+    made = busybox_initramfs(
+        program.read_bytes(), init, await _modules(source, kernel, directory, modules), contents
+    )
     if not image.initrd.exists() or image.initrd.read_bytes() != made:
         _replace(image.initrd, made)
     return image

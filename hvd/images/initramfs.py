@@ -10,8 +10,13 @@ from hvd.images import cpio
 _DIRECTORIES = ("bin", "dev", "proc", "root", "sys", "tmp")
 
 
-def busybox_initramfs(busybox: bytes, init: bytes, modules: Sequence[tuple[str, bytes]] = ()) -> bytes:
-    """modules: files that the script loads, in this order (hvd.images.kernel_modules).
+def busybox_initramfs(
+    busybox: bytes,
+    init: bytes,
+    modules: Sequence[tuple[str, bytes]] = (),
+    programs: Sequence[tuple[str, bytes]] = (),
+) -> bytes:
+    """modules: files that the script loads, in this order (hvd.images.kernel_modules). programs: more of /bin.
 
     A cpio archive whose /init is the script and whose commands are all in a statically linked busybox.
 
@@ -26,6 +31,7 @@ def busybox_initramfs(busybox: bytes, init: bytes, modules: Sequence[tuple[str, 
             cpio.file("bin/busybox", busybox, 0o755),
             cpio.symlink("bin/sh", "busybox"),
             cpio.file("init", init, 0o755),
+            *(cpio.file(f"bin/{name}", content, 0o755) for name, content in programs),
             *_modules(modules),
         ]
     )
