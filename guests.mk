@@ -8,9 +8,11 @@ GUEST_CFLAGS := -std=gnu11 -Os -g0 -Wall -Wextra $(WERROR) -ffreestanding -nostd
 GUEST_LDFLAGS := -static -no-pie -nostdlib -Wl,--build-id=none -Wl,-z,noexecstack -Wl,-z,max-page-size=4096
 GUEST_HEADERS := guests/include/guest.h guests/include/hv/hypercall.h
 
+include guests/teach/teach.mk
+
 GUEST_MULTIBOOT := hello hypercalls interrupts exceptions paging spin halt triple reset flood wild echo compute ticker ports nonsense screen
 GUEST_FILES := $(GUEST_MULTIBOOT:%=$(GUEST_BUILD)/%.elf) $(GUEST_BUILD)/pvh.elf $(GUEST_BUILD)/long.elf $(GUEST_BUILD)/alias.elf $(GUEST_BUILD)/flat.bin $(GUEST_BUILD)/boot.img \
-	$(GUEST_BUILD)/diskrate
+	$(GUEST_BUILD)/diskrate $(TEACH_GUEST)
 
 GUEST_LIB := $(addprefix $(GUEST_BUILD)/lib/,start.o print.o check.o traps.o pic.o entry.o)
 GUEST_LIB64 := $(addprefix $(GUEST_BUILD)/lib64/,start.o print.o check.o)
@@ -19,7 +21,7 @@ GUEST_LIB64 := $(addprefix $(GUEST_BUILD)/lib64/,start.o print.o check.o)
 guests: $(GUEST_FILES)
 
 guests-clean:
-	rm -rf $(GUEST_FILES) $(GUEST_BUILD)/lib $(GUEST_BUILD)/lib64
+	rm -rf $(GUEST_FILES) $(GUEST_BUILD)/lib $(GUEST_BUILD)/lib64 $(GUEST_BUILD)/teach
 
 $(GUEST_BUILD)/lib/%.o: guests/lib/%.c $(GUEST_HEADERS) guests.mk
 	@mkdir -p $(@D)
