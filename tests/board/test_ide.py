@@ -161,8 +161,11 @@ def test_write_cache_off(rig: Rig, image: MemoryImage) -> None:
 
 
 def test_multiple(rig: Rig, image: MemoryImage) -> None:
+    assert identify(rig)[59] == 0x110  # as firmware would set it
+    rig.command(0xC6, count=0)
+    assert identify(rig)[59] == 0
     rig.command(0xC4)
-    assert rig.read(PRIMARY + ERROR) == 0x04  # not set up
+    assert rig.read(PRIMARY + ERROR) == 0x04  # switched off
     rig.command(0xC6, count=3)
     assert rig.status() & FAILED
     rig.command(0xC6, count=8)

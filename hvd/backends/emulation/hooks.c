@@ -155,14 +155,24 @@ static void check_port_permission(struct hv_emulator *e, uint32_t port, int size
     (size == 1 ? e->unicorn.helper_check_iob_x86_64 : size == 2 ? e->unicorn.helper_check_iow_x86_64 : e->unicorn.helper_check_iol_x86_64)(e->env, port);
 }
 
+/* A data port's window: nothing else changes, and a string instruction comes back in a moment. Taking the time would cost more. */
+static void cross_window(struct hv_emulator *e, unsigned point, uint32_t port, int size, uint32_t value)
+{
+    hv_cross(&e->board->crossings, point, 0, hv_linear_rip(e), hv_record_flags(e), port, (uint64_t)size, value, 0);
+}
+
 static uint32_t on_in(uc_engine *uc, uint32_t port, int size, void *user)
 {
     (void)uc;
     struct hv_emulator *e = user;
-    uint64_t start = hv_host_ns();
     uint32_t value = 0;
     enum hv_port_result result;
     check_port_permission(e, port, size);
+    if (hv_window_in(e->board, (uint16_t)port, (unsigned)size, &value)) {
+        cross_window(e, HV_POINT_PORT_IN, port, size, value);
+        return value;
+    }
+    uint64_t start = hv_host_ns();
     while ((result = hv_board_port_in(e->board, (uint16_t)port, (unsigned)size, &value)) == HV_PORT_WAIT) {
         describe(e, port, (uint32_t)size, 0, start);
         leave(e, HV_EXIT_CONSOLE_FULL);
@@ -183,9 +193,13 @@ static void on_out(uc_engine *uc, uint32_t port, int size, uint32_t value, void 
 {
     (void)uc;
     struct hv_emulator *e = user;
-    uint64_t start = hv_host_ns();
     enum hv_port_result result;
     check_port_permission(e, port, size);
+    if (hv_window_out(e->board, (uint16_t)port, (unsigned)size, value)) {
+        cross_window(e, HV_POINT_PORT_OUT, port, size, value);
+        return;
+    }
+    uint64_t start = hv_host_ns();
     while ((result = hv_board_port_out(e->board, (uint16_t)port, (unsigned)size, value)) == HV_PORT_WAIT) {
         describe(e, port, (uint32_t)size, value, start);
         leave(e, HV_EXIT_CONSOLE_FULL);

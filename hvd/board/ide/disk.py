@@ -52,7 +52,7 @@ class Disk(Drive):
 
     def reset_settings(self) -> None:
         self._geometry = self._default
-        self._multiple = 0
+        self._multiple = MOST_MULTIPLE  # as PC firmware leaves it: Linux takes over what is set and sets nothing
         self._write_cache = True
         # The transfer under way: its next sector, how many are left, sectors of a block, registers of 48 bits.
         self._sector = self._left = 0
