@@ -109,6 +109,7 @@ REASONS: dict[str, Reason] = {
     "KEYBOARD_FULL": Reason("DEADLINE_EXCEEDED",
                             "the guest's keyboard took {events} of {wanted} key presses and releases, then none for {seconds} s",
                             "the guest does not read its keyboard: `hvctl screen` shows what it does, `hvctl list` whether it is paused"),
+    "DEBUGGER_ATTACHED": Reason("FAILED_PRECONDITION", "a debugger is attached to guest '{name}': {problem}", "{remedy}"),
     # runners
     "RUNNER_START_FAILED": Reason("INTERNAL", "the guest's runner did not start: {problem}", "see {log}"),
     "RUNNER_GONE": Reason("UNAVAILABLE", "the guest's runner is gone: {problem}", "`hvctl show` says how it ended"),

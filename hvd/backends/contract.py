@@ -34,6 +34,7 @@ class Capability(enum.StrEnum):
     MEMORY_MAP = "memory-map"
     TRANSLATE = "translate"
     REGISTERS = "registers"
+    DEBUG = "debug"  # a debugger: breakpoints, watchpoints, single steps
     TRACE = "trace"
     HYPERCALL = "hypercall"
     DISK = "disk"
@@ -96,6 +97,7 @@ class InstanceStatus:
     exit_code: int | None = None
     resets: int = 0
     log_error: str = ""
+    debugged: bool = False  # a debugger is attached
     metadata: Mapping[str, str] | None = None
 
 
@@ -167,6 +169,10 @@ class Instance(ABC):
     def attach_console(self, read_only: bool) -> ConsoleAttachment:
         raise missing(self, Capability.CONSOLE)
 
+    def attach_debugger(self, architecture: str) -> DebugConnection:
+        """architecture: gdb's name of what it wants to see ("i386", "i386:x86-64"); empty = what the vcpu executes now."""
+        raise missing(self, Capability.DEBUG)
+
 
 class ConsoleAttachment(ABC):
     """One viewer of a guest's console."""
@@ -187,6 +193,27 @@ class ConsoleAttachment(ABC):
 
     @abstractmethod
     async def write(self, data: bytes) -> None: ...
+
+
+class DebugConnection(ABC):
+    """The one debugger of a guest, and gdb's remote protocol. Entering it stops the guest; leaving it lets the guest go on."""
+
+    architecture: str  # what gdb sees; set when it is entered
+
+    @abstractmethod
+    async def __aenter__(self) -> DebugConnection:
+        """Raises HvdError DEBUGGER_ATTACHED, CAPABILITY_MISSING, RUNNER_GONE, RUNNER_TIMEOUT."""
+
+    @abstractmethod
+    async def __aexit__(self, *exc: object) -> None: ...
+
+    @abstractmethod
+    async def read(self) -> bytes:
+        """What the guest's stub says; empty = it has ended the session."""
+
+    @abstractmethod
+    async def write(self, data: bytes) -> None:
+        """What the debugger says. Waits while the stub does not read. No error when it has gone."""
 
 
 class Backend(ABC):

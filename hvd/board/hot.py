@@ -15,15 +15,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hvapi.record import RECORD, RECORD_BYTES, Record
+
 from hvd.errors import HvdError
 from hvd.trace.counters import COUNTERS_BYTES, DISK_WORDS, DISKS, DISKS_OFFSET, NIC_WORDS, NICS, NICS_OFFSET
 from hvd.trace.points import BackendId
 
 LIBRARY = Path(__file__).resolve().parent.parent / "libhv.so"
 NEVER = (1 << 64) - 1
-RECORD_BYTES = 64
 # Memory-mapped registers of the board that C answers: name -> guest-physical addresses (native/board.h).
 MMIO = {"ioapic": range(0xFEC0_0000, 0xFEC0_1000), "local-apic": range(0xFEE0_0000, 0xFEE0_1000)}
+TAP_RECORDS = 64
 TRACE_RECORDS = 1 << 15  # 2 MiB, sparse until somebody traces
 
 
@@ -93,6 +95,7 @@ _PROTOTYPES: dict[str, tuple[type | None, list[type]]] = {
     "hv_board_set_field": (_bool, [_pointer, _size, _u32, _u64]),
     "hv_board_restored": (None, [_pointer]),
     "hv_clock_set": (_bool, [_pointer, _u64]),
+    "hv_crossings_tap": (None, [_pointer, _pointer]),
     "hv_cross": (None, [_pointer, _unsigned, _u64, _u64, _unsigned, _u64, _u64, _u64, _u64]),
 }
 
@@ -131,6 +134,12 @@ def fields() -> tuple[Field, ...]:
     lib = library()
     rows = (lib.hv_board_field(index).contents for index in range(lib.hv_board_field_count()))
     return tuple(Field(row.name.decode(), 8 * row.width, row.count, row.least, row.most) for row in rows)
+
+
+class _Tap(ctypes.Structure):
+    """struct hv_tap (native/crossing.h)."""
+
+    _fields_ = (("head", _u64), ("records", (ctypes.c_char * RECORD_BYTES) * TAP_RECORDS))
 
 
 class _SharedFile:
@@ -250,6 +259,7 @@ class HotBoard:
         self._crossings: int = self._lib.hv_board_crossings(self.address)
         self._clock: int = self._lib.hv_board_clock(self.address)
         self._value = ctypes.c_uint64()
+        self._tap: _Tap | None = None
         self._value_address = ctypes.addressof(self._value)
         self._take = ctypes.create_string_buffer(1 << 16)
 
@@ -404,6 +414,20 @@ class HotBoard:
     ) -> None:
         """Count a finished crossing, and record it if somebody listens. start_ns: host_ns() at entry, 0 = untimed."""
         self._lib.hv_cross(self._crossings, point, start_ns, rip, flags, a0, a1, a2, a3)
+
+    def tap(self, on: bool) -> None:
+        """Keep the last TAP_RECORDS crossings for tapped(), or no longer."""
+        self._tap = _Tap() if on else None
+        self._lib.hv_crossings_tap(self._crossings, ctypes.addressof(self._tap) if self._tap is not None else None)
+
+    def tapped(self) -> tuple[list[Record], int]:
+        """The crossings since the last call, oldest first, and how many before them are lost."""
+        if self._tap is None:
+            return [], 0
+        head, self._tap.head = self._tap.head, 0
+        kept = min(head, TAP_RECORDS)
+        raw = (self._tap.records[n % TAP_RECORDS].raw for n in range(head - kept, head))
+        return [Record._make(RECORD.unpack(record)) for record in raw], head - kept
 
     def account(self, *, run_ns: int = 0, halted_ns: int = 0) -> None:
         """Time that a vcpu in Python just spent; the first call tells when the first instruction ran."""

@@ -14,7 +14,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import Any, Final, Protocol, TypeVar
+from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
 
 from hvapi.record import FLAG_LONG
 
@@ -31,6 +31,9 @@ from hvd.board.spec import MachineSpec
 from hvd.board.vcpu import Exit, ExitReason, Vcpu
 from hvd.errors import HvdError
 from hvd.trace.points import BY_NAME
+
+if TYPE_CHECKING:
+    from hvd.debug.debugger import Debugger
 
 READ_MOST: Final = 1 << 20
 # In bytes.
@@ -100,6 +103,7 @@ class Machine:
         self.end: End | None = None
         self.start_error: HvdError | None = None
         self.resets = 0
+        self.debugger: Debugger | None = None  # the one that is attached
 
         self._create_vcpu = create_vcpu
         self._on_change = on_change
@@ -275,6 +279,7 @@ class Machine:
             ExitReason.MMIO_WRITE: self._mmio_write,
             ExitReason.HALT: self._halt,
             ExitReason.SHUTDOWN: self._shutdown,
+            ExitReason.DEBUG: self._debug,
             ExitReason.ERROR: self._error,
             ExitReason.CONSOLE_FULL: self._console_full,
         }
@@ -395,6 +400,10 @@ class Machine:
         else:
             self.finish(End("TRIPLE_FAULT", f"triple fault at {exit_.rip:#x}", 0, {"address": hex(exit_.rip)}))
 
+    def _debug(self, exit_: Exit) -> None:
+        if self.debugger is not None:
+            self.debugger.exited(exit_)
+
     def _error(self, exit_: Exit) -> None:
         about = {"address": hex(exit_.rip), "bytes": self._code_at(exit_.rip)} | exit_.metadata
         found = f" (bytes {about['bytes']})" if about["bytes"] else " (no memory is there)"
@@ -443,14 +452,29 @@ class Machine:
         if not self._paused:
             self._paused = True
             self.board.stop_clock()
-            self._set_state("PAUSED")
+            if self.state != "PAUSED":
+                self._set_state("PAUSED")
+            if self.debugger is not None:
+                self.debugger.paused()
 
     def resume(self) -> None:
-        """Go on; no error when it runs."""
+        """Go on; no error when it runs. Raises HvdError DEBUGGER_ATTACHED while a debugger holds it."""
+        if self.debugger is not None:
+            self.debugger.check_resume()
+        self.go_on()
+
+    def go_on(self, *, as_paused: bool = False) -> None:
+        """resume() by whoever may. as_paused: for a moment only, nobody shall be told."""
         if self._paused:
             self._paused = False
             self.board.start_clock()
+        if not as_paused and self.state == "PAUSED":
             self._set_state("RUNNING")
+
+    def set_debugger(self, debugger: Debugger | None) -> None:
+        """A debugger comes or leaves; it sees to what that means."""
+        self.debugger = debugger
+        self._on_change()
 
     def reset(self) -> None:
         """The reset button: devices as after power-on, the image loaded anew into clean memory, the vcpu at its

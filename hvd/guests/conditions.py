@@ -12,6 +12,9 @@ LOG_LOSING = "LOG_LOSING"
 RESTART_PENDING = "RESTART_PENDING"
 RESTART_GIVEN_UP = "RESTART_GIVEN_UP"
 
+# A debugger is attached.
+DEBUGGED = "DEBUGGED"
+
 
 def has(guest: guest_pb2.Guest, kind: str) -> bool:
     return any(condition.type == kind for condition in guest.conditions)

@@ -414,12 +414,21 @@ class GuestLife:
                     f"the console log cannot be written: {status.log_error}",
                 )
             self._host.changed(self, GuestEvent.CHANGED, "console log: " + (status.log_error or "written again"))
+        if status.debugged != conditions.has(self.guest, conditions.DEBUGGED):
+            self._debugger_changed(status.debugged)
         if status.resets != self._resets:
             self._resets = status.resets
             self._host.changed(self, GuestEvent.CHANGED, f"reset ({status.resets} since its start)")
         state = State.Value(status.state)
         if self.guest.state not in (state, Guest.STOPPING):
             self._move(state, status.state.lower())
+
+    def _debugger_changed(self, attached: bool) -> None:
+        conditions.clear(self.guest, conditions.DEBUGGED)
+        if attached:
+            explanation = "a debugger is attached; while it has stopped the guest, the guest is PAUSED"
+            conditions.put(self.guest, conditions.DEBUGGED, "DEBUGGER_ATTACHED", explanation)
+        self._host.changed(self, GuestEvent.CHANGED, f"a debugger has {'come' if attached else 'left'}")
 
     def _move(
         self, state: guest_pb2.Guest.State.ValueType, message: str, reason: str = "", explanation: str = ""
@@ -433,6 +442,7 @@ class GuestLife:
     def _end(self, status: InstanceStatus, time_ns: int) -> None:
         guest = self.guest
         guest.host_pid = 0
+        conditions.clear(guest, conditions.DEBUGGED)
         guest.end_time.CopyFrom(_timestamp(time_ns) if time_ns else now())
         guest.ClearField("exit_code")
         if status.state == "STOPPED":

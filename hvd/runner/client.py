@@ -16,10 +16,11 @@ from google.protobuf.message import DecodeError
 from hvapi.runner.v1 import control_pb2
 from hvapi.v1 import guest_pb2, inspect_pb2
 
-from hvd.backends.contract import Capability, ConsoleAttachment, Instance, InstanceStatus, LaunchSpec
+from hvd.backends.contract import Capability, ConsoleAttachment, DebugConnection, Instance, InstanceStatus, LaunchSpec
 from hvd.board.spec import MachineSpec
 from hvd.errors import HvdError
 from hvd.runner import launch
+from hvd.runner.debug_client import RunnerDebugger
 from hvd.runner.directory import (
     ATTACH,
     ATTACH_PACKET,
@@ -210,7 +211,7 @@ class RunnerInstance(Instance):
 
     async def _wait_once(self, known: InstanceStatus) -> InstanceStatus | None:
         """None: ask again."""
-        request = control_pb2.WaitStatus(state=known.state, resets=known.resets, log_failing=bool(known.log_error))
+        request = control_pb2.WaitStatus(state=known.state, resets=known.resets, log_failing=bool(known.log_error), debugged=known.debugged)
         answer = asyncio.ensure_future(self._waits.call("wait_status", request))
         exited = asyncio.ensure_future(self._exited.wait())
         try:
@@ -327,6 +328,10 @@ class RunnerInstance(Instance):
     def attach_console(self, read_only: bool) -> ConsoleAttachment:
         self._need(Capability.CONSOLE)
         return RunnerConsole(self.directory, read_only)
+
+    def attach_debugger(self, architecture: str) -> DebugConnection:
+        self._need(Capability.DEBUG)
+        return RunnerDebugger(self.directory, architecture)
 
     def _need(self, capability: Capability) -> None:
         if capability not in self.capabilities:
@@ -509,4 +514,11 @@ def _crashed(directory: Path, pid: int, wait_status: int | None) -> InstanceStat
 
 
 def _status(status: control_pb2.Status) -> InstanceStatus:
-    return InstanceStatus(status.state, status.reason, status.message, resets=status.resets, log_error=status.log_error)
+    return InstanceStatus(
+        status.state,
+        status.reason,
+        status.message,
+        resets=status.resets,
+        log_error=status.log_error,
+        debugged=status.debugged,
+    )

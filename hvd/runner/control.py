@@ -225,7 +225,12 @@ class ControlServer:
 
     def _status(self) -> control_pb2.Status:
         machine = self._machine
-        status = control_pb2.Status(state=machine.state, resets=machine.resets, log_error=self._log_error())
+        status = control_pb2.Status(
+            state=machine.state,
+            resets=machine.resets,
+            log_error=self._log_error(),
+            debugged=machine.debugger is not None,
+        )
         if machine.end is not None:
             status.state = ENDS[machine.end.reason]
             status.reason, status.message = machine.end.reason, machine.end.message
@@ -241,6 +246,7 @@ class ControlServer:
             or known.state != machine.state
             or (known.HasField("resets") and known.resets != machine.resets)
             or (known.HasField("log_failing") and known.log_failing != bool(self._log_error()))
+            or (known.HasField("debugged") and known.debugged != (machine.debugger is not None))
         )
 
     def _wait_status(self, connection: _Connection, id_: int, request: control_pb2.WaitStatus) -> None:

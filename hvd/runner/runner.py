@@ -27,13 +27,14 @@ from hvd.board.memory import GuestMemory
 from hvd.board.spec import MachineSpec
 from hvd.errors import HvdError
 from hvd.runner.attach import AttachServer
-from hvd.runner.directory import ATTACH, CONTROL, COUNTERS, LOG, TRACE, TRACE_RECORDS, ExitRecord, LogPosition
+from hvd.runner.directory import ATTACH, CONTROL, COUNTERS, DEBUG, LOG, TRACE, TRACE_RECORDS, ExitRecord, LogPosition
 from hvd.runner.log import ConsoleLog
 from hvd.runner.watch import Watches
 from hvd.trace.points import BackendId
 
 if TYPE_CHECKING:
     from hvd.runner.control import ControlServer
+    from hvd.runner.debug import DebugServer
 
 # Typed input that waits for the guest; beyond it the viewers wait.
 INPUT_BYTES = 64 << 10
@@ -71,6 +72,7 @@ class Runner:
         self._ended: SimpleQueue[End] = SimpleQueue()
         self._finishing = self._done = False
         self._control: ControlServer | None = None
+        self._debug: DebugServer | None = None
         self._log = ConsoleLog(LOG, spec.log_max_bytes)
         self._log_failing = False
         board = HotBoard(
@@ -134,6 +136,9 @@ class Runner:
         control = _listen(CONTROL, socket.SOCK_STREAM)
         control.setblocking(False)
         self._selector.register(control, selectors.EVENT_READ, lambda events: self._accept_control(control))
+        debug = _listen(DEBUG, socket.SOCK_STREAM)
+        debug.setblocking(False)
+        self._selector.register(debug, selectors.EVENT_READ, lambda events: self._accept_debugger(debug))
         self._drain_console()
         while not self._done:
             self._turn()
@@ -204,6 +209,8 @@ class Runner:
             self._attach.output(data)
         self._run_posted()
         self._log.close()
+        if self._debug is not None:
+            self._debug.ended(end)
         if self._control is not None:
             self._control.status_changed()
         until = time.monotonic() + FAREWELL_SECONDS
@@ -224,7 +231,8 @@ class Runner:
         self._done = True
 
     def _unread(self) -> bool:
-        return self._attach.waiting or (self._control is not None and self._control.waiting)
+        servers = (self._attach, self._control, self._debug)
+        return any(server is not None and server.waiting for server in servers)
 
     # ---- console
 
@@ -300,6 +308,19 @@ class Runner:
                 self._selector, self.machine, self.post, lambda: self._log.error, lambda: self.post(self.kill)
             )
         self._control.accept(sock)
+
+    # ---- debugger
+
+    def _accept_debugger(self, listener: socket.socket) -> None:
+        try:
+            sock, _ = listener.accept()
+        except OSError:
+            return
+        if self._debug is None:
+            from hvd.runner.debug import DebugServer  # most guests never see a debugger
+
+            self._debug = DebugServer(self._selector, self.machine, self.post, self.kill)
+        self._debug.accept(sock)
 
 
 def _listen(name: str, kind: socket.SocketKind) -> socket.socket:

@@ -33,7 +33,7 @@ class EmulationBackend(MachineBackend):
         Capability.CONSOLE, Capability.PAUSE, Capability.RESET, Capability.MEMORY_READ, Capability.MEMORY_WRITE,
         Capability.MEMORY_MAP, Capability.TRANSLATE, Capability.REGISTERS, Capability.TRACE, Capability.HYPERCALL,
         Capability.DISK, Capability.NETWORK, Capability.FIRMWARE,
-        Capability.SCREEN, Capability.KEYBOARD,
+        Capability.SCREEN, Capability.KEYBOARD, Capability.DEBUG,
     })  # fmt: skip
     preference = 10  # the slowest: everything else that can run a guest is better
 

@@ -37,22 +37,29 @@ void hv_crossings_init(struct hv_crossings *crossings, void *counters, size_t co
     __atomic_store_n(&crossings->trace->magic, HV_TRACE_MAGIC, __ATOMIC_RELEASE);
 }
 
-static void record(struct hv_crossings *crossings, unsigned point, uint64_t start_ns, uint64_t duration_ns, uint64_t rip, unsigned flags,
-                   const uint64_t arguments[4])
+void hv_crossings_tap(struct hv_crossings *crossings, struct hv_tap *tap) { crossings->tap = tap; }
+
+static struct hv_record fill(const struct hv_crossings *crossings, uint64_t number, unsigned point, uint64_t start_ns, uint64_t duration_ns,
+                             uint64_t rip, unsigned flags, const uint64_t arguments[4])
 {
-    struct hv_record *slot = (struct hv_record *)(crossings->trace + 1) + (crossings->head & (crossings->capacity - 1));
-    struct hv_record filled = {
+    return (struct hv_record){
         .time_ns = start_ns ? start_ns : hv_host_ns(),
         .duration_ns = duration_ns < UINT32_MAX ? (uint32_t)duration_ns : UINT32_MAX,
         .point = (uint16_t)point,
         .kind = point_kind[point],
         .backend = crossings->backend,
         .flags = (uint16_t)(start_ns ? flags : flags | HV_RECORD_UNTIMED),
-        .sequence = (uint32_t)crossings->head,
+        .sequence = (uint32_t)number,
         .rip = rip,
         .arguments = {arguments[0], arguments[1], arguments[2], arguments[3]},
     };
-    *slot = filled;
+}
+
+static void record(struct hv_crossings *crossings, unsigned point, uint64_t start_ns, uint64_t duration_ns, uint64_t rip, unsigned flags,
+                   const uint64_t arguments[4])
+{
+    struct hv_record *slot = (struct hv_record *)(crossings->trace + 1) + (crossings->head & (crossings->capacity - 1));
+    *slot = fill(crossings, crossings->head, point, start_ns, duration_ns, rip, flags, arguments);
     crossings->head++;
     crossings->counters->records = crossings->head;
     __atomic_store_n(&crossings->trace->head, crossings->head, __ATOMIC_RELEASE);
@@ -79,4 +86,10 @@ void hv_cross(struct hv_crossings *crossings, unsigned point, uint64_t start_ns,
     }
     if (crossings->trace && __atomic_load_n(&crossings->trace->enabled, __ATOMIC_RELAXED) >> point_kind[point] & 1)
         record(crossings, point, start_ns, duration, rip, flags, (const uint64_t[4]){a0, a1, a2, a3});
+    struct hv_tap *tap = crossings->tap;
+    if (__builtin_expect(tap != NULL, 0)) {
+        tap->records[tap->head % HV_TAP_RECORDS] =
+            fill(crossings, tap->head, point, start_ns, duration, rip, flags, (const uint64_t[4]){a0, a1, a2, a3});
+        tap->head++;
+    }
 }

@@ -77,13 +77,22 @@ struct hv_trace_header {
 };
 _Static_assert(sizeof(struct hv_trace_header) == 64, "the ring's header is one record long");
 
+/* The last crossings, for a debugger that shows what an instruction did: private to the runner, and NULL without a debugger. */
+#define HV_TAP_RECORDS 64
+struct hv_tap {
+    uint64_t head; /* records written; record n lies in slot n % HV_TAP_RECORDS */
+    struct hv_record records[HV_TAP_RECORDS];
+};
+
 struct hv_crossings {
     struct hv_counters *counters; /* never NULL after init: falls back to a private page */
     struct hv_trace_header *trace;  /* NULL = no ring */
     uint32_t capacity;            /* our own copies: what is shared is not trusted */
     uint64_t head;
     uint8_t backend;
+    struct hv_tap *tap;
 };
+void hv_crossings_tap(struct hv_crossings *, struct hv_tap *);
 void hv_crossings_init(struct hv_crossings *, void *counters, size_t counters_size, void *trace, size_t trace_size, unsigned backend);
 /* Count, and record if somebody listens. start_ns = hv_host_ns() at entry; 0 = untimed. */
 void hv_cross(struct hv_crossings *, unsigned point, uint64_t start_ns, uint64_t rip, unsigned flags, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a3);

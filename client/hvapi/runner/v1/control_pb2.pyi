@@ -409,26 +409,34 @@ class WaitStatus(_message.Message):
     STATE_FIELD_NUMBER: _builtins.int
     RESETS_FIELD_NUMBER: _builtins.int
     LOG_FAILING_FIELD_NUMBER: _builtins.int
+    DEBUGGED_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     resets: _builtins.int
     """When present: answered as well when the number of resets is no longer this one,"""
     log_failing: _builtins.bool
     """and when the console log has begun (false) or ceased (true) to fail."""
+    debugged: _builtins.bool
+    """and when a debugger has come (false) or left (true)."""
     def __init__(
         self,
         *,
         state: _builtins.str = ...,
         resets: _builtins.int | None = ...,
         log_failing: _builtins.bool | None = ...,
+        debugged: _builtins.bool | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_log_failing", b"_log_failing", "_resets", b"_resets", "log_failing", b"log_failing", "resets", b"resets"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_debugged", b"_debugged", "_log_failing", b"_log_failing", "_resets", b"_resets", "debugged", b"debugged", "log_failing", b"log_failing", "resets", b"resets"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_log_failing", b"_log_failing", "_resets", b"_resets", "log_failing", b"log_failing", "resets", b"resets", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_debugged", b"_debugged", "_log_failing", b"_log_failing", "_resets", b"_resets", "debugged", b"debugged", "log_failing", b"log_failing", "resets", b"resets", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__debugged: _TypeAlias = _typing.Literal["debugged"]  # noqa: Y015
+    _WhichOneofArgType__debugged: _TypeAlias = _typing.Literal["_debugged", b"_debugged"]  # noqa: Y015
     _WhichOneofReturnType__log_failing: _TypeAlias = _typing.Literal["log_failing"]  # noqa: Y015
     _WhichOneofArgType__log_failing: _TypeAlias = _typing.Literal["_log_failing", b"_log_failing"]  # noqa: Y015
     _WhichOneofReturnType__resets: _TypeAlias = _typing.Literal["resets"]  # noqa: Y015
     _WhichOneofArgType__resets: _TypeAlias = _typing.Literal["_resets", b"_resets"]  # noqa: Y015
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__debugged) -> _WhichOneofReturnType__debugged | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__log_failing) -> _WhichOneofReturnType__log_failing | None: ...
     @_typing.overload
@@ -445,6 +453,7 @@ class Status(_message.Message):
     MESSAGE_FIELD_NUMBER: _builtins.int
     RESETS_FIELD_NUMBER: _builtins.int
     LOG_ERROR_FIELD_NUMBER: _builtins.int
+    DEBUGGED_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     """"STARTING", "RUNNING", "PAUSED", "STOPPED", "FAILED"."""
     reason: _builtins.str
@@ -453,6 +462,8 @@ class Status(_message.Message):
     """Resets since the start."""
     log_error: _builtins.str
     """Set while the console log cannot be written."""
+    debugged: _builtins.bool
+    """A debugger is attached."""
     def __init__(
         self,
         *,
@@ -461,10 +472,11 @@ class Status(_message.Message):
         message: _builtins.str = ...,
         resets: _builtins.int = ...,
         log_error: _builtins.str = ...,
+        debugged: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["log_error", b"log_error", "message", b"message", "reason", b"reason", "resets", b"resets", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["debugged", b"debugged", "log_error", b"log_error", "message", b"message", "reason", b"reason", "resets", b"resets", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
