@@ -33,6 +33,7 @@ BY_REASON = {
     "RUNNER_GONE": FAILED,  # UNAVAILABLE, but it is not the daemon that is out of reach
     "FILE_UNWRITABLE": FAILED,
     "FONT_MISSING": FAILED,
+    "GDB_MISSING": REFUSED,
     "ENDPOINT_INVALID": USAGE,
 }
 BY_CODE = {

@@ -90,7 +90,9 @@ class Card(click.ParamType):  # type: ignore[type-arg]  # generic in the newest 
             key, equals, text = word.partition("=")
             field = {"mac": "mac_address", "ip": "ip_address"}.get(key)
             if field is None or not (equals and text) or field in card:
-                self.fail(f"'{value}' is no network card; write NETWORK[,mac=AA:BB:CC:DD:EE:FF][,ip=A.B.C.D]", param, ctx)
+                self.fail(
+                    f"'{value}' is no network card; write NETWORK[,mac=AA:BB:CC:DD:EE:FF][,ip=A.B.C.D]", param, ctx
+                )
             card[field] = text
         if not network:
             self.fail(f"'{value}' names no network; write user, none or a network's name", param, ctx)
@@ -113,6 +115,20 @@ class Moment(click.ParamType):  # type: ignore[type-arg]  # generic in the newes
         except ValueError:
             self.fail(f"'{value}' is no time; write 2026-11-23T12:00:00Z, or 5m for five minutes ago", param, ctx)
         return moment.astimezone(UTC)
+
+
+class HostPort(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
+    """HOST:PORT or PORT, which is on this machine's loopback; port 0 = any."""
+
+    name = "host:port"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> tuple[str, int]:
+        if isinstance(value, tuple):
+            return value
+        host, _, port = str(value).rpartition(":")
+        if not port.isascii() or not port.isdigit() or int(port) > 65535:
+            self.fail(f"'{value}' is no address: write HOST:PORT or PORT", param, ctx)
+        return host.strip("[]") or "127.0.0.1", int(port)
 
 
 class Restart(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
@@ -173,8 +189,17 @@ def _integer(text: str) -> int:
         return -1
 
 
-SIZE, SECONDS, ADDRESS, LABEL, CARD, MOMENT, RESTART = Size(), Seconds(), Address(), Label(), Card(), Moment(), Restart()
+SIZE, SECONDS, ADDRESS, LABEL, CARD, MOMENT, RESTART = (
+    Size(),
+    Seconds(),
+    Address(),
+    Label(),
+    Card(),
+    Moment(),
+    Restart(),
+)
 DISK = Disk()
+HOST_PORT = HostPort()
 
 
 def size_text(size: int) -> str:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
 from hvapi.v1 import inspect_pb2, inspect_pb2_grpc
 
+from hvd.api.debug import debug
 from hvd.backends.contract import Capability
 from hvd.errors import HvdError
 from hvd.guests.supervisor import Supervisor
@@ -62,6 +64,13 @@ class InspectService(inspect_pb2_grpc.InspectServiceServicer):
                 remedy=f"it has {life.guest.machine.cpus or 1}, counted from 0",
             )
         return await life.reachable("regs", Capability.REGISTERS).registers(request.vcpu)
+
+    async def Debug(
+        self, request_iterator: AsyncIterator[inspect_pb2.DebugRequest], context: Any
+    ) -> AsyncIterator[inspect_pb2.DebugResponse]:
+        async with contextlib.aclosing(debug(self._supervisor, request_iterator)) as responses:
+            async for response in responses:
+                yield response
 
 
 def _check_range(address: int, length: int, memory_bytes: int) -> None:

@@ -292,8 +292,7 @@ class Machine:
             self._exit = exit_ = self.vcpu.run()
             handler = handlers.get(exit_.reason)
             if handler is None:
-                message = f"exit {exit_.reason.name} at {exit_.rip:#x} is not one that this board can handle"
-                self.finish(_failure("EXECUTION_ERROR", message, address=hex(exit_.rip)))
+                self._unhandled(exit_)
                 return
             handler(exit_)
             if self._reset_cause:
@@ -401,8 +400,14 @@ class Machine:
             self.finish(End("TRIPLE_FAULT", f"triple fault at {exit_.rip:#x}", 0, {"address": hex(exit_.rip)}))
 
     def _debug(self, exit_: Exit) -> None:
-        if self.debugger is not None:
+        if self.debugger is None:
+            self._unhandled(exit_)
+        else:
             self.debugger.exited(exit_)
+
+    def _unhandled(self, exit_: Exit) -> None:
+        message = f"exit {exit_.reason.name} at {exit_.rip:#x} is not one that this board can handle"
+        self.finish(_failure("EXECUTION_ERROR", message, address=hex(exit_.rip)))
 
     def _error(self, exit_: Exit) -> None:
         about = {"address": hex(exit_.rip), "bytes": self._code_at(exit_.rip)} | exit_.metadata

@@ -121,6 +121,15 @@ class Supervisor:
         """Digests of the blobs that guests name themselves."""
         return {digest for life in self for digest in model.digests_of(life.guest)}
 
+    def symbols_of(self, guest: guest_pb2.Guest) -> str:
+        """Digest of the guest's symbols, its own or its image's; empty when it has none."""
+        if guest.machine.symbols or not guest.image:
+            return guest.machine.symbols
+        try:
+            return self._images.get(guest.image).symbols
+        except HvdError:  # deleted meanwhile
+            return ""
+
     # --- what a guest needs (lifecycle.Host) ---
 
     def directory(self, uid: str) -> Path:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from hvctl.sdk.aio import AsyncClient, AsyncConsole, AsyncStream
     from hvctl.sdk.client import Client, Console, Stream
+    from hvctl.sdk.debug import AsyncDebugSession, DebugSession
     from hvctl.sdk.endpoint import Endpoint, default_endpoint
     from hvctl.sdk.errors import HvctlError
     from hvctl.sdk.guests import GuestSpec
@@ -31,6 +32,8 @@ _HOME = {
     "Client": "client",
     "Console": "client",
     "Stream": "client",
+    "AsyncDebugSession": "debug",
+    "DebugSession": "debug",
     "Endpoint": "endpoint",
     "default_endpoint": "endpoint",
     "HvctlError": "errors",
@@ -46,9 +49,11 @@ _HOME = {
 __all__ = [
     "AsyncClient",
     "AsyncConsole",
+    "AsyncDebugSession",
     "AsyncStream",
     "Client",
     "Console",
+    "DebugSession",
     "Endpoint",
     "GuestSpec",
     "HvctlError",

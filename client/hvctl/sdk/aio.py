@@ -6,11 +6,11 @@ import asyncio
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from types import TracebackType
-from typing import Any, Generic, Self
+from typing import TYPE_CHECKING, Any, Generic, Self
 
 import grpc
 import grpc.aio
-from hvapi.v1 import guest_pb2, image_pb2
+from hvapi.v1 import guest_pb2, image_pb2, inspect_pb2
 
 from hvctl.sdk.calls import HEALTH_SERVING, HEALTH_WATCH, Calls, Q, R, ServerStream, Unary, channel_options
 from hvctl.sdk.client import DEFAULT_TIMEOUT
@@ -18,6 +18,9 @@ from hvctl.sdk.endpoint import Endpoint, default_endpoint
 from hvctl.sdk.errors import HvctlError, from_rpc
 from hvctl.sdk.guests import GuestSpec, Path, file_blob, upload_frames
 from hvctl.sdk.watching import Resume
+
+if TYPE_CHECKING:
+    from hvctl.sdk.debug import AsyncDebugSession
 
 
 class AsyncUnaryMethod(Generic[Q, R]):
@@ -289,6 +292,20 @@ class AsyncClient(Calls):
                 return
             except HvctlError as error:
                 await asyncio.sleep(state.delay_after(error))
+
+    def debug(self, name: str, *, architecture: str = "", timeout: float | None = None) -> AsyncDebugSession:
+        """A debugger, which stops the guest: `async with` it. architecture: "i386" or "i386:x86-64"; absent = what the vcpu executes
+        now. timeout: seconds until it is ended with TIMED_OUT; absent = never."""
+        from hvctl.sdk.debug import AsyncDebugSession
+
+        return AsyncDebugSession(self, inspect_pb2.DebugSetup(name=name, architecture=architecture), timeout)
+
+    async def download_file(self, digest: str, path: Path) -> None:
+        """Writes a blob of the daemon to a new file. Raises HvctlError BLOB_NOT_FOUND, ...; OSError."""
+        with await asyncio.to_thread(open, path, "xb") as file:
+            async with self.download_blob(digest=digest) as chunks:
+                async for chunk in chunks:
+                    await asyncio.to_thread(file.write, chunk.chunk)
 
     def console(
         self,

@@ -7,16 +7,19 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
 from types import TracebackType
-from typing import Any, Generic, Self
+from typing import TYPE_CHECKING, Any, Generic, Self
 
 import grpc
-from hvapi.v1 import guest_pb2, image_pb2
+from hvapi.v1 import guest_pb2, image_pb2, inspect_pb2
 
 from hvctl.sdk.calls import HEALTH_SERVING, HEALTH_WATCH, Calls, Q, R, ServerStream, Unary, channel_options
 from hvctl.sdk.endpoint import Endpoint, default_endpoint
 from hvctl.sdk.errors import HvctlError, from_rpc
 from hvctl.sdk.guests import GuestSpec, Path, file_blob, upload_frames
 from hvctl.sdk.watching import Resume
+
+if TYPE_CHECKING:
+    from hvctl.sdk.debug import DebugSession
 
 # Long enough for a start on a loaded host; a daemon that hangs shall not hang its clients.
 DEFAULT_TIMEOUT = 120.0
@@ -273,6 +276,19 @@ class Client(Calls):
                 return
             except HvctlError as error:
                 time.sleep(state.delay_after(error))
+
+    def debug(self, name: str, *, architecture: str = "", timeout: float | None = None) -> DebugSession:
+        """Attaches a debugger, which stops the guest. architecture: "i386" or "i386:x86-64"; absent = what the vcpu executes now.
+        timeout: seconds until it is ended with TIMED_OUT; absent = never."""
+        from hvctl.sdk.debug import DebugSession
+
+        return DebugSession(self, inspect_pb2.DebugSetup(name=name, architecture=architecture), timeout)
+
+    def download_file(self, digest: str, path: Path) -> None:
+        """Writes a blob of the daemon to a new file. Raises HvctlError BLOB_NOT_FOUND, ...; OSError."""
+        with open(path, "xb") as file, self.download_blob(digest=digest) as chunks:
+            for chunk in chunks:
+                file.write(chunk.chunk)
 
     def console(
         self,

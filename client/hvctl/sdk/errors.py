@@ -52,6 +52,12 @@ CLIENT_REASONS: dict[str, _Reason] = {
         "a picture needs the font of a VGA BIOS, and there is none in {places}",
         "install Debian's package {package}, or look at the text: `hvctl screen GUEST`",
     ),
+    "GDB_MISSING": _Reason(
+        "FAILED_PRECONDITION",
+        "there is no {program} on this machine",
+        "`apt-get install gdb`, or let another front end connect: --stdio or --port HOST:PORT",
+    ),
+    "PORT_UNUSABLE": _Reason("INVALID_ARGUMENT", "cannot listen on {address}: {problem}", "choose another --port"),
     "NO_PICTURE": _Reason("FAILED_PRECONDITION", "there is no picture to save: {problem}", "try again when it shows text"),
     "TEXT_INVALID": _Reason("INVALID_ARGUMENT", "{text} is no valid UTF-8", "write it in UTF-8"),
     "TIMED_OUT": _Reason(

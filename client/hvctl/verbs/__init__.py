@@ -50,6 +50,7 @@ VERBS: dict[str, Verb] = {
     "mem map": Verb("memory:map_", "The regions of guest-physical memory", ("GetMemoryMap",)),
     "mem translate": Verb("memory:translate", "Follow a guest-virtual address", ("TranslateAddress",)),
     "regs": Verb("memory:regs", "A virtual CPU's registers", ("GetRegisters",)),
+    "gdb": Verb("gdb:gdb", "Debug a guest with gdb", ("GetGuest", "GetImage", "DownloadBlob", "Debug")),
     "metrics": Verb("system:metrics", "Prometheus metrics", ("GetMetrics",)),
     "image": Verb("", "What guests start from"),
     "image list": Verb("images:list_images", "The images there are", ("ListImages",), ("ls",)),
