@@ -17,6 +17,8 @@ from hvd.images.builder import ImageBuilder
 from hvd.images.catalog import ImageCatalog, image_id
 
 MOST_CHUNK_BYTES = 1 << 20
+# They are hashed in one go, during which an upload cannot be cancelled.
+MOST_ZEROES = 1 << 30
 CHUNK_BYTES = 1 << 18
 DEFAULT_PAGE, MOST_PAGE = 100, 1000
 
@@ -45,8 +47,17 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
         if self.blobs.find([digest]):
             return image_pb2.UploadBlobResponse(digest=digest, existed=True)
         # Leaving the block without commit(), by an error or because the client went, removes what was written.
-        with self.blobs.writer(digest, first.info.size_bytes) as writer:
+        with self.blobs.writer(digest, first.info.size_bytes, first.info.zero_bytes) as writer:
             async for request in requests:
+                if request.WhichOneof("frame") == "zeroes":
+                    if request.zeroes > MOST_ZEROES:
+                        raise HvdError(
+                            "REQUEST_INVALID",
+                            problem=f"{request.zeroes} zeroes at once",
+                            remedy=f"send at most {MOST_ZEROES} in each",
+                        )
+                    await asyncio.to_thread(writer.write_zeroes, request.zeroes)
+                    continue
                 if request.WhichOneof("frame") != "chunk":
                     raise HvdError(
                         "REQUEST_INVALID", problem="an upload has one info only", remedy="send chunks after it"
@@ -78,7 +89,11 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
         return self.catalog.create(request.image_id, request.image, request.request_id)
 
     async def GetImage(self, request: image_pb2.GetImageRequest, context: _Context) -> image_pb2.Image:
-        return self.catalog.get(request.name)
+        return self._with_users(self.catalog.get(request.name))
+
+    def _with_users(self, image: image_pb2.Image) -> image_pb2.Image:
+        image.used_by.extend(sorted(self.catalog.users_of(image.name)))
+        return image
 
     async def ListImages(self, request: image_pb2.ListImagesRequest, context: _Context) -> image_pb2.ListImagesResponse:
         if request.page_size < 0:
@@ -97,7 +112,7 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
                 raise HvdError("PAGE_TOKEN_INVALID", token=request.page_token[:100]) from None
         images = self.catalog.list(after=request.page_token, limit=size + 1)
         more = image_id(images[size - 1].name) if len(images) > size else ""
-        return image_pb2.ListImagesResponse(images=images[:size], next_page_token=more)
+        return image_pb2.ListImagesResponse(images=map(self._with_users, images[:size]), next_page_token=more)
 
     async def DeleteImage(self, request: image_pb2.DeleteImageRequest, context: _Context) -> empty_pb2.Empty:
         self.catalog.delete(request.name, request.allow_missing)

@@ -25,11 +25,14 @@ from hvd.errors import HvdError
 # Blobs that nobody refers to are kept this long, in seconds: between an upload and the creation that names it lies
 # some time.
 UNREFERENCED_AGE = 3600.0
+# The largest disk (hvd.board.spec.MOST_DISK_BYTES). Only blobs of holes get there; others end at the disk's size.
+MOST_BLOB_BYTES = 8 << 40
 
 _ALGORITHM = "sha256:"
 _DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 _FULL = (errno.ENOSPC, errno.EDQUOT)
 _COPY_BYTES = 1 << 20
+_ZEROES = memoryview(bytes(1 << 20))
 
 
 def check_digest(digest: str) -> str:
@@ -75,14 +78,17 @@ class BlobStore:
             found.append(digest)
         return found
 
-    def writer(self, digest: str, size: int) -> BlobWriter:
-        """Begin an upload of so many bytes with that digest. Use it as a context manager: leaving it without commit()
-        removes what was written. Raises HvdError DIGEST_INVALID, BLOB_SIZE, DISK_FULL."""
+    def writer(self, digest: str, size: int, zeroes: int = 0) -> BlobWriter:
+        """Begin an upload of so many bytes with that digest, of which so many will be zeroes that need no room. Use it
+        as a context manager: leaving it without commit() removes what was written. Raises HvdError DIGEST_INVALID,
+        BLOB_SIZE, BLOB_TOO_LARGE, DISK_FULL."""
         check_digest(digest)
-        if size < 0:
-            raise HvdError("BLOB_SIZE", found=0, size=size)
+        if size < 0 or not 0 <= zeroes <= size:
+            raise HvdError("BLOB_SIZE", found=zeroes, size=size)
         available = shutil.disk_usage(self.directory).free
-        if size > available:
+        if size > MOST_BLOB_BYTES and zeroes:
+            raise HvdError("BLOB_TOO_LARGE", size=size, most=MOST_BLOB_BYTES)
+        if size - zeroes > available:
             raise HvdError("DISK_FULL", directory=self.directory, what=f"blob {digest} of {size} bytes")
         return BlobWriter(self, digest, size)
 
@@ -148,13 +154,31 @@ class BlobWriter:
         with self._lock, self._full_disk_told():
             if self._descriptor < 0:
                 return  # aborted meanwhile
-            self._written += len(chunk)
-            if self._written > self._size:
-                raise HvdError("BLOB_SIZE", found=f"at least {self._written}", size=self._size)
+            offset = self._advance(len(chunk))
             self._hash.update(chunk)
             view = memoryview(chunk)
             while view:
-                view = view[os.write(self._descriptor, view) :]
+                written = os.pwrite(self._descriptor, view, offset)
+                offset += written
+                view = view[written:]
+
+    def write_zeroes(self, length: int) -> None:
+        """Append so many zero bytes as a hole. Raises HvdError BLOB_SIZE."""
+        with self._lock:
+            if self._descriptor < 0:
+                return
+            self._advance(length)
+            while length:
+                piece = _ZEROES[: min(length, len(_ZEROES))]
+                self._hash.update(piece)
+                length -= len(piece)
+
+    def _advance(self, length: int) -> int:
+        offset = self._written
+        self._written += length
+        if self._written > self._size:
+            raise HvdError("BLOB_SIZE", found=f"at least {self._written}", size=self._size)
+        return offset
 
     def commit(self) -> None:
         """Check size and digest and make it a blob; it is on the disk when this returns. Raises HvdError BLOB_SIZE,
@@ -167,6 +191,7 @@ class BlobWriter:
             found = _ALGORITHM + self._hash.hexdigest()
             if found != self._digest:
                 raise HvdError("DIGEST_MISMATCH", found=found, digest=self._digest)
+            os.ftruncate(self._descriptor, self._size)  # it may end with a hole
             os.fsync(self._descriptor)
             # Two uploads of one digest both end here: the second replaces the first by the same bytes.
             self._temporary.rename(self._store._blobs / found.removeprefix(_ALGORITHM))

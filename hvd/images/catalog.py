@@ -16,8 +16,17 @@ from hvapi.v1 import image_pb2
 
 from hvd.errors import HvdError
 from hvd.images.blobs import BlobStore
+from hvd.images.formats import check_disk, check_rootfs
 
-KINDS = ("linux", "kernel")
+# Kind of an image -> the blob that it cannot do without. Any of the others may go with it: a disk with its kernel.
+KINDS = {
+    "linux": "kernel",
+    "kernel": "kernel",
+    "initrd": "initrd",
+    "disk": "disk",
+    "cdrom": "disk",
+    "rootfs": "rootfs",
+}
 ARCHITECTURES = ("i386", "x86_64")
 COLLECTION = "images/"
 # On an image that a recipe built: the recipe's name.
@@ -86,14 +95,14 @@ class ImageCatalog:
 
     def references(self) -> set[str]:
         """The digests that images refer to: BlobStore.collect() must keep them."""
-        return {digest for image in self.list() for digest in (image.kernel, image.initrd) if digest}
+        return {digest for image in self.list() for digest in digests_of(image)}
 
     def create(self, identifier: str, image: image_pb2.Image, request_id: str = "") -> image_pb2.Image:
         """Make images/{identifier} from what a client asked for. The same request_id and request give the first
         answer again.
 
         Raises HvdError NAME_INVALID, NAME_TAKEN, FIELD_INVALID, DIGEST_INVALID, BLOB_NOT_FOUND, REQUEST_ID_REUSED,
-        DISK_FULL.
+        IMAGE_EMPTY, IMAGE_NOT_RAW, IMAGE_CONTENT, DISK_FULL.
         """
         fingerprint = hashlib.sha256(identifier.encode() + b"\0" + image.SerializeToString(deterministic=True)).digest()
         if request_id and (earlier := self._answered(request_id, fingerprint)):
@@ -163,15 +172,16 @@ class ImageCatalog:
         """The image as it will be kept: checked, with what the daemon adds."""
         if not _ID.fullmatch(identifier):
             raise HvdError("NAME_INVALID", what="image", name=identifier[:100])
-        _check_choice("image.kind", asked.kind, KINDS)
+        _check_choice("image.kind", asked.kind, tuple(KINDS))
         _check_choice("image.arch", asked.arch, ("", *ARCHITECTURES))
-        if not asked.kernel:
+        needed = KINDS[asked.kind]
+        if not getattr(asked, needed):
             raise HvdError(
                 "FIELD_INVALID",
-                field="image.kernel",
+                field=f"image.{needed}",
                 value="''",
                 problem="is empty",
-                remedy="an image needs the digest of a kernel that was uploaded",
+                remedy=f"an image of kind {asked.kind} needs the digest of a {needed} that was uploaded",
             )
         if asked.memory_bytes < 0 or asked.memory_bytes % 4096:
             raise HvdError(
@@ -185,7 +195,12 @@ class ImageCatalog:
         made.CopyFrom(asked)
         made.name = COLLECTION + identifier
         made.uid = str(uuid.uuid4())
-        made.size_bytes = sum(self.blobs.size(digest) for digest in (asked.kernel, asked.initrd) if digest)
+        made.ClearField("used_by")
+        made.size_bytes = sum(self.blobs.size(digest) for digest in digests_of(asked))
+        if asked.disk:
+            check_disk(self.blobs.path(asked.disk), "cdrom" if asked.kind == "cdrom" else "disk")
+        if asked.rootfs:
+            check_rootfs(self.blobs.path(asked.rootfs))
         made.create_time.GetCurrentTime()
         return made
 
@@ -220,6 +235,11 @@ def image_id(name: str) -> str:
     return identifier
 
 
+def digests_of(image: image_pb2.Image) -> list[str]:
+    """The blobs that an image consists of."""
+    return [digest for digest in (image.kernel, image.initrd, image.disk, image.rootfs, image.symbols) if digest]
+
+
 def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
     if value not in choices:
         raise HvdError(
@@ -233,4 +253,4 @@ def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:
 
 def _content(image: image_pb2.Image) -> tuple[object, ...]:
     """What makes two builds the same image to a guest."""
-    return (image.kind, image.kernel, image.initrd, image.append, image.memory_bytes, image.arch)
+    return (image.kind, *digests_of(image), image.append, image.memory_bytes, image.arch)

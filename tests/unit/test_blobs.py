@@ -100,15 +100,15 @@ def test_an_abandoned_upload_leaves_nothing(store: BlobStore) -> None:
 def test_abort_waits_for_the_write_under_way(store: BlobStore, monkeypatch: pytest.MonkeyPatch) -> None:
     """A cancelled upload's worker thread still writes: its descriptor must not be closed (and reused) under it."""
     writing, go_on = threading.Event(), threading.Event()
-    real_write = os.write
+    real_write = os.pwrite
 
-    def slow_write(descriptor: int, data: bytes) -> int:
+    def slow_write(descriptor: int, data: bytes, offset: int) -> int:
         writing.set()
         assert go_on.wait(10)
-        return real_write(descriptor, data)
+        return real_write(descriptor, data, offset)
 
     writer = store.writer(digest_of(CONTENT), len(CONTENT))
-    monkeypatch.setattr("hvd.images.blobs.os.write", slow_write)
+    monkeypatch.setattr("hvd.images.blobs.os.pwrite", slow_write)
     worker = threading.Thread(target=writer.write, args=(CONTENT,))
     worker.start()
     assert writing.wait(10)
@@ -162,7 +162,7 @@ class TestDiskFull:
         self.check(raised, store)
 
     @pytest.mark.parametrize("error", [errno.ENOSPC, errno.EDQUOT])
-    @pytest.mark.parametrize("call", ["write", "fsync"])
+    @pytest.mark.parametrize("call", ["pwrite", "fsync"])
     def test_while_writing(self, store: BlobStore, monkeypatch: pytest.MonkeyPatch, call: str, error: int) -> None:
         def full(*arguments: object) -> int:
             raise OSError(error, os.strerror(error))

@@ -12,11 +12,12 @@ import grpc
 import grpc.aio
 from hvapi.v1 import guest_pb2, image_pb2, inspect_pb2
 
+from hvctl.sdk.blobs import MOST_LOADED_BYTES, Path, file_blob, frame_bytes, upload_frames
 from hvctl.sdk.calls import HEALTH_SERVING, HEALTH_WATCH, Calls, Q, R, ServerStream, Unary, channel_options
 from hvctl.sdk.client import DEFAULT_TIMEOUT
 from hvctl.sdk.endpoint import Endpoint, default_endpoint
 from hvctl.sdk.errors import HvctlError, from_rpc
-from hvctl.sdk.guests import GuestSpec, Path, file_blob, upload_frames
+from hvctl.sdk.guests import GuestSpec
 from hvctl.sdk.watching import Resume
 
 if TYPE_CHECKING:
@@ -221,12 +222,15 @@ class AsyncClient(Calls):
                 call.cancel()
         return False
 
-    async def upload_file(self, path: Path, progress: Callable[[int, int], None] | None = None) -> str:
+    async def upload_file(
+        self, path: Path, progress: Callable[[int, int], None] | None = None, *, most: int = MOST_LOADED_BYTES
+    ) -> str:
         """Makes the file a blob of the daemon, unless it has it already. Returns its digest ("sha256:...").
 
-        progress is called with (bytes sent, bytes in all). Raises HvctlError FILE_UNREADABLE, DISK_FULL, ...
+        progress is called with (bytes sent, bytes in all). most: bytes that the file may have; disks may have more
+        (hvctl.sdk.blobs.MOST_DISK_BYTES). Raises HvctlError FILE_UNREADABLE, FILE_TOO_LARGE, DISK_FULL, ...
         """
-        info = await asyncio.to_thread(file_blob, path)
+        info = await asyncio.to_thread(file_blob, path, most)
         if info.digest in (await self.find_blobs(digests=[info.digest])).digests:
             return info.digest
         call = Calls.__dict__["_upload_blob"]
@@ -239,7 +243,7 @@ class AsyncClient(Calls):
             source = upload_frames(path, info)
             while (frame := await asyncio.to_thread(next, source, None)) is not None:
                 yield frame
-                sent += len(frame.chunk)
+                sent += frame_bytes(frame)
                 if progress is not None:
                     progress(sent, info.size_bytes)
 

@@ -41,9 +41,24 @@ CLIENT_REASONS: dict[str, _Reason] = {
     ),
     "FILE_TOO_LARGE": _Reason(
         "INVALID_ARGUMENT",
-        "{path} has {size} bytes; a kernel or an initial RAM disk has at most {most}",
+        "{path} has {size} bytes; such a file has at most {most}",
         "check which file that is",
     ),
+    "FILE_EMPTY": _Reason("INVALID_ARGUMENT", "{path} has 0 bytes", "check which file that is"),
+    "FILE_KIND_UNKNOWN": _Reason(
+        "INVALID_ARGUMENT",
+        "cannot tell what {path} is: {problem}",
+        "say it: --kind kernel, initrd, disk, cdrom or rootfs",
+    ),
+    "DISK_NOT_RAW": _Reason(
+        "INVALID_ARGUMENT",
+        "{path} is a disk in format {format}; an image of hvd is raw",
+        "`qemu-img convert -O raw {path} {path}.raw`, and import that: holes cost nothing",
+    ),
+    "PROGRAM_MISSING": _Reason(
+        "FAILED_PRECONDITION", "this needs the program {program}, which is not here", "install the package {package}"
+    ),
+    "PROGRAM_FAILED": _Reason("INTERNAL", "{program} failed: {problem}", "{remedy}"),
     "FILE_UNWRITABLE": _Reason(
         "FAILED_PRECONDITION", "cannot write {path}: {problem}", "check the path, its permissions and the space left"
     ),

@@ -1,26 +1,16 @@
-"""Requests made of plain Python values: the Guest to be created, the blobs to be uploaded."""
+"""Requests made of plain Python values: the Guest to be created."""
 
 from __future__ import annotations
 
-import hashlib
-import os
-import stat
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Literal
 
-from hvapi.v1 import guest_pb2, image_pb2
+from hvapi.v1 import guest_pb2
 
-from hvctl.sdk.errors import HvctlError
+from hvctl.sdk.blobs import Path
 from hvctl.sdk.names import image_name, network_name
 
-# The API's limit for one message of UploadBlob.
-CHUNK_BYTES = 1 << 20
-# Kernels and initial RAM disks are loaded below 4 GiB. A larger file is a mistake (an image of a disk, perhaps), and
-# hashing it only to hear that would take minutes.
-MOST_BYTES = 1 << 32
-
-Path = str | os.PathLike[str]
 OnReset = Literal["", "stop", "restart"]
 Boot = Literal["", "kernel", "disk", "cdrom"]
 _ON_RESET = {
@@ -91,29 +81,3 @@ class GuestSpec:
                 symbols=symbols_digest,
             ),
         )
-
-
-def file_blob(path: Path) -> image_pb2.BlobInfo:
-    """Digest and size of a kernel or an initial RAM disk. Raises HvctlError FILE_UNREADABLE, FILE_TOO_LARGE."""
-    try:
-        # Of a pipe without a writer the opening, of a device the reading would never end.
-        status = os.stat(path)
-        if not stat.S_ISREG(status.st_mode):
-            raise HvctlError.local("FILE_UNREADABLE", path=os.fspath(path), problem="it is no regular file")
-        if status.st_size > MOST_BYTES:
-            raise HvctlError.local("FILE_TOO_LARGE", path=os.fspath(path), size=status.st_size, most=MOST_BYTES)
-        with open(path, "rb") as file:
-            digest = hashlib.file_digest(file, "sha256").hexdigest()
-            size = file.tell()
-    except (OSError, ValueError) as error:  # ValueError: a NUL in the path
-        problem = getattr(error, "strerror", None) or error
-        raise HvctlError.local("FILE_UNREADABLE", path=os.fspath(path), problem=problem) from error
-    return image_pb2.BlobInfo(digest=f"sha256:{digest}", size_bytes=size)
-
-
-def upload_frames(path: Path, info: image_pb2.BlobInfo) -> Iterator[image_pb2.UploadBlobRequest]:
-    """The messages of UploadBlob: the announcement, then chunks of 1 MiB."""
-    yield image_pb2.UploadBlobRequest(info=info)
-    with open(path, "rb") as file:
-        while chunk := file.read(CHUNK_BYTES):
-            yield image_pb2.UploadBlobRequest(chunk=chunk)

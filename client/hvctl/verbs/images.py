@@ -3,31 +3,33 @@
 from __future__ import annotations
 
 import sys
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from hvctl import failures
 from hvctl.output import Column, document, is_document, print_document, print_items
 from hvctl.sdk.errors import HvctlError
-from hvctl.sdk.names import image_id, image_name
+from hvctl.sdk.names import guest_id, image_id, image_name
 from hvctl.settings import Settings, verb
 from hvctl.values import LABEL, SIZE, size_text
-from hvctl.verbs.run import upload
 
 if TYPE_CHECKING:
     from hvapi.v1 import image_pb2
 
 FORMATS = ("table", "json", "jsonl", "yaml", "name")
+KINDS = ("kernel", "initrd", "disk", "cdrom", "rootfs")
 
 COLUMNS: list[Column[image_pb2.Image]] = [
     Column("NAME", lambda i: image_id(i.name)),
     Column("KIND", lambda i: i.kind),
     Column("ARCH", lambda i: i.arch or "-"),
     Column("SIZE", lambda i: size_text(i.size_bytes), right=True),
+    Column("USED BY", lambda i: " ".join(guest_id(name) for name in i.used_by) or "-"),
     Column("MEMORY", lambda i: size_text(i.memory_bytes) if i.memory_bytes else "-", wide=True, right=True),
     Column("COMMAND LINE", lambda i: i.append or "-", wide=True),
     Column("KERNEL", lambda i: i.kernel[:19] or "-", wide=True),
+    Column("DISK", lambda i: (i.disk or i.rootfs)[:19] or "-", wide=True),
     Column("DESCRIPTION", lambda i: i.description),
 ]
 
@@ -57,38 +59,27 @@ def list_images(settings: Settings) -> None:
 
 @verb(formats=FORMATS)
 @click.argument("name")
-@click.option("--kernel", type=click.Path(dir_okay=False), metavar="F", required=True, help="Kernel file.")
+@click.argument("source", required=False, metavar="[FILE|FOLDER]")
+@click.option("--kind", type=click.Choice(KINDS), help="What it is; default: what it looks like.")
+@click.option("--as", "as_", type=click.Choice(["disk"]), help="Of a folder or tar file: make a disk with ext4.")
+@click.option("--size", type=SIZE, help="Size of that disk; default: what the files take, and some room.")
+@click.option("--kernel", type=click.Path(dir_okay=False), metavar="F", help="Kernel file.")
 @click.option("--initrd", type=click.Path(dir_okay=False), metavar="F", help="Initial RAM disk.")
+@click.option("--symbols", type=click.Path(dir_okay=False), metavar="F", help="ELF file with the kernel's symbols.")
 @click.option("--append", default="", metavar="S", help="Default kernel command line.")
 @click.option("--memory", type=SIZE, metavar="SIZE", help="Default RAM of its guests.")
-@click.option("--arch", type=click.Choice(["i386", "x86_64"]), help="Default: the daemon finds out.")
+@click.option("--arch", type=click.Choice(["i386", "x86_64"]), help="Of its guests; for people.")
 @click.option("--label", "labels", type=LABEL, multiple=True, help="Label; may be repeated.")
 @click.option("--description", default="", metavar="S", help="For people.")
-def import_(
-    settings: Settings,
-    name: str,
-    kernel: str,
-    initrd: str | None,
-    append: str,
-    memory: int | None,
-    arch: str | None,
-    labels: tuple[tuple[str, str], ...],
-    description: str,
-) -> None:
-    """Makes an image NAME of a kernel and what goes with it."""
-    from hvapi.v1 import image_pb2
+def import_(settings: Settings, name: str, source: str | None, **options: Any) -> None:
+    """Makes an image NAME of a file or folder: a kernel, an initial RAM disk, a disk, a CD-ROM, a root file system.
 
-    image = image_pb2.Image(
-        kind="kernel",
-        kernel=upload(settings, kernel),
-        initrd=upload(settings, initrd) if initrd else "",
-        append=append,
-        memory_bytes=memory or 0,
-        arch=arch or "",
-        labels=dict(labels),
-        description=description,
-    )
-    _print_image(settings, settings.client.create_image(image_id=image_id(name), image=image))
+    With a kernel go --initrd, --symbols and --append; with a disk may go a --kernel that boots from it.
+    """
+    from hvctl.importing import import_image
+
+    image = import_image(settings, image_id(name), source, options)
+    _print_image(settings, image)
 
 
 @verb(formats=FORMATS)
@@ -145,7 +136,7 @@ class _Progress:
 @click.argument("name", nargs=-1, required=True)
 @click.option("--allow-missing", is_flag=True, help="It is no failure when there is no such image.")
 def delete(settings: Settings, name: tuple[str, ...], allow_missing: bool) -> int:
-    """Deletes images. Guests that were started from them keep running."""
+    """Deletes images that no guest needs."""
     code = failures.OK
     for image in (image_name(word) for word in name):
         try:

@@ -102,10 +102,14 @@ def make(settings: Settings, spec: dict[str, Any]) -> guest_pb2.Guest:
     return made
 
 
-def upload(settings: Settings, path: str) -> str:
-    """The file's digest, once the daemon has it; a long upload shows on a terminal how far it is."""
+def upload(settings: Settings, path: str, *, is_large: bool = False) -> str:
+    """The file's digest, once the daemon has it; a long upload shows on a terminal how far it is. is_large: a disk
+    or the like, which no guest has to load into its memory."""
+    from hvctl.sdk import blobs
+
+    most = blobs.MOST_DISK_BYTES if is_large else blobs.MOST_LOADED_BYTES
     if not sys.stderr.isatty():
-        return settings.client.upload_file(path)
+        return settings.client.upload_file(path, most=most)
     shown = False
 
     def progress(sent: int, size: int) -> None:
@@ -115,7 +119,7 @@ def upload(settings: Settings, path: str) -> str:
             click.echo(f"\ruploading {path}: {sent * 100 // size}%", err=True, nl=False)
 
     try:
-        return settings.client.upload_file(path, progress)
+        return settings.client.upload_file(path, progress, most=most)
     finally:
         if shown:
             click.echo("", err=True)
