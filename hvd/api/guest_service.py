@@ -32,7 +32,7 @@ class GuestService(ScreenService, guest_pb2_grpc.GuestServiceServicer):
         return await self._supervisor.create(request)
 
     async def GetGuest(self, request: guest_pb2.GetGuestRequest, context: Any) -> guest_pb2.Guest:
-        return self._supervisor.get(request.name).guest
+        return await self._supervisor.shown(self._supervisor.get(request.name))
 
     async def ListGuests(self, request: guest_pb2.ListGuestsRequest, context: Any) -> guest_pb2.ListGuestsResponse:
         guests, token = self._supervisor.page(request.page_size, request.page_token, dict(request.labels))

@@ -156,6 +156,14 @@ def make_overlays(disks: Sequence[DiskSpec], directory: Path) -> None:
         raise
 
 
+def stored_bytes(directory: Path) -> int:
+    """What the files in a guest's directory of disks take on the host's disk."""
+    try:
+        return sum(path.lstat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())
+    except OSError:  # it is being deleted
+        return 0
+
+
 def resolve_boot(asked: guest_pb2.BootSource.ValueType, has_kernel: bool, disks: Sequence[DiskSpec]) -> str:
     """ "kernel", "disk" or "cdrom". Raises HvdError KERNEL_MISSING, FIELD_INVALID."""
     if asked == guest_pb2.BOOT_SOURCE_UNSPECIFIED and not has_kernel and disks:

@@ -112,6 +112,13 @@ class Supervisor:
         carried = self._guests[name].guest.labels
         return all(key in carried and carried[key] == value for key, value in labels.items())
 
+    async def shown(self, life: GuestLife) -> guest_pb2.Guest:
+        """The guest, with what has to be looked up for that."""
+        stored = await asyncio.to_thread(disks.stored_bytes, self.disks_directory(life.guest.uid))
+        guest = model.copy_of(life.guest)
+        guest.disk_stored_bytes = stored
+        return guest
+
     def users_of(self, image: str) -> list[str]:
         """Names of the guests that an image has, as theirs or behind a disk."""
         wanted = image.removeprefix("images/")
