@@ -15,6 +15,8 @@ bison:bison:hvctl image build linux
 bc:bc:hvctl image build linux
 /usr/include/libelf.h:libelf-dev:hvctl image build linux (64 bit)
 xz:xz-utils:hvctl image build linux
+mmdebstrap:mmdebstrap:tests with a Debian on a disk
+/usr/sbin/mkfs.ext4:e2fsprogs:hvctl image import --as disk
 nft:nftables:networks with NAT
 passt:passt:--network user
 ip:iproute2:tests of networks

@@ -145,7 +145,7 @@ def rows_of(message: Message) -> list[_Row]:
         elif isinstance(value, list):
             if value:
                 rows.append(_Row(prefix, " ".join(str(inner) for inner in value)))
-        elif value not in ("", "0", 0, None) or prefix == "exit_code":
+        elif (value not in ("", "0", 0, False, None) and not str(value).endswith("_UNSPECIFIED")) or prefix == "exit_code":
             rows.append(_Row(prefix, printable(str(value))))
 
     walk("", document(message))
