@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Iterator
 from typing import Any
 
@@ -196,19 +197,31 @@ def test_whatever_is_written_every_register_reads_and_the_screen_is_drawn(asked:
     machine.memory.close()
 
 
-json_values = st.none() | st.booleans() | st.integers() | st.text(max_size=4) | st.just([]) | st.just({})
+json_values = st.none() | st.booleans() | st.integers(-2, 300) | st.text("0f", max_size=70) | st.just([]) | st.just({})
 
 
 @given(st.data())
-def test_a_state_that_is_none_changes_nothing(data: st.DataObject) -> None:
-    vga = Vga(None)  # type: ignore[arg-type]
+def test_any_state_is_taken_or_refused_and_hurts_nothing(data: st.DataObject) -> None:
+    machine = FakeMachine()
+    vga = Vga(machine)  # type: ignore[arg-type]
+    state = vga.save()
+    changes = st.dictionaries(st.sampled_from([*state, "other"]), json_values, max_size=3)
+    left = data.draw(st.sets(st.sampled_from(sorted(state)), max_size=3))
+    state = {name: value for name, value in (state | data.draw(changes)).items() if name not in left}
+    with contextlib.suppress(ValueError, TypeError):
+        vga.restore(state)
+        assert "other" not in state
+    for port in range(0x3C0, 0x3E0):
+        assert 0 <= vga.read_port(port, 1) <= 0xFF
+    vga.write_port(0x3C9, 1, 0xFF)
+    assert vga.screen().rows or vga.screen().note
+    machine.memory.close()
+
+
+def test_a_state_that_lacks_fields_is_that_of_a_reset(vga: Vga) -> None:
     before = vga.save()
-    name = data.draw(st.sampled_from(sorted(before)))
-    broken = before | {name: data.draw(json_values)}
-    try:
-        vga.restore(broken)
-    except (ValueError, KeyError, TypeError):
-        assert vga.save() == before
-    del broken[name]
-    with pytest.raises(KeyError):
-        vga.restore(broken)
+    put(vga, CRTC, 0x0E, 7)
+    state = vga.save()
+    del state["crtc"]
+    vga.restore(state)
+    assert vga.save() == before | {"crtc_index": 0x0E, "crtc": vga.save()["crtc"]}

@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
+from hvd.board import saved
 from hvd.board.devices.ps2_keyboard import Ps2Keyboard
 from hvd.board.keys import BREAK, TRANSLATION, Stroke
 
@@ -190,17 +191,16 @@ class Keyboard:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Raises ValueError, KeyError, TypeError; then nothing has changed."""
-        ram, answers = bytearray.fromhex(state["ram"]), bytes.fromhex(state["answers"])
-        mode, lines, awaits, buffer = (state[name] for name in ("mode", "lines", "awaits", "buffer"))
-        last_was_command, released = state["last_was_command"], state["released"]
-        sound = len(ram) == 32 and len(answers) <= ANSWER_BYTES and released in (0, 0x80)
-        sound = sound and isinstance(last_was_command, bool)
-        for value in (mode, lines, *(value for value in (awaits, buffer) if value is not None)):
-            sound = sound and type(value) is int and 0 <= value <= 0xFF
-        if not sound:
-            raise ValueError("no state of a keyboard controller")
-        self._keyboard.restore(state["keyboard"])
-        self._mode, self._lines, self._awaits, self._buffer = mode, lines, awaits, buffer
-        self._ram, self._answers = ram, deque(answers, maxlen=ANSWER_BYTES)
-        self._last_was_command, self._released = last_was_command, released
+        saved.only(state, frozenset(self.save()), self.name)
+        self._mode = saved.number(state, "mode", 0xFF, self._mode)
+        self._lines = saved.number(state, "lines", 0xFF, self._lines) | LINE_NOT_RESET
+        self._ram = bytearray(saved.data(state, "ram", bytes(len(self._ram))))
+        self._last_was_command = saved.flag(state, "last_was_command")
+        self._awaits = saved.optional(state, "awaits", 0xFF)
+        self._buffer = saved.optional(state, "buffer", 0xFF)
+        self._answers = deque(saved.data(state, "answers", b"", ANSWER_BYTES), maxlen=ANSWER_BYTES)
+        self._released = saved.number(state, "released", 0x80) & 0x80
+        keyboard = state.get("keyboard", {})
+        if not isinstance(keyboard, dict):
+            raise TypeError("keyboard is no table of fields")
+        self._keyboard.restore(keyboard)

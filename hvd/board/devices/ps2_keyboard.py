@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections import deque
 from typing import Any, Final
 
+from hvd.board import saved
 from hvd.board.keys import KEYS, Stroke, translated
 
 ACK, RESEND, PASSED, ECHO = 0xFA, 0xFE, 0xAA, 0xEE
@@ -125,14 +126,13 @@ class Ps2Keyboard:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Raises ValueError, KeyError, TypeError; then nothing has changed."""
-        answers, keys = bytes.fromhex(state["answers"]), bytes.fromhex(state["keys"])
-        last, leds, awaits, code_set, scanning = (state[name] for name in ("last", "leds", "awaits", "set", "scanning"))
-        if len(answers) > ANSWER_BYTES or len(keys) > BUFFER_BYTES:
-            raise ValueError("more waits in the keyboard than it can hold")
-        if code_set not in (1, 2) or not (awaits is None or awaits in WITH_ARGUMENT) or not isinstance(scanning, bool):
-            raise ValueError("no state of a keyboard")
-        if not isinstance(last, int) or not isinstance(leds, int) or not (0 <= last <= 0xFF and 0 <= leds <= 7):
-            raise ValueError("no state of a keyboard")
-        self._answers, self._keys = deque(answers, maxlen=ANSWER_BYTES), deque(keys)
-        self._last, self.leds, self._awaits, self._set, self._scanning = last, leds, awaits, code_set, scanning
+        """As a device's."""
+        saved.only(state, frozenset(self.save()), "keyboard")
+        self._answers = deque(saved.data(state, "answers", b"", ANSWER_BYTES), maxlen=ANSWER_BYTES)
+        self._keys = deque(saved.data(state, "keys", b"", BUFFER_BYTES))
+        self._last = saved.number(state, "last", 0xFF)
+        self.leds = saved.number(state, "leds", 7)
+        awaits = saved.optional(state, "awaits", 0xFF)
+        self._awaits = awaits if awaits in WITH_ARGUMENT else None
+        self._set = saved.number(state, "set", 2, 2, least=1)
+        self._scanning = saved.flag(state, "scanning", True)

@@ -14,6 +14,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from hvd.board import saved
 from hvd.errors import HvdError
 
 if TYPE_CHECKING:
@@ -269,16 +270,16 @@ class Vga:
         return state | {name: getattr(self, f"_{name}") for name in (*self._BYTES, *self._FLAGS)}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Raises ValueError, KeyError, TypeError; then nothing has changed."""
-        values: dict[str, Any] = {name: bytearray.fromhex(state[name]) for name in self._BANKS}
-        values |= {name: state[name] for name in (*self._BYTES, *self._FLAGS)}
-        sound = all(len(values[name]) == length for name, length in self._BANKS.items())
-        sound = sound and all(isinstance(values[name], bool) for name in self._FLAGS)
-        sound = sound and all(type(values[name]) is int and 0 <= values[name] <= 0xFF for name in self._BYTES)
-        if not sound or values["color_component"] > 2 or max(values["colors"]) > 0x3F:
-            raise ValueError("no state of a VGA")
-        for name, value in values.items():
-            setattr(self, f"_{name}", value)
+        after_reset = self.save()
+        saved.only(state, frozenset(after_reset), self.name)
+        for name in self._BANKS:
+            setattr(self, f"_{name}", bytearray(saved.data(state, name, bytes.fromhex(after_reset[name]))))
+        for name in self._BYTES:
+            most = 2 if name == "color_component" else 0xFF
+            setattr(self, f"_{name}", saved.number(state, name, most, after_reset[name]))
+        for name in self._FLAGS:
+            setattr(self, f"_{name}", saved.flag(state, name, after_reset[name]))
+        self._colors = bytearray(value & 0x3F for value in self._colors)
 
 
 def _register(bank: bytearray, index: int) -> int:
