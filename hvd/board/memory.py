@@ -106,12 +106,14 @@ class GuestMemory:
         except BaseException:
             os.close(self._fd)
             raise
+        self.whole: Final = memoryview(self._map)  # by offset in the memory file
         anchor = ctypes.c_char.from_buffer(self._map)
         self._host_address = ctypes.addressof(anchor)
         del anchor  # or the mapping could not be closed
 
     def close(self) -> None:
         """Unmap and close. Nobody may use host_address any more."""
+        self.whole.release()
         self._map.close()
         os.close(self._fd)
 
@@ -198,7 +200,7 @@ class GuestMemory:
     def view(self, address: int, length: int) -> memoryview:
         """A writable view of RAM, to read a file into. Release it before close(). Raises HvdError ADDRESS_OUTSIDE."""
         offset = self.file_offset(address, length)
-        return memoryview(self._map)[offset : offset + length]
+        return self.whole[offset : offset + length]
 
     def allocated_bytes(self) -> int:
         """What the host has spent on it so far."""

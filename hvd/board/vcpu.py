@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Set
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -143,6 +143,11 @@ class Vcpu(ABC):
         answer is dropped. Raises ValueError, KeyError, TypeError for what makes no sense, HvdError SNAPSHOT_MISMATCH for
         what this way of executing cannot go on with, CAPABILITY_MISSING."""
         raise HvdError("CAPABILITY_MISSING", backend=type(self).__name__, capability="snapshot")
+
+    def memory_changed_at(self, ranges: Sequence[int]) -> None:
+        """memory_changed for many ranges at once: addresses and lengths in turn."""
+        for address, length in zip(ranges[::2], ranges[1::2], strict=True):
+            self.memory_changed(address, length)
 
     @abstractmethod
     def close(self) -> None:

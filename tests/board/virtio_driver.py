@@ -40,9 +40,10 @@ class FakeMachine:
     def msi(self, address: int, data: int) -> None:
         self.messages.append((address, data))
 
-    def memory_changed(self, address: int, length: int) -> None:
-        assert self.memory.read(address, length) is not None
-        self.changed.append((address, length))
+    def memory_changed_at(self, ranges: Sequence[int]) -> None:
+        for address, length in zip(ranges[::2], ranges[1::2], strict=True):
+            self.memory.file_offset(address, length)
+            self.changed.append((address, length))
 
     def on_kick(self, listener: Callable[[], None]) -> None:
         self.kicked.append(listener)

@@ -187,6 +187,13 @@ void hv_emulator_memory_changed(struct hv_emulator *e, uint64_t address, uint64_
     hv_hooks_enter_thread(NULL);
 }
 
+/* Many ranges: addresses and lengths in turn. */
+void hv_emulator_memory_changed_at(struct hv_emulator *e, const uint64_t *ranges, unsigned count)
+{
+    for (unsigned i = 0; i < count; i++)
+        hv_emulator_memory_changed(e, ranges[2 * i], ranges[2 * i + 1]);
+}
+
 /* The timer's signal goes to one thread: the one that runs the emulator now. */
 static bool own_timer(struct hv_emulator *e)
 {

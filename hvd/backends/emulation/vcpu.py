@@ -6,7 +6,8 @@ import contextlib
 import ctypes
 import functools
 import importlib.util
-from collections.abc import Callable, Mapping, Set
+import struct
+from collections.abc import Callable, Mapping, Sequence, Set
 from pathlib import Path
 from typing import Any, Final
 
@@ -97,6 +98,7 @@ _PROTOTYPES: Final[dict[str, tuple[Any, list[Any]]]] = {
     "hv_emulator_kick": (None, [_pointer]),
     "hv_emulator_inject": (None, [_pointer, _u8]),
     "hv_emulator_memory_changed": (None, [_pointer, _u64, _u64]),
+    "hv_emulator_memory_changed_at": (None, [_pointer, ctypes.c_char_p, _u32]),
     "hv_emulator_run": (ctypes.c_int, [_pointer]),
     "hv_emulator_abandon": (None, [_pointer]),
     "hv_emulator_exit": (ctypes.POINTER(_Exit), [_pointer]),
@@ -342,6 +344,10 @@ class NativeVcpu(Vcpu):
 
     def memory_changed(self, address: int, length: int) -> None:
         self._lib.hv_emulator_memory_changed(self._emulator, address, length)
+
+    def memory_changed_at(self, ranges: Sequence[int]) -> None:
+        count = len(ranges)
+        self._lib.hv_emulator_memory_changed_at(self._emulator, struct.pack(f"{count}Q", *ranges), count // 2)
 
     def close(self) -> None:
         emulator, self._emulator = self._emulator, None

@@ -76,8 +76,8 @@ class VirtioPci(PciFunction):
         writable = struct.pack("<BBBBHIII", 0, 0, 0xFF, 0, 0, 0xFFFF_FFFF, 0xFFFF_FFFF, 0)
         self._access = self.config.add_capability(VENDOR_CAPABILITY, form, writable)
 
-    def _memory_changed(self, address: int, length: int) -> None:
-        self._machine.vcpu.memory_changed(address, length)
+    def _memory_changed(self, ranges: list[int]) -> None:
+        self._machine.vcpu.memory_changed_at(ranges)
 
     # ---- configuration space
 
@@ -229,6 +229,7 @@ class VirtioPci(PciFunction):
         try:
             self.device.handle_queue(index)
         except QueueError as error:
+            self._queues[index].finish()
             self._broken(index, error)
             return
         for number, queue in enumerate(self._queues):

@@ -38,7 +38,7 @@ class Chain:
     head: int
     readable: list[memoryview] = field(default_factory=list)
     writable: list[memoryview] = field(default_factory=list)
-    addresses: list[int] = field(default_factory=list)  # guest-physical, of the writable ones
+    ranges: list[int] = field(default_factory=list)  # guest-physical address and length of each writable one
 
     def read(self) -> bytes:
         """All that it holds for the device."""
@@ -64,8 +64,9 @@ class Chain:
 class Queue:
     """One queue. The transport configures and enables it; a device pops chains and pushes them back."""
 
-    def __init__(self, memory: GuestMemory, changed: Callable[[int, int], None], most: int) -> None:
-        """changed(address, length): guest memory was written. most: descriptors, a power of two up to LARGEST."""
+    def __init__(self, memory: GuestMemory, changed: Callable[[list[int]], None], most: int) -> None:
+        """changed(ranges): guest memory was written; addresses and lengths in turn. most: descriptors, a power of two
+        up to LARGEST."""
         self._memory, self._changed = memory, changed
         self._buffer = memory.buffer
         self.most = most
@@ -79,7 +80,7 @@ class Queue:
         self._next = 0  # of the available ring: the entry to take next; free-running, 16 bits
         self._used = 0  # of the used ring
         self._told = 0  # value of _used when the driver was last interrupted
-        self._touched = False  # the used ring was written since the last interrupt
+        self._written: list[int] = []  # what changed() has to be told of
 
     # ---- by the transport
 
@@ -135,7 +136,7 @@ class Queue:
         if not waiting:
             if self._events:
                 INDEX.pack_into(self._buffer, self._avail_event, self._next)
-                self._touched = True
+                self._written += (self.device, 6 + 8 * self.size)
             return None
         if waiting > self.size:
             raise QueueError(f"{waiting} buffers are available at once, in a ring of {self.size}")
@@ -151,8 +152,9 @@ class Queue:
     def _walk(self, head: int) -> Chain:
         buffer, table, size = self._buffer, self._table, self.size
         chain = Chain(head)
-        readable, writable, addresses = chain.readable, chain.writable, chain.addresses
-        view = self._memory.view
+        readable, writable, ranges = chain.readable, chain.writable, chain.ranges
+        memory, view, low_end = self._memory.whole, self._memory.view, self._memory.low_ram_end
+        unpack = DESCRIPTOR.unpack_from
         index, steps, total, indirect = head, 0, 0, False
         while True:
             if index >= size:
@@ -160,7 +162,7 @@ class Queue:
             steps += 1
             if (steps > size and not indirect) or steps > LARGEST:
                 raise QueueError(f"the chain that begins at descriptor {head} is longer than {min(steps - 1, LARGEST)}: a loop?")
-            address, length, flags, index = DESCRIPTOR.unpack_from(buffer, table + DESCRIPTOR_BYTES * index)
+            address, length, flags, index = unpack(buffer, table + DESCRIPTOR_BYTES * index)
             if flags & INDIRECT:
                 if not self._indirect or indirect or flags & (NEXT | WRITE):
                     raise QueueError(f"an indirect descriptor with flags {flags:#x} where none is allowed")
@@ -172,13 +174,17 @@ class Queue:
             total += length
             if total > MOST_BYTES:
                 raise QueueError(f"a chain of more than {MOST_BYTES} bytes")
-            try:
-                part = view(address, length)
-            except HvdError:
-                raise QueueError(f"a buffer of {length} bytes at {address:#x} is not in memory") from None
+            end = address + length
+            if end <= low_end:  # there addresses are offsets in the memory file
+                part = memory[address:end]
+            else:
+                try:
+                    part = view(address, length)
+                except HvdError:
+                    raise QueueError(f"a buffer of {length} bytes at {address:#x} is not in memory") from None
             if flags & WRITE:
                 writable.append(part)
-                addresses.append(address)
+                ranges += (address, length)
             elif writable:
                 raise QueueError("a readable buffer follows a writable one")
             else:
@@ -194,23 +200,20 @@ class Queue:
 
     def push(self, chain: Chain, written: int) -> None:
         """Give a buffer back: the device wrote its first `written` writable bytes. The driver hears of it by finish()."""
-        left = written
-        for address, view in zip(chain.addresses, chain.writable, strict=True):
-            if left <= 0:
-                break
-            self._changed(address, min(left, len(view)))
-            left -= len(view)
+        if written:
+            self._written += chain.ranges
         USED.pack_into(self._buffer, self._ring + 4 + 8 * (self._used & self.size - 1), chain.head, written)
         self._used = (self._used + 1) & 0xFFFF
         INDEX.pack_into(self._buffer, self._ring + 2, self._used)
-        self._touched = True
 
     def finish(self) -> bool:
-        """After pushes: does the driver want an interrupt for them?"""
-        if self._touched:
-            self._touched = False
-            self._changed(self.device, 6 + 8 * self.size)
+        """After pops and pushes: tell of written memory. Does the driver want an interrupt for what was pushed?"""
         new, old = self._used, self._told
+        if new != old:
+            self._written += (self.device, 6 + 8 * self.size)
+        if self._written:
+            written, self._written = self._written, []
+            self._changed(written)
         if new == old:
             return False
         self._told = new
