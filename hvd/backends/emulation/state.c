@@ -42,6 +42,9 @@ void hv_emulator_set_state(struct hv_emulator *e, const struct hv_state *state)
 {
     CPUX86State *env = e->env;
     ((void (*)(CPUState *))HV_AT(void **, e->cpu, CPU_CLASS)[CLASS_RESET])(e->cpu);
+    /* Fast-string operations are disabled, says IA32_MISC_ENABLE (SDM vol. 4): a translator makes a turn of its loop for each element.
+     * Linux then copies and clears memory by loops of its own, which do eight words a turn. */
+    HV_AT(uint64_t, env, ENV_MISC_ENABLE) &= ~(uint64_t)1;
     e->injected = false;
     HV_AT(uint32_t, e->cpu, CPU_INTERRUPT_REQUEST) = 0;
     hv_debug_reset(e);
