@@ -42,6 +42,7 @@ from hvd.backends.contract import Backend
 from hvd.config import Config
 from hvd.errors import HvdError
 from hvd.guests.placement import Backends
+from hvd.guests.snapshots import Snapshots
 from hvd.guests.store import Store
 from hvd.guests.supervisor import Supervisor
 from hvd.images.blobs import BlobStore
@@ -158,6 +159,7 @@ class Daemon:
         self.supervisor = Supervisor(
             config, self.store, Backends(backends), self.catalog, self.blobs, self.switch, Cards(self.networks)
         )
+        self.snapshots = Snapshots(self.supervisor, self.catalog, self.blobs)
         self.metrics = Metrics(self._guests, lambda: self.supervisor.backends.available, self._points)
         self.metrics_endpoint = MetricsEndpoint(self.metrics)
         self.system = SystemService(self.supervisor, config)
@@ -166,7 +168,7 @@ class Daemon:
         self._tasks: list[asyncio.Task[None]] = []
 
     def _registrations(self) -> list[Register]:
-        guests, images = GuestService(self.supervisor), ImageService(self.catalog, self.blobs, self._builder())
+        guests, images = GuestService(self.supervisor, self.snapshots), ImageService(self.catalog, self.blobs, self._builder())
         tracing = TraceService(self.supervisor, self.switch, self.metrics.trace_lost)
         networks = NetworkService(self.networks)
         inspection, metrics = InspectService(self.supervisor), MetricsService(self.metrics)
@@ -199,6 +201,7 @@ class Daemon:
         """Serve, then adopt: whoever asks meanwhile is answered, and health says NOT_SERVING until all is known."""
         await self.store.open()
         await self.supervisor.load()  # or the first to ask would hear that there is no such guest
+        await self.snapshots.load()
         if self.config.metrics_listen:
             port = await self.metrics_endpoint.start(self.config.metrics_listen)
             host = self.config.metrics_listen.rpartition(":")[0]
@@ -219,7 +222,7 @@ class Daemon:
         self._tasks.append(asyncio.create_task(work))
 
     def _references(self) -> set[str]:
-        return self.catalog.references() | self.supervisor.references()
+        return self.catalog.references() | self.supervisor.references() | self.snapshots.references()
 
     async def close(self) -> None:
         """Stop serving; the guests stay."""
@@ -229,6 +232,7 @@ class Daemon:
         self.supervisor.leave()
         await self.metrics_endpoint.close()
         await self.server.stop()
+        await self.snapshots.close()
         await self.supervisor.close()
         await self.networks.close()
         await self.store.close()

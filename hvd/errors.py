@@ -80,13 +80,14 @@ REASONS: dict[str, Reason] = {
     "PACKAGE_FETCH_FAILED": Reason("UNAVAILABLE", "apt could not download {package} {version}: {problem}",
                                    "check the network, `sudo apt-get update`, and repeat"),
     # snapshots
-    "SNAPSHOT_NOT_FOUND": Reason("NOT_FOUND", "guest '{guest}' has no snapshot '{name}'", "`hvctl snapshot list` shows the snapshots there are"),
-    "SNAPSHOT_FOREIGN": Reason("INVALID_ARGUMENT", "'{name}' is no snapshot: {problem}", "use a file that `hvctl snapshot export` wrote"),
+    "SNAPSHOT_NOT_FOUND": Reason("NOT_FOUND", "guest '{guest}' has no snapshot '{name}'", "`hvctl snapshots list` shows the snapshots there are"),
+    "SNAPSHOT_FOREIGN": Reason("INVALID_ARGUMENT", "'{name}' is no snapshot: {problem}", "use a file that `hvctl snapshots export` wrote"),
     "SNAPSHOT_DAMAGED": Reason("DATA_LOSS", "snapshot '{name}' is damaged: {problem}", "export it again where it came from, or take another"),
     "SNAPSHOT_VERSION": Reason("FAILED_PRECONDITION", "snapshot '{name}' has format version {found}, this hvd knows up to {known}",
                                "use a newer hvd"),
     "SNAPSHOT_MISMATCH": Reason("FAILED_PRECONDITION", "snapshot '{name}' does not fit: its {what} is {found}, the guest's is {needed}",
                                 "restore it into a guest like the one it was taken of; `hvctl clone` makes one"),
+    "SNAPSHOT_FAILED": Reason("INTERNAL", "the snapshot could not be written: {problem}", "`hvctl logs` and the daemon's log may say more"),
     "SNAPSHOT_IN_USE": Reason("ABORTED", "snapshot '{name}' is in use by {verb}", "wait for it and repeat"),
     # resources
     "MEMORY_TOO_SMALL": Reason("INVALID_ARGUMENT", "{memory} bytes of guest memory are too few", "the least is {least}"),

@@ -11,10 +11,12 @@ from hvapi.v1 import guest_pb2, guest_pb2_grpc
 
 from hvd.api import console
 from hvd.api.screen import ScreenService
+from hvd.api.snapshots import SnapshotService
 from hvd.errors import HvdError
 from hvd.guests import model
 from hvd.guests.events import now
 from hvd.guests.logs import Line, LogReader
+from hvd.guests.snapshots import Snapshots
 from hvd.guests.supervisor import Supervisor
 
 GuestEvent = guest_pb2.GuestEvent
@@ -24,9 +26,10 @@ FOLLOW_SECONDS = 0.05
 _MOST_SECONDS = 366 * 86400.0
 
 
-class GuestService(ScreenService, guest_pb2_grpc.GuestServiceServicer):
-    def __init__(self, supervisor: Supervisor) -> None:
+class GuestService(ScreenService, SnapshotService, guest_pb2_grpc.GuestServiceServicer):
+    def __init__(self, supervisor: Supervisor, snapshots: Snapshots) -> None:
         self._supervisor = supervisor
+        self._snapshots = snapshots
 
     async def CreateGuest(self, request: guest_pb2.CreateGuestRequest, context: Any) -> guest_pb2.Guest:
         return await self._supervisor.create(request)

@@ -42,6 +42,7 @@ class Capability(enum.StrEnum):
     FIRMWARE = "boot-firmware"  # boots from a disk or CD-ROM as a PC does, in real mode
     SCREEN = "screen"
     KEYBOARD = "keyboard"
+    SNAPSHOT = "snapshot"
 
 
 @dataclass(frozen=True, slots=True)
@@ -85,6 +86,7 @@ class LaunchSpec:
     network_interfaces: Sequence[NetworkSpec] = ()
     card_descriptors: Sequence[int] = ()  # for the guest's process to inherit; the caller's own
     symbols: Path | None = None
+    snapshot: Path | None = None  # where to begin, instead of loading the kernel
 
 
 @dataclass(frozen=True, slots=True)
@@ -99,6 +101,14 @@ class InstanceStatus:
     log_error: str = ""
     debugged: bool = False  # a debugger is attached
     metadata: Mapping[str, str] | None = None
+
+
+@dataclass(frozen=True, slots=True)
+class SavedSnapshot:
+    """What Instance.save_snapshot did."""
+
+    size_bytes: int
+    paused_ns: int  # for so long the guest stood still
 
 
 class Instance(ABC):
@@ -165,6 +175,11 @@ class Instance(ABC):
         """Type on its keyboard: strokes are keys (names of hvd.board.keys) pressed one after the other and released in the opposite
         order. Waits for room for the first; so many were taken. Does not wait for ever: whoever calls it gives up."""
         raise missing(self, Capability.KEYBOARD)
+
+    async def save_snapshot(self, path: Path, about: bytes) -> SavedSnapshot:
+        """The whole machine into a file (an absolute path) that does not exist yet; it is complete and on the disk when this returns. On an error,
+        and when this is cancelled, no file is left sooner or later. about: JSON that goes into it as it is."""
+        raise missing(self, Capability.SNAPSHOT)
 
     def attach_console(self, read_only: bool) -> ConsoleAttachment:
         raise missing(self, Capability.CONSOLE)
@@ -238,6 +253,11 @@ class Backend(ABC):
     @abstractmethod
     def engines(self) -> Sequence[EngineInfo]:
         """Its ways of executing, the default first. Empty = there is but one."""
+
+    def vcpu_format(self, engine: str) -> str:
+        """The form of a saved vcpu under this engine, of which its snapshots are and which it can restore (hvd.board.ia32.FORMAT);
+        empty = it cannot."""
+        return ""
 
     @abstractmethod
     def check(self, spec: LaunchSpec) -> None:

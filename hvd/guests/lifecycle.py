@@ -12,7 +12,7 @@ from its exit record); a verb that ends a guest asks for it and waits for that n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Coroutine
+from collections.abc import Awaitable, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -20,7 +20,7 @@ import structlog
 from google.protobuf import timestamp_pb2
 from hvapi.v1 import guest_pb2
 
-from hvd.backends.contract import Backend, Capability, Instance, InstanceStatus
+from hvd.backends.contract import Backend, Capability, Instance, InstanceStatus, LaunchSpec
 from hvd.errors import HvdError
 from hvd.guests import adoption, conditions, records
 from hvd.guests.events import now
@@ -36,6 +36,8 @@ GuestEvent = guest_pb2.GuestEvent
 KILL_SECONDS = 10.0
 # At the daemon's end, verbs under way get so long to finish.
 CLOSE_SECONDS = 5.0
+# What a verb changes in what a backend is told for a start.
+Adapt = Callable[[LaunchSpec], LaunchSpec]
 _FINAL = frozenset({"STOPPED", "FAILED", "LOST"})
 
 
@@ -102,6 +104,36 @@ class GuestLife:
                 await self._launch(paused, by_hand=True)
 
         await self._run(work())
+
+    async def begin_from(
+        self, make_ready: Callable[[], Awaitable[None]], adapt: Adapt, paused: bool, backend: str = "", engine: str = ""
+    ) -> None:
+        """End it if it runs, do make_ready() while it is stopped, and start it with what adapt makes of its LaunchSpec: by a
+        snapshot. backend and engine: its new ones; empty = as they are. Raises as start() and kill() do, and what make_ready
+        raises; it is stopped then."""
+
+        async def work() -> None:
+            async with self._exclusively():
+                self._cancel_restart()
+                await self._kill()
+                await make_ready()
+                if backend:
+                    self.guest.backend, self.guest.engine = backend, engine
+                self.guest.restart_count = 0
+                self._restarts.forget()
+                await self._launch(paused, by_hand=True, adapt=adapt)
+
+        await self._run(work())
+
+    async def exclusively(self, work: Callable[[], Awaitable[None]]) -> None:
+        """Run something while no verb changes the guest, to its end even if the caller goes. Raises what it raises, and
+        HvdError GUEST_NOT_FOUND when the guest is deleted before."""
+
+        async def locked() -> None:
+            async with self._exclusively():
+                await work()
+
+        await self._run(locked())
 
     async def stop(self, grace: float) -> None:
         """Ask it to end, kill it after `grace` seconds, or at once if it cannot hear."""
@@ -322,7 +354,7 @@ class GuestLife:
             raise HvdError("GUEST_BUSY", verb="stop", name=self.guest.name)
         return self.reachable(verb, capability)
 
-    async def _launch(self, paused: bool, by_hand: bool) -> None:
+    async def _launch(self, paused: bool, by_hand: bool, adapt: Adapt = lambda spec: spec) -> None:
         """Under the lock. The policy retries its own starts that fail, not those that somebody is told about."""
         backend = self.backend
         if await self._readopt(backend):
@@ -335,7 +367,7 @@ class GuestLife:
         self._move(Guest.STARTING, "starting")
         self._ended.clear()
         try:
-            spec = self._host.resolve(self.guest, paused)
+            spec = adapt(self._host.resolve(self.guest, paused))
             await asyncio.to_thread(records.prepare_directory, self.directory, self.guest)
             self._host.trace.before_launch(self.directory)
             self.run += 1  # only now: whoever sees it finds nothing of the run before

@@ -14,7 +14,7 @@ import binascii
 import contextlib
 import hashlib
 import uuid
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -85,6 +85,10 @@ class Supervisor:
 
     def __len__(self) -> int:
         return len(self._guests)
+
+    def names(self) -> Set[str]:
+        """The {guest} of every guest."""
+        return self._guests.keys()
 
     def get(self, name: str) -> GuestLife:
         """The guest of "guests/{guest}". Raises HvdError NAME_INVALID, GUEST_NOT_FOUND."""

@@ -16,7 +16,15 @@ from google.protobuf.message import DecodeError
 from hvapi.runner.v1 import control_pb2
 from hvapi.v1 import guest_pb2, inspect_pb2
 
-from hvd.backends.contract import Capability, ConsoleAttachment, DebugConnection, Instance, InstanceStatus, LaunchSpec
+from hvd.backends.contract import (
+    Capability,
+    ConsoleAttachment,
+    DebugConnection,
+    Instance,
+    InstanceStatus,
+    LaunchSpec,
+    SavedSnapshot,
+)
 from hvd.board.spec import MachineSpec
 from hvd.errors import HvdError
 from hvd.runner import launch
@@ -109,6 +117,7 @@ class RunnerInstance(Instance):
             disks=tuple(spec.disks),
             network_interfaces=tuple(spec.network_interfaces),
             symbols=str(spec.symbols.absolute()) if spec.symbols else "",
+            snapshot=str(spec.snapshot.absolute()) if spec.snapshot else "",
         )
         read, write = os.pipe()
         try:
@@ -308,6 +317,19 @@ class RunnerInstance(Instance):
             Capability.REGISTERS, "get_registers", control_pb2.GetRegisters(vcpu=vcpu)
         )
         return answer
+
+    async def save_snapshot(self, path: Path, about: bytes) -> SavedSnapshot:
+        """On a connection of its own: other calls do not wait for it. However long it takes, it ends with the runner."""
+        self._need(Capability.SNAPSHOT)
+        if self._exited.is_set():
+            raise HvdError("RUNNER_GONE", problem="the guest has ended")
+        channel = _Channel(self.directory)
+        try:
+            request = control_pb2.SaveSnapshot(path=str(path), about=about)
+            saved: control_pb2.SnapshotSaved = await channel.call("save_snapshot", request)
+        finally:
+            channel.close()
+        return SavedSnapshot(saved.size_bytes, saved.paused_ns)
 
     async def resize_console(self, rows: int, columns: int) -> None:
         await self._verb(Capability.CONSOLE, "resize_console", control_pb2.ResizeConsole(rows=rows, columns=columns))

@@ -9,6 +9,7 @@ import contextlib
 import selectors
 import socket
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from google.protobuf.message import DecodeError
@@ -80,6 +81,7 @@ class ControlServer:
             "resize_console": self._resize_console,
             "get_screen": lambda c, i, r: self._in_vcpu(c, i, machine.device(Vga).screen, _screen),
             "type_keys": self._type_keys,
+            "save_snapshot": self._save_snapshot,
         }
 
     def accept(self, sock: socket.socket) -> None:
@@ -261,6 +263,15 @@ class ControlServer:
     def _kill(self, connection: _Connection, id_: int, request: control_pb2.Kill) -> None:
         self._answer(connection, id_, done=control_pb2.Done())
         self._kill_machine()
+
+    def _save_snapshot(self, connection: _Connection, id_: int, request: control_pb2.SaveSnapshot) -> None:
+        from hvd.runner.saving import save_snapshot  # most guests never are
+
+        def done(saved: control_pb2.SnapshotSaved | None, error: HvdError | None) -> None:
+            result: dict[str, Any] = {"snapshot_saved": saved} if error is None else {"error": _error(error)}
+            self._post(lambda: self._answer(connection, id_, **result))
+
+        save_snapshot(self._machine, Path(request.path), request.about, done)
 
     def _read_memory(self, connection: _Connection, id_: int, request: control_pb2.ReadMemory) -> None:
         address, length, virtual = request.address, request.length, request.virtual

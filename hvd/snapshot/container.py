@@ -165,23 +165,31 @@ class SectionWriter:
         """Append a piece of another file: shared with it where the file system can (reflink)."""
         writer = self._writer
         with writer._full_disk_told():
-            while length > 0:
-                try:
-                    copied = os.copy_file_range(fd, writer._fd, length, offset, writer._end)
-                except OSError as error:
-                    if error.errno in FULL:
-                        raise
-                    copied = 0  # between these file systems it cannot
-                if not copied:
-                    piece = os.pread(fd, min(length, COPY_BYTES), offset)
-                    if not piece:
-                        raise OSError(errno.EIO, "the file became shorter while it was copied")
-                    writer._write(piece)
-                    copied = len(piece)
-                else:
-                    writer._end += copied
-                offset += copied
-                length -= copied
+            copy_range(fd, offset, writer._fd, writer._end, length)
+        writer._end += length
+
+
+def copy_range(source: int, offset: int, target: int, target_offset: int, length: int) -> None:
+    """A piece of a file into another, in the kernel if these file systems can. Raises OSError; EIO when the source became
+    shorter meanwhile."""
+    in_kernel = True
+    while length > 0:
+        copied = 0
+        if in_kernel:
+            try:
+                copied = os.copy_file_range(source, target, length, offset, target_offset)
+            except OSError as error:
+                if error.errno in FULL:
+                    raise
+            in_kernel = copied > 0
+        if not copied:
+            piece = os.pread(source, min(length, COPY_BYTES), offset)
+            if not piece:
+                raise OSError(errno.EIO, "the file became shorter while it was copied")
+            copied = os.pwrite(target, piece, target_offset)
+        offset += copied
+        target_offset += copied
+        length -= copied
 
 
 def checksum(fd: int, section: Section) -> int:

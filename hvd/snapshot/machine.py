@@ -4,6 +4,7 @@
     machine       JSON: memory_bytes, paused, resets, console_size, board, devices, vcpu
     memory.index  pairs of 64-bit little-endian numbers: guest-physical address and length of a run of pages
     memory        those pages, one run after the other; what is not there is zero
+    diskN         of a disk that the guest can write: its overlay file (hvd.snapshot.sparse), complete as of this moment
 """
 
 from __future__ import annotations
@@ -15,10 +16,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
 
 from hvd.board import saved
+from hvd.board.spec import DiskSpec
 from hvd.board.vcpu import Vcpu
 from hvd.errors import HvdError
 from hvd.snapshot.container import COPY_BYTES, Reader, Writer
 from hvd.snapshot.pages import PAGE, crc32c, used_runs
+from hvd.snapshot.sparse import write_file
 
 if TYPE_CHECKING:
     from hvd.board.machine import Machine
@@ -41,13 +44,26 @@ def state_of(machine: Machine) -> dict[str, Any]:
         "console_size": list(machine.console_size),
         "board": machine.board.save(),
         "devices": {device.name: device.save() for device in machine.devices},
+        "disks": [disk_state(disk.spec) for disk in machine.disks],
         "vcpu": machine.vcpu.save(),
+    }
+
+
+def disk_state(spec: DiskSpec) -> dict[str, Any]:
+    """What must be the same of a disk where the snapshot is restored."""
+    return {
+        "name": spec.name,
+        "base": Path(spec.base).name,
+        "size_bytes": spec.size_bytes,
+        "read_only": spec.read_only,
+        "bus": spec.bus,
+        "cdrom": spec.cdrom,
     }
 
 
 def save(machine: Machine, path: Path, about: bytes) -> Writer:
     """Write the machine while it stands still; in the vcpu thread. The caller finishes the file in another thread
-    (Writer.finish), while the guest goes on. Raises HvdError DISK_FULL, CAPABILITY_MISSING; OSError."""
+    (Writer.finish), while the guest goes on. Raises HvdError DISK_FULL, CAPABILITY_MISSING, SNAPSHOT_FAILED."""
     runs_on = machine.state == "RUNNING"
     machine.board.stop_clock()
     try:
@@ -56,9 +72,12 @@ def save(machine: Machine, path: Path, about: bytes) -> Writer:
             writer.add(ABOUT, about)
             writer.add_json(MACHINE, state_of(machine))
             _write_memory(machine, writer)
+            _write_disks(machine, writer)
         except BaseException:
             writer.__exit__()
             raise
+    except OSError as error:
+        raise HvdError("SNAPSHOT_FAILED", problem=str(error)) from error
     finally:
         if runs_on:
             machine.board.start_clock()
@@ -75,6 +94,14 @@ def _write_memory(machine: Machine, writer: Writer) -> None:
     writer.add(MEMORY_INDEX, bytes(index))
 
 
+def _write_disks(machine: Machine, writer: Writer) -> None:
+    """Flushed first: an overlay counts what was not flushed only until its host is started anew."""
+    for disk in machine.disks:
+        if disk.spec.overlay:
+            disk.image.flush()
+            write_file(writer, disk.spec.name, Path(disk.spec.overlay))
+
+
 def restore(machine: Machine, vcpu: Vcpu, path: Path) -> None:
     """Put a machine that was just made into the state of a snapshot. Raises HvdError SNAPSHOT_DAMAGED, _FOREIGN,
     _VERSION, _MISMATCH; OSError. The machine is of no use then."""
@@ -83,6 +110,9 @@ def restore(machine: Machine, vcpu: Vcpu, path: Path) -> None:
         memory_bytes = state.get("memory_bytes")
         if memory_bytes != machine.memory.size:
             raise mismatch(reader.name, "memory", f"{memory_bytes} bytes", f"{machine.memory.size} bytes")
+        disks = [disk_state(disk.spec) for disk in machine.disks]
+        if state.get("disks", []) != disks:
+            raise mismatch(reader.name, "set of disks", str(state.get("disks")), str(disks))
         _read_memory(machine, reader)
         try:
             _restore_devices(machine, reader.name, state)

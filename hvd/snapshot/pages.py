@@ -53,14 +53,14 @@ def used_runs(memory: GuestMemory) -> Iterator[tuple[int, int]]:
     find = _library().hv_nonzero_run
     end = ctypes.c_size_t()
     for address, length, offset in memory.ram_spans():
-        for start, stop in _extents(memory.fd, offset, offset + length):
+        for start, stop in extents(memory.fd, offset, offset + length):
             base, size, at = memory.host_address + start, stop - start, 0
             while (at := find(base, size, at, ctypes.byref(end))) < size:
                 yield address + start - offset + at, end.value - at
                 at = end.value
 
 
-def _extents(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+def extents(fd: int, start: int, end: int) -> Iterator[tuple[int, int]]:
     """Where the file has pages, within these offsets, on page boundaries."""
     while start < end:
         try:

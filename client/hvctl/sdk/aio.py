@@ -17,6 +17,7 @@ from hvctl.sdk.calls import HEALTH_SERVING, HEALTH_WATCH, Calls, Q, R, ServerStr
 from hvctl.sdk.client import DEFAULT_TIMEOUT
 from hvctl.sdk.endpoint import Endpoint, default_endpoint
 from hvctl.sdk.errors import HvctlError, from_rpc
+from hvctl.sdk.files import import_frames, new_file
 from hvctl.sdk.guests import GuestSpec
 from hvctl.sdk.watching import Resume
 
@@ -252,6 +253,33 @@ class AsyncClient(Calls):
         except grpc.RpcError as error:
             raise from_rpc(error, self.endpoint, call.method) from error
         return info.digest
+
+    async def export_snapshot_file(self, name: str, path: Path, *, timeout: float | None = None) -> None:
+        """Writes a snapshot to a file, which is there only when it is whole. Raises HvctlError, also FILE_UNWRITABLE."""
+        with new_file(path) as file:
+            async with self.export_snapshot(name=name, timeout=timeout) as responses:
+                async for response in responses:
+                    await asyncio.to_thread(file.write, response.chunk)
+
+    async def import_snapshot(
+        self, path: Path, *, parent: str = "", snapshot_id: str = "", timeout: float | None = None
+    ) -> guest_pb2.Snapshot:
+        """Sends a file that export_snapshot_file() wrote. Raises HvctlError, also FILE_UNREADABLE."""
+        call = Calls.__dict__["_import_snapshot"]
+        invoke = self.channel.stream_unary(
+            call.path, request_serializer=call.request.SerializeToString, response_deserializer=call.response.FromString
+        )
+        source = import_frames(path, parent, snapshot_id)
+
+        async def frames() -> AsyncIterator[guest_pb2.ImportSnapshotRequest]:
+            while (frame := await asyncio.to_thread(next, source, None)) is not None:
+                yield frame
+
+        try:
+            answer: guest_pb2.Snapshot = await invoke(frames(), timeout=timeout)
+        except grpc.RpcError as error:
+            raise from_rpc(error, self.endpoint, call.method) from error
+        return answer
 
     async def create(self, spec: GuestSpec, *, validate_only: bool = False) -> guest_pb2.Guest:
         """Uploads the guest's files and makes it, STOPPED."""

@@ -16,6 +16,7 @@ from hvctl.sdk.blobs import MOST_LOADED_BYTES, Path, file_blob, frame_bytes, upl
 from hvctl.sdk.calls import HEALTH_SERVING, HEALTH_WATCH, Calls, Q, R, ServerStream, Unary, channel_options
 from hvctl.sdk.endpoint import Endpoint, default_endpoint
 from hvctl.sdk.errors import HvctlError, from_rpc
+from hvctl.sdk.files import import_frames, new_file
 from hvctl.sdk.guests import GuestSpec
 from hvctl.sdk.watching import Resume
 
@@ -239,6 +240,26 @@ class Client(Calls):
         except grpc.RpcError as error:
             raise from_rpc(error, self.endpoint, call.method) from error
         return info.digest
+
+    def export_snapshot_file(self, name: str, path: Path, *, timeout: float | None = None) -> None:
+        """Writes a snapshot to a file, which is there only when it is whole. Raises HvctlError, also FILE_UNWRITABLE."""
+        with new_file(path) as file, self.export_snapshot(name=name, timeout=timeout) as responses:
+            for response in responses:
+                file.write(response.chunk)
+
+    def import_snapshot(
+        self, path: Path, *, parent: str = "", snapshot_id: str = "", timeout: float | None = None
+    ) -> guest_pb2.Snapshot:
+        """Sends a file that export_snapshot_file() wrote. Raises HvctlError, also FILE_UNREADABLE."""
+        call = Calls.__dict__["_import_snapshot"]
+        invoke = self.channel.stream_unary(
+            call.path, request_serializer=call.request.SerializeToString, response_deserializer=call.response.FromString
+        )
+        try:
+            answer: guest_pb2.Snapshot = invoke(import_frames(path, parent, snapshot_id), timeout=timeout)
+        except grpc.RpcError as error:
+            raise from_rpc(error, self.endpoint, call.method) from error
+        return answer
 
     def create(self, spec: GuestSpec, *, validate_only: bool = False) -> guest_pb2.Guest:
         """Uploads the guest's files and makes it, STOPPED."""

@@ -31,3 +31,9 @@ def network_name(network: str) -> str:
 def network_id(name: str) -> str:
     """networks/lan -> lan"""
     return name.removeprefix("networks/")
+
+
+def snapshot_name(snapshot: str) -> str:
+    """web-1/before or guests/web-1/snapshots/before -> guests/web-1/snapshots/before"""
+    guest, _, name = snapshot.removeprefix("guests/").replace("/snapshots/", "/").partition("/")
+    return f"guests/{guest}/snapshots/{name}"

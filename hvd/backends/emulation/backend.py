@@ -13,7 +13,7 @@ from typing import Final
 
 from hvd.backends.contract import Availability, Capability, EngineInfo, LaunchSpec
 from hvd.backends.machine import MachineBackend
-from hvd.board import firmware
+from hvd.board import firmware, ia32
 from hvd.board.hot import LIBRARY
 from hvd.board.loaders.kernel import Kernel
 from hvd.errors import HvdError
@@ -33,7 +33,7 @@ class EmulationBackend(MachineBackend):
         Capability.CONSOLE, Capability.PAUSE, Capability.RESET, Capability.MEMORY_READ, Capability.MEMORY_WRITE,
         Capability.MEMORY_MAP, Capability.TRANSLATE, Capability.REGISTERS, Capability.TRACE, Capability.HYPERCALL,
         Capability.DISK, Capability.NETWORK, Capability.FIRMWARE,
-        Capability.SCREEN, Capability.KEYBOARD, Capability.DEBUG,
+        Capability.SCREEN, Capability.KEYBOARD, Capability.DEBUG, Capability.SNAPSHOT,
     })  # fmt: skip
     preference = 10  # the slowest: everything else that can run a guest is better
 
@@ -63,6 +63,9 @@ class EmulationBackend(MachineBackend):
                 remedy="use engine native, or start a kernel (--kernel)",
             )
         firmware.check(spec.memory_bytes)
+
+    def vcpu_format(self, engine: str) -> str:
+        return "" if (engine or self.engines()[0].name) == "public" else ia32.FORMAT
 
     def check_kernel(self, spec: LaunchSpec, kernel: Kernel) -> None:
         engine = spec.engine or self.engines()[0].name

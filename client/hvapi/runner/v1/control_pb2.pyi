@@ -45,6 +45,7 @@ class RunnerRequest(_message.Message):
     WAIT_STATUS_FIELD_NUMBER: _builtins.int
     GET_SCREEN_FIELD_NUMBER: _builtins.int
     TYPE_KEYS_FIELD_NUMBER: _builtins.int
+    SAVE_SNAPSHOT_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     @_builtins.property
     def get_status(self) -> Global___GetStatus: ...
@@ -84,6 +85,10 @@ class RunnerRequest(_message.Message):
     def type_keys(self) -> Global___TypeKeys:
         """Answered when the keyboard has taken at least one stroke."""
 
+    @_builtins.property
+    def save_snapshot(self) -> Global___SaveSnapshot:
+        """Answered when the file is whole and on the disk; the guest goes on earlier."""
+
     def __init__(
         self,
         *,
@@ -103,12 +108,13 @@ class RunnerRequest(_message.Message):
         wait_status: Global___WaitStatus | None = ...,
         get_screen: Global___GetScreen | None = ...,
         type_keys: Global___TypeKeys | None = ...,
+        save_snapshot: Global___SaveSnapshot | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "get_memory_map", b"get_memory_map", "get_registers", b"get_registers", "get_screen", b"get_screen", "get_status", b"get_status", "kill", b"kill", "pause", b"pause", "power_button", b"power_button", "read_memory", b"read_memory", "reset", b"reset", "resize_console", b"resize_console", "resume", b"resume", "translate_address", b"translate_address", "type_keys", b"type_keys", "wait_status", b"wait_status", "write_memory", b"write_memory"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "get_memory_map", b"get_memory_map", "get_registers", b"get_registers", "get_screen", b"get_screen", "get_status", b"get_status", "kill", b"kill", "pause", b"pause", "power_button", b"power_button", "read_memory", b"read_memory", "reset", b"reset", "resize_console", b"resize_console", "resume", b"resume", "save_snapshot", b"save_snapshot", "translate_address", b"translate_address", "type_keys", b"type_keys", "wait_status", b"wait_status", "write_memory", b"write_memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "get_memory_map", b"get_memory_map", "get_registers", b"get_registers", "get_screen", b"get_screen", "get_status", b"get_status", "id", b"id", "kill", b"kill", "pause", b"pause", "power_button", b"power_button", "read_memory", b"read_memory", "reset", b"reset", "resize_console", b"resize_console", "resume", b"resume", "translate_address", b"translate_address", "type_keys", b"type_keys", "wait_status", b"wait_status", "write_memory", b"write_memory"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "get_memory_map", b"get_memory_map", "get_registers", b"get_registers", "get_screen", b"get_screen", "get_status", b"get_status", "id", b"id", "kill", b"kill", "pause", b"pause", "power_button", b"power_button", "read_memory", b"read_memory", "reset", b"reset", "resize_console", b"resize_console", "resume", b"resume", "save_snapshot", b"save_snapshot", "translate_address", b"translate_address", "type_keys", b"type_keys", "wait_status", b"wait_status", "write_memory", b"write_memory"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["get_status", "pause", "resume", "reset", "power_button", "kill", "read_memory", "write_memory", "get_memory_map", "translate_address", "get_registers", "resize_console", "wait_status", "get_screen", "type_keys"]  # noqa: Y015
+    _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["get_status", "pause", "resume", "reset", "power_button", "kill", "read_memory", "write_memory", "get_memory_map", "translate_address", "get_registers", "resize_console", "wait_status", "get_screen", "type_keys", "save_snapshot"]  # noqa: Y015
     _WhichOneofArgType_call: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_call) -> _WhichOneofReturnType_call | None: ...
 
@@ -128,6 +134,7 @@ class RunnerResponse(_message.Message):
     DONE_FIELD_NUMBER: _builtins.int
     SCREEN_FIELD_NUMBER: _builtins.int
     KEYS_TYPED_FIELD_NUMBER: _builtins.int
+    SNAPSHOT_SAVED_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     @_builtins.property
     def error(self) -> Global___Error: ...
@@ -147,6 +154,8 @@ class RunnerResponse(_message.Message):
     def screen(self) -> _guest_pb2.Screen: ...
     @_builtins.property
     def keys_typed(self) -> Global___KeysTyped: ...
+    @_builtins.property
+    def snapshot_saved(self) -> Global___SnapshotSaved: ...
     def __init__(
         self,
         *,
@@ -160,12 +169,13 @@ class RunnerResponse(_message.Message):
         done: Global___Done | None = ...,
         screen: _guest_pb2.Screen | None = ...,
         keys_typed: Global___KeysTyped | None = ...,
+        snapshot_saved: Global___SnapshotSaved | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["address_translation", b"address_translation", "done", b"done", "error", b"error", "keys_typed", b"keys_typed", "memory_data", b"memory_data", "memory_map", b"memory_map", "registers", b"registers", "result", b"result", "screen", b"screen", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["address_translation", b"address_translation", "done", b"done", "error", b"error", "keys_typed", b"keys_typed", "memory_data", b"memory_data", "memory_map", b"memory_map", "registers", b"registers", "result", b"result", "screen", b"screen", "snapshot_saved", b"snapshot_saved", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address_translation", b"address_translation", "done", b"done", "error", b"error", "id", b"id", "keys_typed", b"keys_typed", "memory_data", b"memory_data", "memory_map", b"memory_map", "registers", b"registers", "result", b"result", "screen", b"screen", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address_translation", b"address_translation", "done", b"done", "error", b"error", "id", b"id", "keys_typed", b"keys_typed", "memory_data", b"memory_data", "memory_map", b"memory_map", "registers", b"registers", "result", b"result", "screen", b"screen", "snapshot_saved", b"snapshot_saved", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["error", "status", "memory_data", "memory_map", "address_translation", "registers", "done", "screen", "keys_typed"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["error", "status", "memory_data", "memory_map", "address_translation", "registers", "done", "screen", "keys_typed", "snapshot_saved"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
@@ -625,3 +635,50 @@ class KeysTyped(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___KeysTyped: _TypeAlias = KeysTyped  # noqa: Y015
+
+@_typing.final
+class SaveSnapshot(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PATH_FIELD_NUMBER: _builtins.int
+    ABOUT_FIELD_NUMBER: _builtins.int
+    path: _builtins.str
+    """Where it is to be, on the daemon's disk; nothing is there yet."""
+    about: _builtins.bytes
+    """The section "about", as it is."""
+    def __init__(
+        self,
+        *,
+        path: _builtins.str = ...,
+        about: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["about", b"about", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SaveSnapshot: _TypeAlias = SaveSnapshot  # noqa: Y015
+
+@_typing.final
+class SnapshotSaved(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    PAUSED_NS_FIELD_NUMBER: _builtins.int
+    size_bytes: _builtins.int
+    paused_ns: _builtins.int
+    """For so long the guest stood still."""
+    def __init__(
+        self,
+        *,
+        size_bytes: _builtins.int = ...,
+        paused_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["paused_ns", b"paused_ns", "size_bytes", b"size_bytes"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___SnapshotSaved: _TypeAlias = SnapshotSaved  # noqa: Y015
