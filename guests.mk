@@ -6,11 +6,11 @@ GUEST_BUILD := build/guests
 GUEST_CFLAGS := -std=gnu11 -Os -g0 -Wall -Wextra $(WERROR) -ffreestanding -nostdlib -fno-pic -fno-pie -fno-stack-protector \
 	-fno-asynchronous-unwind-tables -fcf-protection=none -mno-red-zone -mgeneral-regs-only -Iguests/include
 GUEST_LDFLAGS := -static -no-pie -nostdlib -Wl,--build-id=none -Wl,-z,noexecstack -Wl,-z,max-page-size=4096
-GUEST_HEADERS := guests/include/guest.h guests/include/hv/hypercall.h
+GUEST_HEADERS := guests/include/guest.h guests/include/pci.h guests/include/hv/hypercall.h
 
 include guests/teach/teach.mk
 
-GUEST_MULTIBOOT := hello hypercalls interrupts exceptions paging spin halt triple reset flood wild echo compute ticker ports nonsense screen
+GUEST_MULTIBOOT := hello hypercalls interrupts exceptions paging spin halt triple reset flood wild echo compute ticker ports nonsense screen exits virtio
 GUEST_FILES := $(GUEST_MULTIBOOT:%=$(GUEST_BUILD)/%.elf) $(GUEST_BUILD)/pvh.elf $(GUEST_BUILD)/long.elf $(GUEST_BUILD)/alias.elf $(GUEST_BUILD)/flat.bin $(GUEST_BUILD)/boot.img \
 	$(GUEST_BUILD)/diskrate $(TEACH_GUEST)
 

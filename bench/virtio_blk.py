@@ -94,14 +94,18 @@ def _qemu_command(program: str, image: GuestImage, disk: Path) -> list[str]:
 
 def _rates(command: list[str], environment: dict[str, str] | None, quick: bool) -> dict[str, float]:
     """Bytes a second of every workload, in a guest that is booted for them."""
-    process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment)
+    process = subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
+    )
     assert process.stdin is not None and process.stdout is not None
     rates: dict[str, float] = {}
     try:
         read_until(process, PROMPT)
         for name, (words, size, count) in WORKLOADS.items():
             count = count if words.startswith("write sequential") or not quick else max(16, count // 8)
-            process.stdin.write(b"echo 3 >/proc/sys/vm/drop_caches; diskrate /dev/vda %s %d %d\n" % (words.encode(), size, count))
+            process.stdin.write(
+                b"echo 3 >/proc/sys/vm/drop_caches; diskrate /dev/vda %s %d %d\n" % (words.encode(), size, count)
+            )
             process.stdin.flush()
             rates[name] = _result(process)
     finally:

@@ -28,6 +28,7 @@ ENDINGS = {
     "paging.elf": ("EXITED", 0, "paging: ok"),
     "long.elf": ("EXITED", 0, "long: ok"),
     "alias.elf": ("EXITED", 0, "alias: ok"),
+    "virtio.elf": ("EXITED", 0, "virtio: ok"),
     "compute.elf": ("EXITED", 0, "compute: ok"),
     "halt.elf": ("HALTED", 0, "halt: ok"),
     "triple.elf": ("TRIPLE_FAULT", 0, "triple: ok"),

@@ -65,7 +65,12 @@ class VirtioPci(PciFunction):
         self._reset_device()
 
     def _structures(self) -> None:
-        lengths = {COMMON: COMMON_FORM.size, ISR: 1, DEVICE: len(self.device.config), NOTIFY: NOTIFY_MULTIPLIER * len(self._queues)}
+        lengths = {
+            COMMON: COMMON_FORM.size,
+            ISR: 1,
+            DEVICE: len(self.device.config),
+            NOTIFY: NOTIFY_MULTIPLIER * len(self._queues),
+        }
         for kind, length in lengths.items():
             if length:
                 extra = struct.pack("<I", NOTIFY_MULTIPLIER) if kind == NOTIFY else b""
@@ -142,7 +147,11 @@ class VirtioPci(PciFunction):
         queue: Queue | None = None
         vector, notify = NO_VECTOR, 0
         if self._queue_select < len(self._queues):
-            queue, vector, notify = self._queues[self._queue_select], self._vectors[self._queue_select], self._queue_select
+            queue, vector, notify = (
+                self._queues[self._queue_select],
+                self._vectors[self._queue_select],
+                self._queue_select,
+            )
         return COMMON_FORM.pack(
             select, self._offered >> 32 * select & 0xFFFF_FFFF if select < 2 else 0,
             self._driver_select, self._accepted >> 32 * self._driver_select & 0xFFFF_FFFF if self._driver_select < 2 else 0,
@@ -307,7 +316,9 @@ class VirtioPci(PciFunction):
         for queue, saved in zip(self._queues, state["queues"], strict=True):
             queue.restore(saved)
         self._accepted = accepted
-        self._feature_select, self._driver_select, self._queue_select = (int(n) & 0xFFFF_FFFF for n in state["selectors"])
+        self._feature_select, self._driver_select, self._queue_select = (
+            int(n) & 0xFFFF_FFFF for n in state["selectors"]
+        )
         self._write_config_vector(int(state["config_vector"]) & 0xFFFF)
         vectors = [int(vector) for vector in state["vectors"]]
         self._vectors = [v if 0 <= v < self._msix.vectors else NO_VECTOR for v in vectors][: len(self._queues)]
@@ -318,7 +329,9 @@ class VirtioPci(PciFunction):
         self._status = status
         if status & FEATURES_OK:
             if accepted & ~self._offered:
-                raise ValueError(f"{self.name} of the snapshot has features {accepted:#x}, which are not all offered here")
+                raise ValueError(
+                    f"{self.name} of the snapshot has features {accepted:#x}, which are not all offered here"
+                )
             self._take_features()
         self.device.restore(state["own"])
         self.device.ready = status & (FEATURES_OK | DRIVER_OK | NEEDS_RESET | FAILED) == FEATURES_OK | DRIVER_OK
@@ -335,7 +348,11 @@ def _ring_writes() -> dict[tuple[int, int], Callable[[VirtioPci, int], None]]:
 
     writes: dict[tuple[int, int], Callable[[VirtioPci, int], None]] = {}
     for offset, name in ((0x20, "descriptors"), (0x28, "driver"), (0x30, "device")):
-        writes |= {(offset, 8): write(name, 0, 64), (offset, 4): write(name, 0, 32), (offset + 4, 4): write(name, 32, 32)}
+        writes |= {
+            (offset, 8): write(name, 0, 64),
+            (offset, 4): write(name, 0, 32),
+            (offset + 4, 4): write(name, 32, 32),
+        }
     return writes
 
 

@@ -161,7 +161,9 @@ class Queue:
                 raise QueueError(f"descriptor {index} of a table of {size}")
             steps += 1
             if (steps > size and not indirect) or steps > LARGEST:
-                raise QueueError(f"the chain that begins at descriptor {head} is longer than {min(steps - 1, LARGEST)}: a loop?")
+                raise QueueError(
+                    f"the chain that begins at descriptor {head} is longer than {min(steps - 1, LARGEST)}: a loop?"
+                )
             address, length, flags, index = unpack(buffer, table + DESCRIPTOR_BYTES * index)
             if flags & INDIRECT:
                 if not self._indirect or indirect or flags & (NEXT | WRITE):
@@ -238,7 +240,9 @@ class Queue:
         if not 0 <= size <= 0xFFFF:
             raise ValueError(f"a queue of {size}")
         self.size = size
-        self.descriptors, self.driver, self.device = (int(state[name]) & (1 << 64) - 1 for name in ("descriptors", "driver", "device"))
+        self.descriptors, self.driver, self.device = (
+            int(state[name]) & (1 << 64) - 1 for name in ("descriptors", "driver", "device")
+        )
         self.set_features(state["indirect"] is True, state["events"] is True)
         if state["enabled"] is True:
             try:
