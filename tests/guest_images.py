@@ -47,7 +47,9 @@ class GuestImage:
 # name -> architecture, the package that stands for the newest kernel, what that kernel's own package is called
 DEBIAN_KERNELS = {
     "debian-cloud": ("amd64", "linux-image-cloud-amd64", r"linux-image-[0-9][\w.+~-]*-cloud-amd64"),
+    "debian-amd64": ("amd64", "linux-image-amd64", r"linux-image-[0-9][\d.-]*-amd64"),
     "debian-686": ("i386", "linux-image-686", r"linux-image-[0-9][\w.+~-]*-686"),
+    "debian-686-pae": ("i386", "linux-image-686-pae", r"linux-image-[0-9][\w.+~-]*-686-pae"),
 }
 # Of Debian's kernels, for what the board has on its PCI bus, and file systems on it.
 DISK_MODULES = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "virtio_rng", "virtio_console")

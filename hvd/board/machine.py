@@ -22,6 +22,7 @@ from hvd.board import cpuid, firmware
 from hvd.board.block import close_disks, open_disks
 from hvd.board.bus import Bus, floating
 from hvd.board.devices import DEVICES
+from hvd.board.devices.acpi_pm import AcpiPm
 from hvd.board.hot import MMIO, HotBoard, PortResult
 from hvd.board.loaders import load
 from hvd.board.memory import GuestMemory, Region
@@ -176,6 +177,10 @@ class Machine:
     def exit(self, code: int) -> None:
         """The guest ends itself with a code of 32 bits, kept as a signed number."""
         self.finish(End("EXITED", f"the guest exited with code {code}", code - (1 << 32) if code >> 31 else code))
+
+    def power_off(self, cause: str) -> None:
+        """The guest switched itself off."""
+        self.finish(End("POWEROFF", f"the guest powered off ({cause})"))
 
     def finish(self, end: End) -> None:
         """The machine ends after the present exit; the first end counts."""
@@ -503,6 +508,11 @@ class Machine:
         self.resets += 1
         self.board.cross(RESET, start_ns, self._exit.rip, 0, 0, 0, 0, 0)
         self._on_change()
+
+    def power_button(self) -> bool:
+        """Press it. False: the guest does not listen to it."""
+        buttons = [device for device in self._devices if isinstance(device, AcpiPm)]
+        return any([button.press_power_button() for button in buttons])
 
     def kill(self) -> None:
         """End at once."""

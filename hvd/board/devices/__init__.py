@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from hvd.board.device import DeviceFactory
+from hvd.board.devices.acpi_pm import AcpiPm
 from hvd.board.devices.cmos import Cmos
 from hvd.board.devices.debug_exit import DebugExit
 from hvd.board.devices.fw_cfg import FwCfg
@@ -20,6 +21,7 @@ DEVICES: dict[str, DeviceFactory] = {
     Keyboard.name: Keyboard,
     Vga.name: Vga,
     ResetControl.name: ResetControl,
+    AcpiPm.name: AcpiPm,
     Ide.name: Ide,
     PciBus.name: pci_bus,
     FwCfg.name: FwCfg,

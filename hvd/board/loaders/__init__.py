@@ -16,6 +16,7 @@ from hvd.board.loaders.flat import DEFAULT_LOAD_ADDRESS
 from hvd.board.loaders.image import ImageFile
 from hvd.board.loaders.kernel import Kernel, Loaded
 from hvd.board.memory import GuestMemory
+from hvd.board.tables import put_tables
 from hvd.errors import HvdError
 
 __all__ = ["DEFAULT_LOAD_ADDRESS", "LOADERS", "Kernel", "Loaded", "identify", "load"]
@@ -65,4 +66,6 @@ def load(
         image = files.enter_context(ImageFile(kernel))
         extra = None if initrd is None else files.enter_context(ImageFile(initrd, "the initrd"))
         recognised = _recognise(image, flat_load_address)
-        return Loaded(recognised.load(memory, extra, command_line), recognised.format, recognised.description)
+        rsdp = put_tables(memory)
+        entry = recognised.load(memory, extra, command_line, rsdp)
+        return Loaded(entry, recognised.format, recognised.description)

@@ -66,7 +66,7 @@ class BzImage(Kernel):
     initrd_limit: int  # highest address an initrd may occupy, plus 1
     command_line_bytes: int
 
-    def load(self, memory: GuestMemory, initrd: ImageFile | None, command_line: str) -> EntryState:
+    def load(self, memory: GuestMemory, initrd: ImageFile | None, command_line: str, rsdp: int = 0) -> EntryState:
         self.check_fits(memory.low_ram_end)
         text = encode_command_line(command_line, self.command_line_bytes)
         length = self.image.size - self.payload_offset
@@ -78,6 +78,7 @@ class BzImage(Kernel):
         for offset, value in _SCREEN_INFO:
             parameters[offset] = value
         parameters[_HEADER : _HEADER + len(self.header)] = self.header
+        struct.pack_into("<Q", parameters, 0x070, rsdp)  # acpi_rsdp_addr
         parameters[0x210] = _TYPE_OF_LOADER_OTHER
         struct.pack_into("<I", parameters, 0x214, self.load_address)  # code32_start
         if initrd is not None and initrd.size:

@@ -33,7 +33,7 @@ class Flat(Kernel):
     bits: int
     end: int
 
-    def load(self, memory: GuestMemory, initrd: ImageFile | None, command_line: str) -> EntryState:
+    def load(self, memory: GuestMemory, initrd: ImageFile | None, command_line: str, rsdp: int = 0) -> EntryState:
         self.check_fits(memory.low_ram_end)
         text = encode_command_line(command_line, _COMMAND_LINE_BYTES)
         placement = Placement(memory)

@@ -55,8 +55,9 @@ class Kernel(ABC):
     end: int  # first guest-physical address behind what it needs; RAM from 0 must reach there
 
     @abstractmethod
-    def load(self, memory: GuestMemory, initrd: ImageFile | None, command_line: str) -> EntryState:
-        """Put everything into memory, which is expected to be zero. Raises HvdError IMAGE_TRUNCATED, IMAGE_TOO_LARGE,
+    def load(self, memory: GuestMemory, initrd: ImageFile | None, command_line: str, rsdp: int = 0) -> EntryState:
+        """Put everything into memory, which is expected to be zero but for the tables. rsdp: where the ACPI
+        tables begin, 0 = there are none. Raises HvdError IMAGE_TRUNCATED, IMAGE_TOO_LARGE,
         FIELD_INVALID."""
 
     def check_fits(self, low_ram_end: int, initrd_bytes: int = 0) -> None:

@@ -36,7 +36,7 @@ class Pvh(Kernel):
     bits: int
     end: int
 
-    def load(self, memory: GuestMemory, initrd: ImageFile | None, command_line: str) -> EntryState:
+    def load(self, memory: GuestMemory, initrd: ImageFile | None, command_line: str, rsdp: int = 0) -> EntryState:
         self.check_fits(memory.low_ram_end)
         text = encode_command_line(command_line, _COMMAND_LINE_BYTES)
         placement = Placement(memory)
@@ -50,7 +50,6 @@ class Pvh(Kernel):
         entries = memory_map(memory)
         table = placement.put("the memory map", b"".join(struct.pack("<QQII", *entry, 0) for entry in entries))
         line = placement.put("the command line", text)
-        rsdp = 0
         info = struct.pack(
             "<IIIIQQQQII", START_INFO_MAGIC, _VERSION, 0, int(modules != 0), modules, line, rsdp, table, len(entries), 0
         )

@@ -1,0 +1,115 @@
+"""ACPI fixed hardware (ACPI specification 6.5, chapter 4.8): PM1 event and control registers, the power management timer,
+the power button, soft-off.
+
+ACPI mode is on from the start (SCI_EN), as the FADT's SMI_CMD 0 says. The SCI is GSI 9, level-triggered. Left out: sleep
+states but S5, general-purpose events, wake-up, the global lock's release interrupt. The timer's status bit is right for a
+guest that polls it; the timer raises no SCI.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any, ClassVar, Final
+
+if TYPE_CHECKING:
+    from hvd.board.machine import Machine
+
+PM1_EVENT, PM1_CONTROL, PM_TIMER = 0x600, 0x604, 0x608
+STATUS, ENABLE, CONTROL, CONTROL_END = 0x600, 0x602, 0x604, 0x606
+END: Final = 0x60C
+SCI_GSI: Final = 9
+TIMER_HZ: Final = 3_579_545
+TIMER_MASK: Final = (1 << 32) - 1
+SECOND: Final = 1_000_000_000
+
+# PM1 status and enable (4.8.3.1.1, 4.8.3.1.2). The button's status bit is not gated by its enable bit.
+TIMER_STATUS, GLOBAL, POWER_BUTTON, SLEEP_BUTTON, RTC = 1 << 0, 1 << 5, 1 << 8, 1 << 9, 1 << 10
+WAKE = 1 << 15
+ENABLE_BITS: Final = TIMER_STATUS | GLOBAL | POWER_BUTTON | SLEEP_BUTTON | RTC
+# PM1 control (4.8.3.2.1)
+SCI_ENABLE, SLEEP_ENABLE = 1 << 0, 1 << 13
+SLEEP_TYPE, SLEEP_TYPE_SHIFT = 7 << 10, 10
+SLEEP_TYPE_OFF: Final = 5  # what the DSDT's \_S5 says
+
+
+class AcpiPm:
+    """The power button is pressed with Machine.power_button()."""
+
+    name: ClassVar[str] = "acpi-pm"
+    widest: ClassVar[int] = 4
+
+    def __init__(self, machine: Machine) -> None:
+        self._machine = machine
+        self._status = self._enable = 0
+        self._control = SCI_ENABLE
+        self._half = 0  # of the timer's range, when the guest cleared its status
+
+    @property
+    def ports(self) -> Sequence[range]:
+        return (range(PM1_EVENT, CONTROL_END), range(PM_TIMER, END))
+
+    # ---- registers, as the bytes of one block
+
+    def read_port(self, port: int, size: int) -> int:
+        registers = (
+            (self._read_status() | self._enable << 16).to_bytes(4, "little")
+            + self._control.to_bytes(4, "little")
+            + self._timer().to_bytes(4, "little")
+        )
+        offset = port - PM1_EVENT
+        return int.from_bytes(registers[offset : offset + size], "little")
+
+    def write_port(self, port: int, size: int, value: int) -> None:
+        for offset in range(size):
+            self._write_byte(port + offset, value >> (8 * offset) & 0xFF)
+        self._drive()
+
+    def _write_byte(self, port: int, value: int) -> None:
+        shift = 8 * (port & 1)
+        word = value << shift
+        if port < ENABLE:
+            self._status &= ~word  # written as 1 to clear
+            if word & TIMER_STATUS:
+                self._half = self._timer() >> 31
+        elif port < CONTROL:
+            self._enable = (self._enable & ~(0xFF << shift) | word) & ENABLE_BITS
+        elif port < CONTROL_END:
+            self._control = self._control & ~(0xFF << shift) & SLEEP_TYPE | word & SLEEP_TYPE | SCI_ENABLE
+            if word & SLEEP_ENABLE and self._control >> SLEEP_TYPE_SHIFT & 7 == SLEEP_TYPE_OFF:
+                self._machine.power_off("ACPI soft-off")
+
+    def _timer(self) -> int:
+        return self._machine.clock_ns() * TIMER_HZ // SECOND & TIMER_MASK
+
+    def _read_status(self) -> int:
+        """TMR_STS is set whenever the timer's highest bit changes (4.8.3.3)."""
+        return self._status | (TIMER_STATUS if self._timer() >> 31 != self._half else 0)
+
+    def _drive(self) -> None:
+        self._machine.set_irq(SCI_GSI, bool(self._status & self._enable))
+
+    # ---- the button
+
+    def press_power_button(self) -> bool:
+        """Does the guest listen? The status is set in any case, as the hardware does."""
+        self._status |= POWER_BUTTON
+        self._drive()
+        return bool(self._enable & POWER_BUTTON)
+
+    def reset(self) -> None:
+        self._status = self._enable = 0
+        self._control = SCI_ENABLE
+        self._half = self._timer() >> 31
+        self._drive()
+
+    def save(self) -> dict[str, Any]:
+        return {"status": self._status, "enable": self._enable, "control": self._control, "half": self._half}
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Raises ValueError, KeyError, TypeError."""
+        values = [int(state[key]) for key in ("status", "enable", "control", "half")]
+        if not all(0 <= value < 1 << 16 for value in values):
+            raise ValueError("registers of 16 bits")
+        self._status, self._enable, control, self._half = values[0], values[1] & ENABLE_BITS, values[2], values[3] & 1
+        self._control = control & SLEEP_TYPE | SCI_ENABLE
+        self._drive()

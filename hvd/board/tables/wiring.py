@@ -1,0 +1,23 @@
+"""What the ACPI and the MultiProcessor tables say of interrupts, once for both."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Final
+
+from hvd.board.devices.acpi_pm import SCI_GSI
+from hvd.board.pci.bus import INTX_GSIS, SLOTS, intx_gsi
+
+__all__ = ["ISA_IRQS", "LEVEL_HIGH", "SCI_GSI", "intx_routes"]
+
+# ISA IRQ -> input of the IOAPIC. 2 is the cascade of the 8259 pair, the timer comes in at input 2; PCI has its own.
+ISA_IRQS: Final = {irq: irq or 2 for irq in range(16) if irq != 2 and irq not in INTX_GSIS}
+# Polarity and trigger of the SCI, in the form of both (MP specification, table 4-10; ACPI 5.2.12.5).
+LEVEL_HIGH: Final = 0xD
+
+
+def intx_routes() -> Iterator[tuple[int, int, int]]:
+    """Slot, pin (0 = INTA) and GSI of every interrupt pin of PCI bus 0."""
+    for slot in range(SLOTS):
+        for pin in range(4):
+            yield slot, pin, intx_gsi(slot, pin)
