@@ -511,8 +511,7 @@ class Machine:
 
     def power_button(self) -> bool:
         """Press it. False: the guest does not listen to it."""
-        buttons = [device for device in self._devices if isinstance(device, AcpiPm)]
-        return any(button.press_power_button() for button in buttons)
+        return self.device(AcpiPm).press_power_button()
 
     def kill(self) -> None:
         """End at once."""

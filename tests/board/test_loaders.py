@@ -14,6 +14,7 @@ from hvd.board import memory as memory_module
 from hvd.board.loaders import DEFAULT_LOAD_ADDRESS, identify, load
 from hvd.board.memory import GuestMemory
 from hvd.board.paging import walk
+from hvd.board.tables import RSDP_ADDRESS
 from hvd.board.vcpu import EntryState
 from hvd.errors import HvdError
 
@@ -127,7 +128,7 @@ def test_pvh(memory: GuestMemory, bits: int) -> None:
     assert loaded.entry.registers["eip"] == 0x200002
     info = struct.unpack("<IIIIQQQQII", memory.read(loaded.entry.registers["ebx"], 56))
     magic, version, flags, modules, module_list, line, rsdp, table, entries, _ = info
-    assert (magic, version, flags, modules, rsdp) == (0x336EC578, 1, 0, 1, 0)
+    assert (magic, version, flags, modules, rsdp) == (0x336EC578, 1, 0, 1, RSDP_ADDRESS)
     assert string(memory, line) == b"root=/dev/x"
     address, size, _, _ = struct.unpack("<QQQQ", memory.read(module_list, 32))
     assert memory.read(address, size) == INITRD and address % 4096 == 0

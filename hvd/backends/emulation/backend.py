@@ -30,7 +30,7 @@ class EmulationBackend(MachineBackend):
     kind = "emulation"
     description = "every instruction translated by Unicorn: simple, complete, slow"
     capabilities = frozenset({
-        Capability.CONSOLE, Capability.PAUSE, Capability.RESET, Capability.MEMORY_READ, Capability.MEMORY_WRITE,
+        Capability.CONSOLE, Capability.STOP, Capability.PAUSE, Capability.RESET, Capability.MEMORY_READ, Capability.MEMORY_WRITE,
         Capability.MEMORY_MAP, Capability.TRANSLATE, Capability.REGISTERS, Capability.TRACE, Capability.HYPERCALL,
         Capability.DISK, Capability.NETWORK, Capability.FIRMWARE,
         Capability.SCREEN, Capability.KEYBOARD, Capability.DEBUG, Capability.SNAPSHOT,

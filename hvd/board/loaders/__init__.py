@@ -66,6 +66,7 @@ def load(
         image = files.enter_context(ImageFile(kernel))
         extra = None if initrd is None else files.enter_context(ImageFile(initrd, "the initrd"))
         recognised = _recognise(image, flat_load_address)
+        recognised.check_fits(memory.low_ram_end)
         rsdp = put_tables(memory)
         entry = recognised.load(memory, extra, command_line, rsdp)
         return Loaded(entry, recognised.format, recognised.description)
