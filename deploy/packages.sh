@@ -9,6 +9,7 @@ make:make:building
 objcopy:binutils:the guest programs
 python3-venv:python3-venv:the virtual environment
 /bin/busybox:busybox-static:the initramfs of Linux guests
+iasl:acpica-tools:tests of the ACPI tables
 cpio:cpio:reading initramfs files in tests
 flex:flex:hvctl image build linux
 bison:bison:hvctl image build linux
