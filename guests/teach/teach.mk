@@ -1,5 +1,6 @@
 # The teaching kernel, for guests.mk. It takes of the library what it needs besides serial output, and its disk can boot it, too.
 
+SYSTEM_PYTHON ?= python3
 TEACH := main screen mp apic task keyboard disk shell
 TEACH_FILES := guests/teach/welcome.txt guests/teach/README.md guests/teach/shell.c
 TEACH_GUEST := $(GUEST_BUILD)/teach.elf $(GUEST_BUILD)/teach.img
