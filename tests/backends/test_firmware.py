@@ -141,3 +141,32 @@ async def test_reset_boots_anew(bench: Bench) -> None:
     await running.instance.reset()
     await running.wrote_times("SeaBIOS", 2 * first)
     await running.wrote_times("GNU GRUB", 2)
+
+
+async def test_the_firmware_hands_the_boards_tables_on(bench: Bench, tmp_path: Path) -> None:
+    """ACPI: what etc/table-loader tells SeaBIOS to build; MP tables: its own, for the same wiring."""
+    empty = tmp_path / "empty.img"
+    empty.write_bytes(bytes(512))
+    running = await bench.start("boot.img", **booting(disk(empty)))
+    await running.wrote("No bootable device")
+    area = await running.instance.read_memory(0xE0000, 0x20000, virtual=False)
+    rsdp = area[area.index(b"RSD PTR ") :][:36]
+    assert rsdp[9:15] == b"HVD   " and sum(rsdp) & 0xFF == 0
+    xsdt = int.from_bytes(rsdp[24:32], "little")
+    header = await running.instance.read_memory(xsdt, 36, virtual=False)
+    table = await running.instance.read_memory(xsdt, int.from_bytes(header[4:8], "little"), virtual=False)
+    assert table[:4] == b"XSDT" and sum(table) & 0xFF == 0
+    pointers = [int.from_bytes(table[at : at + 8], "little") for at in range(36, len(table), 8)]
+    assert [await running.instance.read_memory(at, 4, virtual=False) for at in pointers] == [b"FACP", b"APIC"]
+    floating = area[area.index(b"_MP_") :][:16]
+    mp = await running.instance.read_memory(int.from_bytes(floating[4:8], "little"), 1024, virtual=False)
+    length, count = int.from_bytes(mp[4:6], "little"), int.from_bytes(mp[34:36], "little")
+    inputs = {}
+    at = 44
+    for _ in range(count):
+        if mp[at] == 3:
+            inputs[mp[at + 4], mp[at + 5]] = mp[at + 7]
+        at += 20 if mp[at] == 0 else 8
+    assert at == length and sum(mp[:length]) & 0xFF == 0
+    isa = max(bus for bus, _ in inputs)
+    assert inputs[isa, 4] == 4 and inputs[isa, 0] == 2

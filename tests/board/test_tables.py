@@ -9,11 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from hvd.board.devices.acpi_pm import SLEEP_TYPE_OFF
 from hvd.board.memory import GuestMemory
 from hvd.board.pci.bus import WINDOW, intx_gsi
 from hvd.board.tables import RSDP_ADDRESS, acpi_pieces, aml, put_tables
 from hvd.board.tables.acpi import RSDP, TABLES
+from hvd.board.tables.wiring import SLEEP_TYPE_OFF
 
 
 @pytest.fixture

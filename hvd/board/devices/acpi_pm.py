@@ -11,13 +11,13 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from hvd.board.tables.wiring import PM1_CONTROL, PM1_EVENT, PM_TIMER, SCI_GSI, SLEEP_TYPE_OFF
+
 if TYPE_CHECKING:
     from hvd.board.machine import Machine
 
-PM1_EVENT, PM1_CONTROL, PM_TIMER = 0x600, 0x604, 0x608
-STATUS, ENABLE, CONTROL, CONTROL_END = 0x600, 0x602, 0x604, 0x606
-END: Final = 0x60C
-SCI_GSI: Final = 9
+ENABLE, CONTROL, CONTROL_END = PM1_EVENT + 2, PM1_CONTROL, PM1_CONTROL + 2
+END: Final = PM_TIMER + 4
 TIMER_HZ: Final = 3_579_545
 TIMER_MASK: Final = (1 << 32) - 1
 SECOND: Final = 1_000_000_000
@@ -29,7 +29,6 @@ ENABLE_BITS: Final = TIMER_STATUS | GLOBAL | POWER_BUTTON | SLEEP_BUTTON | RTC
 # PM1 control (4.8.3.2.1)
 SCI_ENABLE, SLEEP_ENABLE = 1 << 0, 1 << 13
 SLEEP_TYPE, SLEEP_TYPE_SHIFT = 7 << 10, 10
-SLEEP_TYPE_OFF: Final = 5  # what the DSDT's \_S5 says
 
 
 class AcpiPm:

@@ -15,6 +15,7 @@ from hvd.board.bus import floating
 from hvd.board.ide.controller import place
 from hvd.board.loaders.kernel import E820_RAM
 from hvd.board.pci.bus import PciBus
+from hvd.board.tables import acpi_pieces
 from hvd.board.virtio.block import Block
 from hvd.board.virtio.pci import VirtioPci
 from hvd.errors import HvdError
@@ -141,7 +142,10 @@ class FwCfg:
 def files(machine: Machine, video_bios: bytes) -> dict[str, bytes]:
     """By the names that SeaBIOS looks for (its docs/Runtime_config.md)."""
     ram = b"".join(struct.pack("<QQI", start, length, E820_RAM) for start, length, _ in machine.memory.ram_spans())
+    tables = acpi_pieces()
     return {
+        **{name: blob.data for name, blob in tables.blobs.items()},
+        "etc/table-loader": tables.loader_script(),
         "etc/e820": ram,
         "etc/sercon-port": struct.pack("<H", COM1),
         "etc/boot-fail-wait": struct.pack("<I", NEVER),

@@ -9,13 +9,22 @@ from __future__ import annotations
 import struct
 from typing import Final
 
-from hvd.board.devices.acpi_pm import PM1_CONTROL, PM1_EVENT, PM_TIMER, SLEEP_TYPE_OFF
-from hvd.board.devices.reset_control import PORT, RESET_CPU, SYSTEM_RESET
 from hvd.board.hot import MMIO
 from hvd.board.pci.bus import WINDOW
 from hvd.board.tables import aml
 from hvd.board.tables.pieces import Blob, Checksum, Pieces, Pointer
-from hvd.board.tables.wiring import ISA_IRQS, LEVEL_HIGH, SCI_GSI, intx_routes
+from hvd.board.tables.wiring import (
+    ISA_IRQS,
+    LEVEL_HIGH,
+    PM1_CONTROL,
+    PM1_EVENT,
+    PM_TIMER,
+    RESET_PORT,
+    RESET_VALUE,
+    SCI_GSI,
+    SLEEP_TYPE_OFF,
+    intx_routes,
+)
 
 TABLES: Final = "etc/acpi/tables"
 RSDP: Final = "etc/acpi/rsdp"
@@ -104,7 +113,7 @@ def fadt(facs: int, dsdt_offset: int) -> bytes:
     body += struct.pack("<8B", 4, 2, 0, 4, 0, 0, 0, 0)  # lengths of those blocks
     body += struct.pack("<HHHHBBBBBHBI", NO_SUCH_STATE, NO_SUCH_STATE, 0, 0, 0, 0, 0, 0, CENTURY,
                         LEGACY_DEVICES | KEYBOARD_8042, 0, flags)  # fmt: skip
-    body += _register(8, PORT) + struct.pack("<B3x", RESET_CPU | SYSTEM_RESET)
+    body += _register(8, RESET_PORT) + struct.pack("<B3x", RESET_VALUE)
     body += struct.pack("<QQ", 0, dsdt_offset)  # X_FIRMWARE_CTRL 0: the 32-bit one holds (5.2.9)
     body += _register(32, PM1_EVENT) + _register(0, 0) + _register(16, PM1_CONTROL) + _register(0, 0)
     body += _register(0, 0) + _register(32, PM_TIMER) + _register(0, 0) + _register(0, 0)
