@@ -141,7 +141,7 @@ def registers(architecture: str) -> tuple[Register, ...]:
     add("sse", "mxcsr", 32, "i386_mxcsr", _fpu(_MXCSR, 4), "vector")
     if long:
         for name in ("fs", "gs"):
-            add("segments", f"{name}_base", 64, "long", _read_only(f"{name}.base"))
+            add("segments", f"{name}_base", 64, "int", _read_only(f"{name}.base"))
     for name in ("cs", "ss", "ds", "es", *(("fs", "gs") if not long else ())):
         add("system", f"{name}_base", word, f"int{word}", _read_only(f"{name}.base"))
     for name in ("gdtr", "idtr"):

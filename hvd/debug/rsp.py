@@ -38,6 +38,7 @@ class Link:
         self._too_long = False
         self._checksum: bytearray | None = None  # its digits so far; None = the payload is not complete
         self._last = b""
+        self._repeat = False
 
     def feed(self, data: bytes) -> list[Event]:
         """The packets' payloads, unescaped, and interrupts, in their order."""
@@ -49,6 +50,9 @@ class Link:
                 self._inside(byte)
             else:
                 self._between(byte, events)
+        if self._repeat:  # once, however often it was asked for
+            self._repeat = False
+            self.to_send += self._last
         return events
 
     def send(self, payload: bytes) -> None:
@@ -62,7 +66,7 @@ class Link:
         elif byte == _BREAK:
             events.append(Interrupt.INTERRUPT)
         elif byte == 0x2D and self.acknowledges:  # -: it did not understand
-            self.to_send += self._last
+            self._repeat = True
 
     def _begin(self) -> None:
         self._payload, self._too_long, self._checksum = bytearray(), False, None

@@ -410,6 +410,8 @@ class GuestLife:
         self._resets = status.resets
         self._restarts.begin()
         self.guest.host_pid = instance.pid
+        if not status.debugged:  # one that an earlier daemon let in has left with it
+            conditions.clear(self.guest, conditions.DEBUGGED)
         if status.state not in _FINAL:
             if self.guest.state in ENDED:  # adopted although it was thought lost
                 for field in ("exit_code", "end_time"):
