@@ -79,6 +79,11 @@ class Shell:
     def type(self, text: str) -> None:
         self._process.type(text)
 
+    def boot_again(self) -> None:
+        """Wait for the prompt of the next boot."""
+        self._until("BusyBox v", BOOT_SECONDS)
+        self._until(SHELL, BOOT_SECONDS)
+
 
 def work(shell: Shell) -> None:
     """What shows whether code is stale or state is lost: the same programs again and again, in fresh processes, by pipes."""
