@@ -44,6 +44,10 @@ class Running:
 
     def console(self) -> str:
         """What it wrote, from its log, without the log's own columns."""
+        return self.console_bytes().decode(errors="replace").replace("\r", "")
+
+    def console_bytes(self) -> bytes:
+        """The same to the byte."""
         text = b""
         for part in (f"{LOG}.1", LOG):
             path = self.directory / part
@@ -51,7 +55,7 @@ class Running:
                 _, stream, flag, content = line.split(b" ", 3)
                 if stream == b"stdout":  # what the guest logged by hypercall is "stderr"
                     text += content if flag == b"F" else content.rstrip(b"\n")
-        return text.decode(errors="replace").replace("\r", "")
+        return text
 
     async def wrote(self, text: str, seconds: float = SECONDS) -> str:
         """Wait until its console has this text."""

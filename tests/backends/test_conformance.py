@@ -6,14 +6,17 @@ A backend says what it can run (check()) and what its guests can do (capabilitie
 from __future__ import annotations
 
 import asyncio
+import random
+from pathlib import Path
 
 import pytest
 from harness import Bench
 from hvapi.record import decode
 
-from hvd.backends.contract import Capability
+from hvd.backends.contract import Capability, InstanceStatus
 from hvd.errors import HvdError
 from hvd.runner.directory import ENDS
+from hvd.snapshot.container import Reader
 from hvd.trace.points import Kind
 from hvd.trace.ring import RingReader, write_enabled
 
@@ -234,3 +237,89 @@ async def test_adopted_by_another_daemon(bench: Bench) -> None:
         assert (await running.end()).exit_code == 7
     finally:
         await again.close()
+
+
+# ---- snapshots
+
+# What a guest computes, and how it ends, in spite of any number of moves from machine to machine.
+MOVED = {
+    "compute.elf": "n=1500000 memory=1 timer=1000",
+    "interrupts.elf": "",
+    "alias.elf": "",
+}
+MOST_MOVES = 12
+
+
+def _snapshots(bench: Bench) -> None:
+    if not bench.backend.vcpu_format(bench.engine):
+        pytest.skip(f"{bench.backend.name} {bench.engine} saves no vcpu")
+
+
+@pytest.mark.parametrize("name", MOVED)
+async def test_moved_by_snapshots(bench: Bench, name: str) -> None:
+    """Saved at any moment and restored in another process, again and again: it ends as if nothing had happened."""
+    _snapshots(bench)
+    numbers = random.Random(name)
+    undisturbed, console = await bench.run(name, command_line=MOVED[name])
+    moves = 0
+    for attempt in range(30):  # a guest that is too quick for the first pauses is tried again
+        status, output, moved = await _run_moving(bench, name, numbers, attempt)
+        assert (status.state, status.reason, status.exit_code) == (undisturbed.state, undisturbed.reason, undisturbed.exit_code), output
+        assert _lasting(output) == _lasting(console)
+        moves += moved
+        if moves >= MOST_MOVES // 2:
+            break
+    assert moves, "it was never caught"
+
+
+def _lasting(console: str) -> list[str]:
+    """What does not depend on how long it took."""
+    return [line.rsplit(" in ", 1)[0] for line in console.splitlines() if "ticks" not in line]
+
+
+async def _run_moving(bench: Bench, name: str, numbers: random.Random, attempt: int) -> tuple[InstanceStatus, str, int]:
+    # The quickest are over before a runner that was started is told of: so they begin paused.
+    running = await bench.start(name, command_line=MOVED[name], start_paused=True)
+    output, moves = b"", 0
+    while moves < MOST_MOVES:
+        await running.instance.resume()
+        await asyncio.sleep(numbers.random() * 0.05 / (attempt + 1) ** 2)
+        path = running.directory.with_name(f"{running.directory.name}.hvdsnap")
+        try:
+            await running.instance.save_snapshot(path, b"{}")
+        except HvdError as error:
+            if error.reason != "RUNNER_GONE":
+                raise
+            break
+        await running.instance.kill()
+        await running.end()
+        # It went on meanwhile: what it wrote since then belongs to the machine that is given up.
+        output = (output + running.console_bytes())[: _bytes_written(path)]
+        running = await bench.start(name, command_line=MOVED[name], snapshot=path, start_paused=True)
+        moves += 1
+    else:
+        await running.instance.resume()
+    status = await running.end()
+    text = (output + running.console_bytes()).decode(errors="replace")
+    return status, text.replace("\r", ""), moves
+
+
+def _bytes_written(path: Path) -> int:
+    """To the console, since the guest was started first."""
+    with Reader(path) as reader:
+        return int(reader.read_json("machine")["board"]["uart.tx_bytes"])
+
+
+async def test_a_paused_guest_is_saved_paused(bench: Bench) -> None:
+    _snapshots(bench)
+    running = await bench.start("ticker.elf")
+    await running.wrote("3")
+    await running.instance.pause()
+    path = running.directory.with_name("paused.hvdsnap")
+    await running.instance.save_snapshot(path, b"{}")
+    assert (await running.instance.status()).state == "PAUSED"
+    restored = await bench.start("ticker.elf", snapshot=path)
+    assert (await restored.instance.status()).state == "PAUSED"
+    assert restored.console() == ""
+    await restored.instance.resume()
+    await restored.wrote("tick")

@@ -114,9 +114,12 @@ def test_limits(name: str) -> None:
             HotBoard(BackendId.EMULATION).restore({name: of(value)})
 
 
+names = st.sampled_from([*(field.name for field in fields()), "clock_ns", "console_in"])
+values = st.integers(-1, (1 << 64) + 1) | st.integers(0, 20) | st.lists(st.integers(0, 300), max_size=40) | st.text(max_size=8)
+
+
 @settings(max_examples=200, deadline=None)
-@given(st.dictionaries(st.sampled_from([*(field.name for field in fields()), "clock_ns", "console_in"]),
-                       st.integers(-1, (1 << 64) + 1) | st.integers(0, 20) | st.lists(st.integers(0, 300), max_size=40) | st.text(max_size=8)))  # fmt: skip
+@given(st.dictionaries(names, values))
 def test_any_state_is_taken_or_refused(state: dict[str, Any]) -> None:
     board = HotBoard(BackendId.EMULATION)
     try:

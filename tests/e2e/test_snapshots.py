@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import re
-import struct
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 from real_daemon import SECONDS, RealDaemon, wait_for
