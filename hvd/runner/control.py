@@ -328,6 +328,7 @@ class ControlServer:
                 remedy = f"use at most {LARGEST_CONSOLE}"
                 raise HvdError("FIELD_INVALID", field=name, value=value, problem="too large", remedy=remedy)
         self._machine.console_size = (request.rows, request.columns)
+        self._machine.kick()  # the virtio console tells its guest
         self._answer(connection, id_, done=control_pb2.Done())
 
     def _type_keys(self, connection: _Connection, id_: int, request: control_pb2.TypeKeys) -> None:

@@ -67,6 +67,11 @@ def test_what_is_typed_goes_to_the_one_that_wrote_last(driver: Driver, machine: 
 
 def test_configuration_and_emergency_write(driver: Driver, machine: FakeMachine) -> None:
     assert driver.config(0, 2) == 80 and driver.config(2, 2) == 24
+    kick(machine)
+    assert driver.isr() == 0
+    machine.console_size = (50, 132)
+    kick(machine)
+    assert driver.isr() == 2 and driver.config(0, 2) == 132 and driver.config(2, 2) == 50
     driver.bus.write_mmio(driver.places[4] + 8, 4, ord("!"))
     assert machine.board.console_take() == b"!"
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
     from hvd.board.machine import Machine
 
 RECEIVE, TRANSMIT = 0, 1
-EMERGENCY_WRITE_FEATURE: Final = 1 << 2
+SIZE_FEATURE, EMERGENCY_WRITE_FEATURE = 1 << 0, 1 << 2
 EMERGENCY_WRITE: Final = 8  # offset in the configuration
 MOST_AT_ONCE: Final = 4096
 
@@ -26,11 +26,19 @@ class Console(VirtioDevice):
     device_id: ClassVar[int] = 3
     class_code: ClassVar[int] = 0x07_80_00
     queue_sizes = (16, 64)
-    features = EMERGENCY_WRITE_FEATURE
+    features = SIZE_FEATURE | EMERGENCY_WRITE_FEATURE
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        machine.on_kick(lambda: self.run_queue(RECEIVE))
+        self._size = machine.console_size
+        machine.on_kick(self._kicked)
+
+    def _kicked(self) -> None:
+        """Somebody typed, or a viewer's terminal has another size now."""
+        if self._size != self._machine.console_size:
+            self._size = self._machine.console_size
+            self.config_changed()
+        self.run_queue(RECEIVE)
 
     @property
     def config(self) -> bytes:
