@@ -54,6 +54,14 @@ def numbers(state: Mapping[str, Any], name: str, count: int, most: int, default:
     return [number({name: value}, name, most) for value in values]
 
 
+def part(state: Mapping[str, Any], name: str) -> dict[str, Any]:
+    """The state of a part of the device; an empty one is the default."""
+    value = state.get(name, {})
+    if not isinstance(value, dict):
+        raise TypeError(f"{name} is no object")
+    return value
+
+
 def only(state: Mapping[str, Any], names: frozenset[str], device: str) -> None:
     """Nothing but these fields: one that is not known belongs to a newer board, and leaving it out would lose state."""
     if unknown := sorted(set(state) - names):

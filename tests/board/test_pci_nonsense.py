@@ -3,6 +3,7 @@ memory (FakeMachine.memory_changed and the image look), values that fit, and sta
 
 from __future__ import annotations
 
+import contextlib
 import json
 import random
 import struct
@@ -129,4 +130,33 @@ def test_random_memory_many_times() -> None:
             one.machine.memory.write(queue.avail + 2, struct.pack("<9H", noise.randrange(9), *(noise.randrange(9) for _ in range(8))))
             queue.notify()
         one.machine.board.console_take()
+    one.close()
+
+
+json_values = st.none() | st.booleans() | st.integers(-(1 << 70), 1 << 70) | st.floats() | st.text(max_size=8) | st.just([]) | st.just({})
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.data())
+def test_any_nonsense_in_a_snapshot(data: st.DataObject) -> None:
+    """One value of a real state is something else: it is taken or refused, and the board still answers."""
+    one = Bench()
+    Driver(one.machine, one.bus, 2).start()
+    state = json.loads(json.dumps(one.bus.save()))
+    place = state
+    while isinstance(place, dict | list) and place:
+        key = data.draw(st.sampled_from(sorted(place)) if isinstance(place, dict) else st.integers(0, len(place) - 1))
+        if not isinstance(place[key], dict | list) or data.draw(st.booleans()):
+            place[key] = data.draw(json_values)
+            break
+        place = place[key]
+    with contextlib.suppress(ValueError, TypeError):
+        one.bus.restore(state)
+    for slot in range(5):
+        Function(one.bus, slot).write(4, 6, 2)
+    for offset in range(0, 0x18000, 0x400):
+        one.bus.write_mmio(WINDOW.start + offset, 2, 1)
+        one.bus.read_mmio(WINDOW.start + offset, 4)
+    one.bus.reset()
+    Driver(one.machine, one.bus, 2).start()
     one.close()

@@ -10,6 +10,7 @@ from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from hvd.board import saved
 from hvd.board.bus import floating
 from hvd.board.pci.function import PciFunction
 
@@ -159,13 +160,14 @@ class PciBus:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Raises ValueError, KeyError, TypeError; the board is safe even then, but for a reset only."""
-        saved = state["functions"]
-        if set(saved) != {function.place for function in self._functions.values()}:
-            raise ValueError(f"the snapshot has PCI functions at {', '.join(sorted(saved))}")
-        self._address = int(state["address"]) & ADDRESS_BITS
+        """Raises ValueError, TypeError; the board is safe even then, but for a reset only."""
+        saved.only(state, frozenset(("address", "functions")), self.name)
+        functions = saved.part(state, "functions")
+        if set(functions) != {function.place for function in self.functions}:
+            raise ValueError("the snapshot has other PCI functions than this machine")
+        self._address = saved.number(state, "address", ENABLE | 0x00FF_FFFF) & ADDRESS_BITS
         try:
             for function in self._functions.values():
-                function.restore(saved[function.place])
+                function.restore(saved.part(functions, function.place))
         finally:
             self.remap()

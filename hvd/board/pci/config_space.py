@@ -65,11 +65,8 @@ class ConfigSpace:
     def save(self) -> str:
         return self.data.hex()
 
-    def restore(self, state: str) -> None:
+    def restore(self, data: bytes) -> None:
         """Takes over what a guest can write; the rest must be the same. Raises ValueError."""
-        data = bytes.fromhex(state)
-        if len(data) != BYTES:
-            raise ValueError(f"a configuration space of {len(data)} bytes")
         for at, (mask, own, other) in enumerate(zip(self._writable, self._power_on, data, strict=True)):
             # The status register is the function's own to change.
             if at != STATUS and (own ^ other) & ~mask:

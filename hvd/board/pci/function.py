@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, Final
 
+from hvd.board import saved
 from hvd.board.bus import floating
 from hvd.board.pci.config_space import STATUS, ConfigSpace
 
@@ -151,8 +152,8 @@ class PciFunction:
         return {"config": self.config.save(), "intx": self._intx}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Raises ValueError, KeyError, TypeError."""
-        self.config.restore(state["config"])
+        """Raises ValueError, TypeError."""
+        self.config.restore(saved.data(state, "config", bytes(self.config.data)))
         self._intx = False
-        self.set_intx(state["intx"] is True)
+        self.set_intx(saved.flag(state, "intx"))
         self._drive_intx()

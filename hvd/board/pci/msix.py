@@ -6,6 +6,7 @@ import struct
 from collections.abc import Callable
 from typing import Any, Final
 
+from hvd.board import saved
 from hvd.board.bus import floating
 from hvd.board.pci.function import Bar, PciFunction
 
@@ -83,9 +84,7 @@ class Msix:
         return {"table": self._table.hex(), "pending": self._pending}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Raises ValueError, KeyError, TypeError."""
-        table, pending = bytes.fromhex(state["table"]), int(state["pending"])
-        if len(table) != len(self._table) or not 0 <= pending < 1 << self.vectors:
-            raise ValueError("another function's MSI-X table")
-        self._table[:] = table
-        self._pending = pending
+        """Raises ValueError, TypeError."""
+        saved.only(state, frozenset(self.save()), "MSI-X")
+        self._table[:] = saved.data(state, "table", bytes(self._table))
+        self._pending = saved.number(state, "pending", (1 << self.vectors) - 1)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import struct
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from hvd.board import saved
 from hvd.board.virtio.device import VirtioDevice
 
 if TYPE_CHECKING:
@@ -65,4 +66,5 @@ class Console(VirtioDevice):
         return {"typed": self._machine.board.typed_to_virtio}
 
     def restore(self, state: dict[str, Any]) -> None:
-        self._machine.board.typed_to_virtio = state["typed"] is True
+        saved.only(state, frozenset(self.save()), self.name)
+        self._machine.board.typed_to_virtio = saved.flag(state, "typed")

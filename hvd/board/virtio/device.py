@@ -68,4 +68,4 @@ class VirtioDevice:
         return {}
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Raises ValueError, KeyError, TypeError."""
+        """Raises ValueError, TypeError (hvd.board.saved)."""

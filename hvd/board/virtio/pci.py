@@ -10,6 +10,7 @@ import struct
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any, Final
 
+from hvd.board import saved
 from hvd.board.bus import floating
 from hvd.board.pci.function import Bar, Identity, PciFunction
 from hvd.board.pci.msix import BAR_BYTES, Msix
@@ -192,7 +193,11 @@ class VirtioPci(PciFunction):
         self._status |= fresh
         if fresh & FEATURES_OK:
             self._take_features()
-        self.device.ready = self._status & (FEATURES_OK | DRIVER_OK | NEEDS_RESET | FAILED) == FEATURES_OK | DRIVER_OK
+        self._find_ready()
+
+    def _find_ready(self) -> None:
+        needed = FEATURES_OK | DRIVER_OK
+        self.device.ready = self._status & (needed | NEEDS_RESET | FAILED) == needed
 
     def _take_features(self) -> None:
         self.device.negotiated = self._accepted
@@ -304,37 +309,30 @@ class VirtioPci(PciFunction):
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        """After guest memory. Raises ValueError, KeyError, TypeError."""
-        if state["device"] != self.name or len(state["queues"]) != len(self._queues):
-            raise ValueError(f"{state['device']} of the snapshot is not {self.name}")
+        """Raises ValueError, TypeError."""
+        saved.only(state, frozenset(self.save()), self.name)
+        queues = state.get("queues")
+        if state.get("device") != self.name or not isinstance(queues, list) or len(queues) != len(self._queues):
+            raise ValueError(f"what the snapshot has at {self.place} is not this {self.name}")
         self._reset_device()
-        super().restore(state)
-        self._msix.restore(state["msix"])
-        accepted = int(state["accepted"])
-        if not 0 <= accepted < 1 << 64:
-            raise ValueError(f"features {accepted:#x}")
-        for queue, saved in zip(self._queues, state["queues"], strict=True):
-            queue.restore(saved)
-        self._accepted = accepted
-        self._feature_select, self._driver_select, self._queue_select = (
-            int(n) & 0xFFFF_FFFF for n in state["selectors"]
-        )
-        self._write_config_vector(int(state["config_vector"]) & 0xFFFF)
-        vectors = [int(vector) for vector in state["vectors"]]
-        self._vectors = [v if 0 <= v < self._msix.vectors else NO_VECTOR for v in vectors][: len(self._queues)]
-        if len(self._vectors) != len(self._queues):
-            raise ValueError("vectors are missing")
-        self._isr, self._generation = int(state["isr"]) & 3, int(state["generation"]) & 0xFF
-        status = int(state["status"]) & 0xFF
-        self._status = status
-        if status & FEATURES_OK:
-            if accepted & ~self._offered:
-                raise ValueError(
-                    f"{self.name} of the snapshot has features {accepted:#x}, which are not all offered here"
-                )
+        super().restore({name: state[name] for name in ("config", "intx") if name in state})
+        self._msix.restore(saved.part(state, "msix"))
+        for queue, each in zip(self._queues, queues, strict=True):
+            queue.restore(saved.part({"queue": each}, "queue"))
+        self._accepted = saved.number(state, "accepted", (1 << 64) - 1)
+        selectors = saved.numbers(state, "selectors", 3, 0xFFFF_FFFF)
+        self._feature_select, self._driver_select, self._queue_select = selectors
+        self._write_config_vector(saved.number(state, "config_vector", 0xFFFF, NO_VECTOR))
+        for index, vector in enumerate(saved.numbers(state, "vectors", len(self._queues), 0xFFFF, NO_VECTOR)):
+            self._vectors[index] = vector if vector < self._msix.vectors else NO_VECTOR
+        self._isr, self._generation = saved.number(state, "isr", 3), saved.number(state, "generation", 0xFF)
+        self._status = saved.number(state, "status", 0xFF)
+        if self._status & FEATURES_OK:
+            if self._accepted & ~self._offered:
+                raise ValueError(f"features {self._accepted:#x} of the snapshot's {self.name} are not all offered here")
             self._take_features()
-        self.device.restore(state["own"])
-        self.device.ready = status & (FEATURES_OK | DRIVER_OK | NEEDS_RESET | FAILED) == FEATURES_OK | DRIVER_OK
+        self.device.restore(saved.part(state, "own"))
+        self._find_ready()
 
 
 def _part(data: bytes, offset: int, size: int) -> int:

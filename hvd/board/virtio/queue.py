@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
 
+from hvd.board import saved
 from hvd.errors import HvdError
 
 if TYPE_CHECKING:
@@ -234,19 +235,17 @@ class Queue:
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Guest memory need not be there yet. Raises ValueError, KeyError, TypeError."""
+        """Guest memory need not be there yet. Raises ValueError, TypeError."""
+        saved.only(state, frozenset(self.save()), "a queue")
         self.reset()
-        size = int(state["size"])
-        if not 0 <= size <= 0xFFFF:
-            raise ValueError(f"a queue of {size}")
-        self.size = size
+        self.size = saved.number(state, "size", 0xFFFF, self.most)
         self.descriptors, self.driver, self.device = (
-            int(state[name]) & (1 << 64) - 1 for name in ("descriptors", "driver", "device")
+            saved.number(state, name, (1 << 64) - 1) for name in ("descriptors", "driver", "device")
         )
-        self.set_features(state["indirect"] is True, state["events"] is True)
-        if state["enabled"] is True:
+        self.set_features(saved.flag(state, "indirect"), saved.flag(state, "events"))
+        if saved.flag(state, "enabled"):
             try:
                 self.enable([])
             except QueueError as error:
                 raise ValueError(f"a queue of the snapshot: {error}") from error
-        self._next, self._used, self._told = (int(state[name]) & 0xFFFF for name in ("next", "used", "told"))
+        self._next, self._used, self._told = (saved.number(state, name, 0xFFFF) for name in ("next", "used", "told"))
