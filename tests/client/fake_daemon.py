@@ -537,7 +537,7 @@ class FakeDaemon(
         content = b""
         for request in requests:
             self.chunks.append(len(request.chunk))
-            content += request.chunk
+            content += request.chunk or bytes(request.zeroes)
         if len(content) != info.size_bytes:
             refuse(context, "INVALID_ARGUMENT", "BLOB_SIZE", "wrong size", "upload it again")
         self.blobs[info.digest] = content

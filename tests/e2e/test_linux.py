@@ -10,13 +10,11 @@ import re
 from collections.abc import Iterator
 
 import pytest
+from guest_shell import BOOT_SECONDS, SHELL, Shell
 from real_daemon import Process, RealDaemon, wait_for
 
-from tests.guest_images import PROMPT, GuestUnavailable, guest_image, is_built, memtest86
+from tests.guest_images import GuestUnavailable, guest_image, is_built, memtest86
 
-SHELL = PROMPT.decode()
-# Of a kernel's boot on a busy machine.
-BOOT_SECONDS = 240.0
 # What `hvctl image build` may take that finds nothing in its cache.
 BUILD_SECONDS = 2400.0
 
@@ -45,44 +43,6 @@ def own(request: pytest.FixtureRequest, shared_daemon: RealDaemon) -> str:
         assert built.returncode == 0, built.stderr
         assert "100%" in built.stderr, "progress is shown"
     return str(name)
-
-
-class Shell:
-    """A guest's busybox on its console, through `hvctl run`."""
-
-    def __init__(self, process: Process) -> None:
-        self._process = process
-        self._seen = 0
-        self.boot = self._until(SHELL, BOOT_SECONDS)
-
-    def _until(self, text: str, seconds: float) -> str:
-        """What came since the last call, to this text."""
-        end = wait_for(lambda: self._find(text), lambda: f"{text!r}, only {self._process.out[self._seen :][-2000:]!r}", seconds)
-        came, self._seen = self._process.out[self._seen : end], end
-        return came
-
-    def _find(self, text: str) -> int:
-        if (place := self._process.out.find(text, self._seen)) >= 0:
-            return place + len(text)
-        if self._process.popen.poll() is not None:
-            pytest.fail(f"the guest ended: {self._process.err} {self._process.out[-2000:]!r}")
-        return 0
-
-    def __call__(self, command: str, seconds: float = 120.0) -> str:
-        """Type it; what it printed."""
-        # The marks stand in two halves in what is typed, so that its echo does not look like them.
-        self._process.type(f'echo "=""begin"; {command}; echo "=""end"\n')
-        text = self._until("\n=end", seconds).replace("\r", "")
-        self._until(SHELL, seconds)
-        return text.partition("\n=begin")[2].removesuffix("=end").strip()
-
-    def type(self, text: str) -> None:
-        self._process.type(text)
-
-    def boot_again(self) -> None:
-        """Wait for the prompt of the next boot."""
-        self._until("BusyBox v", BOOT_SECONDS)
-        self._until(SHELL, BOOT_SECONDS)
 
 
 def work(shell: Shell) -> None:
