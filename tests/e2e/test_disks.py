@@ -124,7 +124,9 @@ def test_debian_on_a_disk(own_daemon: RealDaemon) -> None:
 def shell_on(daemon: RealDaemon, name: str, *options: str) -> Iterator[Shell]:
     process = daemon.spawn("run", "--name", name, *linux(), *options)
     try:
-        yield Shell(process)
+        shell = Shell(process)
+        shell("dmesg -n 1")  # what the kernel says must not come between what commands print
+        yield shell
     finally:
         daemon.hvctl("kill", name)
 
