@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 
 import pytest
+from guest_shell import Shell
 from real_daemon import RealDaemon
-from test_linux import Shell
 
 from tests.guest_images import DISK_MODULES, GuestUnavailable, guest_image
 
