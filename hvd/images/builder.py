@@ -79,6 +79,7 @@ class ImageBuilder:
     async def _make(self, run: _Run, recipe: Recipe, arch: str, identifier: str, force: bool) -> image_pb2.Image:
         built = await recipe.build(arch, self.cache_dir, force, run.tell)
         kernel, initrd = [await asyncio.to_thread(self.blobs.add, path) for path in (built.kernel, built.initrd)]
+        symbols = await asyncio.to_thread(self.blobs.add, built.symbols) if built.symbols is not None else ""
         image = image_pb2.Image(
             kind="linux",
             kernel=kernel,
@@ -87,6 +88,7 @@ class ImageBuilder:
             memory_bytes=built.memory_bytes,
             arch=arch,
             description=built.description,
+            symbols=symbols,
         )
         return self.catalog.put_built(identifier, image, recipe.name)
 

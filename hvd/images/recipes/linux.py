@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hvd.errors import HvdError
+from hvd.images import symbols
 from hvd.images.debian import Package, PackageSource
 from hvd.images.initramfs import busybox_initramfs
 from hvd.images.lock import locked
@@ -137,6 +138,7 @@ class _Build:
         self.cache_dir = cache_dir
         self.result = cache_dir / "images" / self.name
         self.kernel = self.result / "vmlinux"
+        self.symbols = self.result / "symbols.elf"
         self.initrd = cache_dir / "images" / initrd
         self.work = cache_dir / "work" / self.name
         self.log = cache_dir / "logs" / f"{self.name}.log"
@@ -149,6 +151,7 @@ class _Build:
             append="console=ttyS0 reboot=k tsc=reliable",
             memory_bytes=64 << 20,
             description=f"Linux {self.source.version} with busybox {self.busybox.version}, {self.arch}",
+            symbols=self.symbols,
         )
 
     def locked(self) -> contextlib.AbstractAsyncContextManager[None]:
@@ -172,6 +175,10 @@ class _Build:
                 await self._pack()
             if not self.initrd.exists():
                 await self._pack_initramfs(packages)
+            if not self.symbols.exists():
+                check_tools(symbols.TOOLS)
+                self._tell("pack", -1, "putting the kernel's symbols together")
+                await symbols.put_symbols(self.kernel, self.result / "System.map", self.symbols)
             self._tell("pack", 1, f"kept in {self.result}")
         except (CommandError, OSError) as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -233,7 +240,7 @@ class _Build:
         await _remove(incoming)
         incoming.mkdir()
         await self._logged("strip", "-s", "-o", str(incoming / "vmlinux"), str(self.work / "out" / "vmlinux"))
-        # For people who look into the guest's kernel.
+        # For people and debuggers that look into the guest's kernel.
         shutil.copy(self.work / "out" / "System.map", incoming)
         shutil.copy(self.work / "out" / ".config", incoming / "config")
         await _remove(self.result)

@@ -24,6 +24,7 @@ class Built:
     append: str
     memory_bytes: int
     description: str
+    symbols: Path | None = None  # ELF, for a debugger
 
 
 class Recipe(ABC):
