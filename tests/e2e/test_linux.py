@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import re
+import shutil
 from collections.abc import Iterator
 
 import pytest
@@ -111,6 +112,27 @@ def test_own_linux_restarts_itself(daemon: RealDaemon, own: str) -> None:
     assert process_again and daemon.runner("a") == pid
     daemon.ok("kill", "a")
     assert process.end() == 137
+
+
+@own_linux
+@pytest.mark.skipif(shutil.which("gdb") is None, reason="gdb is not installed: apt-get install gdb")
+def test_own_linux_under_gdb_shows_function_names(daemon: RealDaemon, own: str) -> None:
+    """The image's own symbols; break in the middle of a system call, look around, let it go on."""
+    process = daemon.spawn("run", "--name", "a", "--backend", "emulation", "--image", own)
+    shell = Shell(process)
+    commands = ["set width 0", "break do_sys_openat2", "continue", "backtrace", "x/s &linux_banner", "finish", "stepi", "delete", "detach"]
+    gdb = daemon.spawn("gdb", "a", "--", "-nx", "-batch", *(word for command in commands for word in ("-ex", command)))
+    # Attached, and let go on.
+    wait_for(lambda: (guest := daemon.show("a"))["state"] == "RUNNING" and guest.get("conditions"), "gdb waits for its breakpoint")
+    shell.type("cat /proc/version\n")
+    assert gdb.end(BOOT_SECONDS) == 0, gdb.err
+    assert re.search(r"Breakpoint 1, 0x[0-9a-f]+ in do_sys_openat2 \(\)", gdb.out), gdb.out
+    entry = {"linux": "__ia32_sys_openat", "linux64": "__x64_sys_openat"}[own]
+    assert re.search(rf"#1 +0x[0-9a-f]+ in {entry} \(\)", gdb.out), gdb.out
+    # What FINISH and STEPI came to, behind the banner.
+    assert re.search(rf'"Linux version .*\n0x[0-9a-f]+ in {entry} \(\)\n0x[0-9a-f]+ in {entry} \(\)\n', gdb.out), gdb.out
+    process.wait_out("Linux version", BOOT_SECONDS)
+    assert shell("echo $((6*7))").endswith("42")
 
 
 def _debian(daemon: RealDaemon, name: str) -> Iterator[tuple[Process, Shell]]:
