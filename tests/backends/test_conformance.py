@@ -27,6 +27,7 @@ ENDINGS = {
     "pvh.elf": ("EXITED", 0, "pvh: ok"),
     "hypercalls.elf": ("EXITED", 0, "hypercalls: ok"),
     "interrupts.elf": ("EXITED", 0, "interrupts: ok"),
+    "apic.elf": ("EXITED", 0, "apic: ok"),
     "exceptions.elf": ("EXITED", 0, "exceptions: ok"),
     "paging.elf": ("EXITED", 0, "paging: ok"),
     "long.elf": ("EXITED", 0, "long: ok"),
