@@ -12,7 +12,7 @@ from pathlib import Path
 
 from hvd.backends.emulation.vcpu import NativeVcpu
 from hvd.board import cpuid
-from hvd.board.hot import HotBoard
+from hvd.board.hot import MMIO, HotBoard
 from hvd.board.memory import GuestMemory
 from hvd.board.vcpu import EntryState, Exit, ExitReason, Segment
 from hvd.trace.points import BackendId
@@ -124,6 +124,8 @@ class Rig:
         self.memory = GuestMemory(memory_bytes)
         if devices:
             self.memory.add_mmio(DEVICE, 0x1000, "device")
+            for name, where in MMIO.items():
+                self.memory.add_mmio(where.start, len(where), name, hot=True)
         self.board = HotBoard(BackendId.EMULATION)
         self.board.claim(range(PORT, PORT + 8))
         self.board.claim(range(EXIT_PORT, EXIT_PORT + 1))

@@ -48,7 +48,7 @@ int main(int argc, char **argv)
         uint16_t port = bases[next() % (sizeof bases / sizeof *bases)];
         unsigned size = 1u << next() % 3;
         uint32_t value = next(), got = 0;
-        switch (next() % 12) {
+        switch (next() % 17) {
         case 0 ... 2:
             if (hv_board_port_in(board, port, size, &got) == HV_PORT_DONE && size < 4)
                 CHECK(got >> (8 * size) == 0);
@@ -57,7 +57,7 @@ int main(int argc, char **argv)
             hv_board_port_out(board, port, size, value);
             break;
         case 7:
-            hv_board_set_irq(board, value % 20, value >> 8 & 1);
+            hv_board_set_irq(board, value % 26, value >> 8 & 1);
             break;
         case 8: {
             int peek = hv_board_peek(board);
@@ -74,6 +74,31 @@ int main(int argc, char **argv)
             taken += hv_console_take(&board->console, buffer, value % sizeof buffer);
             typed += hv_console_put(&board->console, buffer, value % sizeof buffer);
             break;
+        case 12 ... 14: { /* mostly where there are registers */
+            uint64_t offset = next() % 4 ? (next() & 0x3f) << 4 : next() % 0x1040, found = 0;
+            uint64_t address = (next() & 1 ? HV_LAPIC_ADDRESS : HV_IOAPIC_ADDRESS) + (next() % 8 ? offset : next() & 0x10);
+            unsigned wide = next() % 3 ? 4 : 1u << next() % 4;
+            if (next() % 3)
+                hv_board_mmio_write(board, address, wide, next() % 2 ? value : value & 0x300ff);
+            else if (hv_board_mmio_read(board, address, wide, &found) && wide < 8)
+                CHECK(found >> (8 * wide) == 0);
+            break;
+        }
+        case 15:
+            hv_board_msi(board, next() % 4 ? HV_LAPIC_ADDRESS | (value & 0xff00c) : value, next());
+            board->lapic.nmi = false;
+            break;
+        case 16: {
+            uint32_t number = next() & 1 ? 0x1b : next() & 1 ? 0x6e0 : value;
+            uint64_t content = 0;
+            if (next() & 1)
+                hv_board_write_msr(board, number, (uint64_t)next() << next() % 32 | HV_LAPIC_BASE_ENABLE * (next() % 8 != 0));
+            else if (hv_board_read_msr(board, number, &content))
+                CHECK(number != 0x1b || content >> 12 == HV_LAPIC_ADDRESS >> 12);
+            hv_board_set_cr8(board, (uint8_t)value);
+            CHECK(hv_board_cr8(board) == (value & 15));
+            break;
+        }
         case 11:
             hv_cross(&board->crossings, value, value & 1 ? hv_host_ns() : 0, port, 0, 1, 2, 3, 4);
             if (value % 1000 == 0)

@@ -36,9 +36,11 @@ calls = st.tuples(numbers, st.tuples(qword, qword | st.integers(0, 2000), qword)
 sizes = st.sampled_from([1, 2, 4])
 device_ports = st.sampled_from(
     [0x20, 0x21, 0xA0, 0xA1, 0x40, 0x41, 0x42, 0x43, 0x60, 0x61, 0x64, 0x70, 0x71, 0x80, 0x92, 0x4D0, 0x4D1, *range(0x3F8, 0x400),
-     *range(CALL, CALL + 8), 0xCF8, 0xCF9, 0xCFC, 0x3B4, 0x3B5, 0x3BA, *range(0x3C0, 0x3D0), 0x3D4, 0x3D5, 0x3DA]
+     *range(CALL, CALL + 8), 0xCF8, 0xCF9, 0xCFC, 0x3B4, 0x3B5, 0x3BA, *range(0x3C0, 0x3D0), 0x3D4, 0x3D5, 0x3DA, 0x600, *range(0x606, 0x60C)]
 )  # fmt: skip
-ports = (device_ports | st.integers(0, 0xFFFF)).filter(lambda port: not EXIT_PORT - 4 < port <= EXIT_PORT + 3)
+ports = (device_ports | st.integers(0, 0xFFFF)).filter(
+    lambda port: not EXIT_PORT - 4 < port <= EXIT_PORT + 3 and not 0x601 <= port <= 0x605  # soft-off: tests/board/test_acpi_pm.py
+)
 values = st.integers(0, (1 << 32) - 1)
 addresses = st.integers(1 << 20, (1 << 52) - 1) | st.integers(0xA0000, 0xBFFFF)
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
+from hvd.board import saved
 from hvd.board.tables.wiring import PM1_CONTROL, PM1_EVENT, PM_TIMER, SCI_GSI, SLEEP_TYPE_OFF
 
 if TYPE_CHECKING:
@@ -106,9 +107,9 @@ class AcpiPm:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Raises ValueError, KeyError, TypeError."""
-        values = [int(state[key]) for key in ("status", "enable", "control", "half")]
-        if not all(0 <= value < 1 << 16 for value in values):
-            raise ValueError("registers of 16 bits")
-        self._status, self._enable, control, self._half = values[0], values[1] & ENABLE_BITS, values[2], values[3] & 1
-        self._control = control & SLEEP_TYPE | SCI_ENABLE
+        saved.only(state, frozenset({"status", "enable", "control", "half"}), self.name)
+        self._status = saved.number(state, "status", 0xFFFF)
+        self._enable = saved.number(state, "enable", 0xFFFF) & ENABLE_BITS
+        self._control = saved.number(state, "control", 0xFFFF, SCI_ENABLE) & SLEEP_TYPE | SCI_ENABLE
+        self._half = saved.number(state, "half", 1)
         self._drive()

@@ -1,0 +1,146 @@
+"""ACPI's fixed hardware: registers, timer, power button, soft-off."""
+
+from __future__ import annotations
+
+import json
+from typing import Any
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from hvd.board.devices.acpi_pm import AcpiPm
+
+STATUS, ENABLE, CONTROL, TIMER = 0x600, 0x602, 0x604, 0x608
+POWER_BUTTON = 1 << 8
+OFF = 5 << 10 | 1 << 13
+
+
+class Machine:
+    def __init__(self) -> None:
+        self.ns = 0
+        self.sci = False
+        self.off = ""
+
+    def clock_ns(self) -> int:
+        return self.ns
+
+    def set_irq(self, gsi: int, level: bool) -> None:
+        assert gsi == 9
+        self.sci = level
+
+    def power_off(self, cause: str) -> None:
+        self.off = self.off or cause
+
+
+@pytest.fixture
+def machine() -> Machine:
+    return Machine()
+
+
+def make(machine: Machine) -> AcpiPm:
+    return AcpiPm(machine)  # type: ignore[arg-type]
+
+
+def test_after_reset(machine: Machine) -> None:
+    device = make(machine)
+    assert [device.read_port(port, 2) for port in (STATUS, ENABLE, CONTROL)] == [0, 0, 1]  # ACPI mode is on
+    assert not machine.sci
+
+
+def test_the_button_is_heard_by_those_who_enabled_it(machine: Machine) -> None:
+    device = make(machine)
+    assert device.press_power_button() is False
+    assert device.read_port(STATUS, 2) == POWER_BUTTON and not machine.sci
+    device.write_port(STATUS, 2, POWER_BUTTON)
+    device.write_port(ENABLE, 2, POWER_BUTTON)
+    assert device.press_power_button() is True
+    assert machine.sci
+    device.write_port(STATUS, 2, 0)
+    assert machine.sci
+    device.write_port(STATUS, 2, POWER_BUTTON)
+    assert not machine.sci and device.read_port(STATUS, 2) == 0
+
+
+def test_a_button_pressed_before_is_told_when_it_is_enabled(machine: Machine) -> None:
+    device = make(machine)
+    device.press_power_button()
+    device.write_port(ENABLE, 2, POWER_BUTTON)
+    assert machine.sci
+    device.reset()
+    assert not machine.sci
+
+
+def test_the_timer_runs_with_the_virtual_clock(machine: Machine) -> None:
+    device = make(machine)
+    machine.ns = 1_000_000_000
+    assert device.read_port(TIMER, 4) == 3_579_545
+    machine.ns = 1 << 60
+    assert device.read_port(TIMER, 4) == (1 << 60) * 3_579_545 // 10**9 % (1 << 32)
+    assert device.read_port(TIMER + 1, 1) == device.read_port(TIMER, 4) >> 8 & 0xFF
+
+
+def test_the_timers_status_follows_its_highest_bit(machine: Machine) -> None:
+    device = make(machine)
+    machine.ns = 600 * 10**9  # 31 bits take 599.9 s
+    assert device.read_port(STATUS, 2) == 1
+    device.write_port(STATUS, 2, 1)
+    assert device.read_port(STATUS, 2) == 0
+    machine.ns += 600 * 10**9
+    assert device.read_port(STATUS, 2) == 1
+
+
+@pytest.mark.parametrize("bytewise", [False, True])
+def test_soft_off(machine: Machine, bytewise: bool) -> None:
+    device = make(machine)
+    if bytewise:
+        device.write_port(CONTROL, 1, OFF & 0xFF)
+        device.write_port(CONTROL + 1, 1, OFF >> 8)
+    else:
+        device.write_port(CONTROL, 2, OFF)
+    assert machine.off == "ACPI soft-off"
+    assert device.read_port(CONTROL, 2) == 5 << 10 | 1  # SLP_EN reads 0
+
+
+def test_other_sleep_states_are_none(machine: Machine) -> None:
+    device = make(machine)
+    for kind in (0, 1, 2, 3, 4, 6, 7):
+        device.write_port(CONTROL, 2, kind << 10 | 1 << 13)
+    device.write_port(CONTROL, 2, 5 << 10)  # the type alone
+    assert not machine.off
+
+
+accesses = st.tuples(
+    st.booleans(), st.integers(0x600, 0x605) | st.integers(0x608, 0x60B), st.sampled_from([1, 2, 4]), st.integers(0, (1 << 32) - 1)
+)
+
+
+@settings(max_examples=200, deadline=None)
+@given(st.lists(accesses, max_size=60))
+def test_any_access_and_its_snapshot(program: list[tuple[bool, int, int, int]]) -> None:
+    machine = Machine()
+    device = make(machine)
+    for write, port, size, value in program:
+        machine.ns += value
+        if write:
+            device.write_port(port, size, value & (1 << 8 * size) - 1)
+        else:
+            assert 0 <= device.read_port(port, size) < 1 << 8 * size
+        if value & 1:
+            device.press_power_button()
+    other_machine = Machine()
+    other_machine.ns = machine.ns
+    other = make(other_machine)
+    other.restore(json.loads(json.dumps(device.save())))
+    assert other_machine.sci == machine.sci
+    for port in (STATUS, ENABLE, CONTROL):
+        assert other.read_port(port, 2) == device.read_port(port, 2)
+
+
+@pytest.mark.parametrize(
+    "change", [{"status": -1}, {"enable": 1 << 16}, {"control": "x"}, {"half": None}, {"status": []}]
+)
+def test_a_forged_snapshot_is_refused(machine: Machine, change: dict[str, Any]) -> None:
+    device = make(machine)
+    with pytest.raises((ValueError, KeyError, TypeError)):
+        device.restore(device.save() | change)
