@@ -13,7 +13,10 @@ from hvd.errors import HvdError
 PREFIXES = range(8, 30)
 # Of networks whose subnet the daemon chooses.
 POOL_PREFIX = 24
-_SHARED = IPv4Network("100.64.0.0/10")  # RFC 6598
+# RFC 1918, RFC 6598 and, for tests of networks, RFC 2544.
+_PRIVATE = tuple(
+    map(IPv4Network, ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16", "100.64.0.0/10", "198.18.0.0/15"))
+)
 _MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 
 
@@ -25,8 +28,7 @@ def parse_subnet(text: str) -> IPv4Network:
         raise _invalid(text, "is no IPv4 subnet", f"write it like 10.77.3.0/24 ({error})") from error
     if subnet.prefixlen not in PREFIXES:
         raise _invalid(text, "has a size that no network can have", f"use /{PREFIXES[0]} to /{PREFIXES[-1]}")
-    private = subnet.is_private or subnet.subnet_of(_SHARED)
-    if not private or subnet.is_loopback or subnet.is_link_local or subnet.is_reserved or subnet.is_unspecified:
+    if not any(subnet.subnet_of(private) for private in _PRIVATE):
         raise _invalid(
             text, "is not for private networks", "use one within 10.0.0.0/8, 172.16.0.0/12 or 192.168.0.0/16"
         )

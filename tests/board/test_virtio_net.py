@@ -5,6 +5,7 @@ from __future__ import annotations
 import struct
 from collections import deque
 from collections.abc import Callable, Sequence
+from itertools import pairwise
 
 import pytest
 from hypothesis import given, settings
@@ -126,7 +127,7 @@ class Rig:
         data = header + frame
         self.machine.memory.write(BUFFERS, data)
         edges = [0, *cuts, len(data)]
-        parts = [(BUFFERS + start, end - start, 0) for start, end in zip(edges, edges[1:], strict=False)]
+        parts = [(BUFFERS + start, end - start, 0) for start, end in pairwise(edges)]
         self.transmitting.add(parts)
         self.transmitting.notify()
 
