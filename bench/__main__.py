@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
-from bench import boot, cli, compute, exit_cost, host, memory, rpc, smallest, trace, virtio_blk
+from bench import boot, cli, compute, exit_cost, host, memory, network, rpc, smallest, trace, virtio_blk
 from bench.figure import Figure, table
 from bench.lab import Lab, Unavailable, lab
 
@@ -22,6 +22,7 @@ FIGURES: Final[dict[str, Callable[[Lab], Iterable[Figure]]]] = {
     "cli": cli.measure,
     "virtio-blk": virtio_blk.measure,
     "exit-cost": exit_cost.measure,
+    "network": network.measure,
 }
 
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -158,13 +158,13 @@ class Lab:
         return directory
 
     @contextlib.contextmanager
-    def daemon(self) -> Iterator[Daemon]:
-        """A daemon that is ready; its guests and itself end with it."""
+    def daemon(self, prefix: Sequence[str] = ()) -> Iterator[Daemon]:
+        """A daemon that is ready; its guests and itself end with it. prefix: a command that becomes the daemon's."""
         directory = self.new_directory("daemon")
         endpoint = f"unix://{directory}/run/hvd.sock"
         with open(directory / "log", "wb") as log:
             process = subprocess.Popen(
-                [sys.executable, "-m", "hvd.daemon", "--state-dir", str(directory / "state"), "--runtime-dir", str(directory / "run"),
+                [*prefix, sys.executable, "-m", "hvd.daemon", "--state-dir", str(directory / "state"), "--runtime-dir", str(directory / "run"),
                  "--cache-dir", str(directory / "cache")],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT,
             )  # fmt: skip

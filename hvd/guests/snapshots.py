@@ -378,7 +378,7 @@ class Snapshots:
         guest = request.guest
         guest.CopyFrom(like)
         for card in guest.machine.network_interfaces:
-            card.mac_address = ""  # made from its own uid
+            card.mac_address = card.ip_address = ""  # made from its own uid; a free one
         made = await self.supervisor.create(request)
         life = self.supervisor.get(made.name)
         return life, made.name.removeprefix(model.PREFIX) not in before

@@ -120,7 +120,9 @@ class Networks:
 
     def _asked(self, identifier: str, asked: Network) -> Network:
         check_id(identifier, "network")
-        if identifier in SPECIAL or PREFIX + identifier in self._networks:
+        if identifier in SPECIAL:
+            raise HvdError("NAME_INVALID", what="network", name=identifier)
+        if PREFIX + identifier in self._networks:
             raise HvdError("NAME_TAKEN", what="network", name=identifier)
         check_labels(asked.labels)
         if asked.forwarding not in Network.Forwarding.values():

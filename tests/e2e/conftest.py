@@ -5,30 +5,16 @@ Without the emulation backend everything here is skipped with its reason; a fail
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Iterator
 
 import pytest
-from real_daemon import Done, RealDaemon
-
-BACKEND = "emulation"
-
-
-def _require_backend(daemon: RealDaemon) -> None:
-    backends = {found["name"]: found for found in daemon.ok("backends", "-o", "json").json["backends"]}
-    found = backends[f"backends/{BACKEND}"]
-    if found["available"]:
-        return
-    reason = f"{BACKEND}: {found['reason']}; {found['remedy']}"
-    if BACKEND in os.environ.get("HVD_REQUIRE_BACKENDS", "").split(","):
-        pytest.fail(f"HVD_REQUIRE_BACKENDS names a backend that does not run here: {reason}")
-    pytest.skip(reason)
+from real_daemon import Done, RealDaemon, require_backend
 
 
 @pytest.fixture(scope="module")
 def shared_daemon() -> Iterator[RealDaemon]:
     with RealDaemon() as daemon:
-        _require_backend(daemon)
+        require_backend(daemon)
         yield daemon
 
 
@@ -44,7 +30,7 @@ def daemon(shared_daemon: RealDaemon) -> Iterator[RealDaemon]:
 def own_daemon() -> Iterator[RealDaemon]:
     """A daemon of the test's own."""
     with RealDaemon() as daemon:
-        _require_backend(daemon)
+        require_backend(daemon)
         yield daemon
 
 

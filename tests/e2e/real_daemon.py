@@ -27,6 +27,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 GUESTS = ROOT / "build" / "guests"
 BIN = Path(sys.executable).parent
+BACKEND = "emulation"
 # Until something is called broken on a busy machine; nothing takes so long when it works.
 SECONDS = 60.0
 
@@ -191,13 +192,14 @@ class Terminal:
 class RealDaemon:
     """One `hvd` with directories of its own; `stop` and `start` make a restart of it."""
 
-    def __init__(self, *options: str) -> None:
+    def __init__(self, *options: str, prefix: tuple[str, ...] = ()) -> None:
+        """prefix: a command that becomes the daemon's, `ip netns exec NAME` for one."""
         # Not pytest's directory: the paths of unix sockets have 107 bytes.
         self.directory = Path(tempfile.mkdtemp(prefix="hvd-e2e-"))
         self.state_dir, self.runtime_dir = self.directory / "state", self.directory / "run"
         self.endpoint = f"unix://{self.directory}/hvd.sock"
         self.log_file = self.directory / "hvd.log"
-        self.options = options
+        self.options, self.prefix = options, prefix
         self.process: subprocess.Popen[bytes] | None = None
         self._started: list[Process | Terminal] = []
         self._number = 0
@@ -206,7 +208,7 @@ class RealDaemon:
 
     def start(self) -> None:
         """Returns when it is ready: health says so when every guest has been adopted."""
-        words = [str(BIN / "hvd"), "--state-dir", str(self.state_dir), "--runtime-dir", str(self.runtime_dir),
+        words = [*self.prefix, str(BIN / "hvd"), "--state-dir", str(self.state_dir), "--runtime-dir", str(self.runtime_dir),
                  "--listen", self.endpoint, "--metrics-listen", "127.0.0.1:0", *self.options]  # fmt: skip
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -356,3 +358,14 @@ class RealDaemon:
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         self.close()
+
+
+def require_backend(daemon: RealDaemon) -> None:
+    backends = {found["name"]: found for found in daemon.ok("backends", "-o", "json").json["backends"]}
+    found = backends[f"backends/{BACKEND}"]
+    if found["available"]:
+        return
+    reason = f"{BACKEND}: {found['reason']}; {found['remedy']}"
+    if BACKEND in os.environ.get("HVD_REQUIRE_BACKENDS", "").split(","):
+        pytest.fail(f"HVD_REQUIRE_BACKENDS names a backend that does not run here: {reason}")
+    pytest.skip(reason)
