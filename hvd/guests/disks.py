@@ -18,7 +18,7 @@ from hvd.board.spec import (
     DiskSpec,
 )
 from hvd.errors import HvdError
-from hvd.guests.records import full, remove_directory
+from hvd.guests.records import DELETED, full, remove_directory, remove_left_over
 
 if TYPE_CHECKING:
     from hvd.guests.model import Blobs, Images
@@ -156,10 +156,24 @@ def make_overlays(disks: Sequence[DiskSpec], directory: Path) -> None:
         raise
 
 
+def left_over(disks_dir: Path, known: set[str]) -> list[Path]:
+    """Directories of guests that nobody knows (their store was lost): kept, since what is in them may be precious. What a
+    crash left of deleted ones is removed."""
+    if not disks_dir.is_dir():
+        return []
+    strange = []
+    for directory in sorted(disks_dir.iterdir()):
+        if directory.name.endswith(DELETED):
+            remove_left_over(directory)
+        elif directory.name not in known:
+            strange.append(directory)
+    return strange
+
+
 def stored_bytes(directory: Path) -> int:
-    """What the files in a guest's directory of disks take on the host's disk."""
+    """What a guest's disks take on the host's disk; its snapshots, in a directory beside them, tell that themselves."""
     try:
-        return sum(path.lstat().st_blocks * 512 for path in directory.rglob("*") if path.is_file())
+        return sum(path.lstat().st_blocks * 512 for path in directory.iterdir() if path.is_file())
     except OSError:  # it is being deleted
         return 0
 

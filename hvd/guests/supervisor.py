@@ -71,6 +71,8 @@ class Supervisor:
         self._blobs = blobs
         self._cards = cards
         self._guests: dict[str, GuestLife] = {}
+        # The one that is being made: it needs its images and blobs already.
+        self._coming: guest_pb2.Guest | None = None
         # Held while what was asked for changes: creation and updates, one at a time.
         self._asking = asyncio.Lock()
         self._dirty: dict[str, GuestLife] = {}
@@ -126,11 +128,16 @@ class Supervisor:
     def users_of(self, image: str) -> list[str]:
         """Names of the guests that an image has, as theirs or behind a disk."""
         wanted = image.removeprefix("images/")
-        return [life.guest.name for life in self if wanted in model.images_of(life.guest)]
+        return [guest.name for guest in self._all() if wanted in model.images_of(guest)]
 
     def references(self) -> set[str]:
         """Digests of the blobs that guests name themselves."""
-        return {digest for life in self for digest in model.digests_of(life.guest)}
+        return {digest for guest in self._all() for digest in model.digests_of(guest)}
+
+    def _all(self) -> Iterator[guest_pb2.Guest]:
+        yield from (life.guest for life in self)
+        if self._coming is not None:
+            yield self._coming
 
     def symbols_of(self, guest: guest_pb2.Guest) -> str:
         """Digest of the guest's symbols, its own or its image's; empty when it has none."""
@@ -214,17 +221,25 @@ class Supervisor:
             if len(self._guests) >= self.config.max_guests:
                 raise HvdError("TOO_MANY_GUESTS", limit=self.config.max_guests)
             guest.name = model.PREFIX + identifier
-            spec = await self._place(guest)
-            directory = self.disks_directory(guest.uid)
-            await asyncio.to_thread(disks.make_overlays, spec.disks, directory)
+            self._coming = guest
             try:
-                await self._store.create(guest, request.request_id, fingerprint)
-            except BaseException:
-                records.remove_directory(directory)
-                raise
+                await self._keep(guest, request.request_id, fingerprint)
+            finally:
+                self._coming = None
             life = self._guests[identifier] = GuestLife(guest, self)
             self.changed(life, GuestEvent.CREATED, "created")
             return guest
+
+    async def _keep(self, guest: guest_pb2.Guest, request_id: str, fingerprint: bytes) -> None:
+        """Place it, make its disks, store it; nothing of it is left when one of these fails."""
+        spec = await self._place(guest)
+        directory = self.disks_directory(guest.uid)
+        try:
+            await asyncio.to_thread(disks.make_overlays, spec.disks, directory)
+            await self._store.create(guest, request_id, fingerprint)
+        except BaseException:
+            await asyncio.to_thread(records.remove_directory, directory)
+            raise
 
     def _check_free(self, identifier: str) -> None:
         model.check_id(identifier)
@@ -333,6 +348,9 @@ class Supervisor:
             await self._store.set_fact(_BOOT, records.boot_id())
         except HvdError as error:
             log.error("store cannot be written", reason=error.reason, problem=error.message)
+        known = {life.guest.uid for life in self}
+        for directory in await asyncio.to_thread(disks.left_over, self.config.disks_dir, known):
+            self.oddities.append(f"{directory} holds disks of a guest that is not known; it was left alone")
         log.info("guests adopted", guests=len(self), alive=sum(life.is_alive for life in self))
         self.adopted.set()
 
