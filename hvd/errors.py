@@ -63,6 +63,8 @@ REASONS: dict[str, Reason] = {
     "IMAGE_NOT_RAW": Reason("INVALID_ARGUMENT", "the file of a {kind} is in format {format}; a disk's image is raw",
                             "`qemu-img convert -O raw FILE NEW`, and import NEW: holes cost nothing"),
     "IMAGE_CONTENT": Reason("INVALID_ARGUMENT", "the file is no {kind}: {problem}", "{remedy}"),
+    "BLOB_DAMAGED": Reason("DATA_LOSS", "the files of image '{name}' have {found} bytes, they had {size}: somebody changed {path}",
+                           "remove that file and import the image's file again, under any name"),
     "DISK_DAMAGED": Reason("DATA_LOSS", "{path} is not what this guest's disk needs: {problem}",
                            "restore a snapshot of the guest, or delete it and make it anew from the image"),
     "DISK_IN_USE": Reason("FAILED_PRECONDITION", "the disk {path} is in use by another process", "end that first"),

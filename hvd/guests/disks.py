@@ -19,6 +19,7 @@ from hvd.board.spec import (
 )
 from hvd.errors import HvdError
 from hvd.guests.records import DELETED, full, remove_directory, remove_left_over
+from hvd.images.catalog import digests_of
 
 if TYPE_CHECKING:
     from hvd.guests.model import Blobs, Images
@@ -73,7 +74,7 @@ def resolve_disks(guest: guest_pb2.Guest, images: Images, blobs: Blobs, director
     """The disks as the board gets them: first the one of the guest's image, if it has any. directory: where this
     guest's overlays are.
 
-    Raises HvdError IMAGE_NOT_FOUND, IMAGE_KIND, BLOB_NOT_FOUND, FIELD_INVALID.
+    Raises HvdError IMAGE_NOT_FOUND, IMAGE_KIND, BLOB_NOT_FOUND, BLOB_DAMAGED, FIELD_INVALID.
     """
     asked = list(guest.machine.disks)
     if guest.image:
@@ -93,6 +94,9 @@ def _resolve_disk(number: int, disk: guest_pb2.Disk, images: Images, blobs: Blob
         image = images.get(disk.image)
         _check_kind(image, disk.cdrom)
         path = blobs.path(image.disk)
+        # Blobs never change; one that somebody cut would be a smaller disk.
+        if (found := sum(blobs.path(digest).stat().st_size for digest in digests_of(image))) != image.size_bytes:
+            raise HvdError("BLOB_DAMAGED", name=image.name, found=found, size=image.size_bytes, path=path)
         base = str(path.absolute())
         sector = CDROM_SECTOR_BYTES if disk.cdrom else SECTOR_BYTES
         # An image that ends within a sector is taken as if zeroes followed.

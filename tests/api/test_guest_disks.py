@@ -11,6 +11,7 @@ from hvapi.v1 import guest_pb2, image_pb2
 from hvd.board.spec import DiskSpec, MachineSpec, NetworkSpec
 from hvd.errors import HvdError
 from hvd.guests import disks, model
+from hvd.images.catalog import digests_of
 
 Guest, Disk = guest_pb2.Guest, guest_pb2.Disk
 
@@ -26,7 +27,9 @@ class Store:
         digest = "sha256:" + hashlib.sha256(name.encode()).hexdigest()
         self.path(digest).write_bytes(b"x" * size)
         blob = {"disk": "disk", "cdrom": "disk"}.get(kind, kind)
-        self.images[f"images/{name}"] = image_pb2.Image(name=f"images/{name}", kind=kind, **{blob: digest}, **fields)
+        image = image_pb2.Image(name=f"images/{name}", kind=kind, **{blob: digest}, **fields)
+        image.size_bytes = sum(self.path(each).stat().st_size for each in digests_of(image))
+        self.images[image.name] = image
 
     def get(self, name: str) -> image_pb2.Image:
         if name not in self.images:
@@ -119,6 +122,16 @@ def test_what_cannot_be(store: Store, guest: dict, reason: str) -> None:
     with pytest.raises(HvdError) as raised:
         resolve(store, Guest(**guest))
     assert raised.value.reason == reason
+
+
+def test_an_image_that_was_cut(store: Store) -> None:
+    guest = Guest(machine={"disks": [{"image": "images/disk", "mode": Disk.READ_ONLY}]})
+    path = Path(resolve(store, guest).disks[0].base)
+    path.write_bytes(b"x" * 512)
+    with pytest.raises(HvdError) as raised:
+        resolve(store, guest)
+    assert raised.value.reason == "BLOB_DAMAGED"
+    assert str(path) in raised.value.message
 
 
 def test_a_disk_with_its_kernel(store: Store) -> None:

@@ -152,6 +152,105 @@ class TestBlobs:
         await until(lambda: not files_in(daemon.blobs))
 
 
+    async def test_zeroes_are_holes(self, daemon: Daemon) -> None:
+        size = (8 << 20) + 100
+        content = bytes(3 << 20) + b"x" * 5000 + bytes(size - (3 << 20) - 5000)
+        zeroes = size - 5000
+
+        async def frames() -> AsyncIterator[image_pb2.UploadBlobRequest]:
+            info = image_pb2.BlobInfo(digest=digest_of(content), size_bytes=size, zero_bytes=zeroes)
+            yield image_pb2.UploadBlobRequest(info=info)
+            yield image_pb2.UploadBlobRequest(zeroes=3 << 20)
+            yield image_pb2.UploadBlobRequest(chunk=b"x" * 5000)
+            yield image_pb2.UploadBlobRequest(zeroes=size - (3 << 20) - 5000)
+
+        await daemon.stub.UploadBlob(frames(), timeout=20)
+        path = daemon.blobs.path(digest_of(content))
+        assert path.read_bytes() == content
+        assert path.stat().st_blocks * 512 < 1 << 20
+
+    @pytest.mark.parametrize(
+        ("size", "zero_bytes", "zeroes", "reason"),
+        [
+            (1 << 50, 1 << 50, 0, "BLOB_TOO_LARGE"),
+            (100, 101, 0, "BLOB_SIZE"),
+            (100, -1, 0, "BLOB_SIZE"),
+            (100, 100, 101, "BLOB_SIZE"),
+            (100, 100, 99, "BLOB_SIZE"),
+            (8 << 40, 8 << 40, (1 << 30) + 1, "REQUEST_INVALID"),
+        ],
+    )
+    async def test_zeroes_that_are_refused(
+        self, daemon: Daemon, size: int, zero_bytes: int, zeroes: int, reason: str
+    ) -> None:
+        info = image_pb2.BlobInfo(digest=digest_of(bytes(100)), size_bytes=size, zero_bytes=zero_bytes)
+        frames = [image_pb2.UploadBlobRequest(info=info), image_pb2.UploadBlobRequest(zeroes=zeroes)]
+        with pytest.raises(grpc.RpcError) as raised:
+            await daemon.stub.UploadBlob(iter(frames), timeout=20)
+        assert reason_of(raised.value) == reason
+        assert files_in(daemon.blobs) == []
+
+
+DISK, ISO, TAR = (
+    bytes(offset) + magic + bytes(40_000 - offset)
+    for offset, magic in ((510, b"\x55\xaa"), (32769, b"CD001"), (257, b"ustar"))
+)
+
+
+class TestKinds:
+    async def test_every_kind(self, daemon: Daemon) -> None:
+        for content in (KERNEL, INITRD, DISK, ISO, TAR):
+            await daemon.upload(content)
+        for kind, fields in {
+            "kernel": {"kernel": KERNEL, "symbols": INITRD},
+            "initrd": {"kernel": b"", "initrd": INITRD},
+            "disk": {"kernel": KERNEL, "disk": DISK},
+            "cdrom": {"kernel": b"", "disk": ISO},
+            "rootfs": {"kernel": b"", "rootfs": TAR},
+        }.items():
+            digests = {field: digest_of(content) if content else "" for field, content in fields.items()}
+            made = await daemon.image(kind, kind=kind, **digests)
+            assert made.size_bytes == sum(map(len, fields.values()))
+        everything = {digest_of(content) for content in (KERNEL, INITRD, DISK, ISO, TAR)}
+        assert daemon.catalog.references() == everything
+        assert daemon.blobs.collect(daemon.catalog.references, age=-1) == []
+        await daemon.stub.DeleteImage(image_pb2.DeleteImageRequest(name="disk"), timeout=20)
+        # The kernel is that of another image, too.
+        assert daemon.blobs.collect(daemon.catalog.references, age=-1) == [digest_of(DISK)]
+
+    @pytest.mark.parametrize(
+        ("kind", "content", "reason"),
+        [
+            ("disk", b"", "IMAGE_EMPTY"),
+            ("disk", b"QFI\xfb", "IMAGE_NOT_RAW"),
+            ("cdrom", b"conectix", "IMAGE_NOT_RAW"),
+            ("cdrom", DISK, "IMAGE_CONTENT"),
+            ("rootfs", DISK, "IMAGE_CONTENT"),
+            ("rootfs", b"", "IMAGE_EMPTY"),
+        ],
+    )
+    async def test_files_of_another_kind(self, daemon: Daemon, kind: str, content: bytes, reason: str) -> None:
+        await daemon.upload(content)
+        field = "rootfs" if kind == "rootfs" else "disk"
+        with pytest.raises(grpc.RpcError) as raised:
+            await daemon.image(kind=kind, kernel="", **{field: digest_of(content)})
+        assert reason_of(raised.value) == reason
+
+    @pytest.mark.parametrize("kind", ["initrd", "disk", "cdrom", "rootfs", "linux"])
+    async def test_without_its_file(self, daemon: Daemon, kind: str) -> None:
+        with pytest.raises(grpc.RpcError) as raised:
+            await daemon.image(kind=kind, kernel="")
+        assert reason_of(raised.value) == "FIELD_INVALID"
+
+    async def test_who_uses_it(self, daemon: Daemon) -> None:
+        await daemon.upload(KERNEL)
+        daemon.users["images/mine"] = ["guests/b", "guests/a"]
+        assert not (await daemon.image(used_by=["guests/forged"])).used_by
+        got = await daemon.stub.GetImage(image_pb2.GetImageRequest(name="mine"), timeout=20)
+        listed = await daemon.stub.ListImages(image_pb2.ListImagesRequest(), timeout=20)
+        assert list(got.used_by) == list(listed.images[0].used_by) == ["guests/a", "guests/b"]
+
+
 class TestCatalog:
     @pytest.fixture(autouse=True)
     async def uploaded(self, daemon: Daemon) -> None:

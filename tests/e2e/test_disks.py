@@ -225,7 +225,7 @@ def test_a_host_disk_that_is_full_and_an_image_that_is_cut(own_daemon: RealDaemo
             )
             assert shell("echo $((6*7))") == "42"
         reason, message = refusal(daemon.hvctl("start", "a", "-o", "json"))
-        assert reason == "DISK_DAMAGED" and f"ends at byte {MIB}" in message and "make it anew" in message
+        assert reason == "BLOB_DAMAGED" and f"have {MIB} bytes, they had {4 * MIB}" in message and "again" in message
         assert daemon.show("a")["state"] == "FAILED"
         daemon.clear()
         daemon.stop()
