@@ -147,12 +147,11 @@ class DebugServer:
         self._advance(session)
 
     def _feed(self, session: _Session, data: bytes) -> None:
-        for event in session.link.feed(data):
-            if isinstance(event, Interrupt):
-                if session.stub is not None:
-                    self._machine.call(session.stub.interrupt, lambda result, problem: None)
-            else:
-                session.packets.append(event)
+        events = session.link.feed(data)
+        session.packets.extend(event for event in events if not isinstance(event, Interrupt))
+        # Once, however often it was pressed. It does not wait for the packets: it is what ends waiting.
+        if session.stub is not None and any(isinstance(event, Interrupt) for event in events):
+            self._machine.call(session.stub.interrupt, lambda result, problem: None)
         self._send(session)
         self._advance(session)
 
@@ -160,6 +159,8 @@ class DebugServer:
         """Give the stub the next packet, if it is free."""
         stub = session.stub
         if session.busy or session.closed or stub is None or not session.packets:
+            return
+        if len(session.to_send) >= MOST_UNSENT:  # _send goes on from here
             return
         packet = session.packets.popleft()
         session.busy = True
@@ -204,6 +205,8 @@ class DebugServer:
             self._drop(session)
             return
         self._watch(session)
+        if session.packets and not session.busy:
+            self._post(lambda: self._advance(session))
 
     def _watch(self, session: _Session) -> None:
         if session.closed:

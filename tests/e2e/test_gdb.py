@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from hvctl.sdk import Client, DebugSession, HvctlError
+from hvctl.sdk import AsyncClient, Client, DebugSession, HvctlError
 from real_daemon import BIN, RealDaemon, kernel, wait_for
 
 pytestmark = pytest.mark.skipif(shutil.which("gdb") is None, reason="gdb is not installed: apt-get install gdb")
@@ -57,6 +57,10 @@ def code(guest: str, mnemonic: str) -> list[tuple[int, int]]:
     addresses = [int(line.split(":")[0], 16) for line in lines]
     wanted = (n for n, line in enumerate(lines) if re.search(rf"\t{mnemonic}(\s|$)", line))
     return [(addresses[n - 1], addresses[n]) for n in wanted]
+
+
+def same_content(one: Path, other: Path) -> bool:
+    return one.read_bytes() == other.read_bytes()
 
 
 def state(daemon: RealDaemon) -> str:
@@ -418,13 +422,44 @@ def test_a_front_end_over_tcp_and_again(daemon: RealDaemon) -> None:
     assert server.interrupt() == 130
 
 
+async def test_the_sdk_for_asyncio(daemon: RealDaemon, tmp_path: Path) -> None:
+    start(daemon, "spin.elf", "--symbols", kernel("spin.elf"))
+    async with AsyncClient(daemon.endpoint) as client:
+        async with client.debug("guests/g", architecture="i386:x86-64") as session:
+            assert session.architecture == "i386:x86-64"
+            await client.download_file(session.symbols, tmp_path / "symbols")
+            await session.write(b"$?#3f")
+            data = b""
+            async for piece in session:
+                data += piece
+                if b"$T05thread:01;#" in data:
+                    break
+        assert same_content(tmp_path / "symbols", Path(kernel("spin.elf")))
+        with pytest.raises(HvctlError) as absent:
+            await client.download_file("sha256:" + "0" * 64, tmp_path / "absent")
+        assert absent.value.reason == "BLOB_NOT_FOUND"
+    wait_for(lambda: not conditions(daemon), "it has left")
+
+
+def test_a_slow_reader_is_not_buffered_without_end(daemon: RealDaemon, client: Client) -> None:
+    """Who asks and does not read: what waits for it is bounded, and its answers come when it does."""
+    start(daemon, "spin.elf")
+    with client.debug("guests/g") as session:
+        remote = Remote(session)
+        for _ in range(300):
+            remote.send(b"m0,7000")
+        for _ in range(300):
+            assert len(remote.packet()) == 2 * 0x7000
+        assert remote.ask(b"qC") == b"QC1"
+
+
 # ---- bad input
 
 
 def test_garbage_from_a_debugger_ends_nothing(daemon: RealDaemon, client: Client) -> None:
     start(daemon, "echo.elf", paused=False)
     daemon.wait_logs("g", "echo")
-    noise = [b"\0" * 5000, b"$" * 4000, b"#" * 4000, b"$" + b"A" * 300000, b"#00", b"$#00$#zz", b"}}}}", b"$m,#99", b"\x03\x03\x03",
+    noise = [b"\0" * 5000, b"$" * 4000, b"#" * 4000, b"$" + b"A" * 300000, b"#00", b"$#00$#zz", b"}}}}", b"$m,#99", b"\x03" * 100000,
              os.urandom(20000), b"-" * 200, b"+" * 200]  # fmt: skip
     with client.debug("guests/g") as session:
         remote = Remote(session)
