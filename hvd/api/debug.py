@@ -16,7 +16,7 @@ from hvd.guests.supervisor import Supervisor
 
 Request = inspect_pb2.DebugRequest
 Response = inspect_pb2.DebugResponse
-ARCHITECTURES = ("", "i386", "i386:x86-64")
+ARCHITECTURES = ("", "i386", "i386:x86-64", "i8086")
 MOST_FRAME_BYTES = 1 << 20
 # What waits for a slow client; with more the stub is not read.
 PENDING_FRAMES = 16
@@ -63,7 +63,7 @@ async def _setup(requests: AsyncIterator[Request]) -> inspect_pb2.DebugSetup:
             field="setup.architecture",
             value=repr(first.setup.architecture[:40]),
             problem="is unknown",
-            remedy=f"use {' or '.join(ARCHITECTURES[1:])}, or leave it out",
+            remedy=f"use {', '.join(ARCHITECTURES[1:])}, or leave it out",
         )
     return first.setup
 

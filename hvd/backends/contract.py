@@ -185,7 +185,7 @@ class Instance(ABC):
         raise missing(self, Capability.CONSOLE)
 
     def attach_debugger(self, architecture: str) -> DebugConnection:
-        """architecture: gdb's name of what it wants to see ("i386", "i386:x86-64"); empty = what the vcpu executes now."""
+        """architecture: gdb's name of what it wants to see ("i386", "i386:x86-64", "i8086"); empty = what the vcpu executes now."""
         raise missing(self, Capability.DEBUG)
 
 

@@ -8,15 +8,17 @@ selectors are read-only.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+from hvd.board.paging import CR0_PE, EFER_LMA
 from hvd.board.vcpu import Vcpu
 
 I386: Final = "i386"
 X86_64: Final = "i386:x86-64"
-ARCHITECTURES: Final = (I386, X86_64)
+I8086: Final = "i8086"  # the registers of I386; gdb disassembles 16-bit code
+ARCHITECTURES: Final = (I386, X86_64, I8086)
 
 
 class State:
@@ -33,6 +35,13 @@ class State:
     def fpu(self) -> bytes:
         """FXSAVE's image."""
         return self.vcpu.fpu()
+
+
+def executing(values: Mapping[str, int]) -> str:
+    """The architecture of a vcpu's present mode, by Vcpu.registers()."""
+    if not values["cr0"] & CR0_PE:
+        return I8086
+    return X86_64 if values["efer"] & EFER_LMA else I386
 
 
 Read = Callable[[State], int]
@@ -203,6 +212,8 @@ def target_xml(architecture: str) -> bytes:
     """The target description."""
     lines = ['<?xml version="1.0"?>', '<!DOCTYPE target SYSTEM "gdb-target.dtd">', "<target>"]
     lines.append(f"<architecture>{architecture}</architecture>")
+    if architecture == I8086:  # gdb would look for a Linux of it, and complain
+        lines.append("<osabi>none</osabi>")
     table = registers(architecture)
     for feature, name in _FEATURES.items():
         own = [register for register in table if register.feature == feature]

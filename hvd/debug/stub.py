@@ -71,7 +71,7 @@ class Stub:
         """Stops the guest. Raises HvdError DEBUGGER_ATTACHED, CAPABILITY_MISSING."""
         self.debugger.attach()
         if self.architecture not in registers.ARCHITECTURES:
-            self.architecture = registers.X86_64 if self.machine.vcpu.registers()["efer"] & 1 << 10 else registers.I386
+            self.architecture = registers.executing(self.machine.vcpu.registers())
 
     def detach(self) -> None:
         """The guest goes on without breakpoints, and the session is over."""

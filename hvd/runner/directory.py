@@ -22,9 +22,9 @@ In conmon's form, so that conmon can provide it for containers and the runner fo
     trace          struct hv_trace_header and its ring of TRACE_RECORDS, likewise; the daemon switches kinds on by
                    writing `enabled`. It may make the file before the start, with `enabled` set: that word stays, and
                    the first crossing is recorded. Whoever sets it allocates the file's blocks first
-    debug          SOCK_STREAM: a debugger. It sends a line, JSON {"architecture"} ("i386", "i386:x86-64", "" = the vcpu's present
-                   mode), and gets one: {"architecture"}, or {"error", "metadata"} (hvd/errors.py) and the end of the connection.
-                   Then both speak gdb's remote protocol. When the connection ends, the guest goes on without breakpoints
+    debug          SOCK_STREAM: a debugger. It sends a line, JSON {"architecture"} ("i386", "i386:x86-64", "i8086", "" = the vcpu's
+                   present mode), and gets one: {"architecture"}, or {"error", "metadata"} (hvd/errors.py) and the end of the
+                   connection. Then both speak gdb's remote protocol. When the connection ends, the guest goes on without breakpoints
     runner.log     the runner's own stderr
 
 The directory is private to the daemon's user (0700). Sun's 108-byte limit on socket paths: connect through

@@ -17,6 +17,9 @@ from real_daemon import BIN, RealDaemon, kernel, wait_for
 
 pytestmark = pytest.mark.skipif(shutil.which("gdb") is None, reason="gdb is not installed: apt-get install gdb")
 
+GRUB = Path("/usr/lib/grub-rescue/grub-rescue-cdrom.iso")
+SEABIOS = Path("/usr/share/seabios/bios.bin")
+
 
 def start(daemon: RealDaemon, guest: str, *options: str, paused: bool = True) -> None:
     """A guest "g" that has not executed anything yet, if it is paused."""
@@ -211,6 +214,33 @@ def test_a_64_bit_guest(daemon: RealDaemon) -> None:
     assert re.search(r"0x100000 -> 0x100000 \(4-level paging, 2048 KiB page, rwx", out)
     assert "'main' is no number" in out
     assert "New value = 42" in out
+
+
+@pytest.mark.skipif(
+    not (GRUB.exists() and SEABIOS.exists()), reason="no grub-rescue-pc or seabios: apt-get install them"
+)
+def test_a_boot_sector_in_real_mode(daemon: RealDaemon) -> None:
+    """From the reset vector through the BIOS to the boot loader."""
+    daemon.ok("image", "import", "grub", str(GRUB), "--kind", "cdrom")
+    try:
+        daemon.ok("create", "--name", "g", "--backend", "emulation", "--boot", "cdrom", "--cdrom", "grub")
+        daemon.ok("start", "--paused", "g")
+        out = gdb(
+            daemon,
+            "info registers eip cs_base",
+            "break *0x7c00",
+            "continue",
+            "info registers eip cs_base",
+            "x/2i $pc",
+            "stepi",
+        )
+        assert re.search(r"eip +0xfff0 .*\ncs_base +0xffff0000 ", out)
+        assert re.search(r"Breakpoint 1, 0x0*7c00 in", out)
+        assert re.search(r"0x7c00:\tcall +0x7c03\n +0x7c03:\tjmp", out), "16-bit code"
+        assert "0x00007c03 in" in out
+    finally:
+        daemon.ok("delete", "--force", "g")
+        daemon.ok("image", "delete", "grub")
 
 
 def test_virtual_and_physical_memory(daemon: RealDaemon) -> None:

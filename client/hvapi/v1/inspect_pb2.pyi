@@ -440,7 +440,7 @@ class DebugSetup(_message.Message):
     ARCHITECTURE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     architecture: _builtins.str
-    """"i386" or "i386:x86-64": what gdb shall see for the whole session, for a guest that has not reached its kernel's mode yet;
+    """"i386", "i386:x86-64" or "i8086": what gdb shall see for the whole session, for a guest that has not reached its kernel's mode yet;
     empty = what the vcpu executes now.
     """
     def __init__(
@@ -493,7 +493,7 @@ class DebugAttached(_message.Message):
     symbols: _builtins.str
     """Blob digest of the kernel's symbols, if the guest has them."""
     architecture: _builtins.str
-    """"i386" or "i386:x86-64": gdb's name of the architecture."""
+    """"i386", "i386:x86-64" or "i8086": gdb's name of the architecture."""
     def __init__(
         self,
         *,

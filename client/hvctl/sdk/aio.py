@@ -326,7 +326,7 @@ class AsyncClient(Calls):
                 await asyncio.sleep(state.delay_after(error))
 
     def debug(self, name: str, *, architecture: str = "", timeout: float | None = None) -> AsyncDebugSession:
-        """A debugger, which stops the guest: `async with` it. architecture: "i386" or "i386:x86-64"; absent = what the vcpu executes
+        """A debugger, which stops the guest: `async with` it. architecture: "i386", "i386:x86-64" or "i8086"; absent = what the vcpu executes
         now. timeout: seconds until it is ended with TIMED_OUT; absent = never."""
         from hvctl.sdk.debug import AsyncDebugSession
 

@@ -303,7 +303,7 @@ class Client(Calls):
                 time.sleep(state.delay_after(error))
 
     def debug(self, name: str, *, architecture: str = "", timeout: float | None = None) -> DebugSession:
-        """Attaches a debugger, which stops the guest. architecture: "i386" or "i386:x86-64"; absent = what the vcpu executes now.
+        """Attaches a debugger, which stops the guest. architecture: "i386", "i386:x86-64" or "i8086"; absent = what the vcpu executes now.
         timeout: seconds until it is ended with TIMED_OUT; absent = never."""
         from hvctl.sdk.debug import DebugSession
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 @click.option("--no-symbols", is_flag=True, help="Do without the guest's own symbols.")
 @click.option(
     "--architecture",
-    type=click.Choice(["i386", "x86-64"]),
+    type=click.Choice(["i386", "x86-64", "i8086"]),
     help="What gdb shall see; default: that of the symbols, otherwise what the guest executes now.",
 )
 @click.option("--stdio", is_flag=True, help="Speak gdb's remote protocol on stdin and stdout instead.")
@@ -66,7 +66,7 @@ def gdb(
     name, client = guest_name(guest), settings.client
     if symbols is None and not no_symbols and (digest := _own_symbols(client, name)):
         symbols = debugging.cached_symbols(client, digest)
-    wanted = {"i386": "i386", "x86-64": "i386:x86-64"}.get(architecture or "", "")
+    wanted = "i386:x86-64" if architecture == "x86-64" else architecture or ""
     if not wanted and symbols is not None:
         wanted = debugging.architecture_of(symbols)
 
