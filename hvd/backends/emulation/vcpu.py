@@ -98,7 +98,6 @@ _PROTOTYPES: Final[dict[str, tuple[Any, list[Any]]]] = {
     "hv_emulator_kick": (None, [_pointer]),
     "hv_emulator_inject": (None, [_pointer, _u8]),
     "hv_emulator_memory_changed": (None, [_pointer, _u64, _u64]),
-    "hv_emulator_memory_changed_at": (None, [_pointer, ctypes.c_char_p, _u32]),
     "hv_emulator_run": (ctypes.c_int, [_pointer]),
     "hv_emulator_abandon": (None, [_pointer]),
     "hv_emulator_exit": (ctypes.POINTER(_Exit), [_pointer]),
@@ -124,6 +123,15 @@ def _library() -> ctypes.CDLL:
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:
         raise HvdError("NATIVE_MISSING", path=LIBRARY, problem=error) from error
+    return lib
+
+
+@functools.cache
+def _quick_library() -> ctypes.PyDLL:
+    """The same for what takes less time than giving the interpreter's lock up and getting it back."""
+    lib = ctypes.PyDLL(str(LIBRARY))
+    function = lib.hv_emulator_memory_changed_at
+    function.restype, function.argtypes = None, [_pointer, ctypes.c_char_p, _u32]
     return lib
 
 
@@ -347,7 +355,7 @@ class NativeVcpu(Vcpu):
 
     def memory_changed_at(self, ranges: Sequence[int]) -> None:
         count = len(ranges)
-        self._lib.hv_emulator_memory_changed_at(self._emulator, struct.pack(f"{count}Q", *ranges), count // 2)
+        _quick_library().hv_emulator_memory_changed_at(self._emulator, struct.pack(f"{count}Q", *ranges), count // 2)
 
     def close(self) -> None:
         emulator, self._emulator = self._emulator, None

@@ -46,18 +46,26 @@ class Msix:
     def enabled(self) -> bool:
         return bool(self._function.config.data[self._control + 1] & ENABLE >> 8)
 
+    @property
+    def _may_send(self) -> bool:
+        """As far as the whole function is concerned."""
+        control = self._function.config.data[self._control + 1] << 8
+        return control & (ENABLE | FUNCTION_MASK) == ENABLE and self._function.may_master
+
     def fire(self, vector: int) -> None:
         """Send a vector's message, or remember it while it is masked. A vector that does not exist is lost."""
-        if 0 <= vector < self.vectors:
-            self._pending |= 1 << vector
-            self.deliver()
+        if not 0 <= vector < self.vectors:
+            return
+        if self._may_send:
+            address, data, masked = ENTRY.unpack_from(self._table, ENTRY_BYTES * vector)
+            if not masked & ENTRY_MASKED:
+                self._send(address, data)
+                return
+        self._pending |= 1 << vector
 
     def deliver(self) -> None:
         """Send what waits and is not masked any more: after everything that can unmask."""
-        if not self._pending or not self._function.may_master:
-            return
-        control = self._function.config.data[self._control + 1] << 8
-        if control & (ENABLE | FUNCTION_MASK) != ENABLE:
+        if not self._pending or not self._may_send:
             return
         for vector in range(self.vectors):
             if self._pending >> vector & 1:

@@ -82,6 +82,7 @@ class Queue:
         self._used = 0  # of the used ring
         self._told = 0  # value of _used when the driver was last interrupted
         self._written: list[int] = []  # what changed() has to be told of
+        self._ring_written = False  # and of the used ring
 
     # ---- by the transport
 
@@ -137,7 +138,7 @@ class Queue:
         if not waiting:
             if self._events:
                 INDEX.pack_into(self._buffer, self._avail_event, self._next)
-                self._written += (self.device, 6 + 8 * self.size)
+                self._ring_written = True
             return None
         if waiting > self.size:
             raise QueueError(f"{waiting} buffers are available at once, in a ring of {self.size}")
@@ -208,15 +209,17 @@ class Queue:
         USED.pack_into(self._buffer, self._ring + 4 + 8 * (self._used & self.size - 1), chain.head, written)
         self._used = (self._used + 1) & 0xFFFF
         INDEX.pack_into(self._buffer, self._ring + 2, self._used)
+        self._ring_written = True
 
     def finish(self) -> bool:
         """After pops and pushes: tell of written memory. Does the driver want an interrupt for what was pushed?"""
+        if not self._ring_written:
+            return False
+        self._ring_written = False
+        self._written += (self.device, 6 + 8 * self.size)
+        written, self._written = self._written, []
+        self._changed(written)
         new, old = self._used, self._told
-        if new != old:
-            self._written += (self.device, 6 + 8 * self.size)
-        if self._written:
-            written, self._written = self._written, []
-            self._changed(written)
         if new == old:
             return False
         self._told = new
