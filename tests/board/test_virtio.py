@@ -334,3 +334,12 @@ def test_rng(machine: FakeMachine) -> None:
         assert [written for _, written in driver.queues[0].done()] == [32]
         seen |= {driver.memory.read(BUFFERS, 16), driver.memory.read(BUFFERS + 0x1000, 16)}
     assert len(seen) == 8
+
+
+def test_a_chain_of_half_a_gibibyte_is_not_copied(driver: Driver, machine: FakeMachine) -> None:
+    """All of memory, many times over: allowed, and answered with what a device copies at most."""
+    driver.start()
+    one = driver.queues[0]
+    one.add([*[(0, 1 << 20, 0)] * 500, room(BUFFERS, 4)], TABLE)
+    one.notify()
+    assert one.done() == [(0, 4)] and not driver.status & NEEDS_RESET

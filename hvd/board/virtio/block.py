@@ -89,7 +89,7 @@ class Block(VirtioDevice):
             elif kind == GET_ID:
                 return _fill(into, self._serial.encode()[:ID_BYTES].ljust(ID_BYTES, b"\0"))
             elif kind in (TYPE_DISCARD, TYPE_WRITE_ZEROES):
-                return self._clear(kind, b"".join(data))
+                return self._clear(kind, data)
             else:
                 return UNSUPP
         except OSError as error:
@@ -97,12 +97,12 @@ class Block(VirtioDevice):
             return IOERR
         return OK
 
-    def _clear(self, kind: int, ranges: bytes) -> int:
+    def _clear(self, kind: int, data: Sequence[memoryview]) -> int:
         """Both make zeroes: what was discarded reads as zeroes here (5.2.6.2 leaves it open)."""
-        if self._image.read_only:
+        length = sum(map(len, data))
+        if self._image.read_only or not length or length % RANGE.size or length > RANGE.size * MOST_RANGES:
             return IOERR
-        if not ranges or len(ranges) % RANGE.size or len(ranges) > RANGE.size * MOST_RANGES:
-            return IOERR
+        ranges = b"".join(data)
         for sector, sectors, flags in RANGE.iter_unpack(ranges):
             if flags & ~(UNMAP if kind == TYPE_WRITE_ZEROES else 0):
                 return UNSUPP

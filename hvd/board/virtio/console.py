@@ -55,7 +55,9 @@ class Console(VirtioDevice):
         queue = self.queues[index]
         if index == TRANSMIT:
             while (chain := queue.pop()) is not None:
-                self._machine.console_write(chain.read())
+                for view in chain.readable:
+                    for at in range(0, len(view), MOST_AT_ONCE):
+                        self._machine.console_write(bytes(view[at : at + MOST_AT_ONCE]))
                 queue.push(chain, 0)
             return
         board = self._machine.board

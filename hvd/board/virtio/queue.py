@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 
 LARGEST: Final = 1024  # descriptors of a queue, and of a chain
 MOST_BYTES: Final = 1 << 32  # of a chain (2.7.4)
+MOST_AT_ONCE: Final = 1 << 20  # that are copied
 DESCRIPTOR: Final = Struct("<QIHH")  # address, length, flags, next
 DESCRIPTOR_BYTES: Final = 16
 NEXT, WRITE, INDIRECT = 1, 2, 4
@@ -41,9 +42,15 @@ class Chain:
     writable: list[memoryview] = field(default_factory=list)
     ranges: list[int] = field(default_factory=list)  # guest-physical address and length of each writable one
 
-    def read(self) -> bytes:
-        """All that it holds for the device."""
-        return b"".join(self.readable)
+    def read(self, most: int = MOST_AT_ONCE) -> bytes:
+        """What it holds for the device, up to so many bytes: a chain may name all of guest memory many times over."""
+        pieces = []
+        for view in self.readable:
+            pieces.append(view[:most])
+            most -= len(pieces[-1])
+            if most <= 0:
+                break
+        return b"".join(pieces)
 
     @property
     def capacity(self) -> int:
