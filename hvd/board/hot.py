@@ -136,7 +136,7 @@ def fields() -> tuple[Field, ...]:
     return tuple(Field(row.name.decode(), 8 * row.width, row.count, row.least, row.most) for row in rows)
 
 
-class _Tap(ctypes.Structure):
+class Tap(ctypes.Structure):
     """struct hv_tap (native/crossing.h)."""
 
     _fields_ = (("head", _u64), ("records", (ctypes.c_char * RECORD_BYTES) * TAP_RECORDS))
@@ -259,7 +259,7 @@ class HotBoard:
         self._crossings: int = self._lib.hv_board_crossings(self.address)
         self._clock: int = self._lib.hv_board_clock(self.address)
         self._value = ctypes.c_uint64()
-        self._tap: _Tap | None = None
+        self._tap: Tap | None = None
         self._value_address = ctypes.addressof(self._value)
         self._take = ctypes.create_string_buffer(1 << 16)
 
@@ -417,7 +417,7 @@ class HotBoard:
 
     def tap(self, on: bool) -> None:
         """Keep the last TAP_RECORDS crossings for tapped(), or no longer."""
-        self._tap = _Tap() if on else None
+        self._tap = Tap() if on else None
         self._lib.hv_crossings_tap(self._crossings, ctypes.addressof(self._tap) if self._tap is not None else None)
 
     def tapped(self) -> tuple[list[Record], int]:

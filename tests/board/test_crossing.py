@@ -11,10 +11,11 @@ from hvapi.record import FLAG_UNTIMED, RECORD_BYTES, Record, decode
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvd.board.hot import HotBoard
+from hvd.board.hot import TAP_RECORDS, HotBoard
 from hvd.errors import HvdError
 from hvd.trace.counters import BUCKET_NS, COUNTERS_BYTES, DISKS_OFFSET, Counters, decode_counters, read_counters
 from hvd.trace.points import BY_NAME, BackendId, Kind
+from hvd.trace.text import crossing_text
 
 ENABLED_OFFSET, HEAD_OFFSET = 12, 16
 PORT_OUT = BY_NAME["port-out"].id
@@ -179,3 +180,43 @@ def test_device_counters(tmp_path: Path) -> None:
 def test_a_page_of_a_runner_that_knew_no_disks(tmp_path: Path) -> None:
     page = Files(tmp_path).counters_path.read_bytes()
     assert decode_counters(page[:DISKS_OFFSET]).disks == {}
+
+
+def test_a_tap_keeps_the_last_crossings_and_says_how_many_it_lost() -> None:
+    board = HotBoard(BackendId.EMULATION)
+    board.cross(HALT, 0, 0x1000)
+    assert board.tapped() == ([], 0)
+    board.tap(True)
+    for n in range(TAP_RECORDS + 6):
+        board.cross(PORT_OUT, 0, 0x2000 + n, 0, 0x3F8, 1, n)
+    records, lost = board.tapped()
+    assert lost == 6
+    assert [record.rip for record in records] == [0x2000 + n for n in range(6, TAP_RECORDS + 6)]
+    assert crossing_text(records[0]) == "port-out(port=0x3f8, size=1, value=0x6) rip=0x2006"
+    assert board.tapped() == ([], 0)
+    board.cross(HALT, 0, 0x1000)
+    assert len(board.tapped()[0]) == 1
+    board.tap(False)
+    board.cross(HALT, 0, 0x1000)
+    assert board.tapped() == ([], 0)
+    board.close()
+
+
+@pytest.mark.parametrize(
+    ("point", "arguments", "text"),
+    [
+        ("hypercall.log", (0x10, 5, 0, (1 << 64) - 14), "hypercall.log(address=0x10, length=5) = -EFAULT rip=0x1"),
+        ("hypercall.clock", (0, 0, 0, 77), "hypercall.clock() = 77 ns rip=0x1"),
+        ("exception.page-fault", (0x3000, 2, 0, 0), "exception.page-fault(address=0x3000, error-code=0x2) rip=0x1"),
+        ("interrupt", (0x20, 0, 0, 0), "interrupt(vector=0x20) rip=0x1"),
+        ("halt", (1, 0, 0, 0), "halt(interrupts=true) rip=0x1"),
+    ],
+)
+def test_crossings_in_words(point: str, arguments: tuple[int, int, int, int], text: str) -> None:
+    record = Record(0, 0, BY_NAME[point].id, 0, 0, 0, 0, 0, 1, *arguments)
+    assert crossing_text(record) == text
+    assert crossing_text(record._replace(flags=1)) == f"{text} user"
+
+
+def test_an_unknown_crossing_has_words_too() -> None:
+    assert crossing_text(Record(0, 0, 250, 0, 0, 0, 0, 0, 1, 5, 0, 0, 0)) == "point-250() rip=0x1"

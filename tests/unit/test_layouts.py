@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import json
 import shutil
 import subprocess
@@ -12,7 +13,8 @@ from hvapi.record import FLAG_LONG, FLAG_UNTIMED, FLAG_USER, RECORD, RECORD_BYTE
 
 from hvd.board import spec
 from hvd.board.hot import RECORD_BYTES as RING_RECORD_BYTES
-from hvd.board.vcpu import ExitReason
+from hvd.board.hot import TAP_RECORDS, Tap
+from hvd.board.vcpu import DebugCause, ExitReason
 from hvd.trace import counters, points
 
 NATIVE = Path(points.__file__).resolve().parents[1] / "board" / "native"
@@ -42,6 +44,9 @@ def c_layout(tmp_path_factory: pytest.TempPathFactory) -> dict[str, int]:
         "nics": "offsetof(struct hv_counters, nics)",
         "disk": "sizeof(struct hv_disk_counter)",
         "nic": "sizeof(struct hv_nic_counter)",
+        "tap": "sizeof(struct hv_tap)",
+        "tap.records": "offsetof(struct hv_tap, records)",
+        "HV_TAP_RECORDS": "HV_TAP_RECORDS",
         "HV_DISKS": "HV_DISKS",
         "HV_NICS": "HV_NICS",
         **{f"disk.{m}": f"offsetof(struct hv_disk_counter, {m})" for m in counters.DISK_FIELDS},
@@ -121,6 +126,11 @@ def test_device_counters(c_layout: dict[str, int]) -> None:
         assert [c_layout[f"{kind}.{name}"] for name in names] == [8 * word for word in range(len(names))]
 
 
+def test_tap(c_layout: dict[str, int]) -> None:
+    assert (c_layout["tap"], c_layout["tap.records"]) == (ctypes.sizeof(Tap), Tap.records.offset)
+    assert c_layout["HV_TAP_RECORDS"] == TAP_RECORDS
+
+
 def test_points_fit_the_page() -> None:
     numbers = [point.id for point in points.POINTS]
     assert len(set(numbers)) == len(numbers)
@@ -134,3 +144,11 @@ def test_exit_reasons() -> None:
     names = [word.strip() for word in body.replace("\n", " ").split(",") if word.strip()]
     assert names == [f"HV_EXIT_{reason.name}" for reason in ExitReason]
     assert [reason.value for reason in ExitReason] == list(range(len(names)))
+
+
+def test_debug_causes() -> None:
+    body = SHIM.read_text().split("enum hv_debug_cause {", 1)[1].split("}", 1)[0]
+    names = [word.strip() for word in body.split(",")]
+    assert names == ["HV_DEBUG_STEP = 1", "HV_DEBUG_BREAKPOINT", "HV_DEBUG_WATCHPOINT"]
+    assert [f"HV_DEBUG_{cause.name}" for cause in DebugCause] == [name.partition(" ")[0] for name in names]
+    assert [cause.value for cause in DebugCause] == [1, 2, 3]

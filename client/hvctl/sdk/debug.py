@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import queue
 from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
@@ -66,11 +67,14 @@ class DebugSession:
         """Detach; from any thread."""
         self._closed = True
         self._frames.cancel()
-        try:
-            self._requests.put_nowait(None)
-        except queue.Full:
-            self._requests.get_nowait()
-            self._requests.put_nowait(None)
+        # Whoever takes the requests is told, even if it takes no more of them: one makes room.
+        for _ in range(2):
+            try:
+                self._requests.put_nowait(None)
+                return
+            except queue.Full:
+                with contextlib.suppress(queue.Empty):
+                    self._requests.get_nowait()
 
     def __enter__(self) -> Self:
         return self
