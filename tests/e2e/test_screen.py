@@ -8,6 +8,8 @@ from pathlib import Path
 import pytest
 from real_daemon import RealDaemon, kernel, wait_for
 
+from tests.guest_images import PROMPT, GuestUnavailable, guest_image
+
 BANNER = "╔══ screen ══╗\n████████████████\ntype, Esc ends\n"
 FONT = Path("/usr/share/seabios/vgabios.bin")
 
@@ -97,3 +99,32 @@ def test_a_guest_that_does_not_run(daemon: RealDaemon) -> None:
         assert done.returncode == 4 and "hvctl start a" in done.stderr
     assert daemon.hvctl("screen", "nobody").returncode == 3
 
+
+
+@pytest.mark.timeout(300)
+def test_debians_kernel_shows_its_console_on_the_screen(daemon: RealDaemon) -> None:
+    """Its own drivers for VGA and keyboard, built in; told of the screen by the boot protocol."""
+    try:
+        image = guest_image("debian-cloud")
+    except GuestUnavailable as error:
+        pytest.skip(str(error))
+    daemon.ok("run", "-d", "--name", "a", "--kernel", str(image.kernel), "--initrd", str(image.initrd), "--memory", "256M",
+              "--append", "console=tty0")  # fmt: skip
+    wait_for(lambda: screen(daemon, "a").rstrip().endswith(PROMPT.decode().strip()), lambda: screen(daemon, "a"), 240)
+    assert "Run /init as init process" in screen(daemon, "a")
+    daemon.ok("type", "a", "echo hi $((6*7))", "--key", "enter")
+    wait_for(lambda: "\nhi 42\nguest #" in screen(daemon, "a"), lambda: screen(daemon, "a"))
+    daemon.ok("type", "a", "dmesg | grep -e VGA -e keyboard", "--key", "enter")
+    wait_for(lambda: "AT Translated Set 2 keyboard" in screen(daemon, "a"), lambda: screen(daemon, "a"))
+    assert "Console: colour VGA+ 80x25" in screen(daemon, "a")
+    # Its console scrolls by the start address; what stood there before is above it.
+    daemon.ok("type", "a", "seq 100", "--key", "enter")
+    wait_for(lambda: "99\n100\nguest #" in screen(daemon, "a"), lambda: screen(daemon, "a"))
+    # Ctrl-C, as every terminal has it.
+    daemon.ok("type", "a", "sh -c 'echo sle\"\"eps; exec sleep 1000'", "--key", "enter")
+    wait_for(lambda: "\nsleeps" in screen(daemon, "a"), lambda: screen(daemon, "a"))
+    daemon.ok("type", "a", "--key", "ctrl-c")
+    wait_for(lambda: "sleeps\n^C\nguest #" in screen(daemon, "a"), lambda: screen(daemon, "a"))
+    daemon.ok("type", "a", "echo $?", "--key", "enter")
+    wait_for(lambda: "\n130\nguest #" in screen(daemon, "a"), lambda: screen(daemon, "a"))
+    assert daemon.ok("logs", "a").stdout == ""  # all of it on the screen, none on the serial port
