@@ -11,12 +11,18 @@ from hvapi.v1 import guest_pb2, guest_pb2_grpc
 from hvd.backends.contract import Capability
 from hvd.board import keys
 from hvd.errors import HvdError
+from hvd.guests.lifecycle import GuestLife
+from hvd.guests.model import ENDED
 from hvd.guests.supervisor import Supervisor
+from hvd.runner import last_screen
+from hvd.runner.control import screen_message
 
 # Between two looks of a watch. Nobody reads faster, and each costs the guest one exit.
 SAMPLE_SECONDS = 0.05
 # How long a keyboard may take nothing before typing fails.
 PATIENCE_SECONDS = 10.0
+# The guest's process ends when it has written its exit record.
+END_SECONDS = 5.0
 # Strokes that go to the guest's process at once.
 STROKES = 64
 
@@ -30,14 +36,22 @@ class ScreenService(guest_pb2_grpc.GuestServiceServicer):
         self, request: guest_pb2.GetScreenRequest, context: Any
     ) -> AsyncIterator[guest_pb2.GetScreenResponse]:
         life = self._supervisor.get(request.name)
-        instance = life.reachable("screen", Capability.SCREEN)
+        if life.instance is None and (screen := await _last_screen(life)) is not None:
+            yield guest_pb2.GetScreenResponse(screen=screen)
+            return
+        instance, run = life.reachable("screen", Capability.SCREEN), life.run
         shown: guest_pb2.Screen | None = None
         while True:
             try:
                 screen = await instance.screen()
             except HvdError as error:
                 # That the guest ends is the end of a watch, not its failure.
-                if shown is None or error.reason != "RUNNER_GONE":
+                if error.reason != "RUNNER_GONE" or await life.end_of(run, END_SECONDS) is None:
+                    raise
+                screen = await _last_screen(life)
+                if screen is not None and (shown is None or screen.cells != shown.cells):
+                    yield guest_pb2.GetScreenResponse(screen=screen)
+                elif shown is None:
                     raise
                 return
             if screen != shown:
@@ -63,6 +77,12 @@ class ScreenService(guest_pb2_grpc.GuestServiceServicer):
                 ) from None
             del strokes[:taken]
         return guest_pb2.TypeKeysResponse(events=wanted)
+
+
+async def _last_screen(life: GuestLife) -> guest_pb2.Screen | None:
+    """Of a guest that has ended."""
+    image = await asyncio.to_thread(last_screen.read, life.directory) if life.guest.state in ENDED else None
+    return None if image is None else screen_message(image)
 
 
 def _events(strokes: list[keys.Stroke]) -> int:

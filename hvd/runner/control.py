@@ -79,7 +79,7 @@ class ControlServer:
             "translate_address": self._translate_address,
             "get_registers": self._get_registers,
             "resize_console": self._resize_console,
-            "get_screen": lambda c, i, r: self._in_vcpu(c, i, machine.device(Vga).screen, _screen),
+            "get_screen": lambda c, i, r: self._in_vcpu(c, i, machine.device(Vga).screen, lambda image: {"screen": screen_message(image)}),
             "type_keys": self._type_keys,
             "save_snapshot": self._save_snapshot,
         }
@@ -363,13 +363,14 @@ def _error(error: HvdError) -> control_pb2.Error:
     return control_pb2.Error(reason=error.reason, metadata=error.metadata)
 
 
-def _screen(image: ScreenImage) -> dict[str, Any]:
+def screen_message(image: ScreenImage) -> guest_pb2.Screen:
+    """The API's form."""
     screen = guest_pb2.Screen(
         columns=image.columns, rows=image.rows, cells=image.cells, palette=image.palette, note=image.note
     )
     if image.cursor is not None:
         screen.cursor_row, screen.cursor_column = image.cursor
-    return {"screen": screen}
+    return screen
 
 
 def _memory_map(regions: list[Region]) -> dict[str, Any]:

@@ -25,6 +25,8 @@ In conmon's form, so that conmon can provide it for containers and the runner fo
     debug          SOCK_STREAM: a debugger. It sends a line, JSON {"architecture"} ("i386", "i386:x86-64", "i8086", "" = the vcpu's
                    present mode), and gets one: {"architecture"}, or {"error", "metadata"} (hvd/errors.py) and the end of the
                    connection. Then both speak gdb's remote protocol. When the connection ends, the guest goes on without breakpoints
+    screen.json    what stood on the VGA text screen when the guest ended, unless that was nothing
+                   (hvd/runner/last_screen.py)
     runner.log     the runner's own stderr
 
 The directory is private to the daemon's user (0700). Sun's 108-byte limit on socket paths: connect through
@@ -49,6 +51,7 @@ CONTROL = "control"
 DEBUG = "debug"
 COUNTERS = "counters"
 TRACE = "trace"
+SCREEN = "screen.json"
 RUNNER_LOG = "runner.log"
 
 # 1 MiB.

@@ -26,6 +26,7 @@ from hvd.board.machine import CreateVcpu, End, Machine
 from hvd.board.memory import GuestMemory
 from hvd.board.spec import MachineSpec
 from hvd.errors import HvdError
+from hvd.runner import last_screen
 from hvd.runner.attach import AttachServer
 from hvd.runner.directory import ATTACH, CONTROL, COUNTERS, DEBUG, LOG, TRACE, TRACE_RECORDS, ExitRecord, LogPosition
 from hvd.runner.log import ConsoleLog
@@ -209,6 +210,7 @@ class Runner:
             self._attach.output(data)
         self._run_posted()
         self._log.close()
+        last_screen.keep(machine)
         if self._debug is not None:
             self._debug.ended(end)
         if self._control is not None:

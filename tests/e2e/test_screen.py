@@ -35,6 +35,8 @@ def test_what_is_typed_stands_on_the_screen(daemon: RealDaemon, guest: str) -> N
     assert (found["cursor_row"], found["cursor_column"]) == (4, 6)
     daemon.ok("type", guest, "--key", "esc")
     assert daemon.wait(guest)["exit_code"] == 7
+    last = daemon.ok("screen", guest)  # is kept: many a kernel prints its result there and halts
+    assert last.stdout.startswith(f"{BANNER}Hello, World!\n3*(4+5\n") and "has ended" in last.stderr
     assert "2a 23 a3 aa 12 92" in daemon.ok("logs", guest).stdout  # Shift, h, e: set 1, translated
 
 

@@ -39,7 +39,9 @@ COLORS = 256
 
 # The screen memory's windows, by bits 2-3 of graphics register 6: address and bytes.
 WINDOWS: Final = ((0xA0000, 0x20000), (0xA0000, 0x10000), (0xB0000, 0x8000), (0xB8000, 0x8000))
+MOST_COLUMNS: Final = 256
 MOST_ROWS: Final = 128
+PALETTE_BYTES: Final = 3 * 16
 
 
 @dataclass(frozen=True, slots=True)
