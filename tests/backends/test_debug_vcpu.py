@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import struct
+import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -159,7 +160,9 @@ def test_a_step_over_a_system_call_ends_at_its_entry_and_back_behind_it(start: S
     assert step(rig).rip == rig.at["behind"]
 
 
-@pytest.mark.parametrize("instruction", ["outl %eax, %dx", "inl %dx, %eax", "movl %eax, DEVICE", "movl DEVICE, %eax", "outsl", "insl"])
+@pytest.mark.parametrize(
+    "instruction", ["outl %eax, %dx", "inl %dx, %eax", "movl %eax, DEVICE", "movl DEVICE, %eax", "outsl", "insl"]
+)
 def test_a_step_over_an_access_to_a_device_ends_behind_it(start: Start, instruction: str) -> None:
     rig = start(
         f"movw $PORT, %dx; movl $SCRATCH, %esi; movl %esi, %edi; here: {instruction}; behind: nop; finish $1",
@@ -242,7 +245,13 @@ def test_a_watchpoint_stops_behind_the_access(start: Start, instruction: str, wa
 
 @pytest.mark.parametrize(
     "instruction",
-    ["movl %eax, SCRATCH + 5", "movb %al, SCRATCH + 9", "movl %eax, SCRATCH + 0xffe", "movl SCRATCH + 8, %eax", "movl %eax, SCRATCH + 0x101"],
+    [
+        "movl %eax, SCRATCH + 5",
+        "movb %al, SCRATCH + 9",
+        "movl %eax, SCRATCH + 0xffe",
+        "movl SCRATCH + 8, %eax",
+        "movl %eax, SCRATCH + 0x101",
+    ],
 )
 def test_accesses_beside_a_watchpoint_do_not_stop(start: Start, instruction: str) -> None:
     rig = start(f"{instruction}; {instruction}; finish $1")
@@ -402,3 +411,47 @@ def test_a_device_port_is_accessed_once_by_a_watched_instruction(start: Start) -
     exit_.value = 0x55
     exit_ = rig.vcpu.run()
     assert (exit_.reason, exit_.value, rig.scratch()) == (ExitReason.DEBUG, DebugCause.WATCHPOINT, 0x55)
+
+
+def test_watchpoints_come_and_go_while_they_are_hit_and_nothing_is_lost(start: Start) -> None:
+    """A debugger may leave between a hit and the execution that completes it: nothing of it must stay."""
+    rig = start(
+        """
+        gate 0x20, tick; pics 0xfe; timer 1193; sti
+        again: incl SCRATCH; cmpl $400, SCRATCH + 8; jb again
+        cli; finish SCRATCH
+        tick: incl SCRATCH + 8; movb $0x20, %al; outb %al, $0x20; iretl
+    """
+    )
+    watched, hits = frozenset({watch(SCRATCH, 4)}), 0
+    over = threading.Event()
+
+    def kick() -> None:
+        while not over.wait(0.0002):
+            rig.vcpu.kick()
+
+    kicker = threading.Thread(target=kick)
+    kicker.start()
+    try:
+        for turn in range(1_000_000):
+            wanted = watched if turn & 1 else frozenset()
+            rig.vcpu.set_debug(NONE, wanted, step=False)
+            exit_ = rig.vcpu.run()
+            if exit_.reason is ExitReason.PORT_OUT:
+                break
+            assert exit_.reason is ExitReason.INTERRUPTED or (wanted and exit_.value == DebugCause.WATCHPOINT), exit_
+            hits += exit_.reason is ExitReason.DEBUG
+    finally:
+        over.set()
+        kicker.join()
+    assert (exit_.reason, exit_.address) == (ExitReason.PORT_OUT, EXIT_PORT)
+    assert hits > 100 and rig.scratch(8) == 400
+    assert exit_.value == rig.scratch()
+
+
+def test_a_step_of_an_instruction_that_is_moved_away_from_goes_on_elsewhere(start: Start) -> None:
+    rig = start("again: movl $1, SCRATCH; jmp again; there: nop; finish $3", labels="again there")
+    go(rig, {rig.at["again"]})
+    rig.vcpu.set_register("rip", rig.at["there"])
+    assert step(rig).rip == rig.at["there"] + 1
+    assert go(rig).value == 3

@@ -170,6 +170,18 @@ def test_breakpoints_of_two_sorts_at_one_place_are_two(fresh: Session) -> None:
     assert not fresh.stub.debugger.breakpoints
 
 
+def test_the_guests_clock_stands_while_the_debugger_holds_it(fresh: Session) -> None:
+    fresh.call(fresh.stub.attach)
+    assert fresh.machine.state == "PAUSED"
+    before = fresh.call(fresh.board.now)
+    assert fresh.call(fresh.board.now) == before
+    assert fresh.ask(b"s").startswith(b"T05")
+    assert fresh.machine.state == "PAUSED", "a step is no news"
+    after = fresh.call(fresh.board.now)
+    assert after > before
+    assert fresh.call(fresh.board.now) == after
+
+
 def test_too_many_breakpoints_are_refused(fresh: Session) -> None:
     fresh.call(fresh.stub.attach)
     answers = {fresh.ask(b"Z2,%x,4" % (0x8000 + 8 * n)) for n in range(80)}

@@ -153,6 +153,16 @@ def test_a_step_crosses_a_hypercall_and_shows_it(daemon: RealDaemon) -> None:
     assert state(daemon) != "FAILED"
 
 
+def test_what_led_to_a_stop_is_shown_on_demand(daemon: RealDaemon) -> None:
+    start(daemon, "interrupts.elf")
+    watching = ("watch *(int *)&ticks", "continue", "continue")
+    out = gdb(daemon, "monitor trace on", *watching, symbols="interrupts.elf")
+    assert re.search(r"hvd: interrupt\(vector=0x20\) rip=0x[0-9a-f]+\n(hvd: .*\n)*\nHardware watchpoint 1", out)
+    daemon.ok("delete", "--force", "g")
+    start(daemon, "interrupts.elf")
+    assert "hvd: " not in gdb(daemon, *watching, symbols="interrupts.elf")
+
+
 @pytest.mark.parametrize(
     ("mnemonic", "handler", "crossing"),
     [
@@ -405,12 +415,13 @@ def test_stop_ends_a_guest_that_the_debugger_holds(daemon: RealDaemon, client: C
     assert state(daemon) == "STOPPED"
 
 
-def test_the_daemon_may_come_back_under_a_debugger(own_daemon: RealDaemon) -> None:
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_the_daemon_may_come_back_under_a_debugger(own_daemon: RealDaemon, number: signal.Signals) -> None:
     start(own_daemon, "spin.elf", paused=False)
     bridge = own_daemon.spawn("gdb", "--stdio", "g")
     bridge.type("$?#3f")
     bridge.wait_out("$T05")
-    own_daemon.restart(signal.SIGKILL)
+    own_daemon.restart(number)
     assert bridge.end() != 0
     wait_for(lambda: state(own_daemon) == "RUNNING" and not conditions(own_daemon), "the guest goes on")
     gdb(own_daemon)

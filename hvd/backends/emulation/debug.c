@@ -252,11 +252,13 @@ bool hv_debug_stopped(struct hv_emulator *e)
     return hit || debug->step || has_breakpoint(e, BP_GDB);
 }
 
+/* A hit whose instruction has not been executed anew yet is forgotten: it will be executed from its start, and looked at again. */
 void hv_debug_reset(struct hv_emulator *e)
 {
     struct hv_debug *debug = &e->debug;
     debug->hit = debug->requested = debug->waking = debug->replay = debug->delivering = false;
     debug->unaligned = 0;
+    HV_AT(uint32_t, e->cpu, CPU_INTERRUPT_REQUEST) &= ~(uint32_t)CPU_INTERRUPT_DEBUG;
     HV_AT(void *, e->cpu, CPU_WATCHPOINT_HIT) = NULL;
     HV_AT(uint32_t, e->cpu, CPU_CFLAGS_NEXT_TB) = ~0u;
 }
@@ -299,6 +301,7 @@ bool hv_emulator_set_watchpoint(struct hv_emulator *e, uint64_t address, uint64_
             watchpoint = watchpoint->next;
         if ((done = watchpoint != NULL))
             watchpoint_remove_by_ref(e->cpu, watchpoint);
+        hv_debug_reset(e); /* it may be the one that was hit just before run() was interrupted */
     }
     hv_hooks_enter_thread(NULL);
     return done;

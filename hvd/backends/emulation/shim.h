@@ -126,7 +126,7 @@ void hv_debug_before_run(struct hv_emulator *);  /* prepare the step, if it is t
 bool hv_debug_stopped(struct hv_emulator *);     /* EXCP_DEBUG: fills exit; false = nothing that anybody asked for */
 bool hv_debug_holds_interrupts(const struct hv_emulator *);
 void hv_debug_delivered(struct hv_emulator *);   /* RIP is at the first instruction of a handler: a step ends here */
-void hv_debug_reset(struct hv_emulator *);       /* the state was set anew; what the debugger set stays */
+void hv_debug_reset(struct hv_emulator *);       /* RIP was moved; what the debugger set stays */
 void hv_debug_free(struct hv_emulator *);
 
 /* flags.c */

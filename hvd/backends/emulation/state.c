@@ -103,6 +103,7 @@ bool hv_emulator_set_register(struct hv_emulator *e, unsigned index, uint64_t va
     else if (index == 16) {
         HV_AT(uint64_t, e->env, ENV_EIP) = value;
         HV_AT(uint32_t, e->cpu, CPU_HALTED) = 0; /* whoever moves RIP wants what stands there to run */
+        hv_debug_reset(e);
     } else if (index == 17)
         e->unicorn.helper_write_eflags_x86_64(e->env, value | 2, 0xFFFFFFFF);
     else
