@@ -7,19 +7,27 @@ import os
 import platform
 import resource
 import shutil
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Final
 
 from hvapi.v1 import system_pb2, system_pb2_grpc
 
 from hvd import config
 from hvd.backends.contract import Backend
+from hvd.errors import HvdError
 from hvd.guests.model import host_memory_bytes
 from hvd.guests.placement import Probe
 from hvd.guests.supervisor import Supervisor
+from hvd.network.cards import check_user_mode
+from hvd.network.networks import check_host
 
 Finding = system_pb2.Finding
 # Below this the next image or a few logs may not fit.
 LITTLE_DISK_BYTES = 1 << 30
+NETWORKS: Final[dict[str, Callable[[], None]]] = {
+    "networks": lambda: check_host("a bridge of the host"),
+    "network user": check_user_mode,
+}
 # A guest costs the daemon a handful of descriptors.
 DESCRIPTORS_PER_GUEST = 8
 
@@ -101,6 +109,7 @@ class SystemService(system_pb2_grpc.SystemServiceServicer):
                     remedy="raise it (ulimit -n, LimitNOFILE=), or lower max-guests",
                 )
             )
+        findings += [_network_finding(subject, check) for subject, check in NETWORKS.items()]
         if os.geteuid() != 0:
             findings.append(
                 Finding(
@@ -120,6 +129,14 @@ class SystemService(system_pb2_grpc.SystemServiceServicer):
                 )
             )
         return findings
+
+
+def _network_finding(subject: str, check: Callable[[], None]) -> system_pb2.Finding:
+    try:
+        check()
+    except HvdError as error:
+        return Finding(level=Finding.NOTE, subject=subject, message=error.message, remedy=error.help)
+    return Finding(level=Finding.OK, subject=subject, message="guests can be plugged in here")
 
 
 def _backend_finding(backend: Backend, probe: Probe) -> system_pb2.Finding:

@@ -21,6 +21,7 @@ from hvd.board.spec import NetworkSpec
 from hvd.errors import HvdError
 from hvd.guests.interfaces import SPECIAL, USER, field_of
 from hvd.network import addresses
+from hvd.network.links import tap_name
 from hvd.network.networks import PREFIX, Networks, check_host
 from hvd.runner.inheritance import FIRST_CARD_FD
 
@@ -111,11 +112,6 @@ def _address(
         owner = owners.get(str(address), "the same guest").removeprefix("guests/")
         raise HvdError("ADDRESS_TAKEN", address=address, guest=owner)
     return address
-
-
-def tap_name(uid: str, number: int) -> str:
-    """Of a guest's card among the host's interfaces while the guest runs: `tcpdump -i` knows it by this."""
-    return f"hvd-{uid[:8]}-{number}"
 
 
 def check_user_mode() -> None:

@@ -59,6 +59,11 @@ def obstacle() -> tuple[str, str]:
     return "", ""
 
 
+def tap_name(uid: str, card: int) -> str:
+    """Of a guest's card among the host's interfaces while the guest runs: `tcpdump -i` knows it by this."""
+    return f"hvd-{uid[:8]}-{card}"
+
+
 def exists(interface: str) -> bool:
     return Path(f"/sys/class/net/{interface}").exists()
 
@@ -131,6 +136,14 @@ class Links:
                 os.close(fd)
                 raise
             return fd
+
+    def join(self, taps: list[str], bridge: str) -> None:
+        """Make those of these taps that there are ports of the bridge. Raises HvdError LINK_FAILED."""
+        with _netlink(f"plugging taps into bridge {bridge}") as netlink:
+            (master,) = netlink.link_lookup(ifname=bridge) or (None,)
+            for name in taps:
+                if master is not None and (found := netlink.link_lookup(ifname=name)):
+                    netlink.link("set", index=found[0], master=master)
 
     def subnets(self) -> list[tuple[IPv4Network, str]]:
         """Where the host has addresses or routes, except by bridges of ours: subnet and whose it is. Raises HvdError

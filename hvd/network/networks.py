@@ -86,6 +86,15 @@ class Networks:
             if card.network == name
         ]
 
+    def _taps(self, name: str) -> list[str]:
+        """Those that its guests have while they run."""
+        return [
+            links.tap_name(guest.uid, number)
+            for guest in self._guests()
+            for number, card in enumerate(guest.machine.network_interfaces)
+            if card.network == name
+        ]
+
     # ---- creation and deletion
 
     async def create(self, identifier: str, asked: Network, request_id: str = "") -> Network:
@@ -229,6 +238,8 @@ class Networks:
                 self.links.make_bridge, names, network.uid, address, mac, network.mtu
             )
             self._stop_serving(network)  # on a bridge that is gone
+            # Guests that ran on while it was away come back to it.
+            await asyncio.to_thread(self.links.join, self._taps(network.name), network.bridge)
         await self._filter()
         network.state, network.status_message = Network.READY, ""
         self._serve(network)

@@ -4,6 +4,7 @@ kernel with its own virtio_net; what is left behind, which is nothing; what is r
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import re
@@ -15,10 +16,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from guest_shell import Shell
+from guest_shell import BOOT_SECONDS, Shell
 from real_daemon import Process, RealDaemon, kernel, require_backend, wait_for
 
-from tests.guest_images import GuestImage, GuestUnavailable, guest_image
+from hvd.network.links import tap_name
+from tests.guest_images import PROMPT, GuestImage, GuestUnavailable, guest_image
 from tests.network_namespace import UPLINK, Namespace, NamespaceUnavailable
 
 PEER = str(Path(__file__).parents[1] / "network_peer.py")
@@ -120,9 +122,8 @@ def test_two_guests_and_the_host_on_a_bridge(namespace: Namespace, daemon: RealD
     assert "2 packets received" in one(f"ping -c 2 {yours}")
     # A reset is a new start of the driver on the same tap.
     daemon.ok("reset", "b")
-    again = Shell(processes["b"], seen=len(processes["b"].out))
-    assert f"eth0 has {yours}" in again.boot
-    assert "2 packets received" in again(f"ping -c 2 {mine}")
+    two.boot_again()
+    assert yours in two("ip -4 addr show eth0") and "2 packets received" in two(f"ping -c 2 {mine}")
     refused = daemon.hvctl("network", "delete", "lan")
     assert refused.returncode == 4 and "is used by a, b" in refused.stderr
 
@@ -144,6 +145,7 @@ def test_the_daemon_goes_and_comes_back(namespace: Namespace, daemon: RealDaemon
     namespace.run("ip", "link", "set", "hvd-other", "alias", "hvd:anotherone:some-network")
     namespace.run("nft", "delete", "table", "ip", f"hvd_{owner}")
     assert "64 bytes from" in namespace.run("ping", "-c", "1", "-W", "20", "10.77.0.2")
+    namespace.run("ip", "link", "delete", "hvd-lan")
     daemon.start()
     assert {"hvd-lan", "hvd-lab", "hvd-other"} <= set(namespace.links()) and "hvd-stray" not in namespace.links()
     assert "masquerade" in namespace.run("nft", "list", "table", "ip", f"hvd_{owner}")
@@ -186,6 +188,42 @@ def test_user_mode(namespace: Namespace, daemon: RealDaemon, image: GuestImage) 
 
 def passts(namespace: Namespace) -> list[int]:
     return [pid for pid, name in namespace.processes().items() if name.startswith("passt")]
+
+
+@pytest.mark.timeout(600)
+def test_a_restored_guest_has_its_network(namespace: Namespace, daemon: RealDaemon, image: GuestImage) -> None:
+    """Its link, and connections that were open; a clone has a card of its own."""
+    daemon.ok("network", "create", "lan", "--subnet", "10.9.0.0/24")
+    daemon.ok("run", "-d", "--name", "a", "--backend", "emulation", "--kernel", str(image.kernel), "--initrd", str(image.initrd),
+              "--append", "console=ttyS0", "--network", "lan")  # fmt: skip
+    daemon.wait_logs("a", PROMPT.decode(), BOOT_SECONDS)
+    mine = attachments(daemon, "lan")["a"]
+    peer = Peer(namespace, "take", "10.9.0.1", "5001")
+    console = daemon.spawn("console", "a", "--no-replay")
+    console.type("(echo before; sleep 5; echo after) | nc 10.9.0.1 5001\n")
+    console.wait_out("nc 10.9.0.1 5001")
+    assert ping(namespace, mine["ip_address"])
+    daemon.ok("snapshot", "a", "one")
+    daemon.ok("restore", "a", "one")
+    assert ping(namespace, mine["ip_address"])
+    # The connection was in the middle of its sleep: TCP goes on where it was.
+    assert peer.digest() == hashlib.md5(b"before\nafter\n").hexdigest()
+    daemon.ok("clone", "a/one", "b")
+    cards = attachments(daemon, "lan")
+    assert cards["a"] == mine and cards["b"]["ip_address"] != mine["ip_address"] and cards["b"]["mac_address"] != mine["mac_address"]
+    daemon.ok("reset", "b")  # its driver begins anew
+    wait_for(lambda: ping(namespace, cards["b"]["ip_address"]), "the clone answers", BOOT_SECONDS)
+    assert ping(namespace, mine["ip_address"])
+    # Somebody deletes the tap under the guest, which goes on without.
+    namespace.run("ip", "link", "delete", tap_name(daemon.show("a")["uid"], 0))
+    daemon.wait_logs("a", "network card net0: the tap is gone")
+    console = daemon.spawn("console", "a", "--no-replay")
+    console.type("cat /sys/class/net/eth0/carrier; echo alive $((40+2))\n")
+    console.wait_out("0\r\nalive 42")
+
+
+def ping(namespace: Namespace, address: str) -> bool:
+    return "64 bytes from" in namespace.run("ping", "-c", "1", "-W", "10", address, check=False)
 
 
 def test_networks_that_are_refused(namespace: Namespace, daemon: RealDaemon) -> None:

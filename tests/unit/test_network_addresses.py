@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 
 from hvd.errors import HvdError
 from hvd.guests.interfaces import check_interfaces, resolve_interfaces
-from hvd.network import addresses, cards, nat, networks
+from hvd.network import addresses, cards, links, nat, networks
 from hvd.network.cards import Cards
 from hvd.network.networks import Networks, bridge_names
 
@@ -80,7 +80,7 @@ def test_bridges_have_names_that_fit() -> None:
     assert bridge_names("lan", "12345678-9abc") == ["hvd-lan", "hvd-12345678"]
     assert bridge_names("a" * 11, "12345678-9abc")[0] == "hvd-" + "a" * 11
     assert bridge_names("a" * 12, "12345678-9abc") == ["hvd-12345678"]
-    assert len(cards.tap_name("12345678-9abc-def0", 7)) <= 15
+    assert len(links.tap_name("12345678-9abc-def0", 7)) <= 15
 
 
 def test_rules() -> None:
