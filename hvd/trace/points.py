@@ -110,6 +110,8 @@ POINTS: tuple[Point, ...] = (
     Point(9, "lost", Kind.LOST, _arguments("records:dec"), "records overwritten before they were read"),
     Point(10, "software-interrupt", Kind.SYSTEM_CALL, _arguments("vector:vector", "accumulator"), "INT n"),
     Point(11, "system-call", Kind.SYSTEM_CALL, _arguments("number:dec"), "SYSCALL or SYSENTER"),
+    Point(12, "virtio-notify", Kind.DEVICE, _arguments("slot:dec", "device:dec", "queue:dec", "buffers:dec"),
+          "the driver of a virtio device offers buffers; those that the device was done with at once"),
     *(
         Point(EXCEPTION_BASE + vector, f"exception.{name}",
               Kind.PAGE_FAULT if vector == 14 else Kind.EXCEPTION,

@@ -97,6 +97,7 @@ def test_buffers_go_round(driver: Driver, machine: FakeMachine, indirect: int, e
     for n in range(100):
         assert ask(driver, b"hello %d" % n, indirect) == b"HELLO %d" % n
     assert (BUFFERS + 0x1000, 64) in machine.changed
+    assert machine.records == [(2, 42, 0, 1)] * 100, "slot, device, queue, buffers: for the trace"
 
 
 def test_nothing_happens_before_driver_ok_or_without_bus_mastering(driver: Driver) -> None:

@@ -29,6 +29,7 @@ class FakeMachine:
         self.messages: list[tuple[int, int]] = []
         self.changed: list[tuple[int, int]] = []
         self.logged: list[bytes] = []
+        self.records: list[tuple[int, int, int, int]] = []
         self.board = HotBoard(BackendId.EMULATION)
         self.console_size = (24, 80)
         self.kicked: list[Callable[[], None]] = []
@@ -50,6 +51,9 @@ class FakeMachine:
 
     def console_write(self, data: bytes) -> None:
         assert self.board.console_write(data) == len(data)
+
+    def record_as(self, point: int, a0: int, a1: int, a2: int, a3: int) -> None:
+        self.records.append((a0, a1, a2, a3))
 
     def log(self, text: bytes) -> None:
         self.logged.append(text)

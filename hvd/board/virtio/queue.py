@@ -134,6 +134,11 @@ class Queue:
         self._used_event = self._avail + 4 + 2 * self.size
         self._avail_event = self._ring + 4 + 8 * self.size
 
+    @property
+    def pushed(self) -> int:
+        """Buffers given back so far, modulo 65536."""
+        return self._used
+
     # ---- by the device
 
     def pop(self) -> Chain | None:
