@@ -153,6 +153,7 @@ def test_pvh_note_padded_to_8(memory: GuestMemory) -> None:
 def test_multiboot(memory: GuestMemory) -> None:
     loaded = load(memory, images.multiboot().build(), INITRD, "a b")
     assert (loaded.format, loaded.description) == ("multiboot", "Multiboot 1 kernel, ELF32")
+    assert [loaded.entry.segments[name].selector for name in ("cs", "ds", "ss")] == [0x08, 0x10, 0x10]
     check_protected(memory, loaded.entry)
     registers = loaded.entry.registers
     assert (registers["eax"], registers["eip"]) == (0x2BADB002, 0x10000C)

@@ -149,23 +149,28 @@ def _segment(selector: int, descriptor: int) -> Segment:
     return Segment(selector, 0, limit, descriptor >> 32 & 0xF0FF00)
 
 
-def _entry(code: int, gdt: int, registers: dict[str, int], cr0: int, cr3: int, cr4: int, efer: int) -> EntryState:
-    data = _segment(BOOT_DS, _DATA)
-    segments = {"cs": _segment(BOOT_CS, code)} | dict.fromkeys(("ds", "es", "fs", "gs", "ss"), data)
+def _entry(
+    code: int, gdt: int, registers: dict[str, int], cr0: int, cr3: int, cr4: int, efer: int, selector: int = BOOT_CS
+) -> EntryState:
+    data = _segment(selector + 8, _DATA)
+    segments = {"cs": _segment(selector, code)} | dict.fromkeys(("ds", "es", "fs", "gs", "ss"), data)
     segments |= {"tr": _segment(BOOT_TSS, _TSS), "ldtr": Segment(0, 0, 0, 0)}
     return EntryState(registers, cr0, cr3, cr4, efer, segments, (gdt, 8 * 6 - 1))
 
 
-def _gdt(code: int) -> bytes:
+def _gdt(code: int, selector: int = BOOT_CS) -> bytes:
     # The TSS takes two slots, as it must in long mode.
-    return struct.pack("<6Q", 0, 0, code, _DATA, _TSS, 0)
+    slots = [0, 0, 0, 0, _TSS, 0]
+    slots[selector // 8 : selector // 8 + 2] = [code, _DATA]
+    return struct.pack("<6Q", *slots)
 
 
-def protected_mode(placement: Placement, entry: int, **registers: int) -> EntryState:
+def protected_mode(placement: Placement, entry: int, *, selector: int = BOOT_CS, **registers: int) -> EntryState:
     """32-bit protected mode, flat segments of 4 GiB, paging and interrupts off: how Multiboot, PVH and Linux's 32-bit
-    entry begin."""
-    gdt = placement.put("the boot GDT", _gdt(_CODE_32))
-    return _entry(_CODE_32, gdt, registers | {"eip": entry, "eflags": EFLAGS_FIXED}, CR0_PE | CR0_ET, 0, 0, 0)
+    entry begin. selector: of the code segment; the data segment's is the next."""
+    gdt = placement.put("the boot GDT", _gdt(_CODE_32, selector))
+    state = registers | {"eip": entry, "eflags": EFLAGS_FIXED}
+    return _entry(_CODE_32, gdt, state, CR0_PE | CR0_ET, 0, 0, 0, selector)
 
 
 def long_mode(memory: GuestMemory, placement: Placement, entry: int, **registers: int) -> EntryState:

@@ -36,6 +36,9 @@ _COMMAND_LINE_BYTES: Final = 4095
 # Flags of the information structure.
 _INFO_MEM, _INFO_CMDLINE, _INFO_MODS, _INFO_MMAP, _INFO_NAME = 1 << 0, 1 << 2, 1 << 3, 1 << 6, 1 << 9
 _INFO_BYTES: Final = 116
+# The specification leaves it open. Kernels that load a GDT of their own and keep the segment registers as they are (xv6) rely on
+# the usual layout of such GDTs, which is also what QEMU's loader begins with.
+_CODE_SELECTOR: Final = 0x08
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +92,7 @@ class Multiboot(Kernel):
         struct.pack_into("<II", info, 44, len(table), placement.put("the memory map", table))
         struct.pack_into("<I", info, 64, placement.put("the loader's name", b"hvd\0"))
         address = placement.put("the Multiboot information", bytes(info))
-        return protected_mode(placement, self.entry, eax=BOOTLOADER_MAGIC, ebx=address)
+        return protected_mode(placement, self.entry, selector=_CODE_SELECTOR, eax=BOOTLOADER_MAGIC, ebx=address)
 
 
 def parse(image: ImageFile) -> Multiboot | None:
