@@ -103,6 +103,27 @@ def test_a_guest_that_does_not_run(daemon: RealDaemon) -> None:
 
 
 
+@pytest.mark.parametrize("boot", ["kernel", "disk"])
+def test_a_teaching_kernel_without_a_serial_port(daemon: RealDaemon, boot: str) -> None:
+    """guests/teach: MP tables, local APIC, IOAPIC keyboard, IDE by PIO; its only output is the screen."""
+    if boot == "disk" and not FONT.exists():
+        pytest.skip("no firmware: Debian's package seabios is not installed")
+    daemon.ok("image", "import", f"teach-{boot}", kernel("teach.img"))
+    how = ["--boot", "disk"] if boot == "disk" else ["--kernel", kernel("teach.elf")]
+    daemon.ok("run", "-d", "--name", "a", *how, "--memory", "16M", "--disk", f"teach-{boot},bus=ide")
+
+    def shows(text: str) -> None:
+        wait_for(lambda: screen(daemon, "a").rstrip().endswith(text), lambda: screen(daemon, "a"))
+
+    shows("MP tables found\ndisk found\nteach>")
+    daemon.ok("type", "a", "cat welcome.txt", "--key", "enter")
+    shows("It found this file on an IDE disk, one word at a time.\nteach>")
+    daemon.ok("type", "a", "halt", "--key", "enter")
+    assert daemon.wait("a")["reason"] == "HALTED"
+    assert daemon.ok("screen", "a").stdout.rstrip().endswith("teach> halt")
+    assert boot == "disk" or daemon.ok("logs", "a").stdout == ""  # SeaBIOS writes to both
+
+
 @pytest.mark.timeout(300)
 def test_debians_kernel_shows_its_console_on_the_screen(daemon: RealDaemon) -> None:
     """Its own drivers for VGA and keyboard, built in; told of the screen by the boot protocol."""
