@@ -41,14 +41,14 @@ int main(int argc, char **argv)
     hv_board_claim(board, 0xfff0, 0xffff);
     hv_board_claim(board, 0x1f0, 8);
     hv_clock_start(&board->clock);
-    uint64_t taken = 0, typed = 0;
+    uint64_t taken = 0, typed = 0, sent = 0;
     uint8_t buffer[300];
 
     for (unsigned long step = 0; step < steps; step++) {
         uint16_t port = bases[next() % (sizeof bases / sizeof *bases)];
         unsigned size = 1u << next() % 3;
         uint32_t value = next(), got = 0;
-        switch (next() % 17) {
+        switch (next() % 18) {
         case 0 ... 2:
             if (hv_board_port_in(board, port, size, &got) == HV_PORT_DONE && size < 4)
                 CHECK(got >> (8 * size) == 0);
@@ -99,6 +99,13 @@ int main(int argc, char **argv)
             CHECK(hv_board_cr8(board) == (value & 15));
             break;
         }
+        case 17: /* the virtio console */
+            memset(buffer, 0, sizeof buffer);
+            if (value & 1)
+                sent += hv_board_console_write(board, buffer, value % sizeof buffer);
+            CHECK(hv_board_console_waiting(board) <= HV_CONSOLE_IN);
+            CHECK(hv_board_console_read(board, buffer, value % sizeof buffer) <= value % sizeof buffer);
+            break;
         case 11:
             hv_cross(&board->crossings, value, value & 1 ? hv_host_ns() : 0, port, 0, 1, 2, 3, 4);
             if (value % 1000 == 0)
@@ -124,7 +131,7 @@ int main(int argc, char **argv)
     size_t length;
     while ((length = hv_console_take(&board->console, buffer, sizeof buffer)))
         taken += length;
-    CHECK(taken == board->uart.tx_bytes); /* nothing that was sent is lost */
+    CHECK(taken == board->uart.tx_bytes + sent); /* nothing that was sent is lost */
     CHECK(counters->console_out_bytes == taken);
     CHECK(typed == counters->console_in_bytes + (board->console.in_head - board->console.in_tail));
     CHECK(trace->head == counters->records && trace->capacity == 64);
