@@ -26,7 +26,7 @@ from pathlib import Path
 from typing import Any
 
 from hvapi.record import RECORD
-from hvapi.v1 import inspect_pb2
+from hvapi.v1 import guest_pb2, inspect_pb2
 
 from hvd.backends.contract import (
     Availability,
@@ -59,6 +59,10 @@ class FakeGuest:
         self.viewers: list[asyncio.Queue[bytes | int | None]] = []
         self.typed = bytearray()
         self.size = (0, 0)
+        self.shown = b"a\x07"  # of a screen of one character
+        self.looks = 0
+        self.strokes: list[tuple[str, ...]] = []
+        self.key_room = 1000
         self.memory = bytearray(MEMORY)
         self.process = subprocess.Popen(["sleep", "600"])
         stat = Path(f"/proc/{self.process.pid}/stat").read_text().rpartition(")")[2].split()
@@ -201,6 +205,20 @@ class FakeInstance(Instance):
 
     async def registers(self, vcpu: int) -> inspect_pb2.Registers:
         return inspect_pb2.Registers(registers=[inspect_pb2.Register(name="rip", value=0x100000)], mode="protected")
+
+    async def screen(self) -> guest_pb2.Screen:
+        self._alive()
+        self.guest.looks += 1
+        return guest_pb2.Screen(columns=1, rows=1, cells=self.guest.shown, palette=bytes(48))
+
+    async def type_keys(self, strokes: Sequence[Sequence[str]]) -> int:
+        """At most two at a time, as long as there is room."""
+        while not self.guest.key_room:
+            await asyncio.sleep(0.01)
+        taken = min(2, self.guest.key_room, len(strokes))
+        self.guest.key_room -= taken
+        self.guest.strokes += [tuple(stroke) for stroke in strokes[:taken]]
+        return taken
 
     async def resize_console(self, rows: int, columns: int) -> None:
         self.guest.size = (rows, columns)
