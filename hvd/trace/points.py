@@ -112,6 +112,8 @@ POINTS: tuple[Point, ...] = (
     Point(11, "system-call", Kind.SYSTEM_CALL, _arguments("number:dec"), "SYSCALL or SYSENTER"),
     Point(12, "virtio-notify", Kind.DEVICE, _arguments("slot:dec", "device:dec", "queue:dec", "buffers:dec"),
           "the driver of a virtio device offers buffers; those that the device was done with at once"),
+    Point(13, "virtio-fault", Kind.DEVICE, _arguments("slot:dec", "device:dec", "queue:dec"),
+          "the driver of a virtio device broke the rules: the device needs a reset"),
     *(
         Point(EXCEPTION_BASE + vector, f"exception.{name}",
               Kind.PAGE_FAULT if vector == 14 else Kind.EXCEPTION,

@@ -9,6 +9,7 @@ import pytest
 from virtio_driver import BUFFERS, INDIRECT, NEXT, WRITE, Driver, FakeMachine, bus_of
 
 from hvd.board.virtio.device import RING_EVENT_IDX, RING_INDIRECT_DESC, VERSION_1, VirtioDevice
+from hvd.board.virtio.pci import FAULT_POINT
 from hvd.board.virtio.rng import Rng
 
 NEEDS_RESET = 64
@@ -295,7 +296,7 @@ def test_it_says_so_once(driver: Driver, machine: FakeMachine) -> None:
         driver.start()
         driver.queues[0].offer(100)
         driver.notify(0)
-    assert len(machine.logged) == 1
+    assert len(machine.logged) == 1 and machine.crossings == [(FAULT_POINT, 2, 42, 0)] * 3, "and counts each"
 
 
 def test_indirect_needs_to_be_negotiated(driver: Driver) -> None:

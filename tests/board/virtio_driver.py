@@ -19,6 +19,17 @@ RINGS = 0x10000  # where the driver puts its first queue; 64 KiB each
 BUFFERS = 0x80000
 
 
+class CountingBoard(HotBoard):
+    """Remembers point and arguments of the crossings."""
+
+    def __init__(self, backend: BackendId) -> None:
+        super().__init__(backend)
+        self.crossings: list[tuple[int, ...]] = []
+
+    def cross(self, point: int, start_ns: int, rip: int, flags: int = 0, *arguments: int) -> None:
+        self.crossings.append((point, *arguments))
+
+
 class FakeMachine:
     """What devices ask of a machine."""
 
@@ -30,7 +41,8 @@ class FakeMachine:
         self.changed: list[tuple[int, int]] = []
         self.logged: list[bytes] = []
         self.records: list[tuple[int, int, int, int]] = []
-        self.board = HotBoard(BackendId.EMULATION)
+        self.board = CountingBoard(BackendId.EMULATION)
+        self.crossings = self.board.crossings
         self.console_size = (24, 80)
         self.kicked: list[Callable[[], None]] = []
 

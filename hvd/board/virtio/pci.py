@@ -38,6 +38,7 @@ ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET, FAILED = 1, 2, 4, 8, 6
 NO_VECTOR: Final = 0xFFFF
 ISR_QUEUE, ISR_CONFIG = 1, 2
 NOTIFY_POINT: Final = BY_NAME["virtio-notify"].id
+FAULT_POINT: Final = BY_NAME["virtio-fault"].id
 
 
 class VirtioPci(PciFunction):
@@ -54,7 +55,6 @@ class VirtioPci(PciFunction):
         )
         super().__init__(device.name, identity, bars=(TABLE_BAR, BAR), interrupt_pin=1)
         self.device = device
-        self.faults = 0  # how often a driver broke the rules
         self._machine = machine
         self._queues = [Queue(machine.memory, self._memory_changed, size) for size in device.queue_sizes]
         self._vectors = [NO_VECTOR] * len(self._queues)
@@ -261,7 +261,7 @@ class VirtioPci(PciFunction):
 
     def _broken(self, index: int, error: QueueError) -> None:
         """2.1.2: the driver has to reset the device, which does nothing until then."""
-        self.faults += 1
+        self._machine.board.cross(FAULT_POINT, 0, 0, 0, self.slot, self.device.device_id, index)
         self.device.ready = False
         self._status |= NEEDS_RESET
         if not self._reported:
