@@ -23,6 +23,7 @@ DEVICES: Final = {
     "ioapic": "IOAPIC (MMIO, in C)",
     "cmos": "CMOS clock (port, in Python)",
     "keyboard": "keyboard controller (port, in Python)",
+    "vga": "VGA register (port, in Python)",
     "pci-configuration": "PCI configuration (port, in Python)",
     "virtio-configuration": "virtio common configuration (MMIO, in Python)",
     "virtio-isr": "virtio ISR status (MMIO, in Python)",
@@ -69,7 +70,7 @@ def _hvd(daemon: Daemon, path: Path, append: str) -> dict[str, float]:
 
 def _qemu(program: str, path: Path, append: str) -> dict[str, float]:
     command = [
-        program, "-accel", "tcg", "-m", str(SMALL_MEMORY >> 20), "-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio",
+        program, "-accel", "tcg", "-m", str(SMALL_MEMORY >> 20), "-nodefaults", "-vga", "std", "-no-reboot", "-display", "none", "-serial", "stdio",
         "-device", "isa-debug-exit,iobase=0xf4", "-device", "virtio-rng-pci,disable-legacy=on", "-kernel", str(path),
         "-append", append,
     ]  # fmt: skip
