@@ -71,7 +71,7 @@ def png(screen: guest_pb2.Screen) -> bytes:
 @functools.lru_cache(maxsize=4096)
 def _cell(shapes: bytes, code: int, attribute: int) -> list[bytes]:
     """A character's lines, a byte a dot."""
-    ink, paper = attribute & 0x0F, attribute >> 4 & 7
+    ink, paper = attribute & 0x0F, attribute >> 4
     lines = []
     for bits in shapes[HEIGHT * code : HEIGHT * (code + 1)]:
         ninth = bits & 1 if code in _JOINED else 0

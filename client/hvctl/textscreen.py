@@ -37,7 +37,7 @@ def colored_lines(screen: guest_pb2.Screen) -> list[str]:
         attributes = screen.cells[2 * row * screen.columns + 1 : 2 * (row + 1) * screen.columns : 2]
         # Blanks at the end, of which nothing would be seen.
         end = len(text)
-        while end and text[end - 1] == " " and not attributes[end - 1] & 0x70:
+        while end and text[end - 1] == " " and not attributes[end - 1] & 0xF0:
             end -= 1
         pieces: list[str] = []
         now = GREY_ON_BLACK
@@ -51,8 +51,9 @@ def colored_lines(screen: guest_pb2.Screen) -> list[str]:
 
 
 def escape(attribute: int) -> str:
-    """The escape for a cell's colours: the terminal's own ones for grey on black. Bit 7, which blinks, is left out."""
-    if attribute & 0x7F == GREY_ON_BLACK:
+    """The escape for a cell's colours: the terminal's own ones for grey on black. Bit 7 brightens the background."""
+    if attribute == GREY_ON_BLACK:
         return RESET
-    foreground = (90 if attribute & 8 else 30) + _TERMINAL[attribute & 7]
-    return f"\x1b[0;{foreground};{40 + _TERMINAL[attribute >> 4 & 7]}m"
+    foreground = (90 if attribute & 0x08 else 30) + _TERMINAL[attribute & 7]
+    background = (100 if attribute & 0x80 else 40) + _TERMINAL[attribute >> 4 & 7]
+    return f"\x1b[0;{foreground};{background}m"

@@ -39,6 +39,8 @@ def test_plain_and_coloured() -> None:
     assert colored_lines(red_on_blue) == ["a\x1b[0;91;44mb\x1b[0m"]
     bar = guest_pb2.Screen(columns=2, rows=1, cells=b"a\x70 \x70")  # blanks that are seen
     assert colored_lines(bar) == ["\x1b[0;30;47ma \x1b[0m"]
+    bright = guest_pb2.Screen(columns=1, rows=1, cells=b"a\x9f")
+    assert colored_lines(bright) == ["\x1b[0;97;104ma\x1b[0m"]
 
 
 def test_screen(hvctl: Hvctl, daemon: FakeDaemon) -> None:
@@ -101,7 +103,7 @@ def test_the_pixels() -> None:
     width, height, palette, lines = read_png(picture.png(shown))
     assert (width, height, palette) == (18, 16, PALETTE)
     left = bytes((14, 14, 4, 4, 4, 4, 4, 14, 14))
-    right = bytes((7, 0, 0, 0, 0, 0, 0, 7, 0))
+    right = bytes((7, 8, 8, 8, 8, 8, 8, 7, 8))
     assert lines[:14] == [left + right] * 14
     assert lines[14:] == [left + bytes((7,)) * 9] * 2
 

@@ -4,7 +4,7 @@ out of memory when somebody looks.
 
 After power-on the registers are those of mode 3 (80x25, 16 colours), so that kernels without firmware can print at once.
 What is left out: graphics modes are recognised, not shown; planes, fonts and write modes do not exist; blinking and
-underlining are not told from the attribute; the line-compare split and the retrace's true timing, which is a bit that
+underlining; the line-compare split and the retrace's true timing, which is a bit that
 changes at every read.
 """
 
