@@ -69,6 +69,21 @@ def test_grub_is_driven_from_the_screen(images: RealDaemon, options: tuple[str, 
     assert "GNU GRUB" in images.ok("logs", "menu").stdout
 
 
+def test_a_clone_goes_on_in_the_boot_menu(images: RealDaemon) -> None:
+    """ROM, screen, keyboard, CD-ROM: what a machine in its firmware has is in a snapshot, and reads its disc afterwards."""
+    boot(images, "first", "--cdrom", "grubcd")
+    wait_screen(images, "first", "GNU GRUB")
+    images.ok("type", "first", "c")
+    wait_screen(images, "first", "grub>")
+    images.ok("clone", "first", "second")
+    images.ok("delete", "--force", "first")
+    if images.show("second")["state"] != "RUNNING":
+        images.ok("start", "second")
+    wait_screen(images, "second", "grub>")
+    images.ok("type", "second", "ls (cd)/", "--key", "enter")
+    wait_screen(images, "second", "\nboot/")
+
+
 def test_without_a_kernel_the_first_disk_is_booted(images: RealDaemon) -> None:
     boot(images, "cd", "--cdrom", "grubcd")
     images.wait_logs("cd", "GNU GRUB")
