@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import re
 import subprocess
 import time
 from collections.abc import Callable, Iterator
@@ -9,7 +11,7 @@ from pathlib import Path
 from typing import Final
 
 from bench.figure import Figure, alone, compared, in_turns
-from bench.lab import NATIVE, Daemon, Lab, Unavailable, end, qemu, read_until
+from bench.lab import NATIVE, Daemon, Lab, Unavailable, end, qemu
 
 RESCUE: Final = Path("/usr/lib/grub-rescue")
 # What is booted -> its file, the kind and name of its image, the options of hvctl and of QEMU.
@@ -19,6 +21,7 @@ SOURCES: Final = {
     "a virtio disk": ("grub-rescue-cdrom.iso", "disk", "bench-virtio", ("--disk", "bench-virtio"), "if=virtio"),
 }
 MENU: Final = b"GNU GRUB"
+ESCAPES: Final = re.compile(rb"\x1b\[[0-9;?]*[A-Za-z]")
 MEBIBYTES: Final = 64
 NAME: Final = "firmware"
 
@@ -73,7 +76,13 @@ def _to_menu(command: list[str], environment: dict[str, str] | None = None) -> f
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, env=environment
     )
     try:
-        read_until(process, MENU)
+        assert process.stdout is not None
+        data = bytearray()
+        while MENU not in ESCAPES.sub(b"", data):  # the firmware moves the cursor wherever it was interrupted
+            fresh = os.read(process.stdout.fileno(), 65536)
+            if not fresh:
+                raise Unavailable(f"{command!r} ended before its menu; it said: {bytes(data[-500:])!r}")
+            data += fresh
         return time.monotonic() - started
     finally:
         end(process)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import uuid
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -18,6 +19,7 @@ from hvd.trace.points import BY_NAME
 
 GUESTS = Path(__file__).resolve().parents[2] / "build" / "guests"
 SECONDS = 60.0
+ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
 def kernel(name: str) -> Path:
@@ -43,7 +45,8 @@ class Running:
         return status
 
     def console(self) -> str:
-        """What it wrote, from its log, without the log's own columns."""
+        """What it wrote, from its log, without the log's own columns and without cursor movements, which a firmware
+        puts anywhere."""
         return self.console_bytes().decode(errors="replace").replace("\r", "")
 
     def console_bytes(self) -> bytes:

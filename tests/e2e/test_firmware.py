@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -30,6 +31,11 @@ def wait_screen(daemon: RealDaemon, name: str, text: str) -> None:
     wait_for(lambda: text in screen(daemon, name), lambda: screen(daemon, name))
 
 
+def plain(text: str) -> str:
+    """Without cursor movements, which the firmware puts anywhere."""
+    return re.sub(r"\x1b\[[0-9;?]*[A-Za-z]", "", text)
+
+
 def boot(daemon: RealDaemon, name: str, *options: str) -> None:
     daemon.ok("run", "-d", "--name", name, "--backend", "emulation", "--memory", "64M", *options)
 
@@ -52,7 +58,7 @@ def images(daemon: RealDaemon, imported: None) -> RealDaemon:
 def test_a_boot_sector_ends_with_its_code(images: RealDaemon, disk: str) -> None:
     done = images.hvctl("run", "--name", "sector", "--backend", "emulation", "--memory", "16M", "--disk", disk)
     assert done.returncode == 7, done
-    assert "boot sector" in done.stdout and "wrote and read back" in done.stdout
+    assert "boot sector" in plain(done.stdout) and "wrote and read back" in plain(done.stdout)
 
 
 @pytest.mark.parametrize("options", [("--disk", "grub,bus=ide"), ("--disk", "grub"), ("--cdrom", "grubcd", "--boot", "cdrom")])
@@ -66,7 +72,7 @@ def test_grub_is_driven_from_the_screen(images: RealDaemon, options: tuple[str, 
     wait_screen(images, "menu", "grub>")
     images.ok("type", "menu", "echo one two", "--key", "enter")
     wait_screen(images, "menu", "\none two")
-    assert "GNU GRUB" in images.ok("logs", "menu").stdout
+    assert "GNU GRUB" in plain(images.ok("logs", "menu").stdout)
 
 
 def test_a_clone_goes_on_in_the_boot_menu(images: RealDaemon) -> None:
@@ -86,7 +92,7 @@ def test_a_clone_goes_on_in_the_boot_menu(images: RealDaemon) -> None:
 
 def test_without_a_kernel_the_first_disk_is_booted(images: RealDaemon) -> None:
     boot(images, "cd", "--cdrom", "grubcd")
-    images.wait_logs("cd", "GNU GRUB")
+    wait_screen(images, "cd", "GNU GRUB")
     assert any(region["kind"] == "ROM" for region in images.ok("mem", "map", "cd", "-o", "json").json["regions"])
 
 
