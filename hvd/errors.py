@@ -76,6 +76,8 @@ REASONS: dict[str, Reason] = {
     "BLOB_TOO_LARGE": Reason("INVALID_ARGUMENT", "{size} bytes are more than a blob can have ({most})", "check which file that is"),
     "BUILD_FAILED": Reason("INTERNAL", "building '{recipe}' failed in step {step}: {problem}", "the build's log is {log}"),
     "RECIPE_UNKNOWN": Reason("INVALID_ARGUMENT", "there is no recipe '{recipe}'", "there are: {known}"),
+    "ROOT_NEEDED": Reason("FAILED_PRECONDITION", "{what} needs a daemon that runs as root: {problem}",
+                          "run hvd as root, or make the files elsewhere and `hvctl image import` them"),
     "TOOL_MISSING": Reason("FAILED_PRECONDITION", "this needs {tools}, which the daemon's machine lacks", "{remedy}"),
     "PACKAGE_NOT_FOUND": Reason("FAILED_PRECONDITION", "apt knows no package {package} for {architecture}",
                                 "`sudo apt-get update`, and check that the Debian or Ubuntu archive is among apt's sources"),

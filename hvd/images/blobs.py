@@ -99,11 +99,14 @@ class BlobStore:
             digest = _ALGORITHM + hashlib.file_digest(file, "sha256").hexdigest()
             if self.find([digest]):
                 return digest
-            size = file.seek(0, os.SEEK_END)
+            status = os.fstat(file.fileno())
             file.seek(0)
-            with self.writer(digest, size) as writer:
+            with self.writer(digest, status.st_size, max(0, status.st_size - status.st_blocks * 512)) as writer:
                 while chunk := file.read(_COPY_BYTES):
-                    writer.write(chunk)
+                    if chunk == _ZEROES[: len(chunk)]:
+                        writer.write_zeroes(len(chunk))
+                    else:
+                        writer.write(chunk)
                 writer.commit()
         return digest
 

@@ -89,6 +89,7 @@ class ImageBuilder:
             arch=arch,
             description=built.description,
             symbols=symbols,
+            disk=await asyncio.to_thread(self.blobs.add, built.disk) if built.disk is not None else "",
         )
         return self.catalog.put_built(identifier, image, recipe.name)
 

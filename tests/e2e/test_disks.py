@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 from guest_shell import Shell
-from real_daemon import Done, RealDaemon, kernel
+from real_daemon import Done, Process, RealDaemon, kernel
 
 from tests.guest_images import DISK_MODULES, GuestUnavailable, debian_root, guest_image
 
@@ -114,6 +114,36 @@ def test_debian_on_a_disk(own_daemon: RealDaemon) -> None:
     assert len(disks) == 2
     daemon.ok("delete", "--force", "a", "b")
     assert not list((daemon.state_dir / "guests").iterdir())
+    daemon.ok("image", "delete", "debian")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(2400)
+def test_the_debian_recipe(daemon: RealDaemon) -> None:
+    """Built, booted by systemd to a login, its disk written; powered off by itself and by the power button."""
+    built = daemon.hvctl("image", "build", "debian", timeout=1500)
+    if built.returncode and any(reason in built.stderr for reason in ("PACKAGE_", "TOOL_MISSING", "ROOT_NEEDED")):
+        pytest.skip(built.stderr)
+    assert built.returncode == 0, built.stderr
+    process = daemon.spawn("run", "--name", "a", "--image", "debian")
+
+    def login(process: Process) -> Shell:
+        process.wait_out("login: ", 600)
+        process.type("root\n")
+        return Shell(process, "# ")
+
+    shell = login(process)
+    assert shell("systemctl is-system-running --wait; echo; cat /proc/1/comm").split()[-1] == "systemd"
+    shell("echo kept >/root/note")
+    shell.type("poweroff\n")
+    assert process.end(300) == 0
+    assert daemon.show("a")["reason"] == "POWEROFF"
+    daemon.ok("start", "a")
+    process = daemon.spawn("console", "a", "--replay", "1M")
+    assert login(process)("cat /root/note") == "kept"
+    daemon.ok("stop", "a", "--timeout", "120", timeout=200)
+    assert daemon.show("a")["reason"] == "POWEROFF"
+    daemon.ok("delete", "a")
     daemon.ok("image", "delete", "debian")
 
 

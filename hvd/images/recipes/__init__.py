@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from hvd.errors import HvdError
+from hvd.images.recipes.debian import DebianRecipe
 from hvd.images.recipes.linux import LinuxRecipe
 from hvd.images.recipes.recipe import Recipe
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (LinuxRecipe(),)}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (LinuxRecipe(), DebianRecipe())}
 
 
 def find(name: str) -> Recipe:

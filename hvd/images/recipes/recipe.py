@@ -25,6 +25,7 @@ class Built:
     memory_bytes: int
     description: str
     symbols: Path | None = None  # ELF, for a debugger
+    disk: Path | None = None  # raw, the guests' first
 
 
 class Recipe(ABC):
