@@ -16,12 +16,17 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from hvd.board.block import close_disks, open_disks
 from hvd.board.block import overlay as overlay_module
 from hvd.board.block.image import BlockImage, cut, total
 from hvd.board.block.overlay import Overlay, create_overlay, plan
 from hvd.board.block.raw import RawImage
 from hvd.board.block.sparse import copy_sparse, extents
+from hvd.board.hot import HotBoard
+from hvd.board.spec import DiskSpec
 from hvd.errors import HvdError
+from hvd.trace.counters import DISK_FIELDS
+from hvd.trace.points import BackendId
 
 GRANULE = 4096
 # A base that ends within a granule, and disk sizes below, at and above its end, whole granules and not.
@@ -463,3 +468,70 @@ def test_a_header_with_a_right_checksum_is_not_believed(
         Overlay(path, None, 9 * GRANULE).close()
     except HvdError as error:
         assert error.reason == "DISK_DAMAGED"
+
+
+# ---- the disks of a machine
+
+
+def counted(board: HotBoard, slot: int) -> dict[str, int]:
+    return dict(zip(DISK_FIELDS, board.disk_counters(slot), strict=False))
+
+
+def test_what_goes_through_a_machines_disks_is_counted(
+    tmp_path: Path, base: Path, capfd: pytest.CaptureFixture
+) -> None:
+    board = HotBoard(BackendId.EMULATION)
+    create_overlay(tmp_path / "disk0", 9 * GRANULE, base)
+    specs = [
+        DiskSpec("disk0", str(base), str(tmp_path / "disk0"), 9 * GRANULE),
+        DiskSpec("disk1", str(base), "", 9 * GRANULE),
+    ]
+    first, second = open_disks(specs, board)
+    write(first.image, 0, b"x" * 100)
+    read(first.image, 0, 1000)
+    first.image.flush()
+    first.image.discard(0, 512)
+    with pytest.raises(OSError, match="read-only"):
+        write(second.image, 0, b"x")
+    assert (first.image.read_only, second.image.read_only) == (False, True)
+    found = counted(board, 0)
+    assert {name: found[name] for name in found if name != "busy_ns"} == {
+        "present": 1, "read_bytes": 1000, "written_bytes": 100, "reads": 1, "writes": 1, "flushes": 1, "discards": 1, "errors": 0,
+    }  # fmt: skip
+    assert found["busy_ns"] > 0
+    assert (counted(board, 1)["writes"], counted(board, 1)["errors"]) == (0, 1)
+    close_disks((first, second))
+    close_disks((first, second))
+    assert capfd.readouterr().err == ""
+
+
+def test_all_disks_or_none(tmp_path: Path, base: Path) -> None:
+    board = HotBoard(BackendId.EMULATION)
+    create_overlay(tmp_path / "disk0", 9 * GRANULE, base)
+    good = DiskSpec("disk0", str(base), str(tmp_path / "disk0"), 9 * GRANULE)
+    for bad, reason in (
+        (DiskSpec("disk1", "", str(tmp_path / "none"), 512), "DISK_UNUSABLE"),
+        (DiskSpec("disk1", "/nonexistent", "", 512), "DISK_UNUSABLE"),
+        (DiskSpec("disk1", "", "", 512), "DISK_UNUSABLE"),
+        (DiskSpec("disk1", "", str(base), 512), "DISK_DAMAGED"),
+        (DiskSpec("disk1", str(base), str(tmp_path / "disk0"), 9 * GRANULE), "DISK_IN_USE"),
+    ):
+        with pytest.raises(HvdError) as raised:
+            open_disks([good, bad], board)
+        assert raised.value.reason == reason
+    close_disks(open_disks([good], board))  # nobody holds it
+
+
+def test_a_flush_that_fails_at_the_end_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture
+) -> None:
+    create_overlay(tmp_path / "disk0", 512, None)
+    disks = open_disks([DiskSpec("disk0", "", str(tmp_path / "disk0"), 512)], HotBoard(BackendId.EMULATION))
+    write(disks[0].image, 0, b"x")
+
+    def failing(fd: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr(overlay_module.os, "fdatasync", failing)
+    close_disks(disks)
+    assert "disk0 could not be flushed" in capfd.readouterr().err
