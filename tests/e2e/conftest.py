@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 
 import pytest
+from hvctl.sdk import Client
 from real_daemon import Done, RealDaemon, require_backend
 
 
@@ -38,3 +39,9 @@ def own_daemon() -> Iterator[RealDaemon]:
 def hvctl(daemon: RealDaemon) -> Callable[..., Done]:
     """hvctl("list", "-o", "json", stdin=..., timeout=...) against `daemon`."""
     return daemon.hvctl
+
+
+@pytest.fixture
+def client(daemon: RealDaemon) -> Iterator[Client]:
+    with Client(daemon.endpoint, timeout=60) as client:
+        yield client
