@@ -8,7 +8,21 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Final
 
-from bench import boot, cli, compute, exit_cost, firmware, host, memory, network, rpc, smallest, trace, virtio_blk
+from bench import (
+    boot,
+    cli,
+    compute,
+    exit_cost,
+    firmware,
+    host,
+    memory,
+    network,
+    rpc,
+    smallest,
+    snapshot,
+    trace,
+    virtio_blk,
+)
 from bench.figure import Figure, table
 from bench.lab import Lab, Unavailable, lab
 
@@ -22,6 +36,7 @@ FIGURES: Final[dict[str, Callable[[Lab], Iterable[Figure]]]] = {
     "cli": cli.measure,
     "firmware": firmware.measure,
     "virtio-blk": virtio_blk.measure,
+    "snapshot": snapshot.measure,
     "exit-cost": exit_cost.measure,
     "network": network.measure,
 }

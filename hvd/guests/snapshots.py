@@ -41,7 +41,7 @@ from hvd.guests.snapshot_files import (
 from hvd.guests.snapshot_transfer import Blobs
 from hvd.guests.supervisor import Supervisor
 from hvd.images.catalog import ImageCatalog
-from hvd.snapshot.container import FULL, Reader
+from hvd.snapshot.container import FULL, Reader, unfinished
 from hvd.snapshot.machine import disk_state, mismatch
 from hvd.snapshot.sparse import read_file
 
@@ -202,8 +202,11 @@ class Snapshots:
                     "snapshot taken", snapshot=name, bytes=saved.size_bytes, paused_ms=round(saved.paused_ns / 1e6)
                 )
             return await asyncio.to_thread(read, path, name)
-        except OSError as error:
-            raise _file_error(error, path.parent) from error
+        except BaseException as error:
+            await asyncio.to_thread(_unlink_all, [path, unfinished(path)])  # of a runner that ended while it wrote
+            if isinstance(error, OSError):
+                raise _file_error(error, path.parent) from error
+            raise
         finally:
             self._writing.discard(path)
 

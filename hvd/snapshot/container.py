@@ -71,6 +71,11 @@ def round_up(offset: int) -> int:
     return -(-offset // PAGE) * PAGE
 
 
+def unfinished(path: Path) -> Path:
+    """Where a file is until it is whole."""
+    return path.with_name(f"{path.name}.new")
+
+
 class Writer:
     """A new file, under its own name only once it is whole: `with Writer(path) as writer: ...; writer.finish()`.
 
@@ -79,7 +84,7 @@ class Writer:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.new = path.with_name(path.name + ".new")
+        self.new = unfinished(path)
         self.sections: list[Section] = []
         with self._full_disk_told():
             self._fd = os.open(self.new, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
