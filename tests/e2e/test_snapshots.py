@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterator
+from itertools import pairwise
 
 import pytest
 from real_daemon import SECONDS, RealDaemon, wait_for
@@ -130,7 +131,7 @@ def test_an_idle_guest_wakes_up(daemon: RealDaemon) -> None:
         daemon.ok("resume", "a")
         wait_for(lambda n=before: len(_uptimes(daemon)) >= n + 5, "five more lines", WORK_SECONDS)
         uptimes = _uptimes(daemon)[saved:]
-        steps = [later - earlier for earlier, later in zip(uptimes, uptimes[1:], strict=False)]
+        steps = [later - earlier for earlier, later in pairwise(uptimes)]
         assert all(0.9 < step < 30 for step in steps), steps
 
 

@@ -16,6 +16,7 @@ from hvd.board.memory import GuestMemory
 from hvd.errors import HvdError
 from hvd.snapshot import container
 from hvd.snapshot.container import Reader, Section, Writer, ending, header, round_up
+from hvd.snapshot.fields import table
 from hvd.snapshot.pages import PAGE, crc32c, used_runs
 from hvd.snapshot.sparse import read_file, write_file
 
@@ -197,3 +198,8 @@ def test_only_pages_in_use(tmp_path: Path) -> None:
         found = [page for start, length in used_runs(memory) for page in range(start // PAGE, (start + length) // PAGE)]
         assert found == [page for page in written if page not in zeroed]
         assert memory.allocated_bytes() == before
+
+
+def test_the_documentation_lists_the_boards_fields() -> None:
+    """`python -m hvd.snapshot.fields` prints what is to stand there."""
+    assert table() in (Path(__file__).parents[2] / "docs" / "snapshots.md").read_text(encoding="utf-8")
