@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
+from weakref import WeakValueDictionary
 
 from hvapi.v1 import guest_pb2, guest_pb2_grpc
 
-from hvd.backends.contract import Capability
+from hvd.backends.contract import Capability, Instance
 from hvd.board import keys
 from hvd.errors import HvdError
 from hvd.guests.lifecycle import GuestLife
@@ -25,6 +26,8 @@ PATIENCE_SECONDS = 10.0
 END_SECONDS = 5.0
 # Strokes that go to the guest's process at once.
 STROKES = 64
+# Who types on a guest (its uid) has the keyboard until all is typed: two texts do not mix.
+_typing: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
 
 
 class ScreenService(guest_pb2_grpc.GuestServiceServicer):
@@ -62,21 +65,29 @@ class ScreenService(guest_pb2_grpc.GuestServiceServicer):
             await asyncio.sleep(SAMPLE_SECONDS)
 
     async def TypeKeys(self, request: guest_pb2.TypeKeysRequest, context: Any) -> guest_pb2.TypeKeysResponse:
-        instance = self._supervisor.get(request.name).reachable("type", Capability.KEYBOARD)
+        life = self._supervisor.get(request.name)
+        instance = life.reachable("type", Capability.KEYBOARD)
         strokes: list[keys.Stroke] = []
         for entry in request.inputs:
             strokes += keys.of_text(entry.text) if entry.HasField("text") else [keys.of_chord(entry.key)]
-        wanted = _events(strokes)
-        while strokes:
-            try:
-                async with asyncio.timeout(PATIENCE_SECONDS):
-                    taken = await instance.type_keys(strokes[:STROKES])
-            except TimeoutError:
-                raise HvdError(
-                    "KEYBOARD_FULL", events=wanted - _events(strokes), wanted=wanted, seconds=PATIENCE_SECONDS
-                ) from None
-            del strokes[:taken]
-        return guest_pb2.TypeKeysResponse(events=wanted)
+        events = _events(strokes)
+        async with _typing.setdefault(life.guest.uid, asyncio.Lock()):
+            await _type(instance, strokes)
+        return guest_pb2.TypeKeysResponse(events=events)
+
+
+async def _type(instance: Instance, strokes: list[keys.Stroke]) -> None:
+    """As fast as the guest takes them. Raises HvdError KEYBOARD_FULL."""
+    wanted = _events(strokes)
+    while strokes:
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                taken = await instance.type_keys(strokes[:STROKES])
+        except TimeoutError:
+            raise HvdError(
+                "KEYBOARD_FULL", events=wanted - _events(strokes), wanted=wanted, seconds=PATIENCE_SECONDS
+            ) from None
+        del strokes[:taken]
 
 
 async def _last_screen(life: GuestLife) -> guest_pb2.Screen | None:

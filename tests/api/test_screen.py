@@ -77,6 +77,14 @@ async def test_what_is_typed_keeps_its_order(world: World) -> None:
     assert answer.events == 2 * (1 + 2 + 2 + 200)
 
 
+async def test_two_who_type_at_once_do_not_mix(world: World) -> None:
+    guest = await world.run()
+    requests = [guest_pb2.TypeKeysRequest(name=guest.name, inputs=[KeyInput(text=letter * 150)]) for letter in "abc"]
+    await asyncio.gather(*(world.guests.TypeKeys(request) for request in requests))
+    typed = [stroke[0] for stroke in world.fake(guest).strokes]
+    assert sorted(typed[::150]) == ["a", "b", "c"] and all(len(set(typed[n : n + 150])) == 1 for n in (0, 150, 300))
+
+
 async def test_nothing_is_typed_when_a_part_of_it_cannot_be(world: World) -> None:
     guest = await world.run()
     for bad in (KeyInput(text="ü"), KeyInput(key="hyper-x"), KeyInput()):

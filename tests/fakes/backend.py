@@ -218,6 +218,7 @@ class FakeInstance(Instance):
         taken = min(2, self.guest.key_room, len(strokes))
         self.guest.key_room -= taken
         self.guest.strokes += [tuple(stroke) for stroke in strokes[:taken]]
+        await asyncio.sleep(0)
         return taken
 
     async def resize_console(self, rows: int, columns: int) -> None:
