@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from real_daemon import RealDaemon, kernel, wait_for
 
-from tests.guest_images import PROMPT, GuestUnavailable, guest_image
+from tests.guest_images import PROMPT, GuestUnavailable, guest_image, memtest86
 
 BANNER = "╔══ screen ══╗\n████████████████\ntype, Esc ends\n"
 FONT = Path("/usr/share/seabios/vgabios.bin")
@@ -151,3 +151,21 @@ def test_debians_kernel_shows_its_console_on_the_screen(daemon: RealDaemon) -> N
     daemon.ok("type", "a", "echo $?", "--key", "enter")
     wait_for(lambda: "\n130\nguest #" in screen(daemon, "a"), lambda: screen(daemon, "a"))
     assert daemon.ok("logs", "a").stdout == ""  # all of it on the screen, none on the serial port
+
+
+@pytest.mark.timeout(180)
+def test_memtest86_on_its_own_screen(daemon: RealDaemon) -> None:
+    """It polls the keyboard controller itself, and draws without any driver's help."""
+    try:
+        image = memtest86("x64")
+    except GuestUnavailable as error:
+        pytest.skip(str(error))
+    daemon.ok("run", "-d", "--name", "a", "--kernel", str(image), "--memory", "16M")
+    wait_for(lambda: "Press <F1> to configure" in screen(daemon, "a"), lambda: screen(daemon, "a"), 120)
+    assert "Memtest86+ v" in screen(daemon, "a") and "hvd virtual CPU" in screen(daemon, "a")
+    daemon.ok("type", "a", "--key", "f1")
+    wait_for(lambda: "Settings:" in screen(daemon, "a"), lambda: screen(daemon, "a"))
+    daemon.ok("type", "a", "--key", "f10")
+    wait_for(lambda: "Settings:" not in screen(daemon, "a"), lambda: screen(daemon, "a"))
+    daemon.ok("type", "a", "--key", "esc")
+    assert daemon.wait("a")["reason"] == "RESET"
