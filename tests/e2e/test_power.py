@@ -17,13 +17,13 @@ from tests.guest_images import GuestUnavailable, guest_image
 BUTTON_MODULES = ("button", "evdev")
 
 
-def boot(daemon: RealDaemon, name: str, modules: Sequence[str] = ()) -> tuple[Process, Shell]:
+def boot(daemon: RealDaemon, name: str, modules: Sequence[str] = (), append: str = "") -> tuple[Process, Shell]:
     try:
         image = guest_image(name, modules)
     except GuestUnavailable as error:
         pytest.skip(str(error))
     process = daemon.spawn("run", "--backend", "emulation", "--name", "a", "--kernel", str(image.kernel),
-                           "--initrd", str(image.initrd), "--append", "console=ttyS0")  # fmt: skip
+                           "--initrd", str(image.initrd), "--append", f"console=ttyS0 {append}".strip())  # fmt: skip
     return process, Shell(process)
 
 
@@ -96,3 +96,19 @@ def test_a_guest_that_cannot_hear_the_button_is_killed_at_once(daemon: RealDaemo
     assert time.monotonic() - begin < 90
     assert process.end() == 137
     assert ended(daemon)[:2] == ("STOPPED", "KILLED")
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+@pytest.mark.parametrize(
+    ("append", "controller"), [("acpi=off", "IO-APIC"), ("noapic", "XT-PIC"), ("nolapic", "XT-PIC"), ("acpi=off noapic nolapic", "XT-PIC")]
+)
+def test_kernels_that_are_told_to_leave_something_out(daemon: RealDaemon, append: str, controller: str) -> None:
+    """Without ACPI the MP tables say where the IOAPIC is; without it the 8259 pair is as ever."""
+    process, shell = boot(daemon, "debian-686", append=append)
+    interrupts = shell("cat /proc/interrupts")
+    assert re.search(rf"4:\s+[1-9]\d*\s+{controller}", interrupts), interrupts
+    assert "MIS:          0" in interrupts or controller == "XT-PIC"
+    shell.type("reboot -f\n")
+    assert process.end() == 0
+    assert ended(daemon)[:2] == ("STOPPED", "RESET")
