@@ -27,21 +27,34 @@ _ONE_SERIAL_PORT_AND_FPU: Final = 1 << 9 | 1 << 1
 _EXTENDED_DATA_AREA: Final = 0x9FC00
 
 
+def _contents() -> tuple[tuple[int, bytes], ...]:
+    placed = acpi_pieces().placed({RSDP: RSDP_ADDRESS, TABLES: _ACPI_TABLES})
+    return (
+        (RSDP_ADDRESS, placed[RSDP]),
+        (_ACPI_TABLES, placed[TABLES]),
+        (_MP_FLOATING, mp.floating_pointer(_MP_CONFIGURATION)),
+        (_MP_CONFIGURATION, mp.configuration()),
+        *(
+            (address, struct.pack("<H", value))
+            for address, value in (
+                (_COM1, 0x3F8),
+                (_EQUIPMENT, _ONE_SERIAL_PORT_AND_FPU),
+                (_EXTENDED_SEGMENT, _EXTENDED_DATA_AREA >> 4),
+                (_BASE_MEMORY, _EXTENDED_DATA_AREA // 1024),
+                (_EXTENDED_DATA_AREA, 1),  # its size in KiB
+            )
+        ),
+    )
+
+
+# The same for every machine, and made with the import: runners are forked from a process that has it.
+_CONTENTS: Final = _contents()
+
+
 def put_tables(memory: GuestMemory) -> int:
     """Write them. Returns the RSDP's address; 0 when the guest has no memory there."""
     if memory.low_ram_end < _END:
         return 0
-    placed = acpi_pieces().placed({RSDP: RSDP_ADDRESS, TABLES: _ACPI_TABLES})
-    memory.write(RSDP_ADDRESS, placed[RSDP])
-    memory.write(_ACPI_TABLES, placed[TABLES])
-    memory.write(_MP_FLOATING, mp.floating_pointer(_MP_CONFIGURATION))
-    memory.write(_MP_CONFIGURATION, mp.configuration())
-    for address, value in (
-        (_COM1, 0x3F8),
-        (_EQUIPMENT, _ONE_SERIAL_PORT_AND_FPU),
-        (_EXTENDED_SEGMENT, _EXTENDED_DATA_AREA >> 4),
-        (_BASE_MEMORY, _EXTENDED_DATA_AREA // 1024),
-        (_EXTENDED_DATA_AREA, 1),  # its size in KiB
-    ):
-        memory.write(address, struct.pack("<H", value))
+    for address, data in _CONTENTS:
+        memory.write(address, data)
     return RSDP_ADDRESS
