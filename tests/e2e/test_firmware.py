@@ -146,6 +146,11 @@ def test_a_debian_kernel_from_a_disk_with_grub(daemon: RealDaemon, tmp_path: Pat
     console = daemon.spawn("console", name)
     console.type("ls /sys/block\n")
     console.wait_out("vda" if bus == "virtio" else "sda")
+    block = "vda" if bus == "virtio" else "sda"
+    console.type(f"echo 'kept by the disk' | dd of=/dev/{block} bs=512 seek=2000 conv=sync,fsync\n")
+    console.wait_out("records out")
+    console.type(f"echo 3 >/proc/sys/vm/drop_caches; dd if=/dev/{block} bs=512 skip=2000 count=1 | tr a-z A-Z\n")
+    console.wait_out("KEPT BY THE DISK")
     console.type("dmesg | grep 'RSDP'\n")
     console.wait_out("HVD")
     daemon.ok("delete", "--force", name)

@@ -158,7 +158,7 @@ struct hv_uart {
     uint64_t tx_bytes, rx_bytes;
 };
 void hv_uart_reset(struct hv_uart *);
-bool hv_uart_irq(const struct hv_uart *);            /* level of its interrupt output (with MCR.OUT2) */
+bool hv_uart_irq(const struct hv_uart *);            /* level of its interrupt output */
 bool hv_uart_can_receive(const struct hv_uart *);
 void hv_uart_receive(struct hv_uart *, uint8_t byte);
 uint8_t hv_uart_read(struct hv_uart *, unsigned reg);

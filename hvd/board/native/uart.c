@@ -9,7 +9,7 @@ enum { IER_RDA = 1, IER_THRE = 2, IER_LINE = 4, IER_MODEM = 8 };
 enum { IIR_MODEM = 0, IIR_NONE = 1, IIR_THRE = 2, IIR_RDA = 4, IIR_LINE = 6, IIR_TIMEOUT = 12, IIR_FIFOS = 0xc0 };
 enum { FCR_ENABLE = 1, FCR_CLEAR_RX = 2 };
 enum { LCR_DLAB = 0x80 };
-enum { MCR_OUT2 = 8, MCR_LOOP = 0x10 };
+enum { MCR_LOOP = 0x10 };
 enum { LSR_DR = 1, LSR_OE = 2, LSR_THRE = 0x20, LSR_TEMT = 0x40 };
 enum { MSR_DELTAS = 0x0f, MSR_TERI = 4, MSR_RI = 0x40, MSR_CONNECTED = 0xb0 /* DCD, DSR, CTS */ };
 
@@ -38,8 +38,9 @@ static uint8_t interrupt_id(const struct hv_uart *uart)
 
 bool hv_uart_irq(const struct hv_uart *uart)
 {
-    /* The PC gates the interrupt with OUT2, which loopback mode forces inactive. */
-    return (uart->mcr & (MCR_OUT2 | MCR_LOOP)) == MCR_OUT2 && interrupt_id(uart) != IIR_NONE;
+    /* A PC gates the interrupt with OUT2. QEMU does not, and kernels that grew up there (xv6) leave it off; the others set it. In loopback
+     * mode the pin is inactive, and drivers that play with it expect no interrupt. */
+    return !(uart->mcr & MCR_LOOP) && interrupt_id(uart) != IIR_NONE;
 }
 
 void hv_uart_reset(struct hv_uart *uart)
