@@ -50,11 +50,13 @@ METHODS: dict[str, Permission] = {
         "PauseGuest": _O, "ResumeGuest": _O, "ResetGuest": _O,
         "GetScreen": _V, "TypeKeys": _O, "ListSnapshots": _V, "SnapshotGuest": _O, "DeleteSnapshot": _O, "RestoreGuest": _O,
         "CloneGuest": _O, "ImportSnapshot": _O,
+        "ExecGuest": _O, "CopyIn": _O,
+        "CopyOut": _T,  # it shows what is inside
         "ExportSnapshot": _T,  # it holds the guest's memory
     }.items()},
     **{f"/hvd.v1.ImageService/{method}": permission for method, permission in {
         "GetImage": _V, "ListImages": _V, "UploadBlob": _O, "FindBlobs": _O, "DownloadBlob": _O,
-        "CreateImage": _O, "DeleteImage": _O, "BuildImage": _O,
+        "CreateImage": _O, "DeleteImage": _O, "BuildImage": _O, "PullImage": _O,
     }.items()},
     **{f"/hvd.v1.InspectService/{method}": permission for method, permission in {
         "GetMemoryMap": _V, "ReadMemory": _T, "TranslateAddress": _T, "GetRegisters": _T, "WriteMemory": _A,

@@ -139,6 +139,13 @@ class Guest(_message.Message):
     RESTART_COUNT_FIELD_NUMBER: _builtins.int
     CAPABILITIES_FIELD_NUMBER: _builtins.int
     DISK_STORED_BYTES_FIELD_NUMBER: _builtins.int
+    CONTAINER_FIELD_NUMBER: _builtins.int
+    LIMITS_FIELD_NUMBER: _builtins.int
+    ROOTFS_PATH_FIELD_NUMBER: _builtins.int
+    EXIT_SIGNAL_FIELD_NUMBER: _builtins.int
+    OOM_KILLED_FIELD_NUMBER: _builtins.int
+    MONITOR_PID_FIELD_NUMBER: _builtins.int
+    LIMIT_EFFECTS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"guests/{guest}"; {guest} is 1-63 of [a-z0-9-], begins and ends with a letter or digit."""
     uid: _builtins.str
@@ -169,6 +176,13 @@ class Guest(_message.Message):
     """How often the daemon has started it anew by its restart policy since it was last started by hand."""
     disk_stored_bytes: _builtins.int
     """What the guest's own disks take on the host's disk now: what it has written, its images not counted. In answers of GetGuest only."""
+    rootfs_path: _builtins.str
+    """Output only, of containers: the folder that is its root, as the host sees it."""
+    exit_signal: _builtins.str
+    """Output only: the signal that ended its init ("SIGKILL"), and whether the kernel killed something in it for want of memory."""
+    oom_killed: _builtins.bool
+    monitor_pid: _builtins.int
+    """Output only: the process that watches a container and outlives the daemon; 0 = none."""
     @_builtins.property
     def labels(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
     @_builtins.property
@@ -188,6 +202,18 @@ class Guest(_message.Message):
     @_builtins.property
     def capabilities(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """What this guest can do: names as in Backend.capabilities."""
+
+    @_builtins.property
+    def container(self) -> Global___ContainerConfig:
+        """A container's program and surroundings; with it there is no machine."""
+
+    @_builtins.property
+    def limits(self) -> Global___Limits:
+        """What a container may use at most."""
+
+    @_builtins.property
+    def limit_effects(self) -> Global___LimitEffects:
+        """Output only: what the limits did so far."""
 
     def __init__(
         self,
@@ -215,16 +241,320 @@ class Guest(_message.Message):
         restart_count: _builtins.int = ...,
         capabilities: _abc.Iterable[_builtins.str] | None = ...,
         disk_stored_bytes: _builtins.int = ...,
+        container: Global___ContainerConfig | None = ...,
+        limits: Global___Limits | None = ...,
+        rootfs_path: _builtins.str = ...,
+        exit_signal: _builtins.str = ...,
+        oom_killed: _builtins.bool = ...,
+        monitor_pid: _builtins.int = ...,
+        limit_effects: Global___LimitEffects | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "create_time", b"create_time", "end_time", b"end_time", "exit_code", b"exit_code", "machine", b"machine", "restart_policy", b"restart_policy", "start_time", b"start_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "container", b"container", "create_time", b"create_time", "end_time", b"end_time", "exit_code", b"exit_code", "limit_effects", b"limit_effects", "limits", b"limits", "machine", b"machine", "restart_policy", b"restart_policy", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "backend", b"backend", "backend_reason", b"backend_reason", "capabilities", b"capabilities", "conditions", b"conditions", "create_time", b"create_time", "disk_stored_bytes", b"disk_stored_bytes", "end_time", b"end_time", "engine", b"engine", "etag", b"etag", "exit_code", b"exit_code", "host_pid", b"host_pid", "image", b"image", "labels", b"labels", "machine", b"machine", "name", b"name", "on_reset", b"on_reset", "reason", b"reason", "restart_count", b"restart_count", "restart_policy", b"restart_policy", "start_time", b"start_time", "state", b"state", "status_message", b"status_message", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "backend", b"backend", "backend_reason", b"backend_reason", "capabilities", b"capabilities", "conditions", b"conditions", "container", b"container", "create_time", b"create_time", "disk_stored_bytes", b"disk_stored_bytes", "end_time", b"end_time", "engine", b"engine", "etag", b"etag", "exit_code", b"exit_code", "exit_signal", b"exit_signal", "host_pid", b"host_pid", "image", b"image", "labels", b"labels", "limit_effects", b"limit_effects", "limits", b"limits", "machine", b"machine", "monitor_pid", b"monitor_pid", "name", b"name", "on_reset", b"on_reset", "oom_killed", b"oom_killed", "reason", b"reason", "restart_count", b"restart_count", "restart_policy", b"restart_policy", "rootfs_path", b"rootfs_path", "start_time", b"start_time", "state", b"state", "status_message", b"status_message", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType__exit_code) -> _WhichOneofReturnType__exit_code | None: ...
 
 Global___Guest: _TypeAlias = Guest  # noqa: Y015
+
+@_typing.final
+class ContainerConfig(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class EnvEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    COMMAND_FIELD_NUMBER: _builtins.int
+    ENV_FIELD_NUMBER: _builtins.int
+    WORKING_DIRECTORY_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    HOSTNAME_FIELD_NUMBER: _builtins.int
+    TTY_FIELD_NUMBER: _builtins.int
+    STDIN_FIELD_NUMBER: _builtins.int
+    MOUNTS_FIELD_NUMBER: _builtins.int
+    READ_ONLY_ROOT_FIELD_NUMBER: _builtins.int
+    STOP_SIGNAL_FIELD_NUMBER: _builtins.int
+    PORTS_FIELD_NUMBER: _builtins.int
+    NETWORK_INTERFACES_FIELD_NUMBER: _builtins.int
+    SECURITY_FIELD_NUMBER: _builtins.int
+    INIT_FIELD_NUMBER: _builtins.int
+    working_directory: _builtins.str
+    """Empty = the image's, or "/"."""
+    user: _builtins.str
+    """"name", "uid", "uid:gid"; empty = the image's, or root of the container."""
+    hostname: _builtins.str
+    """Empty = the guest's id."""
+    tty: _builtins.bool
+    """Its console is a terminal; otherwise standard output and error are apart."""
+    stdin: _builtins.bool
+    """Keep standard input open; without it the program reads an end of file."""
+    read_only_root: _builtins.bool
+    stop_signal: _builtins.str
+    """Of StopGuest: "SIGTERM" unless the image says otherwise."""
+    init: _builtins.bool
+    """A small init that passes signals on and reaps orphans runs as process 1."""
+    @_builtins.property
+    def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Program and arguments; empty = the image's."""
+
+    @_builtins.property
+    def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """Added to the image's."""
+
+    @_builtins.property
+    def mounts(self) -> _containers.RepeatedCompositeFieldContainer[Global___Mount]: ...
+    @_builtins.property
+    def ports(self) -> _containers.RepeatedCompositeFieldContainer[Global___PublishedPort]: ...
+    @_builtins.property
+    def network_interfaces(self) -> _containers.RepeatedCompositeFieldContainer[Global___NetworkInterface]:
+        """"networks/{network}", "none" or "host"; empty = "none"."""
+
+    @_builtins.property
+    def security(self) -> Global___Security: ...
+    def __init__(
+        self,
+        *,
+        command: _abc.Iterable[_builtins.str] | None = ...,
+        env: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        working_directory: _builtins.str = ...,
+        user: _builtins.str = ...,
+        hostname: _builtins.str = ...,
+        tty: _builtins.bool = ...,
+        stdin: _builtins.bool = ...,
+        mounts: _abc.Iterable[Global___Mount] | None = ...,
+        read_only_root: _builtins.bool = ...,
+        stop_signal: _builtins.str = ...,
+        ports: _abc.Iterable[Global___PublishedPort] | None = ...,
+        network_interfaces: _abc.Iterable[Global___NetworkInterface] | None = ...,
+        security: Global___Security | None = ...,
+        init: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["security", b"security"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "env", b"env", "hostname", b"hostname", "init", b"init", "mounts", b"mounts", "network_interfaces", b"network_interfaces", "ports", b"ports", "read_only_root", b"read_only_root", "security", b"security", "stdin", b"stdin", "stop_signal", b"stop_signal", "tty", b"tty", "user", b"user", "working_directory", b"working_directory"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ContainerConfig: _TypeAlias = ContainerConfig  # noqa: Y015
+
+@_typing.final
+class Mount(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _Kind:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _KindEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[Mount._Kind.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        KIND_UNSPECIFIED: Mount._Kind.ValueType  # 0
+        BIND: Mount._Kind.ValueType  # 1
+        """A folder or file below the daemon's image_dirs."""
+        VOLUME: Mount._Kind.ValueType  # 2
+        """A volume of the daemon, made when it is named first; it outlives the guest."""
+        TMPFS: Mount._Kind.ValueType  # 3
+
+    class Kind(_Kind, metaclass=_KindEnumTypeWrapper): ...
+    KIND_UNSPECIFIED: Mount.Kind.ValueType  # 0
+    BIND: Mount.Kind.ValueType  # 1
+    """A folder or file below the daemon's image_dirs."""
+    VOLUME: Mount.Kind.ValueType  # 2
+    """A volume of the daemon, made when it is named first; it outlives the guest."""
+    TMPFS: Mount.Kind.ValueType  # 3
+
+    KIND_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
+    TARGET_FIELD_NUMBER: _builtins.int
+    READ_ONLY_FIELD_NUMBER: _builtins.int
+    SIZE_BYTES_FIELD_NUMBER: _builtins.int
+    kind: Global___Mount.Kind.ValueType
+    source: _builtins.str
+    """A path of the host, or a volume's name."""
+    target: _builtins.str
+    """Absolute, in the container."""
+    read_only: _builtins.bool
+    size_bytes: _builtins.int
+    """Of TMPFS; 0 = 64 MiB."""
+    def __init__(
+        self,
+        *,
+        kind: Global___Mount.Kind.ValueType = ...,
+        source: _builtins.str = ...,
+        target: _builtins.str = ...,
+        read_only: _builtins.bool = ...,
+        size_bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["kind", b"kind", "read_only", b"read_only", "size_bytes", b"size_bytes", "source", b"source", "target", b"target"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Mount: _TypeAlias = Mount  # noqa: Y015
+
+@_typing.final
+class PublishedPort(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_PORT_FIELD_NUMBER: _builtins.int
+    CONTAINER_PORT_FIELD_NUMBER: _builtins.int
+    PROTOCOL_FIELD_NUMBER: _builtins.int
+    HOST_ADDRESS_FIELD_NUMBER: _builtins.int
+    host_port: _builtins.int
+    """Of the host; 0 = a free one."""
+    container_port: _builtins.int
+    protocol: _builtins.str
+    """"tcp" or "udp"; empty = "tcp"."""
+    host_address: _builtins.str
+    """An address of the host; empty = 127.0.0.1."""
+    def __init__(
+        self,
+        *,
+        host_port: _builtins.int = ...,
+        container_port: _builtins.int = ...,
+        protocol: _builtins.str = ...,
+        host_address: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["container_port", b"container_port", "host_address", b"host_address", "host_port", b"host_port", "protocol", b"protocol"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PublishedPort: _TypeAlias = PublishedPort  # noqa: Y015
+
+@_typing.final
+class Security(_message.Message):
+    """What a container may do beyond the default. Absent = safe: a user namespace, few capabilities, seccomp, masked paths, no new
+    privileges, no devices.
+    """
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CAPABILITIES_ADD_FIELD_NUMBER: _builtins.int
+    CAPABILITIES_DROP_FIELD_NUMBER: _builtins.int
+    HOST_USER_NAMESPACE_FIELD_NUMBER: _builtins.int
+    SECCOMP_UNCONFINED_FIELD_NUMBER: _builtins.int
+    NEW_PRIVILEGES_FIELD_NUMBER: _builtins.int
+    host_user_namespace: _builtins.bool
+    """Its root is the host's root: no user namespace."""
+    seccomp_unconfined: _builtins.bool
+    """No system call is refused."""
+    new_privileges: _builtins.bool
+    @_builtins.property
+    def capabilities_add(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """"CAP_NET_ADMIN": added to, and dropped from the default set. "ALL" to drop all."""
+
+    @_builtins.property
+    def capabilities_drop(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        capabilities_add: _abc.Iterable[_builtins.str] | None = ...,
+        capabilities_drop: _abc.Iterable[_builtins.str] | None = ...,
+        host_user_namespace: _builtins.bool = ...,
+        seccomp_unconfined: _builtins.bool = ...,
+        new_privileges: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["capabilities_add", b"capabilities_add", "capabilities_drop", b"capabilities_drop", "host_user_namespace", b"host_user_namespace", "new_privileges", b"new_privileges", "seccomp_unconfined", b"seccomp_unconfined"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Security: _TypeAlias = Security  # noqa: Y015
+
+@_typing.final
+class Limits(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    MEMORY_BYTES_FIELD_NUMBER: _builtins.int
+    CPUS_FIELD_NUMBER: _builtins.int
+    PIDS_FIELD_NUMBER: _builtins.int
+    DISK_READ_BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    DISK_WRITE_BYTES_PER_SECOND_FIELD_NUMBER: _builtins.int
+    DISK_READ_OPERATIONS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    DISK_WRITE_OPERATIONS_PER_SECOND_FIELD_NUMBER: _builtins.int
+    memory_bytes: _builtins.int
+    """0 = none, of each."""
+    cpus: _builtins.float
+    """CPUs' worth of time: 0.5, 2."""
+    pids: _builtins.int
+    disk_read_bytes_per_second: _builtins.int
+    disk_write_bytes_per_second: _builtins.int
+    disk_read_operations_per_second: _builtins.int
+    disk_write_operations_per_second: _builtins.int
+    def __init__(
+        self,
+        *,
+        memory_bytes: _builtins.int = ...,
+        cpus: _builtins.float = ...,
+        pids: _builtins.int = ...,
+        disk_read_bytes_per_second: _builtins.int = ...,
+        disk_write_bytes_per_second: _builtins.int = ...,
+        disk_read_operations_per_second: _builtins.int = ...,
+        disk_write_operations_per_second: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpus", b"cpus", "disk_read_bytes_per_second", b"disk_read_bytes_per_second", "disk_read_operations_per_second", b"disk_read_operations_per_second", "disk_write_bytes_per_second", b"disk_write_bytes_per_second", "disk_write_operations_per_second", b"disk_write_operations_per_second", "memory_bytes", b"memory_bytes", "pids", b"pids"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Limits: _TypeAlias = Limits  # noqa: Y015
+
+@_typing.final
+class LimitEffects(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    OOM_KILLS_FIELD_NUMBER: _builtins.int
+    MEMORY_LIMIT_HITS_FIELD_NUMBER: _builtins.int
+    PIDS_LIMIT_HITS_FIELD_NUMBER: _builtins.int
+    CPU_THROTTLED_PERIODS_FIELD_NUMBER: _builtins.int
+    CPU_THROTTLED_SECONDS_FIELD_NUMBER: _builtins.int
+    oom_kills: _builtins.int
+    """Processes that the kernel killed because memory was at its limit."""
+    memory_limit_hits: _builtins.int
+    """How often memory was at its limit, and forks were refused."""
+    pids_limit_hits: _builtins.int
+    cpu_throttled_periods: _builtins.int
+    """Periods in which it was held back, and for how long in all."""
+    cpu_throttled_seconds: _builtins.float
+    def __init__(
+        self,
+        *,
+        oom_kills: _builtins.int = ...,
+        memory_limit_hits: _builtins.int = ...,
+        pids_limit_hits: _builtins.int = ...,
+        cpu_throttled_periods: _builtins.int = ...,
+        cpu_throttled_seconds: _builtins.float = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["cpu_throttled_periods", b"cpu_throttled_periods", "cpu_throttled_seconds", b"cpu_throttled_seconds", "memory_limit_hits", b"memory_limit_hits", "oom_kills", b"oom_kills", "pids_limit_hits", b"pids_limit_hits"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___LimitEffects: _TypeAlias = LimitEffects  # noqa: Y015
 
 @_typing.final
 class MachineConfig(_message.Message):
@@ -684,15 +1014,19 @@ class KillGuestRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     NAME_FIELD_NUMBER: _builtins.int
+    SIGNAL_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    signal: _builtins.str
+    """Of a container: this signal to its init instead of the end of all ("SIGHUP"); the guest ends only if the signal ends it."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
+        signal: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "signal", b"signal"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1538,3 +1872,293 @@ class ImportSnapshotSetup(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ImportSnapshotSetup: _TypeAlias = ImportSnapshotSetup  # noqa: Y015
+
+@_typing.final
+class ExecGuestRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SETUP_FIELD_NUMBER: _builtins.int
+    INPUT_FIELD_NUMBER: _builtins.int
+    INPUT_END_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    input: _builtins.bytes
+    """Standard input."""
+    @_builtins.property
+    def setup(self) -> Global___ExecSetup:
+        """First frame."""
+
+    @_builtins.property
+    def input_end(self) -> _empty_pb2.Empty:
+        """Standard input has ended."""
+
+    @_builtins.property
+    def size(self) -> Global___ConsoleSize: ...
+    def __init__(
+        self,
+        *,
+        setup: Global___ExecSetup | None = ...,
+        input: _builtins.bytes = ...,
+        input_end: _empty_pb2.Empty | None = ...,
+        size: Global___ConsoleSize | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "input", b"input", "input_end", b"input_end", "setup", b"setup", "size", b"size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "input", b"input", "input_end", b"input_end", "setup", b"setup", "size", b"size"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["setup", "input", "input_end", "size"]  # noqa: Y015
+    _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
+
+Global___ExecGuestRequest: _TypeAlias = ExecGuestRequest  # noqa: Y015
+
+@_typing.final
+class ExecSetup(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class EnvEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    NAME_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    ENV_FIELD_NUMBER: _builtins.int
+    WORKING_DIRECTORY_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    TTY_FIELD_NUMBER: _builtins.int
+    SIZE_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    working_directory: _builtins.str
+    user: _builtins.str
+    tty: _builtins.bool
+    @_builtins.property
+    def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    @_builtins.property
+    def size(self) -> Global___ConsoleSize: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        command: _abc.Iterable[_builtins.str] | None = ...,
+        env: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        working_directory: _builtins.str = ...,
+        user: _builtins.str = ...,
+        tty: _builtins.bool = ...,
+        size: Global___ConsoleSize | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["size", b"size"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "env", b"env", "name", b"name", "size", b"size", "tty", b"tty", "user", b"user", "working_directory", b"working_directory"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExecSetup: _TypeAlias = ExecSetup  # noqa: Y015
+
+@_typing.final
+class ExecGuestResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    STARTED_FIELD_NUMBER: _builtins.int
+    OUTPUT_FIELD_NUMBER: _builtins.int
+    ERROR_OUTPUT_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    output: _builtins.bytes
+    error_output: _builtins.bytes
+    """Standard error; with a terminal it comes as output."""
+    @_builtins.property
+    def started(self) -> Global___ExecStarted:
+        """The program runs; first frame."""
+
+    @_builtins.property
+    def ended(self) -> Global___ExecEnded:
+        """Last frame."""
+
+    def __init__(
+        self,
+        *,
+        started: Global___ExecStarted | None = ...,
+        output: _builtins.bytes = ...,
+        error_output: _builtins.bytes = ...,
+        ended: Global___ExecEnded | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "error_output", b"error_output", "frame", b"frame", "output", b"output", "started", b"started"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["ended", b"ended", "error_output", b"error_output", "frame", b"frame", "output", b"output", "started", b"started"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["started", "output", "error_output", "ended"]  # noqa: Y015
+    _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
+
+Global___ExecGuestResponse: _TypeAlias = ExecGuestResponse  # noqa: Y015
+
+@_typing.final
+class ExecStarted(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    HOST_PID_FIELD_NUMBER: _builtins.int
+    host_pid: _builtins.int
+    """As the host sees it."""
+    def __init__(
+        self,
+        *,
+        host_pid: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["host_pid", b"host_pid"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExecStarted: _TypeAlias = ExecStarted  # noqa: Y015
+
+@_typing.final
+class ExecEnded(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    EXIT_CODE_FIELD_NUMBER: _builtins.int
+    exit_code: _builtins.int
+    """128 + N for signal N."""
+    def __init__(
+        self,
+        *,
+        exit_code: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["exit_code", b"exit_code"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ExecEnded: _TypeAlias = ExecEnded  # noqa: Y015
+
+@_typing.final
+class CopyInRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SETUP_FIELD_NUMBER: _builtins.int
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    """Of the tar stream, at most 1 MiB."""
+    @_builtins.property
+    def setup(self) -> Global___CopyInSetup:
+        """First frame."""
+
+    def __init__(
+        self,
+        *,
+        setup: Global___CopyInSetup | None = ...,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "frame", b"frame", "setup", b"setup"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk", "frame", b"frame", "setup", b"setup"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["setup", "chunk"]  # noqa: Y015
+    _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
+
+Global___CopyInRequest: _TypeAlias = CopyInRequest  # noqa: Y015
+
+@_typing.final
+class CopyInSetup(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    path: _builtins.str
+    """An existing folder of the container."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CopyInSetup: _TypeAlias = CopyInSetup  # noqa: Y015
+
+@_typing.final
+class CopyInResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FILES_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    files: _builtins.int
+    bytes: _builtins.int
+    def __init__(
+        self,
+        *,
+        files: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "files", b"files"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CopyInResponse: _TypeAlias = CopyInResponse  # noqa: Y015
+
+@_typing.final
+class CopyOutRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    PATH_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    path: _builtins.str
+    """Absolute, in the container; the archive's names begin with its last part."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        path: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "path", b"path"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CopyOutRequest: _TypeAlias = CopyOutRequest  # noqa: Y015
+
+@_typing.final
+class CopyOutResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    CHUNK_FIELD_NUMBER: _builtins.int
+    chunk: _builtins.bytes
+    def __init__(
+        self,
+        *,
+        chunk: _builtins.bytes = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["chunk", b"chunk"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___CopyOutResponse: _TypeAlias = CopyOutResponse  # noqa: Y015

@@ -39,7 +39,7 @@ class GuestServiceStub:
     GetGuest: _grpc.UnaryUnaryMultiCallable[_guest_pb2.GetGuestRequest, _guest_pb2.Guest]
     ListGuests: _grpc.UnaryUnaryMultiCallable[_guest_pb2.ListGuestsRequest, _guest_pb2.ListGuestsResponse]
     UpdateGuest: _grpc.UnaryUnaryMultiCallable[_guest_pb2.UpdateGuestRequest, _guest_pb2.Guest]
-    """Changes the fields that update_mask names: labels, restart_policy, on_reset."""
+    """Changes the fields that update_mask names: labels, restart_policy, on_reset, limits (of a running container, too)."""
     DeleteGuest: _grpc.UnaryUnaryMultiCallable[_guest_pb2.DeleteGuestRequest, _empty_pb2.Empty]
     """Deletes a stopped guest; with force, kills it first. Deleting what is not there is NOT_FOUND unless allow_missing."""
     StartGuest: _grpc.UnaryUnaryMultiCallable[_guest_pb2.StartGuestRequest, _guest_pb2.Guest]
@@ -75,6 +75,12 @@ class GuestServiceStub:
     ExportSnapshot: _grpc.UnaryStreamMultiCallable[_guest_pb2.ExportSnapshotRequest, _guest_pb2.ExportSnapshotResponse]
     """A snapshot as a file: the same bytes that ImportSnapshot takes, in this daemon or another."""
     ImportSnapshot: _grpc.StreamUnaryMultiCallable[_guest_pb2.ImportSnapshotRequest, _guest_pb2.Snapshot]
+    ExecGuest: _grpc.StreamStreamMultiCallable[_guest_pb2.ExecGuestRequest, _guest_pb2.ExecGuestResponse]
+    """Runs another program in a running container. The first request says which; the last response how it ended."""
+    CopyIn: _grpc.StreamUnaryMultiCallable[_guest_pb2.CopyInRequest, _guest_pb2.CopyInResponse]
+    """Files into a container, as a tar stream that is unpacked below a folder of its root. Nothing leaves that root, whatever the archive says."""
+    CopyOut: _grpc.UnaryStreamMultiCallable[_guest_pb2.CopyOutRequest, _guest_pb2.CopyOutResponse]
+    """A file or folder of a container, as a tar stream."""
 
 @_typing.type_check_only
 class GuestServiceAsyncStub(GuestServiceStub):
@@ -86,7 +92,7 @@ class GuestServiceAsyncStub(GuestServiceStub):
     GetGuest: _aio.UnaryUnaryMultiCallable[_guest_pb2.GetGuestRequest, _guest_pb2.Guest]  # type: ignore[assignment]
     ListGuests: _aio.UnaryUnaryMultiCallable[_guest_pb2.ListGuestsRequest, _guest_pb2.ListGuestsResponse]  # type: ignore[assignment]
     UpdateGuest: _aio.UnaryUnaryMultiCallable[_guest_pb2.UpdateGuestRequest, _guest_pb2.Guest]  # type: ignore[assignment]
-    """Changes the fields that update_mask names: labels, restart_policy, on_reset."""
+    """Changes the fields that update_mask names: labels, restart_policy, on_reset, limits (of a running container, too)."""
     DeleteGuest: _aio.UnaryUnaryMultiCallable[_guest_pb2.DeleteGuestRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes a stopped guest; with force, kills it first. Deleting what is not there is NOT_FOUND unless allow_missing."""
     StartGuest: _aio.UnaryUnaryMultiCallable[_guest_pb2.StartGuestRequest, _guest_pb2.Guest]  # type: ignore[assignment]
@@ -122,6 +128,12 @@ class GuestServiceAsyncStub(GuestServiceStub):
     ExportSnapshot: _aio.UnaryStreamMultiCallable[_guest_pb2.ExportSnapshotRequest, _guest_pb2.ExportSnapshotResponse]  # type: ignore[assignment]
     """A snapshot as a file: the same bytes that ImportSnapshot takes, in this daemon or another."""
     ImportSnapshot: _aio.StreamUnaryMultiCallable[_guest_pb2.ImportSnapshotRequest, _guest_pb2.Snapshot]  # type: ignore[assignment]
+    ExecGuest: _aio.StreamStreamMultiCallable[_guest_pb2.ExecGuestRequest, _guest_pb2.ExecGuestResponse]  # type: ignore[assignment]
+    """Runs another program in a running container. The first request says which; the last response how it ended."""
+    CopyIn: _aio.StreamUnaryMultiCallable[_guest_pb2.CopyInRequest, _guest_pb2.CopyInResponse]  # type: ignore[assignment]
+    """Files into a container, as a tar stream that is unpacked below a folder of its root. Nothing leaves that root, whatever the archive says."""
+    CopyOut: _aio.UnaryStreamMultiCallable[_guest_pb2.CopyOutRequest, _guest_pb2.CopyOutResponse]  # type: ignore[assignment]
+    """A file or folder of a container, as a tar stream."""
 
 class GuestServiceServicer(metaclass=_abc_1.ABCMeta):
     """Lifecycle of guests. Verbs are idempotent: starting a running guest is no error and changes nothing."""
@@ -154,7 +166,7 @@ class GuestServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _guest_pb2.UpdateGuestRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_guest_pb2.Guest, _abc.Awaitable[_guest_pb2.Guest]]:
-        """Changes the fields that update_mask names: labels, restart_policy, on_reset."""
+        """Changes the fields that update_mask names: labels, restart_policy, on_reset, limits (of a running container, too)."""
 
     @_abc_1.abstractmethod
     def DeleteGuest(
@@ -310,5 +322,29 @@ class GuestServiceServicer(metaclass=_abc_1.ABCMeta):
         request_iterator: _MaybeAsyncIterator[_guest_pb2.ImportSnapshotRequest],
         context: _ServicerContext,
     ) -> _typing.Union[_guest_pb2.Snapshot, _abc.Awaitable[_guest_pb2.Snapshot]]: ...
+
+    @_abc_1.abstractmethod
+    def ExecGuest(
+        self,
+        request_iterator: _MaybeAsyncIterator[_guest_pb2.ExecGuestRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_guest_pb2.ExecGuestResponse], _abc.AsyncIterator[_guest_pb2.ExecGuestResponse]]:
+        """Runs another program in a running container. The first request says which; the last response how it ended."""
+
+    @_abc_1.abstractmethod
+    def CopyIn(
+        self,
+        request_iterator: _MaybeAsyncIterator[_guest_pb2.CopyInRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_guest_pb2.CopyInResponse, _abc.Awaitable[_guest_pb2.CopyInResponse]]:
+        """Files into a container, as a tar stream that is unpacked below a folder of its root. Nothing leaves that root, whatever the archive says."""
+
+    @_abc_1.abstractmethod
+    def CopyOut(
+        self,
+        request: _guest_pb2.CopyOutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_guest_pb2.CopyOutResponse], _abc.AsyncIterator[_guest_pb2.CopyOutResponse]]:
+        """A file or folder of a container, as a tar stream."""
 
 def add_GuestServiceServicer_to_server(servicer: GuestServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

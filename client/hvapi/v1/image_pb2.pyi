@@ -59,6 +59,9 @@ class Image(_message.Message):
     ROOTFS_FIELD_NUMBER: _builtins.int
     SYMBOLS_FIELD_NUMBER: _builtins.int
     USED_BY_FIELD_NUMBER: _builtins.int
+    LAYERS_FIELD_NUMBER: _builtins.int
+    CONFIG_FIELD_NUMBER: _builtins.int
+    SOURCE_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     """"images/{image}" """
     uid: _builtins.str
@@ -79,6 +82,8 @@ class Image(_message.Message):
     """Blob digests: of a disk or CD-ROM (raw), of a root file system (tar), of an ELF file with the kernel's symbols."""
     rootfs: _builtins.str
     symbols: _builtins.str
+    source: _builtins.str
+    """Where it was pulled from, with the manifest's digest: "docker.io/library/debian@sha256:..."."""
     @_builtins.property
     def create_time(self) -> _timestamp_pb2.Timestamp: ...
     @_builtins.property
@@ -87,6 +92,12 @@ class Image(_message.Message):
     def used_by(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Output only: "guests/{guest}" of the guests that need it; while there are any it cannot be deleted."""
 
+    @_builtins.property
+    def layers(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """Of a container's image: its layers as blob digests (tar, plain, gzip or zstd), the lowest first; instead of rootfs."""
+
+    @_builtins.property
+    def config(self) -> Global___RootfsConfig: ...
     def __init__(
         self,
         *,
@@ -106,10 +117,13 @@ class Image(_message.Message):
         rootfs: _builtins.str = ...,
         symbols: _builtins.str = ...,
         used_by: _abc.Iterable[_builtins.str] | None = ...,
+        layers: _abc.Iterable[_builtins.str] | None = ...,
+        config: Global___RootfsConfig | None = ...,
+        source: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["config", b"config", "create_time", b"create_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "arch", b"arch", "create_time", b"create_time", "description", b"description", "disk", b"disk", "initrd", b"initrd", "kernel", b"kernel", "kind", b"kind", "labels", b"labels", "memory_bytes", b"memory_bytes", "name", b"name", "rootfs", b"rootfs", "size_bytes", b"size_bytes", "symbols", b"symbols", "uid", b"uid", "used_by", b"used_by"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["append", b"append", "arch", b"arch", "config", b"config", "create_time", b"create_time", "description", b"description", "disk", b"disk", "initrd", b"initrd", "kernel", b"kernel", "kind", b"kind", "labels", b"labels", "layers", b"layers", "memory_bytes", b"memory_bytes", "name", b"name", "rootfs", b"rootfs", "size_bytes", b"size_bytes", "source", b"source", "symbols", b"symbols", "uid", b"uid", "used_by", b"used_by"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -394,18 +408,43 @@ Global___DeleteImageRequest: _TypeAlias = DeleteImageRequest  # noqa: Y015
 class BuildImageRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
+    @_typing.final
+    class OptionsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     RECIPE_FIELD_NUMBER: _builtins.int
     IMAGE_ID_FIELD_NUMBER: _builtins.int
     ARCH_FIELD_NUMBER: _builtins.int
     FORCE_FIELD_NUMBER: _builtins.int
+    OPTIONS_FIELD_NUMBER: _builtins.int
     recipe: _builtins.str
-    """"linux" """
+    """"linux", "busybox", "debian" """
     image_id: _builtins.str
     """Empty = the recipe's own name for that architecture: "linux" (i386), "linux64" (x86_64)."""
     arch: _builtins.str
     """"i386" or "x86_64"; empty = the recipe's default."""
     force: _builtins.bool
     """Build although it is cached."""
+    @_builtins.property
+    def options(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]:
+        """The recipe's own: "suite" = "trixie" of "debian"."""
+
     def __init__(
         self,
         *,
@@ -413,10 +452,11 @@ class BuildImageRequest(_message.Message):
         image_id: _builtins.str = ...,
         arch: _builtins.str = ...,
         force: _builtins.bool = ...,
+        options: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "force", b"force", "image_id", b"image_id", "recipe", b"recipe"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["arch", b"arch", "force", b"force", "image_id", b"image_id", "options", b"options", "recipe", b"recipe"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -474,3 +514,116 @@ class BuildProgress(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___BuildProgress: _TypeAlias = BuildProgress  # noqa: Y015
+
+@_typing.final
+class RootfsConfig(_message.Message):
+    """Defaults of a container that is made from the image (OCI image configuration)."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class EnvEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+    ENTRYPOINT_FIELD_NUMBER: _builtins.int
+    COMMAND_FIELD_NUMBER: _builtins.int
+    ENV_FIELD_NUMBER: _builtins.int
+    WORKING_DIRECTORY_FIELD_NUMBER: _builtins.int
+    USER_FIELD_NUMBER: _builtins.int
+    STOP_SIGNAL_FIELD_NUMBER: _builtins.int
+    working_directory: _builtins.str
+    user: _builtins.str
+    stop_signal: _builtins.str
+    @_builtins.property
+    def entrypoint(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def command(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
+    @_builtins.property
+    def env(self) -> _containers.ScalarMap[_builtins.str, _builtins.str]: ...
+    def __init__(
+        self,
+        *,
+        entrypoint: _abc.Iterable[_builtins.str] | None = ...,
+        command: _abc.Iterable[_builtins.str] | None = ...,
+        env: _abc.Mapping[_builtins.str, _builtins.str] | None = ...,
+        working_directory: _builtins.str = ...,
+        user: _builtins.str = ...,
+        stop_signal: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["command", b"command", "entrypoint", b"entrypoint", "env", b"env", "stop_signal", b"stop_signal", "user", b"user", "working_directory", b"working_directory"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___RootfsConfig: _TypeAlias = RootfsConfig  # noqa: Y015
+
+@_typing.final
+class PullImageRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    REFERENCE_FIELD_NUMBER: _builtins.int
+    IMAGE_ID_FIELD_NUMBER: _builtins.int
+    INSECURE_FIELD_NUMBER: _builtins.int
+    reference: _builtins.str
+    """"docker.io/library/debian:bookworm", "127.0.0.1:5000/busybox@sha256:..." """
+    image_id: _builtins.str
+    """{image} of the name to be; empty = made from the reference."""
+    insecure: _builtins.bool
+    """Speak HTTP; otherwise only to loopback addresses."""
+    def __init__(
+        self,
+        *,
+        reference: _builtins.str = ...,
+        image_id: _builtins.str = ...,
+        insecure: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["image_id", b"image_id", "insecure", b"insecure", "reference", b"reference"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___PullImageRequest: _TypeAlias = PullImageRequest  # noqa: Y015
+
+@_typing.final
+class PullImageResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    PROGRESS_FIELD_NUMBER: _builtins.int
+    IMAGE_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def progress(self) -> Global___BuildProgress: ...
+    @_builtins.property
+    def image(self) -> Global___Image: ...
+    def __init__(
+        self,
+        *,
+        progress: Global___BuildProgress | None = ...,
+        image: Global___Image | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "image", b"image", "progress", b"progress"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "image", b"image", "progress", b"progress"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["progress", "image"]  # noqa: Y015
+    _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
+
+Global___PullImageResponse: _TypeAlias = PullImageResponse  # noqa: Y015

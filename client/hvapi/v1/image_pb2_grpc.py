@@ -75,6 +75,11 @@ class ImageServiceStub:
                 request_serializer=hvd_dot_v1_dot_image__pb2.BuildImageRequest.SerializeToString,
                 response_deserializer=hvd_dot_v1_dot_image__pb2.BuildImageResponse.FromString,
                 _registered_method=True)
+        self.PullImage = channel.unary_stream(
+                '/hvd.v1.ImageService/PullImage',
+                request_serializer=hvd_dot_v1_dot_image__pb2.PullImageRequest.SerializeToString,
+                response_deserializer=hvd_dot_v1_dot_image__pb2.PullImageResponse.FromString,
+                _registered_method=True)
 
 
 class ImageServiceServicer:
@@ -132,6 +137,13 @@ class ImageServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def PullImage(self, request, context):
+        """Fetches a container's image from a registry (OCI distribution protocol), telling how far it is; the last message carries the image.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ImageServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -174,6 +186,11 @@ def add_ImageServiceServicer_to_server(servicer, server):
                     servicer.BuildImage,
                     request_deserializer=hvd_dot_v1_dot_image__pb2.BuildImageRequest.FromString,
                     response_serializer=hvd_dot_v1_dot_image__pb2.BuildImageResponse.SerializeToString,
+            ),
+            'PullImage': grpc.unary_stream_rpc_method_handler(
+                    servicer.PullImage,
+                    request_deserializer=hvd_dot_v1_dot_image__pb2.PullImageRequest.FromString,
+                    response_serializer=hvd_dot_v1_dot_image__pb2.PullImageResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -392,6 +409,33 @@ class ImageService:
             '/hvd.v1.ImageService/BuildImage',
             hvd_dot_v1_dot_image__pb2.BuildImageRequest.SerializeToString,
             hvd_dot_v1_dot_image__pb2.BuildImageResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def PullImage(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hvd.v1.ImageService/PullImage',
+            hvd_dot_v1_dot_image__pb2.PullImageRequest.SerializeToString,
+            hvd_dot_v1_dot_image__pb2.PullImageResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -44,6 +44,8 @@ class ImageServiceStub:
     DeleteImage: _grpc.UnaryUnaryMultiCallable[_image_pb2.DeleteImageRequest, _empty_pb2.Empty]
     BuildImage: _grpc.UnaryStreamMultiCallable[_image_pb2.BuildImageRequest, _image_pb2.BuildImageResponse]
     """Builds an image by one of the daemon's recipes, telling how far it is; the last message carries the image."""
+    PullImage: _grpc.UnaryStreamMultiCallable[_image_pb2.PullImageRequest, _image_pb2.PullImageResponse]
+    """Fetches a container's image from a registry (OCI distribution protocol), telling how far it is; the last message carries the image."""
 
 @_typing.type_check_only
 class ImageServiceAsyncStub(ImageServiceStub):
@@ -60,6 +62,8 @@ class ImageServiceAsyncStub(ImageServiceStub):
     DeleteImage: _aio.UnaryUnaryMultiCallable[_image_pb2.DeleteImageRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     BuildImage: _aio.UnaryStreamMultiCallable[_image_pb2.BuildImageRequest, _image_pb2.BuildImageResponse]  # type: ignore[assignment]
     """Builds an image by one of the daemon's recipes, telling how far it is; the last message carries the image."""
+    PullImage: _aio.UnaryStreamMultiCallable[_image_pb2.PullImageRequest, _image_pb2.PullImageResponse]  # type: ignore[assignment]
+    """Fetches a container's image from a registry (OCI distribution protocol), telling how far it is; the last message carries the image."""
 
 class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -121,5 +125,13 @@ class ImageServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_image_pb2.BuildImageResponse], _abc.AsyncIterator[_image_pb2.BuildImageResponse]]:
         """Builds an image by one of the daemon's recipes, telling how far it is; the last message carries the image."""
+
+    @_abc_1.abstractmethod
+    def PullImage(
+        self,
+        request: _image_pb2.PullImageRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_image_pb2.PullImageResponse], _abc.AsyncIterator[_image_pb2.PullImageResponse]]:
+        """Fetches a container's image from a registry (OCI distribution protocol), telling how far it is; the last message carries the image."""
 
 def add_ImageServiceServicer_to_server(servicer: ImageServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -27,12 +27,15 @@ class ReadMemoryRequest(_message.Message):
     ADDRESS_FIELD_NUMBER: _builtins.int
     LENGTH_FIELD_NUMBER: _builtins.int
     VIRTUAL_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     address: _builtins.int
     length: _builtins.int
     """Bytes; at most the guest's memory."""
     virtual: _builtins.bool
     """The address is guest-virtual (translated by the vcpu's present page tables), not guest-physical."""
+    pid: _builtins.int
+    """Of a container: the process (as the host numbers it) whose memory it is; 0 = its init."""
     def __init__(
         self,
         *,
@@ -40,10 +43,11 @@ class ReadMemoryRequest(_message.Message):
         address: _builtins.int = ...,
         length: _builtins.int = ...,
         virtual: _builtins.bool = ...,
+        pid: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "length", b"length", "name", b"name", "virtual", b"virtual"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "length", b"length", "name", b"name", "pid", b"pid", "virtual", b"virtual"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -142,16 +146,23 @@ class MemoryMap(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
 
     REGIONS_FIELD_NUMBER: _builtins.int
+    CHARGED_BYTES_FIELD_NUMBER: _builtins.int
+    LIMIT_BYTES_FIELD_NUMBER: _builtins.int
+    charged_bytes: _builtins.int
+    """Of a container: what its memory cgroup is charged, and may be at most (0 = no limit)."""
+    limit_bytes: _builtins.int
     @_builtins.property
     def regions(self) -> _containers.RepeatedCompositeFieldContainer[Global___MemoryRegion]: ...
     def __init__(
         self,
         *,
         regions: _abc.Iterable[Global___MemoryRegion] | None = ...,
+        charged_bytes: _builtins.int = ...,
+        limit_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["regions", b"regions"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["charged_bytes", b"charged_bytes", "limit_bytes", b"limit_bytes", "regions", b"regions"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -187,14 +198,21 @@ class MemoryRegion(_message.Message):
     KIND_FIELD_NUMBER: _builtins.int
     OWNER_FIELD_NUMBER: _builtins.int
     FILE_OFFSET_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
+    PERMISSIONS_FIELD_NUMBER: _builtins.int
+    RESIDENT_BYTES_FIELD_NUMBER: _builtins.int
     start: _builtins.int
     """Guest-physical, inclusive."""
     length: _builtins.int
     kind: Global___MemoryRegion.Kind.ValueType
     owner: _builtins.str
-    """"ram", or the device's name."""
+    """"ram", or the device's name; of a container's mapping, the file or "[heap]"."""
     file_offset: _builtins.int
-    """Offset in the guest's memory file of RAM and ROM."""
+    """Offset in the guest's memory file of RAM and ROM; of a container's mapping, in the mapped file."""
+    pid: _builtins.int
+    """Of a container: the process (as the host numbers it) in whose address space it lies, its rights ("r-xp") and what is resident."""
+    permissions: _builtins.str
+    resident_bytes: _builtins.int
     def __init__(
         self,
         *,
@@ -203,10 +221,13 @@ class MemoryRegion(_message.Message):
         kind: Global___MemoryRegion.Kind.ValueType = ...,
         owner: _builtins.str = ...,
         file_offset: _builtins.int = ...,
+        pid: _builtins.int = ...,
+        permissions: _builtins.str = ...,
+        resident_bytes: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_offset", b"file_offset", "kind", b"kind", "length", b"length", "owner", b"owner", "start", b"start"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["file_offset", b"file_offset", "kind", b"kind", "length", b"length", "owner", b"owner", "permissions", b"permissions", "pid", b"pid", "resident_bytes", b"resident_bytes", "start", b"start"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -218,18 +239,22 @@ class TranslateAddressRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     ADDRESS_FIELD_NUMBER: _builtins.int
+    PID_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     address: _builtins.int
     """Guest-virtual."""
+    pid: _builtins.int
+    """Of a container: the process (as the host numbers it); 0 = its init."""
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         address: _builtins.int = ...,
+        pid: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address", b"address", "name", b"name", "pid", b"pid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -147,6 +147,9 @@ class Calls:
     export_snapshot = ServerStream(
         _GUEST, "ExportSnapshot", guest_pb2.ExportSnapshotRequest, guest_pb2.ExportSnapshotResponse
     )
+    _exec_guest = ClientStream(_GUEST, "ExecGuest", guest_pb2.ExecGuestRequest, guest_pb2.ExecGuestResponse)
+    _copy_in = ClientStream(_GUEST, "CopyIn", guest_pb2.CopyInRequest, guest_pb2.CopyInResponse)
+    copy_out = ServerStream(_GUEST, "CopyOut", guest_pb2.CopyOutRequest, guest_pb2.CopyOutResponse)
     _import_snapshot = ClientStream(_GUEST, "ImportSnapshot", guest_pb2.ImportSnapshotRequest, guest_pb2.Snapshot)
 
     read_memory = ServerStream(
@@ -196,6 +199,7 @@ class Calls:
         _IMAGE, "ListImages", image_pb2.ListImagesRequest, image_pb2.ListImagesResponse, idempotent=True
     )
     delete_image = Unary(_IMAGE, "DeleteImage", image_pb2.DeleteImageRequest, empty_pb2.Empty)
+    pull_image = ServerStream(_IMAGE, "PullImage", image_pb2.PullImageRequest, image_pb2.PullImageResponse)
     build_image = ServerStream(_IMAGE, "BuildImage", image_pb2.BuildImageRequest, image_pb2.BuildImageResponse)
 
     create_network = Unary(
