@@ -214,6 +214,16 @@ class Config:
         """What must survive a guest's stop and the host's: a directory per guest with its disks."""
         return self.state_dir / "guests"
 
+    @property
+    def layers_dir(self) -> Path:
+        """Layers of containers' images, unpacked."""
+        return self.state_dir / "layers"
+
+    @property
+    def volumes_dir(self) -> Path:
+        """Volumes of containers."""
+        return self.state_dir / "volumes"
+
     def check(self) -> None:
         """What one setting's parser cannot see. Raises HvdError CONFIG_INVALID."""
         tcp = [endpoint for endpoint in self.listen if not endpoint.startswith("unix://")]

@@ -49,6 +49,7 @@ from hvd.images.blobs import BlobStore
 from hvd.images.builder import ImageBuilder
 from hvd.images.catalog import ImageCatalog
 from hvd.images.collector import collect_for_ever
+from hvd.images.layers import LayerStore
 from hvd.metrics.endpoint import MetricsEndpoint
 from hvd.metrics.metrics import Metrics
 from hvd.network.cards import Cards
@@ -156,8 +157,10 @@ class Daemon:
         )
         self.switch = TraceSwitch()
         self.networks = Networks(config.state_dir / "networks.sqlite", config.network_pool, self._guest_messages)
+        self.layers = LayerStore(config.layers_dir)
+        cards = Cards(self.networks)
         self.supervisor = Supervisor(
-            config, self.store, Backends(backends), self.catalog, self.blobs, self.switch, Cards(self.networks)
+            config, self.store, Backends(backends), self.catalog, self.blobs, self.switch, cards, self.layers
         )
         self.snapshots = Snapshots(self.supervisor, self.catalog, self.blobs)
         self.metrics = Metrics(self._guests, lambda: self.supervisor.backends.available, self._points)

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from hvapi.v1 import guest_pb2, inspect_pb2
 
+from hvd.backends.container_spec import ContainerSpec
 from hvd.board.spec import DiskSpec, NetworkSpec
 from hvd.errors import HvdError
 from hvd.runner.directory import LogPosition
@@ -37,6 +38,11 @@ class Capability(enum.StrEnum):
     DEBUG = "debug"  # a debugger: breakpoints, watchpoints, single steps
     TRACE = "trace"
     HYPERCALL = "hypercall"
+    CONTAINER = "container"  # runs root file systems as processes of the host
+    EXEC = "exec"
+    COPY = "copy"
+    LIMITS = "limits"  # of a running guest, too
+    SIGNAL = "signal"
     DISK = "disk"
     NETWORK = "network"
     FIRMWARE = "boot-firmware"  # boots from a disk or CD-ROM as a PC does, in real mode
@@ -87,6 +93,7 @@ class LaunchSpec:
     card_descriptors: Sequence[int] = ()  # for the guest's process to inherit; the caller's own
     symbols: Path | None = None
     snapshot: Path | None = None  # where to begin, instead of loading the kernel
+    container: ContainerSpec | None = None  # then there is no machine: memory_bytes, cpus, kernel, ... say nothing
 
 
 @dataclass(frozen=True, slots=True)

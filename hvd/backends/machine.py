@@ -16,6 +16,8 @@ class MachineBackend(Backend):
     """A backend whose guests are run by hvd.runner, with the vcpu that its vcpu.py creates. One virtual CPU."""
 
     def check(self, spec: LaunchSpec) -> None:
+        if spec.container is not None:
+            raise HvdError("CAPABILITY_MISSING", backend=self.name, capability=Capability.CONTAINER.value)
         if spec.cpus > 1:
             raise HvdError(
                 "FIELD_INVALID",

@@ -20,12 +20,12 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 import structlog
-from hvapi.v1 import guest_pb2
+from hvapi.v1 import guest_pb2, image_pb2
 
 from hvd.backends.contract import Backend, LaunchSpec
 from hvd.config import Config
 from hvd.errors import HvdError
-from hvd.guests import disks, model, records
+from hvd.guests import containers, disks, model, records
 from hvd.guests.events import EventLog, now
 from hvd.guests.lifecycle import GuestLife
 from hvd.guests.model import Guest
@@ -55,6 +55,7 @@ class Supervisor:
         blobs: model.Blobs,
         trace: TraceSwitch,
         cards: Cards,
+        layers: containers.Layers,
     ) -> None:
         self.config = config
         self.backends = backends
@@ -70,6 +71,7 @@ class Supervisor:
         self._images = images
         self._blobs = blobs
         self._cards = cards
+        self._places = containers.Places(layers, config.disks_dir, config.volumes_dir, config.image_dirs)
         self._guests: dict[str, GuestLife] = {}
         # The one that is being made: it needs its images and blobs already.
         self._coming: guest_pb2.Guest | None = None
@@ -161,6 +163,9 @@ class Supervisor:
 
     def resolve(self, guest: guest_pb2.Guest, paused: bool) -> LaunchSpec:
         config = self.config
+        if containers.is_container(guest):
+            image = self._images.get(guest.image) if guest.image else image_pb2.Image()
+            return containers.resolve(guest, image, self._places, config.log_max_bytes, paused)
         return model.resolve(
             guest,
             self._images,
@@ -255,6 +260,9 @@ class Supervisor:
             backend=asked.backend, engine=asked.engine, labels=asked.labels, image=asked.image, on_reset=asked.on_reset
         )
         guest.machine.CopyFrom(asked.machine)
+        if asked.HasField("container"):
+            guest.container.CopyFrom(asked.container)
+        guest.limits.CopyFrom(asked.limits)
         guest.restart_policy.CopyFrom(asked.restart_policy)
         if guest.image and not guest.image.startswith("images/"):
             guest.image = f"images/{guest.image}"
@@ -263,7 +271,11 @@ class Supervisor:
                 disk.image = f"images/{disk.image}"
         model.check_labels(guest.labels)
         model.check_policies(guest)
-        model.check_machine(guest.machine)
+        containers.normalise(guest, self._images.get(guest.image) if guest.image else None)
+        if containers.is_container(guest):
+            containers.check_container(guest)
+        else:
+            model.check_machine(guest.machine)
         guest.uid = str(uuid.uuid4())
         guest.name = model.PREFIX + request.guest_id if request.guest_id else ""
         return guest
@@ -274,7 +286,8 @@ class Supervisor:
         spec = self.resolve(guest, paused=False)
         placement = await self.backends.place(guest.backend, guest.engine, spec)
         guest.backend, guest.engine, guest.backend_reason = placement.backend.name, placement.engine, placement.reason
-        guest.machine.memory_bytes, guest.machine.cpus = spec.memory_bytes, spec.cpus
+        if spec.container is None:
+            guest.machine.memory_bytes, guest.machine.cpus = spec.memory_bytes, spec.cpus
         guest.on_reset = guest.on_reset or Guest.STOP
         guest.restart_policy.mode = guest.restart_policy.mode or guest_pb2.RestartPolicy.NEVER
         guest.state = Guest.STOPPED

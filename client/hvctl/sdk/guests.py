@@ -54,10 +54,14 @@ class GuestSpec:
     labels: Mapping[str, str] = field(default_factory=dict)
     on_reset: OnReset = ""
     restart: guest_pb2.RestartPolicy | None = None
+    container: guest_pb2.ContainerConfig | None = None  # what only containers have; args are its command
+    limits: guest_pb2.Limits | None = None
 
     def message(self, kernel_digest: str, initrd_digest: str, symbols_digest: str = "") -> guest_pb2.Guest:
         """The Guest for CreateGuest, its files replaced by their digests."""
         return guest_pb2.Guest(
+            container=self.container,
+            limits=self.limits,
             backend=self.backend,
             engine=self.engine,
             image=image_name(self.image),

@@ -14,6 +14,7 @@ from hvctl.sdk.errors import HvctlError
 from hvctl.sdk.names import guest_id, image_name
 from hvctl.settings import Settings, say, verb
 from hvctl.values import ADDRESS, CARD, DISK, LABEL, RESTART, SIZE
+from hvctl.verbs.container_options import CONTAINER_OPTIONS, container_of, limits_of
 from hvctl.verbs.outcome import exit_code, tell_end
 
 if TYPE_CHECKING:
@@ -40,12 +41,13 @@ _SPEC_OPTIONS = [
     click.option("--boot", type=click.Choice(["kernel", "disk", "cdrom"]), help="Default: the kernel, if there is one."),
     click.option("--flat", type=ADDRESS, metavar="ADDRESS", help="Load address and entry of a flat binary."),
     click.option("--memory", type=SIZE, metavar="SIZE", help="RAM: 64M, 1G, bytes."),
-    click.option("--cpus", type=click.IntRange(min=1), metavar="N", help="Virtual CPUs."),
+    click.option("--cpus", type=click.FloatRange(min=0.01), metavar="N", help="Virtual CPUs; of a container CPUs' worth of time."),
     click.option("--network", "networks", type=CARD, multiple=True, metavar="N[,mac=M][,ip=A]",
                  help="Network card on network N, user or none; may be repeated."),
     click.option("--label", "labels", type=LABEL, multiple=True, help="Label; may be repeated."),
     click.option("--restart", type=RESTART, metavar="POLICY", help="never, always, on-failure or on-failure:N."),
     click.option("--on-reset", type=click.Choice(["stop", "restart"]), help="What a reset or triple fault does."),
+    *CONTAINER_OPTIONS,
     click.argument("args", nargs=-1, metavar="[GUEST ARGS]..."),
 ]  # fmt: skip
 
@@ -78,6 +80,10 @@ def make(settings: Settings, spec: dict[str, Any]) -> guest_pb2.Guest:
         for disk in spec["disks"]
     ]
     disks += [guest_pb2.Disk(image=image_name(name), cdrom=True) for name in spec["cdroms"]]
+    limits, cpus = limits_of(spec), int(spec["cpus"] or 0)
+    if spec["cpus"] and cpus != spec["cpus"]:  # parts of a CPU: only a container can have them
+        limits = limits or guest_pb2.Limits()
+        limits.cpus, cpus = spec["cpus"], 0
     guest = GuestSpec(
         name=guest_id(spec["name"] or ""),
         backend=spec["backend"] or "",
@@ -85,7 +91,9 @@ def make(settings: Settings, spec: dict[str, Any]) -> guest_pb2.Guest:
         image=spec["image"] or "",
         append=spec["append"] or "",
         memory_bytes=spec["memory"] or 0,
-        cpus=spec["cpus"] or 0,
+        cpus=cpus,
+        container=container_of(spec),
+        limits=limits,
         flat_load_address=spec["flat"] or 0,
         args=spec["args"],
         networks=spec["networks"],

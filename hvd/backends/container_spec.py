@@ -1,0 +1,65 @@
+"""What a container is asked to be: plain values, everything resolved, for the backend that runs it."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+
+@dataclass(frozen=True, slots=True)
+class MountSpec:
+    """One mount beyond the root and what every container has (/proc, /sys, /dev, /tmp is the image's)."""
+
+    kind: str  # "bind", "volume", "tmpfs"
+    source: Path | None  # of the host; None = tmpfs
+    target: str  # absolute, in the container
+    read_only: bool = False
+    size_bytes: int = 0  # of a tmpfs
+
+
+@dataclass(frozen=True, slots=True)
+class LimitsSpec:
+    """0 = none, of each."""
+
+    memory_bytes: int = 0
+    cpus: float = 0.0
+    pids: int = 0
+    disk_read_bytes_per_second: int = 0
+    disk_write_bytes_per_second: int = 0
+    disk_read_operations_per_second: int = 0
+    disk_write_operations_per_second: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class SecuritySpec:
+    """Beyond the safe default: see hvd.v1.Security."""
+
+    capabilities_add: tuple[str, ...] = ()
+    capabilities_drop: tuple[str, ...] = ()
+    host_user_namespace: bool = False
+    seccomp_unconfined: bool = False
+    new_privileges: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class ContainerSpec:
+    """A container. The order of layers is that of the image: the lowest first."""
+
+    layers: tuple[Path, ...]  # unpacked, shared, never written
+    state_dir: Path  # of this container alone, outlives its runs: what it has written is below it
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    working_directory: str
+    user: str  # "name", "uid", "uid:gid"
+    hostname: str
+    tty: bool
+    stdin: bool
+    mounts: tuple[MountSpec, ...]
+    read_only_root: bool
+    stop_signal: str  # "SIGTERM"
+    limits: LimitsSpec
+    security: SecuritySpec
+    init: bool
+    host_network: bool = False
+    network_namespace: Path | None = None  # prepared; None = an empty one of its own, unless host_network
