@@ -48,6 +48,7 @@ REASONS: dict[str, Reason] = {
     "KERNEL_MISSING": Reason("INVALID_ARGUMENT", "the guest has neither a kernel nor an image with one",
                              "give --kernel or --image, or a disk to boot from"),
     "IMAGE_KIND": Reason("INVALID_ARGUMENT", "'{name}' is an image of kind {kind}, needed is one of kind {needed}", "{remedy}"),
+    "CONTAINER_FAILED": Reason("FAILED_PRECONDITION", "{what} failed: {problem}", "see the guest's log and configuration; `hvctl doctor`"),
     "LAYER_MISSING": Reason("FAILED_PRECONDITION", "layer {digest} of the image is not unpacked here", "import or pull the image again"),
     "PATH_REFUSED": Reason("PERMISSION_DENIED", "{path} is not below a directory that the daemon lets clients name ({allowed})",
                            "the daemon's setting image-dirs says which; or use a volume"),

@@ -281,6 +281,10 @@ class Backend(ABC):
     async def adopt(self, directory: Path) -> Instance:
         """The handle on a guest that an earlier daemon started. Raises HvdError RUNNER_GONE when it has ended or cannot be trusted."""
 
+    async def settle(self, directory: Path) -> None:  # noqa: B027  most backends' processes leave nothing to do
+        """Before the exit record of a guest is read that no daemon watched: write it, if the guest's process leaves something that
+        it can be made of. Does not raise for what it finds."""
+
     @property
     def trace_points(self) -> Sequence[Point]:
         return (*POINTS, *self.own_trace_points)

@@ -56,6 +56,7 @@ async def adopt_instance(backend: Backend, directory: Path) -> Found:
 
 async def find_out(guest: guest_pb2.Guest, directory: Path, backend: Backend, last_boot: str) -> Found:
     """guest: as the store has it. last_boot: the boot in which a daemon last ran here; empty = not known."""
+    await backend.settle(directory)
     record = await asyncio.to_thread(records.read_exit, directory)
     if guest.state in ENDED:
         if record is not None and record.time_ns in (0, guest.end_time.ToNanoseconds()):

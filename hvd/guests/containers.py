@@ -66,7 +66,9 @@ def check_container(guest: guest_pb2.Guest) -> None:
     """What can be seen without the image. Raises HvdError FIELD_INVALID."""
     container = guest.container
     if container.hostname and not _HOSTNAME.fullmatch(container.hostname):
-        raise _invalid("container.hostname", repr(container.hostname[:80]), "is no host name", "use letters, digits, - and .")
+        raise _invalid(
+            "container.hostname", repr(container.hostname[:80]), "is no host name", "use letters, digits, - and ."
+        )
     _check_texts("container.command", container.command)
     _check_texts("container.env", [f"{key}={value}" for key, value in container.env.items()])
     for name in container.env:
@@ -76,11 +78,15 @@ def check_container(guest: guest_pb2.Guest) -> None:
         where = repr(container.working_directory[:80])
         raise _invalid("container.working_directory", where, "is not absolute", "begin it with /")
     if container.stop_signal and container.stop_signal not in signal.Signals.__members__:
-        raise _invalid("container.stop_signal", repr(container.stop_signal[:40]), "is no signal", "use SIGTERM, SIGINT, ...")
+        raise _invalid(
+            "container.stop_signal", repr(container.stop_signal[:40]), "is no signal", "use SIGTERM, SIGINT, ..."
+        )
     for field in ("capabilities_add", "capabilities_drop"):
         for name in getattr(container.security, field):
             if not _CAPABILITY.fullmatch(name):
-                raise _invalid(f"container.security.{field}", repr(name[:60]), "is no capability", "use CAP_NET_ADMIN or ALL")
+                raise _invalid(
+                    f"container.security.{field}", repr(name[:60]), "is no capability", "use CAP_NET_ADMIN or ALL"
+                )
     if len(container.mounts) > MOST_MOUNTS:
         raise _invalid("container.mounts", f"{len(container.mounts)} of them", f"more than {MOST_MOUNTS}", "give fewer")
     for number, mount in enumerate(container.mounts):
@@ -103,7 +109,9 @@ def _check_mount(field: str, mount: guest_pb2.Mount) -> None:
         raise _invalid(f"{field}.kind", mount.kind, "is unknown", "use BIND, VOLUME or TMPFS")
     parts = mount.target.split("/")
     if not mount.target.startswith("/") or mount.target == "/" or ".." in parts or "\0" in mount.target:
-        raise _invalid(f"{field}.target", repr(mount.target[:80]), "is no place for a mount", "use an absolute path below /")
+        raise _invalid(
+            f"{field}.target", repr(mount.target[:80]), "is no place for a mount", "use an absolute path below /"
+        )
     if mount.kind == Mount.VOLUME and not _VOLUME.fullmatch(mount.source):
         raise _invalid(f"{field}.source", repr(mount.source[:80]), "is no volume's name", "use 1-63 of [a-z0-9._-]")
     if mount.kind == Mount.BIND and (not mount.source.startswith("/") or "\0" in mount.source):
@@ -118,7 +126,9 @@ def check_limits(limits: guest_pb2.Limits) -> None:
         if getattr(limits, field) < 0:
             raise _invalid(f"limits.{field}", getattr(limits, field), "is negative", "use 0 for no limit")
     if 0 < limits.memory_bytes < LEAST_MEMORY:
-        raise _invalid("limits.memory_bytes", limits.memory_bytes, f"is below {LEAST_MEMORY}", "a runtime needs that much")
+        raise _invalid(
+            "limits.memory_bytes", limits.memory_bytes, f"is below {LEAST_MEMORY}", "a runtime needs that much"
+        )
     if 0 < limits.cpus < 0.01:
         raise _invalid("limits.cpus", limits.cpus, "is below 0.01", "give more")
 

@@ -75,6 +75,8 @@ ENDS: dict[str, str] = {
     "KILLED": "STOPPED",  # by the daemon
     "EXECUTION_ERROR": "FAILED",  # the backend cannot go on: address and bytes in the metadata
     "DEVICE_ERROR": "FAILED",  # a bug in a device
+    "OUT_OF_MEMORY": "STOPPED",  # a container that ended after its memory limit was reached
+    "MONITOR_GONE": "FAILED",  # of a container
     "LOAD_FAILED": "FAILED",  # the image could not be loaded: reason of hvd/errors.py in the metadata
     "RUNNER_CRASHED": "LOST",  # no exit record
 }

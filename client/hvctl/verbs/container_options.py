@@ -12,7 +12,9 @@ from hvctl.values import SIZE
 if TYPE_CHECKING:
     from hvapi.v1 import guest_pb2
 
-_PORT = re.compile(r"(?:(?P<address>[0-9.]+|\[[0-9a-fA-F:]+\]):)?(?:(?P<host>\d*):)?(?P<port>\d+)(?:/(?P<protocol>tcp|udp))?")
+_PORT = re.compile(
+    r"(?:(?P<address>[0-9.]+|\[[0-9a-fA-F:]+\]):)?(?:(?P<host>\d*):)?(?P<port>\d+)(?:/(?P<protocol>tcp|udp))?"
+)
 
 
 class Variable(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only

@@ -1,0 +1,127 @@
+"""The container backend as the daemon sees it."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import functools
+import json
+import os
+import subprocess
+from collections.abc import Sequence
+from pathlib import Path
+
+from hvd.backends.container import bundle, conmon, rootfs, runtime
+from hvd.backends.container.instance import CAPABILITIES, ContainerInstance, Record, settle
+from hvd.backends.container.runtime import RUNTIMES, Runtime
+from hvd.backends.contract import Availability, Backend, EngineInfo, Instance, LaunchSpec
+from hvd.errors import HvdError
+from hvd.runner import directory as names
+from hvd.trace.points import BackendId
+
+# Runtimes keep a folder for each container below this folder of the daemon's guests.
+STATE = ".runtime"
+REMEDY = "apt-get install runc conmon"
+
+
+@functools.cache
+def _mapping() -> int:
+    """Of id-mapped mounts, for as long as the daemon lives. Raises OSError, subprocess.SubprocessError."""
+    return rootfs.user_namespace()
+
+
+class ContainerBackend(Backend):
+    name = "container"
+    id = BackendId.CONTAINER
+    kind = "container-based"
+    description = (
+        "processes of the host's kernel in namespaces and cgroups, by an OCI runtime: fast, light, one kernel for all"
+    )
+    capabilities = CAPABILITIES
+    preference = 50
+    console_streams = frozenset({"stdout", "stderr"})
+
+    def probe(self) -> Availability:
+        if os.geteuid() != 0:
+            return Availability(False, "containers need root: mounts, namespaces and cgroups", "run hvd as root")
+        if not any(engine.availability.available for engine in self.engines()):
+            return Availability(False, f"there is no OCI runtime ({' or '.join(RUNTIMES)})", REMEDY)
+        if conmon.find() is None:
+            return Availability(False, "conmon is not installed", REMEDY)
+        if "overlay" not in Path("/proc/filesystems").read_text("ascii"):
+            return Availability(False, "the kernel has no overlay file system", "load the module overlay")
+        try:
+            _mapping()
+        except (OSError, subprocess.SubprocessError) as error:
+            return Availability(False, f"user namespaces: {error}", "allow them (sysctl user.max_user_namespaces)")
+        return Availability(True)
+
+    def engines(self) -> Sequence[EngineInfo]:
+        return runtime.engines()
+
+    def check(self, spec: LaunchSpec) -> None:
+        if spec.container is None:
+            raise HvdError(
+                "FIELD_INVALID",
+                field="backend",
+                value=self.name,
+                problem="it runs root file systems, not kernels",
+                remedy="give an --image of kind rootfs",
+            )
+
+    async def launch(self, spec: LaunchSpec, directory: Path) -> Instance:
+        assert spec.container is not None
+        container, engine = spec.container, Runtime(spec.engine, directory.parent / STATE)
+        mapping = None if container.security.host_user_namespace else _mapping()
+        root = await asyncio.to_thread(rootfs.mount, container.layers, container.state_dir, mapping)
+        try:
+            config = bundle.config(container, spec.uid, root, f"/hvd/{spec.uid}")
+            (directory / "config.json").write_text(json.dumps(config), "utf-8")
+            made = await conmon.create(
+                directory, spec.uid, spec.name, engine,
+                tty=container.tty, stdin=container.stdin, log_max_bytes=spec.log_max_bytes,
+            )  # fmt: skip
+            record = Record(
+                spec.uid, engine.name, str(container.state_dir), container.stop_signal, container.tty, *made
+            )
+            record.write(directory)
+            names.write_json(str(directory / names.PID), names.process_identity(made.monitor))
+            instance = ContainerInstance(directory, record, engine, "PAUSED")
+        except BaseException as error:
+            with contextlib.suppress(HvdError):
+                await engine.delete(spec.uid)
+            await asyncio.to_thread(rootfs.unmount, container.state_dir)
+            if isinstance(error, OSError):
+                raise HvdError("CONTAINER_FAILED", what="its bundle", problem=error) from error
+            raise
+        if not spec.start_paused:
+            try:
+                await instance.begin()
+            except BaseException:
+                await instance.kill()
+                await instance.close()
+                raise
+        return instance
+
+    async def adopt(self, directory: Path) -> Instance:
+        record = Record.read(directory)
+        if record is None:
+            raise HvdError("RUNNER_GONE", problem="its directory has no container.json")
+        engine = Runtime(record.engine, directory.parent / STATE)
+        state = await engine.status(record.uid)
+        instance = ContainerInstance(
+            directory, record, engine, "PAUSED" if state in ("paused", "created") else "RUNNING"
+        )
+        if state == "paused":
+            instance.adopt_paused()
+        return instance
+
+    async def settle(self, directory: Path) -> None:
+        record = Record.read(directory)
+        if record is None or (directory / names.EXIT).exists():
+            return
+        if names.process_start_time(record.monitor) is None:
+            await settle(directory, record, Runtime(record.engine, directory.parent / STATE))
+
+
+BACKEND = ContainerBackend()
