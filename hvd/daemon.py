@@ -171,7 +171,7 @@ class Daemon:
         self._tasks: list[asyncio.Task[None]] = []
 
     def _registrations(self) -> list[Register]:
-        guests, images = GuestService(self.supervisor, self.snapshots), ImageService(self.catalog, self.blobs, self._builder())
+        guests, images = GuestService(self.supervisor, self.snapshots), ImageService(self.catalog, self.blobs, self._builder(), self.layers)
         tracing = TraceService(self.supervisor, self.switch, self.metrics.trace_lost)
         networks = NetworkService(self.networks)
         inspection, metrics = InspectService(self.supervisor), MetricsService(self.metrics)
@@ -216,7 +216,7 @@ class Daemon:
         self._begin(self.metrics.follow(self.supervisor.events))
         for life in self.supervisor:
             self.switch.apply(life.directory)  # an earlier daemon may have left recording on
-        self._begin(collect_for_ever(self.blobs, self._references))
+        self._begin(collect_for_ever(self.blobs, self.layers, self._references))
         # Asked before anybody waits for the answer: a backend's self-check takes a while.
         self._begin(self.supervisor.backends.probe_all())
         await self.server.ready()

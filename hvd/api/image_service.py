@@ -14,7 +14,8 @@ from hvapi.v1 import image_pb2, image_pb2_grpc
 from hvd.errors import HvdError
 from hvd.images.blobs import BlobStore
 from hvd.images.builder import ImageBuilder
-from hvd.images.catalog import ImageCatalog, image_id
+from hvd.images.catalog import ROOTFS, ImageCatalog, image_id, layer_digests
+from hvd.images.layers import LayerStore
 
 MOST_CHUNK_BYTES = 1 << 20
 # They are hashed in one go, during which an upload cannot be cancelled.
@@ -29,7 +30,8 @@ _Context = Any
 class ImageService(image_pb2_grpc.ImageServiceServicer):
     """Images, their blobs and their builds. Errors are HvdError; the server's interceptor makes a Status of them."""
 
-    def __init__(self, catalog: ImageCatalog, blobs: BlobStore, builder: ImageBuilder) -> None:
+    def __init__(self, catalog: ImageCatalog, blobs: BlobStore, builder: ImageBuilder, layers: LayerStore) -> None:
+        self.layers = layers
         self.catalog = catalog
         self.blobs = blobs
         self.builder = builder
@@ -86,7 +88,12 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
                 size = None
 
     async def CreateImage(self, request: image_pb2.CreateImageRequest, context: _Context) -> image_pb2.Image:
-        return self.catalog.create(request.image_id, request.image, request.request_id)
+        image = request.image
+        if image.kind == ROOTFS and self.layers.usable:
+            # Now, so that whoever brings the image is told what is wrong with it.
+            for digest in layer_digests(image):
+                await self.layers.unpack(digest, self.blobs.path(digest))
+        return self.catalog.create(request.image_id, image, request.request_id)
 
     async def GetImage(self, request: image_pb2.GetImageRequest, context: _Context) -> image_pb2.Image:
         return self._with_users(self.catalog.get(request.name))

@@ -14,11 +14,11 @@ from hvapi.v1 import guest_pb2, image_pb2
 from hvd.backends.container_spec import ContainerSpec, LimitsSpec, MountSpec, SecuritySpec
 from hvd.backends.contract import LaunchSpec
 from hvd.errors import HvdError
+from hvd.images.catalog import ROOTFS, layer_digests
 
 Guest = guest_pb2.Guest
 Mount = guest_pb2.Mount
 
-ROOTFS = "rootfs"
 # Where a container has its programs, unless its image says otherwise (as Docker's default).
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 DEFAULT_STOP_SIGNAL = "SIGTERM"
@@ -200,11 +200,6 @@ def _spec(guest: guest_pb2.Guest, image: image_pb2.Image, places: Places) -> Con
         init=container.init,
         host_network="host" in networks,
     )
-
-
-def layer_digests(image: image_pb2.Image) -> tuple[str, ...]:
-    """The blobs that an image of a root file system consists of, the lowest first."""
-    return tuple(image.layers) or ((image.rootfs,) if image.rootfs else ())
 
 
 def limits_spec(limits: guest_pb2.Limits) -> LimitsSpec:

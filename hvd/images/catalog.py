@@ -27,6 +27,7 @@ KINDS = {
     "cdrom": "disk",
     "rootfs": "rootfs",
 }
+ROOTFS = "rootfs"
 ARCHITECTURES = ("i386", "x86_64")
 COLLECTION = "images/"
 # On an image that a recipe built: the recipe's name.
@@ -174,7 +175,7 @@ class ImageCatalog:
             raise HvdError("NAME_INVALID", what="image", name=identifier[:100])
         _check_choice("image.kind", asked.kind, tuple(KINDS))
         _check_choice("image.arch", asked.arch, ("", *ARCHITECTURES))
-        needed = KINDS[asked.kind]
+        needed = "layers" if asked.kind == ROOTFS and asked.layers else KINDS[asked.kind]
         if not getattr(asked, needed):
             raise HvdError(
                 "FIELD_INVALID",
@@ -237,7 +238,13 @@ def image_id(name: str) -> str:
 
 def digests_of(image: image_pb2.Image) -> list[str]:
     """The blobs that an image consists of."""
-    return [digest for digest in (image.kernel, image.initrd, image.disk, image.rootfs, image.symbols) if digest]
+    single = (image.kernel, image.initrd, image.disk, image.rootfs, image.symbols)
+    return [digest for digest in (*single, *image.layers) if digest]
+
+
+def layer_digests(image: image_pb2.Image) -> tuple[str, ...]:
+    """The blobs that the root file system of a container's image consists of, the lowest first."""
+    return tuple(image.layers) or ((image.rootfs,) if image.rootfs else ())
 
 
 def _check_choice(field: str, value: str, choices: tuple[str, ...]) -> None:

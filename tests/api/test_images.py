@@ -28,6 +28,7 @@ from hvd.images.blobs import BlobStore
 from hvd.images.builder import ImageBuilder
 from hvd.images.catalog import ImageCatalog
 from hvd.images.initramfs import busybox_initramfs
+from hvd.images.layers import LayerStore
 from hvd.images.process import CommandError, check_tools, output_of, run_logged
 from hvd.images.recipes.linux import missing_options
 from hvd.images.recipes.recipe import Built, Progress, Recipe
@@ -80,7 +81,8 @@ async def daemon(tmp_path: Path) -> AsyncIterator[Daemon]:
     catalog = ImageCatalog(tmp_path / "images.db", blobs, lambda name: users.get(name, []))
     builder = ImageBuilder(tmp_path / "cache", blobs, catalog)
     server = grpc.aio.server(interceptors=[CallInterceptor(Role.ADMIN, Streams())])
-    image_pb2_grpc.add_ImageServiceServicer_to_server(ImageService(catalog, blobs, builder), server)
+    service = ImageService(catalog, blobs, builder, LayerStore(tmp_path / "layers"))
+    image_pb2_grpc.add_ImageServiceServicer_to_server(service, server)
     address = f"unix:{tmp_path}/s"
     server.add_insecure_port(address)
     await server.start()
