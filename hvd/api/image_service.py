@@ -15,6 +15,7 @@ from hvd.errors import HvdError
 from hvd.images.blobs import BlobStore
 from hvd.images.builder import ImageBuilder
 from hvd.images.catalog import ROOTFS, ImageCatalog, image_id, layer_digests
+from hvd.images.formats import check_rootfs
 from hvd.images.layers import LayerStore
 
 MOST_CHUNK_BYTES = 1 << 20
@@ -90,6 +91,8 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
     async def CreateImage(self, request: image_pb2.CreateImageRequest, context: _Context) -> image_pb2.Image:
         image = request.image
         if image.kind == ROOTFS and self.layers.usable:
+            if image.rootfs:
+                check_rootfs(self.blobs.path(image.rootfs))
             # Now, so that whoever brings the image is told what is wrong with it.
             for digest in layer_digests(image):
                 await self.layers.unpack(digest, self.blobs.path(digest))
