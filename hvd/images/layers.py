@@ -70,7 +70,8 @@ class LayerStore:
 
     async def _run(self, root: Path, blob: Path) -> dict[str, dict[str, str]]:
         words = [sys.executable, "-P", "-m", "hvd.images.unpack", str(root), *map(str, self._most)]
-        with blob.open("rb") as source:
+        # Unbuffered: the child reads on from where the descriptor stands.
+        with blob.open("rb", buffering=0) as source:
             compressed = source.read(4) == _ZSTD
             source.seek(0)
             if compressed:
