@@ -53,6 +53,8 @@ REASONS: dict[str, Reason] = {
                              "such an archive is not unpacked; make it anew, or do not trust it"),
     "ARCHIVE_DAMAGED": Reason("INVALID_ARGUMENT", "layer {digest} cannot be unpacked: {problem}", "it has to be a tar, plain or compressed"),
     "ARCHIVE_TOO_LARGE": Reason("RESOURCE_EXHAUSTED", "layer {digest} is too large: {problem}", "make the image smaller"),
+    "LIMIT_UNAVAILABLE": Reason("FAILED_PRECONDITION", "limits.{limit} needs the cgroup controller {controller}, which this host does not have",
+                                "leave the limit out, or switch the controller on"),
     "LAYER_MISSING": Reason("FAILED_PRECONDITION", "layer {digest} of the image is not unpacked here", "import or pull the image again"),
     "PATH_REFUSED": Reason("PERMISSION_DENIED", "{path} is not below a directory that the daemon lets clients name ({allowed})",
                            "the daemon's setting image-dirs says which; or use a volume"),

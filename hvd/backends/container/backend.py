@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hvd.backends.container import bundle, conmon, rootfs, runtime
+from hvd.backends.container.cgroup import limits
+from hvd.backends.container.cgroup.hierarchy import PARENT, hierarchy
 from hvd.backends.container.instance import CAPABILITIES, ContainerInstance, Record, settle
 from hvd.backends.container.runtime import RUNTIMES, Runtime
 from hvd.backends.contract import Availability, Backend, EngineInfo, Instance, LaunchSpec
@@ -68,6 +70,7 @@ class ContainerBackend(Backend):
                 problem="it runs root file systems, not kernels",
                 remedy="give an --image of kind rootfs",
             )
+        limits.check(spec.container.limits, hierarchy())
 
     async def launch(self, spec: LaunchSpec, directory: Path) -> Instance:
         assert spec.container is not None
@@ -75,7 +78,7 @@ class ContainerBackend(Backend):
         mapping = None if container.security.host_user_namespace else _mapping()
         root = await asyncio.to_thread(rootfs.mount, container.layers, container.state_dir, mapping)
         try:
-            config = bundle.config(container, spec.uid, root, f"/hvd/{spec.uid}")
+            config = bundle.config(container, spec.uid, root, f"/{PARENT}/{spec.uid}")
             (directory / "config.json").write_text(json.dumps(config), "utf-8")
             made = await conmon.create(
                 directory, spec.uid, spec.name, engine,

@@ -7,6 +7,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from hvd.backends.container.cgroup import limits
 from hvd.backends.container.rootfs import FIRST_ID, IDS
 from hvd.backends.container_spec import ContainerSpec, MountSpec
 from hvd.errors import HvdError
@@ -69,7 +70,10 @@ def config(spec: ContainerSpec, uid: str, root: Path, cgroup: str) -> dict[str, 
             "cgroupsPath": cgroup,
             "maskedPaths": MASKED_PATHS,
             "readonlyPaths": READ_ONLY_PATHS,
-            "resources": {"devices": [{"allow": False, "access": "rwm"}]},
+            "resources": {
+                "devices": [{"allow": False, "access": "rwm"}],
+                **limits.resources(spec.limits, spec.state_dir),
+            },
         },
     }
     if not spec.security.host_user_namespace:

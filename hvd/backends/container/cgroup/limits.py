@@ -1,0 +1,112 @@
+"""Limits as the OCI runtime takes them (runtime-spec, config-linux.md, "Control groups"), and what they did."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from hvd.backends.container.cgroup.hierarchy import Hierarchy
+from hvd.backends.container_spec import LimitsSpec
+from hvd.errors import HvdError
+
+CPU_PERIOD_US = 100_000
+# What "no limit" is when one is taken away again.
+_NONE = -1
+# Which controller each limit needs: on version 1 and on version 2.
+_CONTROLLERS = {
+    "memory_bytes": ("memory", "memory"),
+    "cpus": ("cpu", "cpu"),
+    "pids": ("pids", "pids"),
+    "disk_read_bytes_per_second": ("blkio", "io"),
+    "disk_write_bytes_per_second": ("blkio", "io"),
+    "disk_read_operations_per_second": ("blkio", "io"),
+    "disk_write_operations_per_second": ("blkio", "io"),
+}
+_DISK = {
+    "disk_read_bytes_per_second": "throttleReadBpsDevice",
+    "disk_write_bytes_per_second": "throttleWriteBpsDevice",
+    "disk_read_operations_per_second": "throttleReadIOPSDevice",
+    "disk_write_operations_per_second": "throttleWriteIOPSDevice",
+}
+
+
+def check(limits: LimitsSpec, found: Hierarchy) -> None:
+    """Raises HvdError LIMIT_UNAVAILABLE: one that is asked for needs a controller that this host does not have."""
+    for field, (first, second) in _CONTROLLERS.items():
+        if getattr(limits, field) and first not in found.version_1 and second not in found.version_2:
+            raise HvdError("LIMIT_UNAVAILABLE", limit=field, controller=second)
+
+
+def resources(limits: LimitsSpec, where: Path, *, update: bool = False) -> dict[str, Any]:
+    """linux.resources. where: a file on the disk whose rates are limited. update: of a running container, for which "none" has
+    to be said."""
+    found: dict[str, Any] = {}
+    if limits.memory_bytes or update:
+        memory = limits.memory_bytes or _NONE
+        # Without more swap: a limit that swaps is none.
+        found["memory"] = {"limit": memory, "swap": memory}
+    if limits.cpus or update:
+        quota = round(limits.cpus * CPU_PERIOD_US) if limits.cpus else _NONE
+        found["cpu"] = {"quota": quota, "period": CPU_PERIOD_US}
+    if limits.pids or update:
+        found["pids"] = {"limit": limits.pids or _NONE}
+    device = os.stat(where).st_dev
+    block = {
+        key: [{"major": os.major(device), "minor": os.minor(device), "rate": getattr(limits, field)}]
+        for field, key in _DISK.items()
+        if getattr(limits, field) or update
+    }
+    if block:
+        found["blockIO"] = block
+    return found
+
+
+@dataclass(frozen=True, slots=True)
+class Effects:
+    """What limits did so far: hvd.v1.LimitEffects."""
+
+    oom_kills: int = 0
+    memory_limit_hits: int = 0
+    pids_limit_hits: int = 0
+    cpu_throttled_periods: int = 0
+    cpu_throttled_seconds: float = 0.0
+
+
+def effects(found: Hierarchy, uid: str) -> Effects:
+    """Zeroes where the host does not tell."""
+    memory, pids, cpu = (found.directory(name, uid) for name in ("memory", "pids", "cpu"))
+    if "memory" in found.version_1:
+        oom = _table(memory, "memory.oom_control").get("oom_kill", 0)
+        hits = _number(memory, "memory.failcnt")
+    else:
+        events = _table(memory, "memory.events")
+        oom, hits = events.get("oom_kill", 0), events.get("max", 0)
+    throttled = _table(cpu, "cpu.stat")
+    return Effects(
+        oom_kills=oom,
+        memory_limit_hits=hits,
+        pids_limit_hits=_table(pids, "pids.events").get("max", 0),
+        cpu_throttled_periods=throttled.get("nr_throttled", 0),
+        # Nanoseconds in version 1, microseconds in version 2.
+        cpu_throttled_seconds=throttled.get("throttled_time", 0) / 1e9 or throttled.get("throttled_usec", 0) / 1e6,
+    )
+
+
+def _table(directory: Path | None, name: str) -> dict[str, int]:
+    """Of a file of lines "name number"; empty when it cannot be read."""
+    if directory is None:
+        return {}
+    try:
+        rows = [line.split() for line in (directory / name).read_text("ascii").splitlines()]
+    except OSError:
+        return {}
+    return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
+
+
+def _number(directory: Path | None, name: str) -> int:
+    try:
+        return int((directory / name).read_text("ascii")) if directory is not None else 0
+    except (OSError, ValueError):
+        return 0
