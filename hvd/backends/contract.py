@@ -13,6 +13,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from types import MappingProxyType
 
 from hvapi.v1 import guest_pb2, inspect_pb2
 
@@ -123,6 +124,8 @@ class Instance(ABC):
 
     directory: Path
     pid: int
+    # Fields of hvd.v1.Guest that are known of it while it runs, beyond its pid.
+    facts: Mapping[str, str | int] = MappingProxyType({})
 
     @abstractmethod
     async def status(self) -> InstanceStatus: ...

@@ -410,6 +410,8 @@ class GuestLife:
         self._resets = status.resets
         self._restarts.begin()
         self.guest.host_pid = instance.pid
+        for fact, value in instance.facts.items():
+            setattr(self.guest, fact, value)
         if not status.debugged:  # one that an earlier daemon let in has left with it
             conditions.clear(self.guest, conditions.DEBUGGED)
         if status.state not in _FINAL:
@@ -475,7 +477,9 @@ class GuestLife:
 
     def _end(self, status: InstanceStatus, time_ns: int) -> None:
         guest = self.guest
-        guest.host_pid = 0
+        guest.host_pid = guest.monitor_pid = 0
+        guest.exit_signal = (status.metadata or {}).get("exit_signal", "")
+        guest.oom_killed = "oom_killed" in (status.metadata or {})
         conditions.clear(guest, conditions.DEBUGGED)
         guest.end_time.CopyFrom(_timestamp(time_ns) if time_ns else now())
         guest.ClearField("exit_code")

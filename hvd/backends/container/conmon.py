@@ -5,7 +5,6 @@ In the guest directory, which is the bundle:
 
     attach      its SOCK_SEQPACKET socket     console.log   k8s-file lines     ctl   fifo: "1 ROWS COLUMNS" resizes
     init.pid    the container's process 1     monitor.pid   conmon itself      exit/UID   the exit code, at the end
-    oom         an empty file when the kernel killed something in it for want of memory
 """
 
 from __future__ import annotations
@@ -26,7 +25,6 @@ EXIT_DIRECTORY = "exit"
 INIT_PID = "init.pid"
 MONITOR_PID = "monitor.pid"
 CONTROL_FIFO = "ctl"
-OOM = "oom"
 CREATE_SECONDS = 60.0
 _SYNC_VARIABLE = "_OCI_SYNCPIPE"
 

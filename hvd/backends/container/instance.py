@@ -17,6 +17,8 @@ from typing import Any
 import structlog
 
 from hvd.backends.container import conmon, rootfs
+from hvd.backends.container.cgroup.hierarchy import hierarchy
+from hvd.backends.container.cgroup.limits import effects
 from hvd.backends.container.runtime import Runtime
 from hvd.backends.contract import Capability, ConsoleAttachment, Instance, InstanceStatus
 from hvd.errors import HvdError
@@ -70,8 +72,7 @@ class ContainerInstance(Instance):
         """state: RUNNING, PAUSED. Raises HvdError RUNNER_GONE when its monitor has ended."""
         self.directory = directory
         self.pid = record.init
-        self.monitor_pid = record.monitor
-        self.rootfs_path = str(Path(record.state_dir) / "rootfs")
+        self.facts = {"monitor_pid": record.monitor, "rootfs_path": str(Path(record.state_dir) / "rootfs")}
         self._record = record
         self._runtime = runtime
         self._state = state
@@ -200,9 +201,10 @@ async def settle(directory: Path, record: Record, runtime: Runtime, killed: bool
     if (known := _read_exit(directory)) is not None:
         return known
     code = conmon.read_exit_code(directory, record.uid)
+    did = await asyncio.to_thread(lambda: effects(hierarchy(), record.uid))  # gone with the cgroups
     await runtime.delete(record.uid)
     await asyncio.to_thread(rootfs.unmount, Path(record.state_dir))
-    status = _end_of(code, killed, (directory / conmon.OOM).exists())
+    status = _end_of(code, killed, did.oom_kills > 0)
     document = {
         "state": status.state, "reason": status.reason, "message": status.message, "exit_code": status.exit_code,
         "time_ns": time.time_ns(), "metadata": dict(status.metadata or {}),
@@ -226,7 +228,7 @@ def _end_of(code: int | None, killed: bool, out_of_memory: bool) -> InstanceStat
         )
     if code > 128 and code - 128 in {number.value for number in signal.Signals}:
         metadata["exit_signal"] = signal.Signals(code - 128).name
-    if out_of_memory:
+    if out_of_memory and code == 128 + signal.SIGKILL:
         return InstanceStatus(
             "STOPPED", "OUT_OF_MEMORY", f"its memory limit was reached; it ended with {code}", code, metadata=metadata
         )
