@@ -7,14 +7,16 @@ one of those is a failure.
 from __future__ import annotations
 
 import os
+import tempfile
 from collections.abc import AsyncIterator
 from pathlib import Path
 
 import pytest
+from container_harness import ContainerBench
 from harness import Bench
 
 from hvd.backends import all_backends
-from hvd.backends.contract import Backend
+from hvd.backends.contract import Backend, Capability
 
 
 def _required() -> set[str]:
@@ -24,8 +26,12 @@ def _required() -> set[str]:
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     if "engine" not in metafunc.fixturenames:
         return
+    # A suite for machines, and one for containers, whose guests are roots instead of kernels.
+    of_containers = "container_bench" in metafunc.fixturenames
     parameters = []
     for backend in all_backends().values():
+        if (Capability.CONTAINER in backend.capabilities) != of_containers:
+            continue
         engines = [engine.name for engine in backend.engines()] or [""]
         parameters += [pytest.param((backend, engine), id=f"{backend.name}-{engine}" if engine else backend.name) for engine in engines]
     metafunc.parametrize("engine", parameters, indirect=True)
@@ -34,9 +40,12 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
 @pytest.fixture
 def engine(request: pytest.FixtureRequest) -> tuple[Backend, str]:
     backend, name = request.param
-    offers = {engine.name: engine.availability for engine in backend.engines()} or {"": backend.probe()}
-    if not offers[name].available:
-        reason = f"{backend.name} {name}: {offers[name].reason}; {offers[name].remedy}"
+    availability = backend.probe()
+    for engine in backend.engines():
+        if engine.name == name and availability.available:
+            availability = engine.availability
+    if not availability.available:
+        reason = f"{backend.name} {name}: {availability.reason}; {availability.remedy}"
         if backend.name in _required():
             pytest.fail(f"HVD_REQUIRE_BACKENDS names a backend that does not run here: {reason}")
         pytest.skip(reason)
@@ -51,6 +60,20 @@ async def bench(engine: tuple[Backend, str], tmp_path: Path) -> AsyncIterator[Be
         yield bench
     finally:
         await bench.close()
+
+
+@pytest.fixture
+async def container_bench(engine: tuple[Backend, str]) -> AsyncIterator[ContainerBench]:
+    """Starts containers, ends them after the test, and looks that nothing of them is left on the host."""
+    # pytest's own folders are closed to the users that a container's users are on the host.
+    with tempfile.TemporaryDirectory(prefix="hvd-containers-") as directory:
+        os.chmod(directory, 0o711)
+        bench = ContainerBench(*engine, Path(directory))
+        try:
+            yield bench
+        finally:
+            await bench.close()
+        assert bench.left_over() == []
 
 
 def test_required_backends_exist() -> None:

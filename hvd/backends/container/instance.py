@@ -80,6 +80,8 @@ class ContainerInstance(Instance):
         self._changed = asyncio.Event()
         self._final: InstanceStatus | None = None
         self._killed = False
+        # Held while the runtime works on it: a program may end before its `start` has tidied up.
+        self._working = asyncio.Lock()
         try:
             self._monitor = os.pidfd_open(record.monitor)
         except ProcessLookupError as error:
@@ -99,7 +101,8 @@ class ContainerInstance(Instance):
 
     async def _end(self) -> None:
         try:
-            status = await settle(self.directory, self._record, self._runtime, killed=self._killed)
+            async with self._working:
+                status = await settle(self.directory, self._record, self._runtime, killed=self._killed)
         except Exception as error:  # whatever it was, the guest has ended
             log.exception("container could not be put away", guest=self._record.uid)
             status = InstanceStatus("FAILED", "INTERNAL", f"putting it away failed: {error!r}")
@@ -121,19 +124,20 @@ class ContainerInstance(Instance):
             await changed.wait()
 
     async def close(self) -> None:
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(self._monitor)
+        if self._monitor < 0:
+            return
+        monitor, self._monitor = self._monitor, -1
+        asyncio.get_running_loop().remove_reader(monitor)
         if self._ending is not None:
             await self._ending
-        if self._monitor >= 0:
-            os.close(self._monitor)
-            self._monitor = -1
+        os.close(monitor)
 
     # ---- verbs
 
     async def begin(self) -> None:
         """Let its program run for the first time. Raises HvdError CONTAINER_FAILED."""
-        await self._runtime.start(self._record.uid)
+        async with self._working:
+            await self._runtime.start(self._record.uid)
         self._begun = True
         self._state = "RUNNING"
         self._notify()
@@ -153,7 +157,8 @@ class ContainerInstance(Instance):
 
     async def pause(self) -> None:
         if self._state == "RUNNING" and self._final is None:
-            await self._runtime.pause(self._record.uid)
+            async with self._working:
+                await self._runtime.pause(self._record.uid)
             self._state = "PAUSED"
             self._notify()
 
@@ -163,7 +168,8 @@ class ContainerInstance(Instance):
         if not self._begun:
             await self.begin()
             return
-        await self._runtime.resume(self._record.uid)
+        async with self._working:
+            await self._runtime.resume(self._record.uid)
         self._state = "RUNNING"
         self._notify()
 

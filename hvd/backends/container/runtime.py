@@ -8,6 +8,7 @@ import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+from hvd.backends.container.cgroup.hierarchy import hierarchy
 from hvd.backends.contract import Availability, EngineInfo
 from hvd.errors import HvdError
 
@@ -16,6 +17,8 @@ RUNTIMES = {
     "runc": "the reference runtime, in Go",
     "crun": "in C; starts faster",
 }
+# Those that refuse a host with controllers of both versions of control groups.
+NOT_HYBRID = frozenset({"crun"})
 CALL_SECONDS = 30.0
 _MOST_MESSAGE = 500
 
@@ -34,8 +37,10 @@ class Runtime:
                 remedy=f"apt-get install {name}",
             )
         self.name = name
-        self.path = Path(found)
         self.root = root / name
+        self.path = Path(found)
+        if name in NOT_HYBRID and is_hybrid():
+            self.path = _wrapper(self.root, self.path)
 
     @property
     def global_arguments(self) -> list[str]:
@@ -72,6 +77,29 @@ class Runtime:
                 "CONTAINER_FAILED", what=f"{self.name} {arguments[0]}", problem=last_line(errors) or f"exit code {code}"
             )
         return output
+
+
+def is_hybrid() -> bool:
+    """Are there controllers of both versions of control groups?"""
+    found = hierarchy()
+    return bool(found.version_1 and found.version_2)
+
+
+def _wrapper(directory: Path, runtime: Path) -> Path:
+    """A program that runs the runtime where it sees version 1 of control groups only."""
+    path = directory / "version-1"
+    unified = hierarchy().unified
+    words = f"""#!/bin/sh
+# {runtime.name} refuses a host that has controllers of both versions: here it sees those of version 1 alone.
+exec unshare --mount --propagation slave sh -c 'umount {unified} && exec {runtime} "$@"' {runtime.name} "$@"
+"""
+    if not path.exists():
+        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        new = path.with_suffix(".new")
+        new.write_text(words, "utf-8")
+        new.chmod(0o700)
+        new.rename(path)
+    return path
 
 
 async def run(words: Sequence[str], seconds: float = CALL_SECONDS) -> tuple[int, bytes, str]:
