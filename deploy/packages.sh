@@ -20,6 +20,9 @@ mmdebstrap:mmdebstrap:tests with a Debian on a disk
 /usr/sbin/mkfs.ext4:e2fsprogs:hvctl image import --as disk
 nft:nftables:networks with NAT
 passt:passt:--network user
+runc:runc:containers
+conmon:conmon:containers
+crun:crun:containers by --engine crun
 ip:iproute2:tests of networks
 gdb:gdb:hvctl gdb
 qemu-system-x86_64:qemu-system-x86:measuring against QEMU

@@ -58,6 +58,8 @@ REASONS: dict[str, Reason] = {
     "LAYER_MISSING": Reason("FAILED_PRECONDITION", "layer {digest} of the image is not unpacked here", "import or pull the image again"),
     "PATH_REFUSED": Reason("PERMISSION_DENIED", "{path} is not below a directory that the daemon lets clients name ({allowed})",
                            "the daemon's setting image-dirs says which; or use a volume"),
+    "PATH_CLOSED": Reason("FAILED_PRECONDITION", "{path} is closed to the users that a container's users are on the host",
+                          "`chmod o+x {path}`, or give the daemon another --state-dir"),
     "PATH_MISSING": Reason("INVALID_ARGUMENT", "{path} does not exist on the daemon's host", "make it first"),
     "IMAGE_FORMAT": Reason("INVALID_ARGUMENT", "{what} has no format that this board can load: {problem}",
                            "it loads Linux bzImage, PVH and Multiboot 1 ELF, and flat binaries"),

@@ -196,6 +196,8 @@ class RealDaemon:
         """prefix: a command that becomes the daemon's, `ip netns exec NAME` for one."""
         # Not pytest's directory: the paths of unix sockets have 107 bytes.
         self.directory = Path(tempfile.mkdtemp(prefix="hvd-e2e-"))
+        # A container's root is below it, and its users are others on the host.
+        self.directory.chmod(0o711)
         self.state_dir, self.runtime_dir = self.directory / "state", self.directory / "run"
         self.endpoint = f"unix://{self.directory}/hvd.sock"
         self.log_file = self.directory / "hvd.log"

@@ -79,6 +79,8 @@ def mount(layers: tuple[Path, ...], state_dir: Path, mapping: int | None) -> Pat
         for directory in (upper, work):
             os.chown(directory, owner, owner)
         os.chmod(upper, os.stat(layers[-1]).st_mode & 0o7777)
+        if mapping is not None:
+            _check_open(state_dir)
         for number, layer in enumerate(layers):
             lowest.append(_map_ids(layer, lower / str(number), mapping) if mapping is not None else layer)
         # Overlay takes the highest first. A colon or comma in a path would be another option: these are ours and have none.
@@ -95,6 +97,13 @@ def mount(layers: tuple[Path, ...], state_dir: Path, mapping: int | None) -> Pat
             for path in lowest:
                 _unmount(path)
     return root
+
+
+def _check_open(directory: Path) -> None:
+    """Can anybody reach it? Raises HvdError PATH_CLOSED."""
+    for path in (*reversed(directory.parents), directory):
+        if not path.stat().st_mode & 0o001:
+            raise HvdError("PATH_CLOSED", path=path)
 
 
 def unmount(state_dir: Path) -> None:
