@@ -10,8 +10,10 @@ from google.protobuf import duration_pb2, empty_pb2
 from hvapi.v1 import guest_pb2, guest_pb2_grpc
 
 from hvd.api import console
+from hvd.api.execution import ExecutionService
 from hvd.api.screen import ScreenService
 from hvd.api.snapshots import SnapshotService
+from hvd.backends.contract import Capability
 from hvd.errors import HvdError
 from hvd.guests import model
 from hvd.guests.events import now
@@ -26,7 +28,7 @@ FOLLOW_SECONDS = 0.05
 _MOST_SECONDS = 366 * 86400.0
 
 
-class GuestService(ScreenService, SnapshotService, guest_pb2_grpc.GuestServiceServicer):
+class GuestService(ExecutionService, ScreenService, SnapshotService, guest_pb2_grpc.GuestServiceServicer):
     def __init__(self, supervisor: Supervisor, snapshots: Snapshots) -> None:
         self._supervisor = supervisor
         self._snapshots = snapshots
@@ -65,7 +67,10 @@ class GuestService(ScreenService, SnapshotService, guest_pb2_grpc.GuestServiceSe
 
     async def KillGuest(self, request: guest_pb2.KillGuestRequest, context: Any) -> guest_pb2.Guest:
         life = self._supervisor.get(request.name)
-        await life.kill()
+        if request.signal and request.signal != "SIGKILL":
+            life.reachable("kill", Capability.SIGNAL).signal(request.signal)
+        else:
+            await life.kill()
         return life.guest
 
     async def PauseGuest(self, request: guest_pb2.PauseGuestRequest, context: Any) -> guest_pb2.Guest:

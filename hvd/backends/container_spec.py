@@ -63,3 +63,15 @@ class ContainerSpec:
     init: bool
     host_network: bool = False
     network_namespace: Path | None = None  # prepared; None = an empty one of its own, unless host_network
+
+
+@dataclass(frozen=True, slots=True)
+class ExecSpec:
+    """Another program in a running container; what is empty is as the container's own program has it."""
+
+    command: tuple[str, ...]
+    environment: Mapping[str, str]
+    working_directory: str = ""
+    user: str = ""
+    tty: bool = False
+    size: tuple[int, int] = (0, 0)  # rows, columns of its terminal; 0 = nobody said

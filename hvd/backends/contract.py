@@ -17,7 +17,7 @@ from types import MappingProxyType
 
 from hvapi.v1 import guest_pb2, inspect_pb2
 
-from hvd.backends.container_spec import ContainerSpec
+from hvd.backends.container_spec import ContainerSpec, ExecSpec
 from hvd.board.spec import DiskSpec, NetworkSpec
 from hvd.errors import HvdError
 from hvd.runner.directory import LogPosition
@@ -191,12 +191,54 @@ class Instance(ABC):
         and when this is cancelled, no file is left sooner or later. about: JSON that goes into it as it is."""
         raise missing(self, Capability.SNAPSHOT)
 
+    def execute(self, spec: ExecSpec) -> Execution:
+        raise missing(self, Capability.EXEC)
+
+    def signal(self, name: str) -> None:
+        """To its first process: "SIGHUP"."""
+        raise missing(self, Capability.SIGNAL)
+
     def attach_console(self, read_only: bool) -> ConsoleAttachment:
         raise missing(self, Capability.CONSOLE)
 
     def attach_debugger(self, architecture: str) -> DebugConnection:
         """architecture: gdb's name of what it wants to see ("i386", "i386:x86-64", "i8086"); empty = what the vcpu executes now."""
         raise missing(self, Capability.DEBUG)
+
+
+class Execution(ABC):
+    """Another program in a running guest, from `async with` on; leaving it kills what still runs of it."""
+
+    @abstractmethod
+    async def __aenter__(self) -> Execution:
+        """Raises HvdError CONTAINER_FAILED, FIELD_INVALID when it cannot be started."""
+
+    @abstractmethod
+    async def __aexit__(self, *exc: object) -> None: ...
+
+    @property
+    @abstractmethod
+    def pid(self) -> int:
+        """Of the program, as the host sees it; 0 = not known."""
+
+    @abstractmethod
+    def output(self) -> AsyncIterator[tuple[int, bytes]]:
+        """(1 = standard output, 2 = standard error, what was written), to the end of both."""
+
+    @abstractmethod
+    async def exit_code(self) -> int:
+        """Waits for its end: 0-255, 128 + N for signal N."""
+
+    @abstractmethod
+    async def write(self, data: bytes) -> None:
+        """To its standard input. Waits while it does not read; no error when it does not any more."""
+
+    @abstractmethod
+    async def end_input(self) -> None: ...
+
+    @abstractmethod
+    def resize(self, rows: int, columns: int) -> None:
+        """Of its terminal, if it has one."""
 
 
 class ConsoleAttachment(ABC):

@@ -69,8 +69,8 @@ def check_container(guest: guest_pb2.Guest) -> None:
         raise _invalid(
             "container.hostname", repr(container.hostname[:80]), "is no host name", "use letters, digits, - and ."
         )
-    _check_texts("container.command", container.command)
-    _check_texts("container.env", [f"{key}={value}" for key, value in container.env.items()])
+    check_texts("container.command", container.command)
+    check_texts("container.env", [f"{key}={value}" for key, value in container.env.items()])
     for name in container.env:
         if not _ENVIRONMENT_NAME.fullmatch(name):
             raise _invalid("container.env", repr(name[:80]), "is no name of a variable", "use NAME=VALUE")
@@ -94,7 +94,8 @@ def check_container(guest: guest_pb2.Guest) -> None:
     check_limits(guest.limits)
 
 
-def _check_texts(field: str, texts: Iterable[str]) -> None:
+def check_texts(field: str, texts: Iterable[str]) -> None:
+    """Raises HvdError FIELD_INVALID: a NUL, or too much in all."""
     size = 0
     for text in texts:
         if "\0" in text:

@@ -145,3 +145,46 @@ def test_refusals_have_reasons(box: RealDaemon, tmp_path: Path) -> None:
     for words, reason in cases:
         refused = box.hvctl("run", "-o", "json", *words)
         assert refused.returncode == 125 and json.loads(refused.stderr[refused.stderr.index("{") :])["error"]["reason"] == reason, refused.stderr
+
+
+def test_exec(box: RealDaemon) -> None:
+    box.ok("run", "-d", "--name", "c", "--image", "box", "--env", "A=1", "--", "sh", "-c", "echo up; exec sleep 1000")
+    box.wait_logs("c", "up")
+    done = box.hvctl("exec", "c", "-e", "B=2", "-w", "/srv", "--", "sh", "-c", "echo $A $B; pwd; echo err >&2; exit 9")
+    assert (done.returncode, done.stdout, done.stderr) == (9, "1 2\n/srv\n", "err\n")
+    assert box.hvctl("exec", "c", "--", "cat", stdin="typed\n" * 1000).stdout == "typed\n" * 1000
+    assert box.hvctl("exec", "c", "--user", "www", "--", "id", "-u").stdout == "33\n"
+    assert box.hvctl("exec", "c", "--", "sh", "-c", "kill -9 $$").returncode == 137
+    missing = box.hvctl("exec", "c", "--", "/no/such")
+    assert missing.returncode == 125 and "no such file" in missing.stderr
+    box.ok("kill", "c")
+    assert box.hvctl("exec", "c", "--", "true").returncode == 125
+
+
+def test_exec_on_a_terminal(box: RealDaemon) -> None:
+    box.ok("run", "-d", "--name", "c", "--image", "box", "--", "sleep", "1000")
+    terminal = box.terminal("exec", "-t", "c", "--", "sh", rows=33, columns=77)
+    terminal.type("ls -l /proc/self/fd/0; echo $((6*7))\n")
+    assert "/dev/pts/" in terminal.wait_for("42")
+    terminal.type("exit 5\n")
+    assert terminal.end() == 5 and terminal.restored()
+    terminal.close()
+
+
+def test_whoever_leaves_exec_takes_its_program_along(box: RealDaemon) -> None:
+    box.ok("run", "-d", "--name", "c", "--image", "box", "--", "sleep", "1000")
+    child = box.spawn("exec", "c", "--", "sh", "-c", "echo up; exec sleep 999")
+    child.wait_out("up")
+    assert "sleep 999" in box.ok("exec", "c", "--", "ps").stdout
+    assert child.interrupt() == 130
+    wait_for(lambda: "sleep 999" not in box.ok("exec", "c", "--", "ps").stdout, "the end of the program")
+
+
+def test_a_signal_of_choice(box: RealDaemon) -> None:
+    script = "trap 'echo hup' HUP; echo up; while :; do sleep 0.05; done"
+    box.ok("run", "-d", "--name", "c", "--image", "box", "--", "sh", "-c", script)
+    box.wait_logs("c", "up")
+    box.ok("kill", "--signal", "HUP", "c")
+    box.wait_logs("c", "hup")
+    assert box.show("c")["state"] == "RUNNING"
+    assert box.hvctl("kill", "--signal", "NONSENSE", "c").returncode == 1

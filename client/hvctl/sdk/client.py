@@ -16,6 +16,7 @@ from hvctl.sdk.blobs import MOST_LOADED_BYTES, Path, file_blob, frame_bytes, upl
 from hvctl.sdk.calls import HEALTH_SERVING, HEALTH_WATCH, Calls, Q, R, ServerStream, Unary, channel_options
 from hvctl.sdk.endpoint import Endpoint, default_endpoint
 from hvctl.sdk.errors import HvctlError, from_rpc
+from hvctl.sdk.execution import Execution
 from hvctl.sdk.files import import_frames, new_file
 from hvctl.sdk.guests import GuestSpec
 from hvctl.sdk.watching import Resume
@@ -331,6 +332,10 @@ class Client(Calls):
         if size is not None:
             setup.size.rows, setup.size.columns = size
         return Console(self, setup, timeout)
+
+    def execute(self, setup: guest_pb2.ExecSetup, *, timeout: float | None = None) -> Execution:
+        """Runs another program in a running guest; returns when it runs. timeout: seconds until it is killed."""
+        return Execution(self, setup, timeout)
 
     def close(self) -> None:
         if self._channel is not None:

@@ -49,6 +49,7 @@ VERBS: dict[str, Verb] = {
     "console": Verb("console:console", "Attach to a guest's console", ("AttachConsole",)),
     "screen": Verb("screen:screen", "What stands on a guest's screen", ("GetScreen",)),
     "type": Verb("screen:type_", "Type on a guest's keyboard", ("TypeKeys",)),
+    "exec": Verb("execution:exec_", "Run another program in a container", ("ExecGuest",)),
     "trace": Verb("trace:trace", "The crossings between guest and hypervisor, as they happen",
                   ("StreamTrace", "SummarizeTrace", "ListTracePoints")),
     "mem": Verb("", "A guest's memory"),

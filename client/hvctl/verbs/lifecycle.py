@@ -90,9 +90,11 @@ def stop(settings: Settings, guest: tuple[str, ...]) -> int:
 
 @verb(formats=FORMATS)
 @guests_argument
-def kill(settings: Settings, guest: tuple[str, ...]) -> int:
-    """Ends guests at once."""
-    return each(settings, guest, lambda name: settings.client.kill_guest(name=name))
+@click.option("--signal", "-s", metavar="SIG", help="Only this signal, to a container's first process: HUP, SIGHUP.")
+def kill(settings: Settings, guest: tuple[str, ...], signal: str | None) -> int:
+    """Ends guests at once, or sends containers a signal."""
+    name_of = f"SIG{signal.upper().removeprefix('SIG')}" if signal else ""
+    return each(settings, guest, lambda name: settings.client.kill_guest(name=name, signal=name_of))
 
 
 @verb(formats=FORMATS)

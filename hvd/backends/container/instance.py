@@ -19,8 +19,10 @@ import structlog
 from hvd.backends.container import conmon, rootfs
 from hvd.backends.container.cgroup.hierarchy import hierarchy
 from hvd.backends.container.cgroup.limits import effects
+from hvd.backends.container.execution import ContainerExecution
 from hvd.backends.container.runtime import Runtime
-from hvd.backends.contract import Capability, ConsoleAttachment, Instance, InstanceStatus
+from hvd.backends.container_spec import ExecSpec
+from hvd.backends.contract import Capability, ConsoleAttachment, Execution, Instance, InstanceStatus
 from hvd.errors import HvdError
 from hvd.runner import directory as names
 from hvd.runner.protocol import socket_path
@@ -198,6 +200,12 @@ class ContainerInstance(Instance):
         except OSError as error:
             raise HvdError("RUNNER_GONE", problem=str(error)) from error
 
+    def execute(self, spec: ExecSpec) -> Execution:
+        if self._final is not None:
+            raise HvdError("RUNNER_GONE", problem="the container has ended")
+        root = Path(self._record.state_dir) / "rootfs"
+        return ContainerExecution(self.directory, self._record.uid, root, self._runtime, spec)
+
     def attach_console(self, read_only: bool) -> ConsoleAttachment:
         return ContainerConsole(self.directory, read_only)
 
@@ -307,5 +315,6 @@ class ContainerConsole(ConsoleAttachment):
 
 
 CAPABILITIES = frozenset({
-    Capability.CONSOLE, Capability.PAUSE, Capability.STOP, Capability.CONTAINER,
+    Capability.CONSOLE, Capability.PAUSE, Capability.STOP, Capability.CONTAINER, Capability.EXEC,
+    Capability.SIGNAL,
 })  # fmt: skip
