@@ -21,6 +21,7 @@ mmdebstrap:mmdebstrap:tests with a Debian on a disk
 nft:nftables:networks with NAT
 passt:passt:--network user
 ip:iproute2:tests of networks
+ping:iputils-ping:tests of networks
 gdb:gdb:hvctl gdb
 qemu-system-x86_64:qemu-system-x86:measuring against QEMU
 /usr/share/seabios/bios.bin:seabios:guests that boot from a disk or CD-ROM, pictures of the screen

@@ -38,7 +38,7 @@ def image() -> GuestImage:
 @pytest.fixture
 def namespace() -> Iterator[Namespace]:
     try:
-        with Namespace("nft") as namespace:
+        with Namespace("nft", "ping") as namespace:
             yield namespace
     except NamespaceUnavailable as error:
         pytest.skip(str(error))
