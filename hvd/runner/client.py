@@ -50,6 +50,8 @@ from hvd.runner.protocol import LENGTH_BYTES, FrameError, frame, frame_length, r
 
 START_SECONDS = 60.0
 CALL_SECONDS = 10.0
+# Bytes a second.
+SLOWEST_READING = 16e6
 # From the signal to the exit record; the runner itself gives the vcpu two seconds.
 KILL_SECONDS = 5.0
 # Between attempts to reach a runner that lives but does not talk.
@@ -137,18 +139,18 @@ class RunnerInstance(Instance):
             finally:
                 os.close(write)
             instance = cls(directory, process, backend, capabilities)
-            await instance._started(read)
+            await instance._started(read, START_SECONDS + _restoring_seconds(spec.snapshot))
         finally:
             os.close(read)
         return instance
 
-    async def _started(self, ready: int) -> None:
+    async def _started(self, ready: int, seconds: float) -> None:
         """Wait for the runner's word; without a good one the process is gone when this raises."""
         try:
-            async with asyncio.timeout(START_SECONDS):
+            async with asyncio.timeout(seconds):
                 error = launch.ready_error(await launch.read_line(ready), self.directory)
         except TimeoutError:
-            problem = f"it was not ready after {START_SECONDS:.0f} s"
+            problem = f"it was not ready after {seconds:.0f} s"
             error = HvdError("RUNNER_START_FAILED", problem=problem, log=self.directory / RUNNER_LOG)
         except asyncio.CancelledError:
             await asyncio.shield(self._discard())
@@ -373,6 +375,14 @@ class RunnerInstance(Instance):
                 return await self._calls.call(name, request)
         except TimeoutError:
             raise HvdError("RUNNER_TIMEOUT", call=name, seconds=CALL_SECONDS) from None
+
+
+def _restoring_seconds(snapshot: Path | None) -> float:
+    """What reading it may take beyond an ordinary start, on a slow disk."""
+    try:
+        return snapshot.stat().st_size / SLOWEST_READING if snapshot is not None else 0
+    except OSError:
+        return 0  # the runner says what is wrong with it
 
 
 class _Channel:
