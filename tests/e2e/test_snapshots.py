@@ -28,7 +28,7 @@ WORK = (
 def images() -> Iterator[object]:
     yield pytest.param("debian-cloud", marks=pytest.mark.timeout(900))
     for name in ("linux-i386", "linux-x86_64"):
-        marks = [pytest.mark.timeout(900)] + ([] if is_built(name) else [pytest.mark.slow])
+        marks = [pytest.mark.timeout(900)] + ([] if is_built(name) and name == "linux-i386" else [pytest.mark.slow])
         yield pytest.param(name, marks=marks)
 
 
@@ -96,6 +96,7 @@ def test_linux_in_the_middle_of_a_computation(daemon: RealDaemon, name: str) -> 
         wait_for(lambda: second.ok("logs", "a").stdout.count("Linux version") >= 1, "a boot", BOOT_SECONDS)
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_twenty_snapshots_in_a_row_under_load(daemon: RealDaemon) -> None:
     _start_linux(daemon, "a", _image("debian-cloud"))
@@ -117,6 +118,7 @@ def test_twenty_snapshots_in_a_row_under_load(daemon: RealDaemon) -> None:
         assert _wait_result(daemon, "a", count) == right
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(600)
 def test_an_idle_guest_wakes_up(daemon: RealDaemon) -> None:
     """Saved while it waits in HLT for its timer: time goes on from there, neither late nor in a burst."""
@@ -163,6 +165,7 @@ class Typist:
         return text.rpartition(f"<{mark}\n")[2].partition(f">{mark}")[0].strip()
 
 
+@pytest.mark.slow
 @pytest.mark.timeout(900)
 def test_disks_and_cards(own_daemon: RealDaemon, tmp_path: Path) -> None:
     """What was written to a disk belongs to the snapshot, with what the guest has not flushed yet; the disk's queues and the card's
