@@ -67,7 +67,7 @@ def _measure(lab: Lab, image: GuestImage, namespace: Namespace) -> Iterator[Figu
                     yield alone(title, "bytes/s", own[way], note=missing)
                     continue
                 peer = f"qemu-system-x86_64 -accel tcg, virtio-net-pci, {backend}"
-                yield compared(title, "bytes/s", own[way], beside[way], peer, target=">= 1", note=note)
+                yield compared(title, "bytes/s", own[way], beside[way], peer, note=note)
         daemon.run_hvctl("network", "delete", "lan")
 
 

@@ -85,6 +85,16 @@ class Demo:
                 print(line)
         return done.stdout if done.returncode == 0 else None
 
+    def screen(self, guest: str, text: str, quiet: bool = False) -> None:
+        """Show a guest's screen once this text stands on it, without the empty lines at its end."""
+        deadline = time.monotonic() + SECONDS
+        while text not in (shown := self.command("screen", guest, quiet=True) or ""):
+            if time.monotonic() > deadline:
+                raise DemoFailed(f"{text!r} does not come to the screen of {guest}:\n{shown}")
+            time.sleep(0.1)
+        if not quiet:
+            print(f"$ hvctl screen {guest}\n{shown.rstrip()}", flush=True)
+
     def linux(self, name: str, typed: Sequence[str], *words: str | Path) -> None:
         """Boot a Linux, type at its shell, show what it wrote since the kernel handed over."""
         print(f"$ hvctl run --name {name} {' '.join(map(str, words))}", flush=True)
@@ -167,6 +177,17 @@ def show(demo: Demo) -> None:
         demo.linux("debian", ("uname -a", "seq 1 5000 | md5sum", "reboot -f"), "--kernel", vmlinuz, "--initrd", initrd,
                    "--append", "console=ttyS0", "--memory", "512M")  # fmt: skip
         demo.command("trace", "summary", "debian")
+
+    heading("A teaching kernel boots from its disk, prints to the screen, is typed at, saved and cloned")
+    demo.command("image", "import", "teach", GUESTS / "teach.img")
+    demo.command("run", "-d", "--name", "teach", "--boot", "disk", "--disk", "teach,bus=ide", "--memory", "16M")
+    demo.screen("teach", "teach>", quiet=True)
+    demo.command("type", "teach", "ls", "--key", "enter")
+    demo.screen("teach", "shell.c")
+    demo.command("snapshot", "teach", "here")
+    demo.command("clone", "teach/here", "copy")
+    demo.command("type", "copy", "uptime", "--key", "enter")
+    demo.screen("copy", "\nup ")
 
     heading("Many at once: each its own process, its own guest-physical memory")
     demo.command("run", "-d", "--name", "ticker", "--kernel", GUESTS / "ticker.elf", "--memory", "16M")

@@ -24,6 +24,7 @@ runc:runc:containers
 conmon:conmon:containers
 crun:crun:containers by --engine crun
 ip:iproute2:tests of networks
+ping:iputils-ping:tests of networks
 gdb:gdb:hvctl gdb
 qemu-system-x86_64:qemu-system-x86:measuring against QEMU
 /usr/share/seabios/bios.bin:seabios:guests that boot from a disk or CD-ROM, pictures of the screen

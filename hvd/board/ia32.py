@@ -16,6 +16,7 @@ A JSON object; numbers are unsigned, of at most 64 bits.
     halted            in HLT, waiting for an interrupt
     interrupt_shadow  the instruction before was STI or MOV SS
     nmi_blocked       an NMI is being served
+    nmi_pending       an NMI was raised and is not taken yet
     interrupt         vector of an interrupt that was injected and not taken yet, or null
     cpuid             [[leaf, subleaf, eax, ebx, ecx, edx], ...]: what the guest was told, and goes on to be told
 
@@ -42,7 +43,7 @@ MOST_CPUID: Final = 4096
 MASK: Final = (1 << 64) - 1
 _FIELDS: Final = frozenset(
     {"format", "registers", "control", "segments", "tables", "debug", "msrs", "xsave", "halted", "interrupt_shadow", "nmi_blocked",
-     "interrupt", "cpuid"}
+     "nmi_pending", "interrupt", "cpuid"}
 )  # fmt: skip
 _WIDTHS: Final = {"cr0": 32, "cr4": 32, "cr8": 4, "pkru": 32, "dr6": 32, "dr7": 32}
 
@@ -71,6 +72,7 @@ class Saved(NamedTuple):
     halted: bool
     interrupt_shadow: bool
     nmi_blocked: bool
+    nmi_pending: bool
     interrupt: int | None
     cpuid: list[Cpuid]
 
@@ -123,6 +125,7 @@ def parse(state: Mapping[str, Any]) -> Saved:
         saved.flag(state, "halted"),
         saved.flag(state, "interrupt_shadow"),
         saved.flag(state, "nmi_blocked"),
+        saved.flag(state, "nmi_pending"),
         saved.optional(state, "interrupt", 0xFF),
         cpuid,
     )

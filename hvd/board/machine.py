@@ -11,7 +11,6 @@ import sys
 import threading
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
 from pathlib import Path
 from queue import Empty, SimpleQueue
 from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
@@ -22,21 +21,21 @@ from hvd.board import cpuid, firmware
 from hvd.board.block import close_disks, open_disks
 from hvd.board.bus import Bus, floating
 from hvd.board.devices import DEVICES
-from hvd.board.devices.acpi_pm import AcpiPm
+from hvd.board.end import End, failure
 from hvd.board.hot import MMIO, HotBoard, PortResult
 from hvd.board.loaders import load
-from hvd.board.memory import GuestMemory, Region
+from hvd.board.memory import GuestMemory
 from hvd.board.net.port import NobodyWatches, Watcher
-from hvd.board.paging import AddressSpace, Translation
+from hvd.board.paging import AddressSpace
 from hvd.board.spec import MachineSpec
 from hvd.board.vcpu import Exit, ExitReason, Vcpu
+from hvd.board.verbs import Verbs
 from hvd.errors import HvdError
 from hvd.trace.points import BY_NAME
 
 if TYPE_CHECKING:
     from hvd.debug.debugger import Debugger
 
-READ_MOST: Final = 1 << 20
 # In bytes.
 LONGEST_INSTRUCTION: Final = 15
 PAGE: Final = 4096
@@ -48,16 +47,6 @@ MMIO_WRITE: Final = BY_NAME["mmio-write"].id
 HALT: Final = BY_NAME["halt"].id
 TRIPLE_FAULT: Final = BY_NAME["triple-fault"].id
 RESET: Final = BY_NAME["reset"].id
-
-
-@dataclass(frozen=True, slots=True)
-class End:
-    """How the machine ended: a row of hvd.runner.directory.ENDS."""
-
-    reason: str
-    message: str = ""
-    exit_code: int | None = 0
-    metadata: dict[str, str] = field(default_factory=dict)
 
 
 class CreateVcpu(Protocol):
@@ -76,7 +65,7 @@ Done = Callable[[Any, HvdError | None], None]
 D = TypeVar("D")
 
 
-class Machine:
+class Machine(Verbs):
     """Made in any thread; then run() in one, to the end."""
 
     def __init__(
@@ -233,7 +222,7 @@ class Machine:
             self._loop()
         except Exception as error:  # noqa: BLE001  a bug must end this guest with a record, not without one
             self._report_bug(error)
-            self.finish(_failure("EXECUTION_ERROR", f"a bug in the hypervisor: {error!r}", rip=hex(self._exit.rip)))
+            self.finish(failure("EXECUTION_ERROR", f"a bug in the hypervisor: {error!r}", rip=hex(self._exit.rip)))
         if self.end is None:
             raise AssertionError("the loop ends only with an end")
         self._close()
@@ -264,7 +253,7 @@ class Machine:
 
     def _start_failed(self, error: HvdError) -> None:
         self.start_error = error
-        self.finish(_failure("LOAD_FAILED", str(error), error=error.reason, **error.metadata))
+        self.finish(failure("LOAD_FAILED", str(error), error=error.reason, **error.metadata))
 
     def _load(self, vcpu: Vcpu) -> None:
         spec = self.spec
@@ -390,7 +379,7 @@ class Machine:
         self._report_bug(error)
         message = f"the device at {where} failed at a {access} by the instruction at {self._exit.rip:#x}: {error!r}"
         self.finish(
-            _failure("DEVICE_ERROR", message, where=where, access=access, rip=hex(self._exit.rip), error=repr(error))
+            failure("DEVICE_ERROR", message, where=where, access=access, rip=hex(self._exit.rip), error=repr(error))
         )
 
     def _halt(self, exit_: Exit) -> None:
@@ -412,13 +401,13 @@ class Machine:
 
     def _unhandled(self, exit_: Exit) -> None:
         message = f"exit {exit_.reason.name} at {exit_.rip:#x} is not one that this board can handle"
-        self.finish(_failure("EXECUTION_ERROR", message, address=hex(exit_.rip)))
+        self.finish(failure("EXECUTION_ERROR", message, address=hex(exit_.rip)))
 
     def _error(self, exit_: Exit) -> None:
         about = {"address": hex(exit_.rip), "bytes": self._code_at(exit_.rip)} | exit_.metadata
         found = f" (bytes {about['bytes']})" if about["bytes"] else " (no memory is there)"
         message = f"the backend cannot go on at {exit_.rip:#x}{found}: {exit_.detail}"
-        self.finish(_failure("EXECUTION_ERROR", message, **about))
+        self.finish(failure("EXECUTION_ERROR", message, **about))
 
     def _code_at(self, rip: int) -> str:
         """What stands there, as far as an instruction may reach (SDM vol. 2A, 2.3.11), within its page; empty = no RAM."""
@@ -455,37 +444,6 @@ class Machine:
         """Be PAUSED when the start is done: what is restored was."""
         self._paused = True
 
-    # ---- verbs: in the vcpu thread, through call()
-
-    def pause(self) -> None:
-        """Stop the vcpu and the guest's clock; no error when it is paused."""
-        if not self._paused:
-            self._paused = True
-            self.board.stop_clock()
-            if self.state != "PAUSED":
-                self._set_state("PAUSED")
-            if self.debugger is not None:
-                self.debugger.paused()
-
-    def resume(self) -> None:
-        """Go on; no error when it runs. Raises HvdError DEBUGGER_ATTACHED while a debugger holds it."""
-        if self.debugger is not None:
-            self.debugger.check_resume()
-        self.go_on()
-
-    def go_on(self, *, as_paused: bool = False) -> None:
-        """resume() by whoever may. as_paused: for a moment only, nobody shall be told."""
-        if self._paused:
-            self._paused = False
-            self.board.start_clock()
-        if not as_paused and self.state == "PAUSED":
-            self._set_state("RUNNING")
-
-    def set_debugger(self, debugger: Debugger | None) -> None:
-        """A debugger comes or leaves; it sees to what that means."""
-        self.debugger = debugger
-        self._on_change()
-
     def reset(self) -> None:
         """The reset button: devices as after power-on, the image loaded anew into clean memory, the vcpu at its
         entry. The virtual clock goes on, and a paused machine stays paused. An image that cannot be loaded any more
@@ -498,62 +456,13 @@ class Machine:
         try:
             self._load(self.vcpu)
         except HvdError as error:
-            self.finish(_failure("LOAD_FAILED", str(error), error=error.reason, **error.metadata))
+            self.finish(failure("LOAD_FAILED", str(error), error=error.reason, **error.metadata))
             return
         except OSError as error:
-            self.finish(_failure("LOAD_FAILED", f"the image is gone: {error}", error="OSError"))
+            self.finish(failure("LOAD_FAILED", f"the image is gone: {error}", error="OSError"))
             return
         for address, length, _ in self.memory.ram_spans():
             self.vcpu.memory_changed(address, length)
         self.resets += 1
         self.board.cross(RESET, start_ns, self._exit.rip, 0, 0, 0, 0, 0)
         self._on_change()
-
-    def power_button(self) -> bool:
-        """Press it. False: the guest does not listen to it."""
-        return self.device(AcpiPm).press_power_button()
-
-    def kill(self) -> None:
-        """End at once."""
-        self.finish(End("KILLED", "killed"))
-
-    def read_memory(self, address: int, length: int, virtual: bool) -> bytes:
-        """At most 1 MiB. Raises HvdError REQUEST_INVALID, ADDRESS_OUTSIDE, ADDRESS_UNMAPPED."""
-        _check_length(length)
-        if virtual:
-            return self.address_space().read(address, length)
-        return self.memory.read(address, length)
-
-    def write_memory(self, address: int, data: bytes, virtual: bool) -> None:
-        """Like read_memory; on an error nothing was written."""
-        _check_length(len(data))
-        if virtual:
-            changed = self.address_space().write(address, data)
-        else:
-            self.memory.write(address, data)
-            changed = [(address, len(data))]
-        for start, length in changed:
-            self.vcpu.memory_changed(start, length)
-
-    def regions(self) -> list[Region]:
-        """The guest-physical address space."""
-        return self.memory.regions()
-
-    def translate(self, address: int) -> Translation:
-        """Guest-virtual to guest-physical by the vcpu's present page tables."""
-        return self.address_space().translate(address)
-
-    def address_space(self) -> AddressSpace:
-        """Guest-virtual memory at this moment."""
-        return AddressSpace(self.memory, self.vcpu.registers())
-
-
-def _check_length(length: int) -> None:
-    if length > READ_MOST:
-        raise HvdError(
-            "REQUEST_INVALID", problem=f"{length} bytes at once are too many", remedy=f"ask for at most {READ_MOST}"
-        )
-
-
-def _failure(reason: str, message: str, **metadata: str) -> End:
-    return End(reason, message, None, metadata)

@@ -9,7 +9,8 @@ import errno
 from collections.abc import Callable
 from typing import Final
 
-from hvd.board.machine import End, Machine
+from hvd.board.end import End
+from hvd.board.machine import Machine
 from hvd.board.vcpu import Watchpoint
 from hvd.debug import monitor, registers
 from hvd.debug.debugger import Debugger, Stop, Why

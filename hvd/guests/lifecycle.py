@@ -12,9 +12,8 @@ from its exit record); a verb that ends a guest asks for it and waits for that n
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import Any
 
 import structlog
 from google.protobuf import timestamp_pb2
@@ -26,7 +25,8 @@ from hvd.guests import adoption, conditions, records
 from hvd.guests.events import now
 from hvd.guests.host import Host
 from hvd.guests.model import ALIVE, ENDED, Guest, State, copy_of, state_name
-from hvd.guests.restart import Restarts, is_on
+from hvd.guests.restart import is_on
+from hvd.guests.restarting import PolicyRestarts
 from hvd.guests.waiters import Waiters
 
 log = structlog.get_logger()
@@ -41,32 +41,22 @@ Adapt = Callable[[LaunchSpec], LaunchSpec]
 _FINAL = frozenset({"STOPPED", "FAILED", "LOST"})
 
 
-class GuestLife:
+class GuestLife(PolicyRestarts):
     """One guest: its message (`guest`, always as it is now), its instance while it runs."""
 
     def __init__(self, guest: guest_pb2.Guest, host: Host, *, known: bool = True) -> None:
         """known: whether `guest` says how it is; otherwise adopt() finds out, and verbs wait for that."""
-        self.guest = guest
+        super().__init__(guest, known)
         self.instance: Instance | None = None
         # Counts the runs seen by this daemon: a reader of the guest's files compares it to notice that they were made
         # anew.
         self.run = 0
-        self.deleted = False
         self._host = host
-        self._lock = asyncio.Lock()
-        self._known = asyncio.Event()
-        if known:
-            self._known.set()
         self._ended = asyncio.Event()
         self._last_end: guest_pb2.Guest | None = None
         self._leaving = asyncio.Event()
-        self._asked_to_end = False
         self._resets = 0
-        self._restarts = Restarts()
         self._follower: asyncio.Task[None] | None = None
-        self._restart: asyncio.Task[None] | None = None
-        self._restarting = False
-        self._verbs: set[asyncio.Task[None]] = set()
         self._waiters = Waiters()
 
     @property
@@ -81,11 +71,6 @@ class GuestLife:
     @property
     def is_alive(self) -> bool:
         return self.guest.state in ALIVE
-
-    @property
-    def restarts(self) -> bool:
-        """Will the daemon start it anew in a moment?"""
-        return self._restarting or (self._restart is not None and not self._restart.done())
 
     # --- verbs ---
 
@@ -124,16 +109,6 @@ class GuestLife:
                 await self._launch(paused, by_hand=True, adapt=adapt)
 
         await self._run(work())
-
-    async def exclusively(self, work: Callable[[], Awaitable[None]]) -> None:
-        """Run something while no verb changes the guest, to its end even if the caller goes. Raises what it raises, and
-        HvdError GUEST_NOT_FOUND when the guest is deleted before."""
-
-        async def locked() -> None:
-            async with self._exclusively():
-                await work()
-
-        await self._run(locked())
 
     async def stop(self, grace: float) -> None:
         """Ask it to end, kill it after `grace` seconds, or at once if it cannot hear."""
@@ -330,25 +305,6 @@ class GuestLife:
         if self._leaving.is_set() and not self._ended.is_set():
             raise HvdError("SHUTTING_DOWN")
 
-    def _exclusively(self) -> _Exclusively:
-        return _Exclusively(self)
-
-    async def _run(self, work: Coroutine[Any, Any, None]) -> None:
-        """Do it whether or not the caller stays to see it done."""
-        await asyncio.shield(self._spawn(work))
-
-    def _spawn(self, work: Coroutine[Any, Any, None]) -> asyncio.Task[None]:
-        task = asyncio.create_task(work)
-        self._verbs.add(task)
-        task.add_done_callback(self._verb_done)
-        return task
-
-    def _verb_done(self, task: asyncio.Task[None]) -> None:
-        self._verbs.discard(task)
-        # Fetched here, since the caller may be gone; it gets the same exception if it is not.
-        if not task.cancelled() and (error := task.exception()) is not None and not isinstance(error, HvdError):
-            log.error("verb failed", guest=self.guest.name, error=repr(error))
-
     def _running(self, verb: str, capability: Capability) -> Instance:
         if self.guest.state == Guest.STOPPING:
             raise HvdError("GUEST_BUSY", verb="stop", name=self.guest.name)
@@ -526,71 +482,6 @@ class GuestLife:
         await self.instance.kill()
         if await self.end_of(self.run, KILL_SECONDS) is None:
             raise HvdError("RUNNER_TIMEOUT", call="kill", seconds=KILL_SECONDS)
-
-    # --- restart policy ---
-
-    def _wants_restart(self, status: InstanceStatus) -> bool:
-        policy = self.guest.restart_policy
-        if self._asked_to_end or not self._restarts.wanted(policy, status):
-            return False
-        if self._restarts.given_up(policy):
-            conditions.put(
-                self.guest,
-                conditions.RESTART_GIVEN_UP,
-                "MAX_RETRIES",
-                f"failed again after {self._restarts.in_a_row} restarts in a row; `hvctl start` tries once more",
-            )
-            return False
-        conditions.put(
-            self.guest,
-            conditions.RESTART_PENDING,
-            "RESTART_POLICY",
-            f"is started again in {self._restarts.pause_seconds:.1f} s",
-        )
-        return True
-
-    def _schedule_restart(self) -> None:
-        seconds = self._restarts.pause_seconds
-
-        async def restart() -> None:
-            await asyncio.sleep(seconds)
-            async with self._exclusively():
-                if self.guest.state not in ENDED:
-                    return
-                self._restart = None  # from here on it is no longer pending and must not be cancelled half way
-                self._restarts.in_a_row += 1
-                self.guest.restart_count += 1
-                self._restarting = True  # it takes a moment until it is STARTING
-                try:
-                    await self._launch(paused=False, by_hand=False)
-                finally:
-                    self._restarting = False
-
-        self._restart = self._spawn(restart())
-
-    def _cancel_restart(self, *, keep_condition: bool = False) -> None:
-        if self._restart is not None:
-            self._restart.cancel()
-            self._restart = None
-        if not keep_condition:
-            conditions.clear(self.guest, conditions.RESTART_PENDING)
-
-
-class _Exclusively:
-    """The guest's lock, for a guest that still exists when it is got."""
-
-    def __init__(self, life: GuestLife) -> None:
-        self._life = life
-
-    async def __aenter__(self) -> None:
-        await self._life._known.wait()
-        await self._life._lock.acquire()
-        if self._life.deleted:
-            self._life._lock.release()
-            raise HvdError("GUEST_NOT_FOUND", name=self._life.guest.name)
-
-    async def __aexit__(self, *exc: object) -> None:
-        self._life._lock.release()
 
 
 def _timestamp(time_ns: int) -> timestamp_pb2.Timestamp:

@@ -45,9 +45,10 @@ class NetworkStore:
     def owner(self) -> str:
         """Of this state directory's interfaces and filter rules: eight hexadecimal digits, made at the first call."""
         with self._troubles_told():
-            made = secrets.token_hex(4)
-            self._database.execute("INSERT OR IGNORE INTO facts VALUES ('owner', ?)", (made,))
             row = self._database.execute("SELECT value FROM facts WHERE key = 'owner'").fetchone()
+            if row is None:  # a daemon on a full disk writes nothing at its start
+                row = (secrets.token_hex(4),)
+                self._database.execute("INSERT INTO facts VALUES ('owner', ?)", row)
         return str(row[0])
 
     def load(self) -> list[network_pb2.Network]:

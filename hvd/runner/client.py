@@ -6,13 +6,11 @@ import asyncio
 import contextlib
 import os
 import signal
-import socket
 import sys
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from google.protobuf.message import DecodeError
 from hvapi.runner.v1 import control_pb2
 from hvapi.v1 import guest_pb2, inspect_pb2
 
@@ -28,28 +26,16 @@ from hvd.backends.contract import (
 from hvd.board.spec import MachineSpec
 from hvd.errors import HvdError
 from hvd.runner import launch
+from hvd.runner.channel import Channel
+from hvd.runner.console_client import RunnerConsole
 from hvd.runner.debug_client import RunnerDebugger
-from hvd.runner.directory import (
-    ATTACH,
-    ATTACH_PACKET,
-    CONTROL,
-    ENDS,
-    EXIT,
-    LOG_POSITION,
-    MACHINE,
-    RUNNER_LOG,
-    STREAM_LOG,
-    STREAM_SKIPPED,
-    ExitRecord,
-    LogPosition,
-    read_json,
-    write_json,
-)
+from hvd.runner.directory import ENDS, EXIT, MACHINE, RUNNER_LOG, ExitRecord, read_json, write_json
 from hvd.runner.process import RunnerProcess, start_runner
-from hvd.runner.protocol import LENGTH_BYTES, FrameError, frame, frame_length, result_of, socket_path
 
 START_SECONDS = 60.0
 CALL_SECONDS = 10.0
+# Bytes a second.
+SLOWEST_READING = 16e6
 # From the signal to the exit record; the runner itself gives the vcpu two seconds.
 KILL_SECONDS = 5.0
 # Between attempts to reach a runner that lives but does not talk.
@@ -76,9 +62,9 @@ class RunnerInstance(Instance):
         self._exited = asyncio.Event()
         self._reaping: asyncio.Task[None] | None = None
         self._closed = False
-        self._calls = _Channel(directory)
-        self._waits = _Channel(directory)
-        self._typing = _Channel(directory)
+        self._calls = Channel(directory)
+        self._waits = Channel(directory)
+        self._typing = Channel(directory)
         asyncio.get_running_loop().add_reader(self._pidfd, self._on_exit)
 
     # ---- making one
@@ -137,18 +123,18 @@ class RunnerInstance(Instance):
             finally:
                 os.close(write)
             instance = cls(directory, process, backend, capabilities)
-            await instance._started(read)
+            await instance._started(read, START_SECONDS + _restoring_seconds(spec.snapshot))
         finally:
             os.close(read)
         return instance
 
-    async def _started(self, ready: int) -> None:
+    async def _started(self, ready: int, seconds: float) -> None:
         """Wait for the runner's word; without a good one the process is gone when this raises."""
         try:
-            async with asyncio.timeout(START_SECONDS):
+            async with asyncio.timeout(seconds):
                 error = launch.ready_error(await launch.read_line(ready), self.directory)
         except TimeoutError:
-            problem = f"it was not ready after {START_SECONDS:.0f} s"
+            problem = f"it was not ready after {seconds:.0f} s"
             error = HvdError("RUNNER_START_FAILED", problem=problem, log=self.directory / RUNNER_LOG)
         except asyncio.CancelledError:
             await asyncio.shield(self._discard())
@@ -323,7 +309,7 @@ class RunnerInstance(Instance):
         self._need(Capability.SNAPSHOT)
         if self._exited.is_set():
             raise HvdError("RUNNER_GONE", problem="the guest has ended")
-        channel = _Channel(self.directory)
+        channel = Channel(self.directory)
         try:
             request = control_pb2.SaveSnapshot(path=str(path), about=about)
             saved: control_pb2.SnapshotSaved = await channel.call("save_snapshot", request)
@@ -375,132 +361,12 @@ class RunnerInstance(Instance):
             raise HvdError("RUNNER_TIMEOUT", call=name, seconds=CALL_SECONDS) from None
 
 
-class _Channel:
-    """A control connection, made when it is needed; one call at a time."""
-
-    def __init__(self, directory: Path) -> None:
-        self._directory = directory
-        self._lock = asyncio.Lock()
-        self._streams: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
-        self._id = 0
-
-    async def call(self, name: str, request: Any) -> Any:
-        """Raises HvdError: the runner's own, RUNNER_GONE. When it is cancelled, the connection goes with the answer
-        that nobody waits for."""
-        async with self._lock:
-            try:
-                response = await self._exchange(name, request)
-            except (OSError, EOFError, FrameError, DecodeError) as error:
-                self.close()
-                raise HvdError("RUNNER_GONE", problem=f"{type(error).__name__}: {error}") from error
-            except asyncio.CancelledError:
-                self.close()
-                raise
-        return result_of(response)
-
-    async def _exchange(self, name: str, request: Any) -> control_pb2.RunnerResponse:
-        if self._streams is None:
-            with socket_path(self._directory, CONTROL) as path:
-                self._streams = await asyncio.open_unix_connection(path)
-        reader, writer = self._streams
-        self._id += 1
-        call: dict[str, Any] = {name: request}
-        writer.write(frame(control_pb2.RunnerRequest(id=self._id, **call)))
-        await writer.drain()
-        length = frame_length(await reader.readexactly(LENGTH_BYTES))
-        response = control_pb2.RunnerResponse.FromString(await reader.readexactly(length))
-        if response.id != self._id:
-            raise FrameError(f"an answer to request {response.id} instead of {self._id}")
-        return response
-
-    def close(self) -> None:
-        if self._streams is not None:
-            self._streams[1].close()
-            self._streams = None
-
-
-class RunnerConsole(ConsoleAttachment):
-    """A viewer on the attach socket. Entering raises HvdError RUNNER_GONE, RUNNER_TIMEOUT."""
-
-    def __init__(self, directory: Path, read_only: bool) -> None:
-        self._directory = directory
-        self._read_only = read_only
-        self._socket: socket.socket | None = None
-
-    async def __aenter__(self) -> RunnerConsole:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        try:
-            async with asyncio.timeout(CALL_SECONDS):
-                with socket_path(self._directory, ATTACH) as path:
-                    await asyncio.get_running_loop().sock_connect(sock, path)
-                self.position = await _greeting(sock)
-        except TimeoutError:
-            sock.close()
-            raise HvdError("RUNNER_TIMEOUT", call="attach", seconds=CALL_SECONDS) from None
-        except OSError as error:
-            sock.close()
-            raise HvdError("RUNNER_GONE", problem=str(error)) from error
-        except BaseException:
-            sock.close()
-            raise
-        self._socket = sock
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        if self.position is not None:
-            for descriptor in self.position.descriptors:
-                os.close(descriptor)
-            self.position = None
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-
-    @property
-    def _open_socket(self) -> socket.socket:
-        if self._socket is None:
-            raise HvdError("RUNNER_GONE", problem="the console is not attached")
-        return self._socket
-
-    async def output(self) -> AsyncIterator[bytes | int]:
-        sock = self._open_socket
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                packet = await loop.sock_recv(sock, ATTACH_PACKET)
-            except ConnectionError:
-                return
-            if not packet:
-                return
-            yield int.from_bytes(packet[1:], "little") if packet[0] == STREAM_SKIPPED else packet[1:]
-
-    async def write(self, data: bytes) -> None:
-        """Waits while the guest does not read. Raises HvdError RUNNER_GONE, REQUEST_INVALID (read-only)."""
-        if self._read_only:
-            raise HvdError("REQUEST_INVALID", problem="this attachment is read-only", remedy="attach without read_only")
-        loop = asyncio.get_running_loop()
-        for at in range(0, len(data), ATTACH_PACKET):
-            try:
-                await loop.sock_sendall(self._open_socket, data[at : at + ATTACH_PACKET])
-            except ConnectionError as error:
-                raise HvdError("RUNNER_GONE", problem="the guest has ended") from error
-
-
-async def _greeting(sock: socket.socket) -> LogPosition:
-    """The runner's first packet. Raises OSError, HvdError RUNNER_GONE when there is none, or another one."""
-    loop = asyncio.get_running_loop()
-    readable = asyncio.Event()
-    loop.add_reader(sock, readable.set)
+def _restoring_seconds(snapshot: Path | None) -> float:
+    """What reading it may take beyond an ordinary start, on a slow disk."""
     try:
-        await readable.wait()
-    finally:
-        loop.remove_reader(sock)
-    packet, descriptors, _, _ = socket.recv_fds(sock, ATTACH_PACKET, 2, socket.MSG_CMSG_CLOEXEC)
-    if len(packet) != LOG_POSITION.size or packet[0] != STREAM_LOG:
-        for descriptor in descriptors:
-            os.close(descriptor)
-        raise HvdError("RUNNER_GONE", problem="it has closed its console" if not packet else "its console is another's")
-    _, begin, end = LOG_POSITION.unpack(packet)
-    return LogPosition(tuple(descriptors), begin, end)
+        return snapshot.stat().st_size / SLOWEST_READING if snapshot is not None else 0
+    except OSError:
+        return 0  # the runner says what is wrong with it
 
 
 def read_exit(directory: Path) -> InstanceStatus | None:

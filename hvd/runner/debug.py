@@ -14,7 +14,8 @@ from collections import deque
 from collections.abc import Callable
 from typing import Any
 
-from hvd.board.machine import End, Machine
+from hvd.board.end import End
+from hvd.board.machine import Machine
 from hvd.debug.registers import ARCHITECTURES
 from hvd.debug.rsp import Interrupt, Link
 from hvd.debug.stub import Stub, error

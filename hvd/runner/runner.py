@@ -21,8 +21,9 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from hvd.board import firmware
+from hvd.board.end import End
 from hvd.board.hot import HotBoard
-from hvd.board.machine import CreateVcpu, End, Machine
+from hvd.board.machine import CreateVcpu, Machine
 from hvd.board.memory import GuestMemory
 from hvd.board.spec import MachineSpec
 from hvd.errors import HvdError

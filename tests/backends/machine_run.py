@@ -6,8 +6,9 @@ import threading
 from pathlib import Path
 
 from hvd.backends.emulation.vcpu import create
+from hvd.board.end import End
 from hvd.board.hot import HotBoard
-from hvd.board.machine import End, Machine
+from hvd.board.machine import Machine
 from hvd.board.memory import GuestMemory
 from hvd.board.spec import MachineSpec
 from hvd.trace.points import BackendId

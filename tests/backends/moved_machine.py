@@ -9,8 +9,9 @@ from dataclasses import replace
 from pathlib import Path
 
 from hvd.backends.emulation.vcpu import create
+from hvd.board.end import End
 from hvd.board.hot import HotBoard
-from hvd.board.machine import End, Machine, MachineSpec
+from hvd.board.machine import Machine, MachineSpec
 from hvd.board.memory import GuestMemory
 from hvd.errors import HvdError
 from hvd.snapshot.machine import save

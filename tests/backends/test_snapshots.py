@@ -127,7 +127,7 @@ def test_every_part_comes_back(memory: GuestMemory, state: dict[str, Any]) -> No
         area[32 + 16 * register : 42 + 16 * register] = numbers.randbytes(7) + b"\x80\x05\x40"
     area[160:416] = numbers.randbytes(256)
     changed["xsave"] = area.hex()
-    changed |= {"halted": True, "interrupt_shadow": True, "nmi_blocked": True, "interrupt": 0x41}
+    changed |= {"halted": True, "interrupt_shadow": True, "nmi_blocked": True, "nmi_pending": True, "interrupt": 0x41}
     assert restored(memory, changed) == changed
 
 

@@ -141,7 +141,7 @@ def test_save(rig: Rig) -> None:
     other = Rig()
     other.device.restore(state)
     assert [other.bus.read_port(0x511, 1) for _ in range(2)] == list(b"MU")
-    for broken in ({}, {"selected": -1, "offset": 0, "dma_high": 0}, {"selected": 0, "offset": "x", "dma_high": 0}):
+    for broken in ({"offset": True}, {"selected": -1, "offset": 0, "dma_high": 0}, {"selected": 0, "offset": "x", "dma_high": 0}):
         with pytest.raises((ValueError, KeyError, TypeError)):
             other.device.restore(broken)
     other.memory.close()

@@ -325,6 +325,9 @@ def test_save_in_the_middle_of_a_write(rig: Rig) -> None:
         {"block": "zz"},
         {"heads": 0},
         {"sector": -1},
+        {"sector": 1.5},
+        {"left": True},
+        {"out": 1},
     ],
 )
 def test_nonsense_is_not_restored(rig: Rig, change: dict[str, object]) -> None:

@@ -9,8 +9,9 @@ import pytest
 from scripted_vcpu import ScriptedVcpu, Step, port_in, port_out
 
 from hvd.board.devices.reset_control import ResetControl
+from hvd.board.end import End
 from hvd.board.hot import HotBoard
-from hvd.board.machine import End, Machine
+from hvd.board.machine import Machine
 from hvd.board.memory import GuestMemory
 from hvd.board.spec import MachineSpec
 from hvd.board.vcpu import Exit, ExitReason

@@ -133,7 +133,7 @@ def test_the_debian_recipe(daemon: RealDaemon) -> None:
         Shell(process, "# ")  # bash, whose line editor writes more than what commands print
         seen = len(process.out)
         process.type("exec sh\n")
-        return Shell(process, "\n# ", seen)
+        return Shell(process, "# ", seen)
 
     shell = login(process)
     assert shell("systemctl is-system-running --wait; echo; cat /proc/1/comm").split()[-1] == "systemd"

@@ -20,7 +20,7 @@ from guest_shell import BOOT_SECONDS, Shell
 from real_daemon import Process, RealDaemon, kernel, require_backend, wait_for
 
 from hvd.network.links import tap_name
-from tests.guest_images import PROMPT, GuestImage, GuestUnavailable, guest_image
+from tests.guest_images import PROMPT, GuestImage, GuestUnavailable, guest_image, is_built
 from tests.network_namespace import UPLINK, Namespace, NamespaceUnavailable
 
 PEER = str(Path(__file__).parents[1] / "network_peer.py")
@@ -38,7 +38,7 @@ def image() -> GuestImage:
 @pytest.fixture
 def namespace() -> Iterator[Namespace]:
     try:
-        with Namespace("nft") as namespace:
+        with Namespace("nft", "ping") as namespace:
             yield namespace
     except NamespaceUnavailable as error:
         pytest.skip(str(error))
@@ -188,6 +188,25 @@ def test_user_mode(namespace: Namespace, daemon: RealDaemon, image: GuestImage) 
 
 def passts(namespace: Namespace) -> list[int]:
     return [pid for pid, name in namespace.processes().items() if name.startswith("passt")]
+
+
+@pytest.mark.timeout(2400)
+@pytest.mark.parametrize(
+    "own", [pytest.param(name, marks=[] if is_built(name) else [pytest.mark.slow]) for name in ("linux-x86_64", "linux-i386")]
+)
+def test_own_linux_asks_for_its_addresses(namespace: Namespace, daemon: RealDaemon, own: str) -> None:
+    """Both widths, with the driver in the kernel, and two cards."""
+    try:
+        small = guest_image(own)
+    except GuestUnavailable as error:
+        pytest.skip(str(error))
+    daemon.ok("network", "create", "lan", "--subnet", "10.9.0.0/24")
+    process = daemon.spawn("run", "--backend", "emulation", "--name", "a", "--kernel", str(small.kernel), "--initrd",
+                           str(small.initrd), "--append", small.append, "--network", "lan", "--network", "lan,ip=10.9.0.9")  # fmt: skip
+    shell = Shell(process)
+    assert "eth0 has 10.9.0.2" in shell.boot and "eth1 has 10.9.0.9" in shell.boot
+    assert "2 packets received" in shell("ping -c 2 10.9.0.1")
+    assert ping(namespace, "10.9.0.9")
 
 
 @pytest.mark.timeout(600)

@@ -168,7 +168,7 @@ def test_foreign_and_newer_files(daemon: RealDaemon, ticker: str, tmp_path: Path
     with Writer(tmp_path / "newer") as writer:
         writer.finish()
     refused(ask(daemon, "snapshots", "import", str(tmp_path / "newer"), "x/y"), "SNAPSHOT_VERSION")
-    refused(ask(daemon, "snapshots", "import", str(tmp_path), "x/y"), "FILE_UNREADABLE")
+    refused(ask(daemon, "snapshots", "import", str(tmp_path), "x/y"), "USAGE", 2)
     refused(ask(daemon, "snapshots", "import", str(tmp_path / "none"), "x/y"), "FILE_UNREADABLE")
     assert "x" not in daemon.listed() and files(daemon) == []
 

@@ -29,6 +29,17 @@ from hvd.backends.emulation.public_delivery import (
     Unsupported,
     error_code,
 )
+from hvd.backends.emulation.public_registers import (
+    CR0_PE,
+    CR0_PG,
+    CR4_PAE,
+    GENERAL,
+    SEGMENTS,
+    TABLES,
+    read_registers,
+    refusal,
+    wide,
+)
 from hvd.backends.emulation.public_state import KEEPS_EXCEPTION, forget_exception
 from hvd.board.bus import floating
 from hvd.board.hot import HotBoard, PortResult
@@ -37,16 +48,6 @@ from hvd.board.vcpu import EntryState, Exit, ExitReason, Vcpu
 from hvd.trace.points import BY_NAME, EXCEPTION_BASE
 
 BLOCKS_PER_LOOK: Final = 64  # how often the clock is looked at; some 25 us
-EFER_MSR: Final = 0xC000_0080
-CR0_PE, CR0_PG, CR4_PAE, EFER_LME = 1, 1 << 31, 1 << 5, 1 << 8
-
-GENERAL: Final = {
-    f"r{name}": getattr(x86, f"UC_X86_REG_E{name.upper()}") for name in ("ax", "bx", "cx", "dx", "si", "di", "bp", "sp")
-} | {"rip": x86.UC_X86_REG_EIP, "rflags": x86.UC_X86_REG_EFLAGS}
-CONTROL: Final = {f"cr{n}": getattr(x86, f"UC_X86_REG_CR{n}") for n in (0, 2, 3, 4)}
-SEGMENTS: Final = {name: getattr(x86, f"UC_X86_REG_{name.upper()}") for name in ("cs", "ds", "es", "fs", "gs", "ss")}
-TABLES: Final = {"gdtr": x86.UC_X86_REG_GDTR, "idtr": x86.UC_X86_REG_IDTR}
-SYSTEM_SEGMENTS: Final = {"tr": x86.UC_X86_REG_TR, "ldtr": x86.UC_X86_REG_LDTR}
 MOV_TO_CR: Final = b"\x0f\x22"  # and a ModRM byte; ends a block
 STI, POP_SS, MOV_SS, HLT, INT, INT3, INTO = 0xFB, 0x17, 0x8E, 0xF4, 0xCD, 0xCC, 0xCE
 POINT = {name: BY_NAME[name].id for name in ("port-in", "port-out", "mmio-read", "mmio-write", "halt", "interrupt")}
@@ -103,7 +104,7 @@ class PublicVcpu(Vcpu):
 
     def enter(self, state: EntryState) -> None:
         self._abandon_instruction()
-        self._refusal = _refusal(state)
+        self._refusal = refusal(state)
         self._halted_at = 0
         self._injected.clear()
         self._stale.clear()
@@ -117,7 +118,7 @@ class PublicVcpu(Vcpu):
         self._pristine = uc.context_save()
         self._delivery = Delivery(uc, self._memory, self._count_delivery)
         for name, value in state.registers.items():
-            uc.reg_write(GENERAL[_wide(name)], value & 0xFFFF_FFFF)
+            uc.reg_write(GENERAL[wide(name)], value & 0xFFFF_FFFF)
         for name, (base, limit) in (("gdtr", state.gdt), ("idtr", state.idt)):
             uc.reg_write(TABLES[name], (0, base, limit, 0))
         try:
@@ -143,22 +144,7 @@ class PublicVcpu(Vcpu):
         self._look = True
 
     def registers(self) -> dict[str, int]:
-        """cs .. gs: base and limit are those of the descriptor that the selector names now, as the public API shows no others."""
-        uc = self._uc
-        found: dict[str, int] = {name: uc.reg_read(register) for name, register in (GENERAL | CONTROL).items()}
-        found |= {f"r{n}": 0 for n in range(8, 16)} | {"cr8": 0}
-        found["efer"] = uc.reg_read(x86.UC_X86_REG_MSR, EFER_MSR)
-        for name, register in SEGMENTS.items():
-            selector = uc.reg_read(register)
-            base, limit = self._describe(selector)
-            found |= {name: selector, f"{name}.base": base, f"{name}.limit": limit}
-        for name, register in SYSTEM_SEGMENTS.items():
-            selector, base, limit, _ = uc.reg_read(register)
-            found |= {name: selector, f"{name}.base": base, f"{name}.limit": limit}
-        for name, register in TABLES.items():
-            _, base, limit, _ = uc.reg_read(register)
-            found |= {f"{name}.base": base, f"{name}.limit": limit}
-        return found
+        return read_registers(self._uc, self._code)
 
     def set_register(self, name: str, value: int) -> None:
         self._uc.reg_write(GENERAL[name], value & 0xFFFF_FFFF)
@@ -466,18 +452,6 @@ class PublicVcpu(Vcpu):
         end = min(address + length, self._memory.low_ram_end)
         return self._memory.read(address, end - address) if 0 <= address < end else b""
 
-    def _describe(self, selector: int) -> tuple[int, int]:
-        """Base and limit of a segment of the GDT; (0, 0) where there is none."""
-        _, table, limit, _ = self._uc.reg_read(x86.UC_X86_REG_GDTR)
-        if not selector & ~3 or selector & 4 or selector | 7 > limit:
-            return 0, 0
-        raw = self._code(table + (selector & ~7), 8)
-        if len(raw) < 8:
-            return 0, 0
-        low, high = int.from_bytes(raw[:4], "little"), int.from_bytes(raw[4:], "little")
-        size = low & 0xFFFF | high & 0xF0000
-        return low >> 16 | (high & 0xFF) << 16 | high & 0xFF00_0000, size << 12 | 0xFFF if high >> 23 & 1 else size
-
     def _describe_exit(self, reason: ExitReason) -> Exit:
         return Exit(reason, rip=self._rip(), start_ns=self._board.host_ns(), flags=self._flags())
 
@@ -496,23 +470,3 @@ class PublicVcpu(Vcpu):
             self._board.cross(SOFTWARE_INTERRUPT, 0, rip, flags, vector, accumulator)
         else:
             self._board.cross(EXCEPTION_BASE + vector, 0, rip, flags, error or 0)
-
-
-def _wide(name: str) -> str:
-    """eax -> rax, eip -> rip, eflags -> rflags: the loaders use the names of their protocol."""
-    return f"r{name[1:]}" if name.startswith("e") else name
-
-
-def _refusal(state: EntryState) -> str:
-    """Why a guest cannot begin here; empty when it can."""
-    if state.efer & EFER_LME or state.cr4 & CR4_PAE:
-        return "the guest begins in 64-bit mode or with PAE"
-    if not state.cr0 & CR0_PE:
-        return "the guest begins in real mode"
-    if state.cr0 & CR0_PG:
-        return "the guest begins with paging on"
-    for name in SEGMENTS:
-        segment = state.segments.get(name)
-        if segment is not None and (segment.base or segment.limit != 0xFFFF_FFFF):
-            return f"the guest begins with a {name} that is not flat"
-    return ""

@@ -73,7 +73,7 @@ bool hv_emulator_set_msr(struct hv_emulator *e, uint32_t number, uint64_t value)
 struct hv_more_state { /* hvd/backends/emulation/saving.py */
     uint64_t dr[8], xcr0;
     uint32_t pkru;
-    uint8_t halted, interrupt_shadow, nmi_blocked, injected, injected_vector;
+    uint8_t halted, interrupt_shadow, nmi_blocked, nmi_pending, injected, injected_vector;
     uint8_t xsave[sizeof(struct xsave_area)];
 };
 
@@ -86,6 +86,7 @@ void hv_emulator_get_more(struct hv_emulator *e, struct hv_more_state *more)
     more->halted = HV_AT(uint32_t, e->cpu, CPU_HALTED) == 1;
     more->interrupt_shadow = (hv_env32(e, ENV_HFLAGS) & HF_INHIBIT_IRQ) != 0;
     more->nmi_blocked = (hv_env32(e, ENV_HFLAGS2) & HF2_NMI) != 0;
+    more->nmi_pending = (HV_AT(uint32_t, e->cpu, CPU_INTERRUPT_REQUEST) & CPU_INTERRUPT_NMI) != 0;
     more->injected = e->injected;
     more->injected_vector = e->injected ? e->injected_vector : 0;
 
@@ -118,6 +119,8 @@ void hv_emulator_set_more(struct hv_emulator *e, const struct hv_more_state *mor
     *hflags = (*hflags & ~HF_INHIBIT_IRQ) | (more->interrupt_shadow ? HF_INHIBIT_IRQ : 0);
     *hflags2 = (*hflags2 & ~HF2_NMI) | (more->nmi_blocked ? HF2_NMI : 0);
     HV_AT(uint32_t, e->cpu, CPU_HALTED) = more->halted != 0;
+    if (more->nmi_pending)
+        HV_AT(uint32_t, e->cpu, CPU_INTERRUPT_REQUEST) |= CPU_INTERRUPT_NMI;
     if (more->injected)
         hv_emulator_inject(e, more->injected_vector);
 }

@@ -22,7 +22,7 @@ class _More(ctypes.Structure):
 
     _fields_ = (
         ("dr", _u64 * 8), ("xcr0", _u64), ("pkru", _u32), ("halted", _u8), ("interrupt_shadow", _u8), ("nmi_blocked", _u8),
-        ("injected", _u8), ("injected_vector", _u8), ("xsave", _u8 * ia32.XSAVE_BYTES),
+        ("nmi_pending", _u8), ("injected", _u8), ("injected_vector", _u8), ("xsave", _u8 * ia32.XSAVE_BYTES),
     )  # fmt: skip
 
 
@@ -66,6 +66,7 @@ def save(vcpu: NativeVcpu) -> dict[str, Any]:
         "halted": bool(more.halted),
         "interrupt_shadow": bool(more.interrupt_shadow),
         "nmi_blocked": bool(more.nmi_blocked),
+        "nmi_pending": bool(more.nmi_pending),
         "interrupt": more.injected_vector if more.injected else None,
         "cpuid": [[leaf, subleaf, *row] for (leaf, subleaf), row in sorted(vcpu.cpuid.items())],
     }
@@ -94,6 +95,7 @@ def restore(vcpu: NativeVcpu, document: dict[str, Any]) -> None:
         halted=state.halted,
         interrupt_shadow=state.interrupt_shadow,
         nmi_blocked=state.nmi_blocked,
+        nmi_pending=state.nmi_pending,
         injected=state.interrupt is not None,
         injected_vector=state.interrupt or 0,
     )

@@ -15,6 +15,7 @@ from hvd.board.bus import floating
 from hvd.board.ide.controller import place
 from hvd.board.loaders.kernel import E820_RAM
 from hvd.board.pci.bus import PciBus
+from hvd.board.saved import number
 from hvd.board.tables import acpi_pieces
 from hvd.board.virtio.block import Block
 from hvd.board.virtio.pci import VirtioPci
@@ -133,9 +134,8 @@ class FwCfg:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Raises ValueError, KeyError, TypeError."""
-        selected, offset, dma_high = int(state["selected"]), int(state["offset"]), int(state["dma_high"])
-        if not (0 <= selected <= 0xFFFF and offset >= 0 and 0 <= dma_high <= 0xFFFFFFFF):
-            raise ValueError(f"item {selected}, offset {offset}, address {dma_high}")
+        selected, dma_high = number(state, "selected", 0xFFFF), number(state, "dma_high", 0xFFFFFFFF)
+        offset = number(state, "offset", (1 << 64) - 1)
         self._selected, self._offset, self._dma_high = selected, offset, dma_high
 
 
@@ -193,8 +193,8 @@ def _items(machine: Machine, named: Mapping[str, bytes]) -> dict[int, bytes]:
         E820: struct.pack("<I", 0),
     }
     directory = struct.pack(">I", len(named))
-    for number, (name, data) in enumerate(sorted(named.items()), FIRST_FILE):
-        items[number] = data
-        directory += struct.pack(">IHH56s", len(data), number, 0, name.encode())
+    for item, (name, content) in enumerate(sorted(named.items()), FIRST_FILE):
+        items[item] = content
+        directory += struct.pack(">IHH56s", len(content), item, 0, name.encode())
     items[DIRECTORY] = directory
     return items

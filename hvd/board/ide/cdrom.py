@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from hvd.board.hot import WINDOW_BYTES, DataWindow
 from hvd.board.ide import identify
 from hvd.board.ide.drive import ABORTED, COUNT, DEVICE, DEVICE_SELECT, HIGH, MID, READY, SEEK_DONE, Drive
 from hvd.board.ide.identify import SECTOR
+from hvd.board.saved import data, flag, number
 
 if TYPE_CHECKING:
     from hvd.board.block import BlockImage
@@ -143,9 +144,9 @@ class CdRom(Drive):
         self.registers[COUNT] = IS_COMMAND | TO_HOST
         self.fail(key << 4 | (ABORTED if key == ILLEGAL_REQUEST else 0))
 
-    def reply(self, data: bytes, allocated: int) -> None:
+    def reply(self, answer: bytes, allocated: int) -> None:
         """An answer, of which the guest wants so many bytes."""
-        self._reply = data[:allocated]
+        self._reply = answer[:allocated]
         self._next_block()
 
     def _next_block(self) -> None:
@@ -166,13 +167,13 @@ class CdRom(Drive):
     def _read_frames(self) -> bool:
         """As many as the guest takes at once, one at least: it may take a frame in pieces."""
         count = min(self._frames, max(1, self._limit // FRAME))
-        data = bytearray(count * FRAME)
+        content = bytearray(count * FRAME)
         try:
-            self._image.read(self._frame * FRAME, [memoryview(data)])
+            self._image.read(self._frame * FRAME, [memoryview(content)])
         except OSError:
             self.check_condition(MEDIUM_ERROR, UNRECOVERED_READ)
             return False
-        self._reply = bytes(data)
+        self._reply = bytes(content)
         self._frame += count
         self._frames -= count
         return True
@@ -308,20 +309,20 @@ class CdRom(Drive):
             "limit": self._limit,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        frame, frames, limit = state["frame"], state["frames"], state["limit"]
-        key, code, reply = state["sense_key"], state["sense_code"], bytes.fromhex(state["reply"])
-        if not (frames >= 0 and 0 <= frame <= frame + frames <= self.frames):
+    def restore(self, state: Mapping[str, Any]) -> None:
+        frame, frames = number(state, "frame", self.frames), number(state, "frames", self.frames)
+        limit, reply = number(state, "limit", WINDOW_BYTES), data(state, "reply", b"", WINDOW_BYTES)
+        sense = number(state, "sense_key", 15), number(state, "sense_code", 0xFFFF)
+        opened, locked, packet = flag(state, "open"), flag(state, "locked"), flag(state, "packet")
+        if frame + frames > self.frames:
             raise ValueError(f"{frames} frames at {frame} of {self.frames}")
-        if not 0 <= limit <= WINDOW_BYTES or limit & 1 or len(reply) > WINDOW_BYTES:
+        if limit & 1:
             raise ValueError(f"blocks of {limit} bytes")
-        if not (0 <= key <= 15 and 0 <= code <= 0xFFFF):
-            raise ValueError(f"sense {key}, {code}")
-        if state["out"] and state["block"] and (not state["packet"] or len(state["block"]) != 2 * PACKET):
+        block = len(data(state, "block", b"", WINDOW_BYTES))
+        if block and flag(state, "out") and (not packet or block != PACKET):
             raise ValueError("the guest writes something that is no packet")
         super().restore(state)
-        self._sense = (key, code)
-        self._open, self._locked, self._packet = bool(state["open"]), bool(state["locked"]), bool(state["packet"])
+        self._sense, self._open, self._locked, self._packet = sense, opened, locked, packet
         self._reply, self._frame, self._frames, self._limit = reply, frame, frames, limit
 
 

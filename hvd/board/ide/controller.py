@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 from hvd.board.ide.cdrom import CdRom
 from hvd.board.ide.disk import Disk
 from hvd.board.ide.drive import COMMAND, DATA, DEVICE, DEVICE_OBSOLETE, DEVICE_SELECT, ERROR, STATUS, Drive
+from hvd.board.saved import number
 
 if TYPE_CHECKING:
     from hvd.board import block
@@ -150,9 +151,9 @@ class Channel:
 
     def restore(self, state: dict[str, Any]) -> None:
         """Raises ValueError, KeyError, TypeError."""
-        selected, control, drives = state["selected"], state["control"], state["drives"]
-        if selected not in (0, 1) or not 0 <= control <= 0xFF or len(drives) != len(self.drives):
-            raise ValueError(f"drive {selected} selected of {len(drives)}, control {control}")
+        selected, control, drives = number(state, "selected", 1), number(state, "control", 0xFF), state["drives"]
+        if not isinstance(drives, list) or len(drives) != len(self.drives):
+            raise ValueError("another number of drives")
         for drive, saved in zip(self.drives, drives, strict=True):
             if (drive is None) != (saved is None):
                 raise ValueError("another set of drives")
@@ -174,8 +175,8 @@ class Ide:
         places = place(machine.disks)
         self._channels: dict[int, Channel] = {}  # by first port of the command block
         self._controls: dict[int, Channel] = {}
-        for number, (command, control, irq) in enumerate(CHANNELS):
-            drives = [self._drive(machine, places.get(2 * number + side), 2 * number + side) for side in (0, 1)]
+        for first, (command, control, irq) in enumerate(CHANNELS):
+            drives = [self._drive(machine, places.get(2 * first + side), 2 * first + side) for side in (0, 1)]
             if any(drives):
                 channel = Channel(drives, lambda level, irq=irq: machine.set_irq(irq, level))  # type: ignore[misc]
                 self._channels[command] = self._controls[control] = channel

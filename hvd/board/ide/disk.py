@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from hvd.board.hot import DataWindow
+from hvd.board.hot import WINDOW_BYTES, DataWindow
 from hvd.board.ide import identify
 from hvd.board.ide.drive import (
     ABORTED,
@@ -24,6 +24,7 @@ from hvd.board.ide.drive import (
     Drive,
 )  # fmt: skip
 from hvd.board.ide.identify import LBA28_SECTORS, MOST_MULTIPLE, SECTOR, Geometry
+from hvd.board.saved import data, flag, number
 
 if TYPE_CHECKING:
     from hvd.board.block import BlockImage
@@ -273,23 +274,21 @@ class Disk(Drive):
             "wide": self._wide,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
-        cylinders, heads, track = state["cylinders"], state["heads"], state["track"]
-        sector, left, step, multiple = state["sector"], state["left"], state["step"], state["multiple"]
-        if not (0 <= cylinders <= 0xFFFF and 1 <= heads <= 16 and 1 <= track <= 255):
-            raise ValueError(f"geometry {cylinders}/{heads}/{track}")
-        if not (0 <= sector <= sector + left <= self.sectors and 0 <= left <= 0x10000):
+    def restore(self, state: Mapping[str, Any]) -> None:
+        geometry = Geometry(
+            number(state, "cylinders", 0xFFFF), number(state, "heads", 16, least=1), number(state, "track", 255, least=1)
+        )
+        multiple, step = number(state, "multiple", MOST_MULTIPLE), number(state, "step", MOST_MULTIPLE, least=1)
+        sector, left = number(state, "sector", self.sectors), number(state, "left", 0x10000)
+        write_cache, wide = flag(state, "write_cache"), flag(state, "wide")
+        if sector + left > self.sectors:
             raise ValueError(f"{left} sectors at {sector} of {self.sectors}")
-        if not 1 <= step <= MOST_MULTIPLE or not 0 <= multiple <= MOST_MULTIPLE:
-            raise ValueError(f"blocks of {step} and {multiple} sectors")
-        block = len(state["block"]) // 2
-        if state["out"] and (block > left * SECTOR or block % SECTOR):
+        block = len(data(state, "block", b"", WINDOW_BYTES))
+        if flag(state, "out") and (block > left * SECTOR or block % SECTOR):
             raise ValueError(f"{block} bytes from the guest, but {left} sectors are to be written")
         super().restore(state)
-        self._geometry = Geometry(cylinders, heads, track)
-        self._multiple, self._write_cache = multiple, bool(state["write_cache"])
-        self._sector, self._left, self._step = sector, left, step
-        self._wide = bool(state["wide"])
+        self._geometry, self._multiple, self._write_cache = geometry, multiple, write_cache
+        self._sector, self._left, self._step, self._wide = sector, left, step, wide
 
 
 Handler = Callable[[Disk], None]

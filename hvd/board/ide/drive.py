@@ -7,10 +7,11 @@ told within the access that tells it: BSY is never seen.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final
 
 from hvd.board.hot import WINDOW_BYTES, DataWindow
+from hvd.board.saved import data, flag, number
 
 # Registers of the command block, by offset to its first port; two of them are others for reading than for writing.
 DATA, ERROR, COUNT, LOW, MID, HIGH, DEVICE, STATUS = range(8)
@@ -189,19 +190,17 @@ class Drive(ABC):
             "out": self._out,
         }
 
-    def restore(self, state: dict[str, Any]) -> None:
+    def restore(self, state: Mapping[str, Any]) -> None:
         """While it is not selected. Raises ValueError, KeyError, TypeError."""
         if state["kind"] != self.kind:
-            raise ValueError(f"a {self.kind} gets the state of a {state['kind']}")
-        registers, previous = bytes.fromhex(state["registers"]), bytes.fromhex(state["previous"])
-        block, position, feature = bytes.fromhex(state["block"]), state["position"], state["feature"]
-        if len(registers) != 8 or len(previous) != 8 or len(block) > WINDOW_BYTES or not 0 <= feature <= 0xFF:
-            raise ValueError("registers or block of a wrong size")
-        if not 0 <= position <= len(block) or (block and position == len(block)):
-            raise ValueError(f"position {position} in a block of {len(block)}")
+            raise ValueError(f"a {self.kind} gets the state of something else")
+        registers, previous = data(state, "registers", bytes(8)), data(state, "previous", bytes(8))
+        block, feature = data(state, "block", b"", WINDOW_BYTES), number(state, "feature", 0xFF)
+        position = number(state, "position", max(len(block) - 1, 0))
+        interrupt, out = flag(state, "interrupt"), flag(state, "out")
         self._end_block()
         self.registers[:], self.previous[:], self.feature = registers, previous, feature
-        self.interrupt, self._out = bool(state["interrupt"]), bool(state["out"])
+        self.interrupt, self._out = interrupt, out
         self._window.data[: len(block)] = block
         self._window.position = position
         self._block = len(block)

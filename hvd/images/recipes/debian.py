@@ -31,7 +31,10 @@ _VERSION: Final = 1
 SUITE: Final = "bookworm"
 _INIT: Final = Path(__file__).resolve().parents[3] / "guests" / "linux" / "init"
 _KERNEL: Final = ("linux-image-cloud-amd64", r"linux-image-[0-9][\w.+~-]*-cloud-amd64")
-_MODULES: Final = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "virtio_rng", "virtio_console", "virtio_net")
+# The disk, what else is on the board's PCI bus, and the power button with the way in which systemd-logind hears of it.
+_MODULES: Final = (
+    "virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "virtio_rng", "virtio_console", "virtio_net", "button", "evdev",
+)  # fmt: skip
 _PACKAGES: Final = ("systemd-sysv", "udev", "dbus", "iproute2")
 _TOOLS: Final = {"mmdebstrap": "mmdebstrap", "/usr/sbin/mkfs.ext4": "e2fsprogs", "dpkg-deb": "dpkg"}
 _DISK_BYTES: Final = 2 << 30
