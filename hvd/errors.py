@@ -139,6 +139,7 @@ REASONS: dict[str, Reason] = {
     "RUNNER_TIMEOUT": Reason("DEADLINE_EXCEEDED", "the guest's runner did not answer {call} within {seconds} s", "`hvctl kill` ends it"),
     "COUNTERS_UNREADABLE": Reason("UNAVAILABLE", "the guest's counters cannot be read: {problem}", "`hvctl show` says whether it runs"),
     "NATIVE_MISSING": Reason("FAILED_PRECONDITION", "the C part {path} does not load: {problem}", "build it with `make setup`"),
+    "TRACE_UNAVAILABLE": Reason("UNAVAILABLE", "this guest cannot be traced: {problem}", "{remedy}"),
     "TRACE_UNREADABLE": Reason("UNAVAILABLE", "the guest's trace ring cannot be read: {problem}", "start the guest again"),
     "REQUEST_INVALID": Reason("INVALID_ARGUMENT", "{problem}", "{remedy}"),
     "ROLE_FORBIDDEN": Reason("PERMISSION_DENIED", "role {role} may not {method}", "use a socket of a higher role"),

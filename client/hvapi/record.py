@@ -14,6 +14,13 @@ RECORD_BYTES = RECORD.size
 FLAG_USER = 1
 FLAG_UNTIMED = 2
 FLAG_LONG = 4
+# The record continues the one before it, of which it has the point and the kind: a PIECE. Its payload is up to five more arguments,
+# or, with FLAG_TEXT, bytes that the argument whose position stands in place of the vcpu points to. Several continue each other.
+FLAG_MORE = 8
+FLAG_TEXT = 16
+PIECE = struct.Struct("<QIHBBHHI40s")  # in place of the duration: how many bytes of the payload count
+PAYLOAD_BYTES = 40
+MORE_WORDS = struct.Struct("<5Q")
 
 
 class Record(NamedTuple):

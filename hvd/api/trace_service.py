@@ -6,7 +6,7 @@ import asyncio
 import os
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Any
+from typing import Any, NoReturn
 
 from hvapi.v1 import trace_pb2, trace_pb2_grpc
 
@@ -95,7 +95,7 @@ class TraceService(trace_pb2_grpc.TraceServiceServicer):
             return lives
         for life in lives:
             if not _traces(self._supervisor, life):
-                raise HvdError("CAPABILITY_MISSING", backend=life.guest.backend, capability=Capability.TRACE.value)
+                _explain(self._supervisor.backend(life.guest.backend))
         return lives
 
     async def SummarizeTrace(self, request: trace_pb2.SummarizeTraceRequest, context: Any) -> trace_pb2.TraceSummary:
@@ -122,6 +122,13 @@ class TraceService(trace_pb2_grpc.TraceServiceServicer):
         return trace_pb2.ListTracePointsResponse(
             points=[_message(point, who) for point, who in _points(backends).values()]
         )
+
+
+def _explain(backend: Backend) -> NoReturn:
+    """Raises HvdError: why its guests cannot be traced."""
+    if (problem := backend.limitations.get(Capability.TRACE)) is not None:
+        raise HvdError("TRACE_UNAVAILABLE", problem=problem, remedy="see docs/containers.md, Tracing")
+    raise HvdError("CAPABILITY_MISSING", backend=backend.name, capability=Capability.TRACE.value)
 
 
 def _goes_on(life: GuestLife) -> bool:

@@ -174,6 +174,9 @@ class Instance(ABC):
     async def registers(self, vcpu: int) -> inspect_pb2.Registers:
         raise missing(self, Capability.REGISTERS)
 
+    def trace(self, mask: int) -> None:  # noqa: B027  most guests' processes see it in their ring
+        """Somebody listens to these kinds of crossings (bit n = kind n), or to none any more. Raises HvdError TRACE_UNAVAILABLE."""
+
     async def resize_console(self, rows: int, columns: int) -> None:
         raise missing(self, Capability.CONSOLE)
 
@@ -291,6 +294,8 @@ class Backend(ABC):
     kind: str
     description: str
     capabilities: frozenset[Capability]
+    # Capability that it would have elsewhere -> why not here.
+    limitations: Mapping[Capability, str] = MappingProxyType({})
     # Of the backends that can run a guest, the highest is chosen when nobody asked for one.
     preference: int
     # Points of its own, besides hvd.trace.points.POINTS.

@@ -365,6 +365,7 @@ class GuestLife(PolicyRestarts):
         self._ended.clear()
         self._resets = status.resets
         self._restarts.begin()
+        self._host.trace.begin(self.directory, instance.trace)
         self.guest.host_pid = instance.pid
         for fact, value in instance.facts.items():
             setattr(self.guest, fact, value)
@@ -389,6 +390,7 @@ class GuestLife(PolicyRestarts):
             status = InstanceStatus("LOST", "INTERNAL", f"watching it failed: {error!r}; `hvctl kill` ends its runner")
         record = await asyncio.to_thread(records.read_exit, self.directory)
         self.instance = None
+        self._host.trace.end(self.directory)
         self._end(status, record.time_ns if record else 0)
         await instance.close()
 

@@ -45,6 +45,11 @@ NIC_FIELDS = (
     "transmitted_dropped",
 )  # fmt: skip
 COUNTERS_BYTES = NICS_OFFSET + NICS * NIC_WORDS * 8
+# Points of higher numbers (system calls), count and histogram together; only in pages that the daemon writes (hvd/trace/writer.py).
+EXTENDED_BASE = 512
+EXTENDED_POINTS = 512
+EXTENDED_OFFSET = COUNTERS_BYTES
+PAGE_BYTES = EXTENDED_OFFSET + EXTENDED_POINTS * (POINT_WORDS + BUCKETS) * 8
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +91,7 @@ def _unreadable(problem: str) -> HvdError:
 def read_counters(fd: int) -> Counters:
     """Read the page from an open file. Raises HvdError COUNTERS_UNREADABLE when it is not ours or not written yet."""
     try:
-        page = os.pread(fd, COUNTERS_BYTES, 0)
+        page = os.pread(fd, PAGE_BYTES, 0)
     except OSError as error:
         raise _unreadable(os.strerror(error.errno or 0)) from error
     return decode_counters(page)
@@ -113,12 +118,26 @@ def decode_counters(page: bytes) -> Counters:
         if count:
             start = buckets + point * BUCKETS
             points[point] = PointCounter(count, total_ns, max_ns, tuple(words[start : start + BUCKETS]))
+    if len(page) >= PAGE_BYTES:
+        points |= _extended(page)
     return Counters(
         **dict(zip(HEADER_FIELDS, header, strict=True)),
         points=points,
         disks=_devices(page, DISKS_OFFSET, DISKS, DISK_WORDS, DISK_FIELDS),
         nics=_devices(page, NICS_OFFSET, NICS, NIC_WORDS, NIC_FIELDS),
     )
+
+
+def _extended(page: bytes) -> dict[int, PointCounter]:
+    size = POINT_WORDS + BUCKETS
+    words = array("Q", page[EXTENDED_OFFSET:PAGE_BYTES])
+    if sys.byteorder == "big":
+        words.byteswap()
+    return {
+        EXTENDED_BASE + at // size: PointCounter(words[at], words[at + 1], words[at + 2], tuple(words[at + POINT_WORDS : at + size]))
+        for at in range(0, len(words), size)
+        if words[at]
+    }
 
 
 def _devices(page: bytes, offset: int, slots: int, words: int, names: tuple[str, ...]) -> dict[int, DeviceCounters]:

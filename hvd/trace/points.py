@@ -5,6 +5,7 @@ so that a decoder needs nothing but the stream. Numbers are stable: new points g
 
     1-31      the machine        32-63    exceptions, 32 + vector
     64-127    hypercalls, 64 + number           128-255  a backend's own (Backend.trace_points)
+    512-1023  system calls of the host's kernel, 512 + number: a backend's own, too
 """
 
 from __future__ import annotations
@@ -56,7 +57,8 @@ class BackendId(enum.IntEnum):
 
 @dataclass(frozen=True, slots=True)
 class Argument:
-    """One of a point's up to four arguments. format: hex, dec, vector, ns, errno, bool."""
+    """One of a point's arguments, up to four in one record. format: hex, dec, signed, octal, vector, ns, errno, errno-hex, bool,
+    fd, path (the pointer; the text comes with it)."""
 
     name: str
     format: str = "hex"
@@ -76,6 +78,7 @@ def _arguments(*words: str) -> tuple[Argument, ...]:
 
 
 HYPERCALL_BASE = 64
+SYSTEM_CALL_BASE = 512
 EXCEPTION_BASE = 32
 
 # Intel SDM vol. 3A, table 6-1. The flag says whether the vector pushes an error code.

@@ -13,7 +13,7 @@ import os
 import struct
 from pathlib import Path
 
-from hvapi.record import RECORD_BYTES
+from hvapi.record import FLAG_MORE, RECORD_BYTES
 
 from hvd.errors import HvdError
 
@@ -25,6 +25,7 @@ _ENABLED_OFFSET = 12
 _HEAD_OFFSET = 16
 _SEQUENCE_OFFSET = 20  # of struct hv_record
 _SEQUENCE = struct.Struct("<I")
+_FLAGS_OFFSET = 18  # two bytes; FLAG_MORE is in the first
 # 64 MiB of records: no ring of ours is larger, so a larger one is a lie.
 MOST_RECORDS = 1 << 20
 
@@ -79,6 +80,34 @@ def _allocate(descriptor: int, size: int, path: Path) -> None:
         raise
 
 
+def read_header(descriptor: int) -> tuple[int, int]:
+    """Capacity and head of a ring. Raises HvdError TRACE_UNREADABLE when it is none of ours."""
+    header = os.pread(descriptor, _HEADER.size, 0)
+    if len(header) < _HEADER.size:
+        raise HvdError("TRACE_UNREADABLE", problem="it has no header")
+    magic, version, capacity, _, head = _HEADER.unpack(header)
+    if magic != MAGIC:
+        raise HvdError("TRACE_UNREADABLE", problem=f"magic number {magic:#010x}, not {MAGIC:#010x}")
+    if version != VERSION:
+        raise HvdError("TRACE_UNREADABLE", problem=f"layout version {version}, this daemon reads {VERSION}")
+    size = os.fstat(descriptor).st_size
+    if not 0 < capacity <= MOST_RECORDS or capacity & (capacity - 1) or size < HEADER_BYTES + capacity * RECORD_BYTES:
+        raise HvdError("TRACE_UNREADABLE", problem=f"capacity {capacity} in a file of {size} bytes")
+    return int(capacity), int(head)
+
+
+def read_enabled(path: Path) -> int:
+    """The kinds that are switched on; 0 when there is no ring."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return 0
+    try:
+        return int.from_bytes(os.pread(descriptor, 4, _ENABLED_OFFSET), "little")
+    finally:
+        os.close(descriptor)
+
+
 class RingReader:
     """One reader's way through a ring, from the newest record on.
 
@@ -91,29 +120,11 @@ class RingReader:
         except OSError as error:
             raise HvdError("TRACE_UNREADABLE", problem=os.strerror(error.errno or 0)) from error
         try:
-            self.capacity = self._check()
+            self.capacity, _ = read_header(self._descriptor)
         except BaseException:
             self.close()
             raise
         self.position = 0 if from_start else self._head()
-
-    def _check(self) -> int:
-        header = os.pread(self._descriptor, _HEADER.size, 0)
-        if len(header) < _HEADER.size:
-            raise HvdError("TRACE_UNREADABLE", problem="it has no header")
-        magic, version, capacity, _, _ = _HEADER.unpack(header)
-        if magic != MAGIC:
-            raise HvdError("TRACE_UNREADABLE", problem=f"magic number {magic:#010x}, not {MAGIC:#010x}")
-        if version != VERSION:
-            raise HvdError("TRACE_UNREADABLE", problem=f"layout version {version}, this daemon reads {VERSION}")
-        size = os.fstat(self._descriptor).st_size
-        if (
-            not 0 < capacity <= MOST_RECORDS
-            or capacity & (capacity - 1)
-            or size < HEADER_BYTES + capacity * RECORD_BYTES
-        ):
-            raise HvdError("TRACE_UNREADABLE", problem=f"capacity {capacity} in a file of {size} bytes")
-        return int(capacity)
 
     def close(self) -> None:
         if self._descriptor >= 0:
@@ -151,6 +162,14 @@ class RingReader:
         if overwritten > 0 and (overwritten := min(overwritten, count)):
             block = block[overwritten * RECORD_BYTES :]
             lost += overwritten
+        if first + count < head and self._is_more(first + count):
+            # Cut before a record, not before what continues it.
+            kept = len(block) // RECORD_BYTES
+            while kept and block[(kept - 1) * RECORD_BYTES + _FLAGS_OFFSET] & FLAG_MORE:
+                kept -= 1
+            if kept > 1:
+                count -= len(block) // RECORD_BYTES - (kept - 1)
+                block = block[: (kept - 1) * RECORD_BYTES]
         self.position = first + count
         if block and not self._is_sequence(block, first + overwritten):
             # The numbers do not fit: a torn record, counted as lost rather than shown as something that never happened.
@@ -167,6 +186,11 @@ class RingReader:
         if len(block) != count * RECORD_BYTES:
             raise HvdError("TRACE_UNREADABLE", problem="the file was cut short")
         return block
+
+    def _is_more(self, number: int) -> bool:
+        """Does this record continue the one before it?"""
+        place = HEADER_BYTES + (number & (self.capacity - 1)) * RECORD_BYTES + _FLAGS_OFFSET
+        return bool(int.from_bytes(os.pread(self._descriptor, 1, place), "little") & FLAG_MORE)
 
     @staticmethod
     def _is_sequence(block: bytes, first: int) -> bool:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import contextlib
 from collections import deque
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -20,6 +20,7 @@ from hvd.runner import directory as names
 from hvd.trace.points import Kind, Point
 from hvd.trace.ring import RingReader, create_ring, write_enabled
 
+_ARGUMENTS_OFFSET = 32
 _POINT_OFFSET = 12  # of struct hv_record; two bytes
 _KIND_OFFSET = 14
 # Rings of one guest that wait for a slow reader; of the oldest the rest is then lost, and counted.
@@ -82,6 +83,8 @@ class TraceSwitch:
 
     def __init__(self) -> None:
         self._sessions: dict[Path, list[GuestTrace]] = {}
+        # Of running guests: who is told what is wanted, besides the ring.
+        self._recorders: dict[Path, Callable[[int], None]] = {}
 
     def add(self, directory: Path, session: GuestTrace) -> None:
         """Raises HvdError DISK_FULL when the ring has no room; nothing is added then."""
@@ -107,8 +110,23 @@ class TraceSwitch:
         return union
 
     def apply(self, directory: Path) -> None:
-        """Write the union; also for a ring that an earlier daemon left switched on. Raises HvdError DISK_FULL."""
+        """Write the union; also for a ring that an earlier daemon left switched on. Raises HvdError DISK_FULL, TRACE_UNAVAILABLE."""
         write_enabled(directory / names.TRACE, self.mask(directory))
+        if (recorder := self._recorders.get(directory)) is not None:
+            recorder(self.mask(directory))
+
+    def begin(self, directory: Path, recorder: Callable[[int], None]) -> None:
+        """A guest runs in this directory: recorder (Instance.trace) is told which kinds are wanted, now and whenever that changes."""
+        self._recorders[directory] = recorder
+        try:
+            self.apply(directory)
+        except HvdError as error:
+            for session in self._sessions.get(directory, ()):
+                session.fail(error)
+
+    def end(self, directory: Path) -> None:
+        """It has ended."""
+        self._recorders.pop(directory, None)
 
     def before_launch(self, directory: Path) -> None:
         """A guest is about to be started in its (new) directory: if anybody listens, its ring is made and switched on
@@ -206,4 +224,19 @@ class GuestTrace:
         if complete and not block and not missed:
             self._rings.popleft().close()
             return b"", lost, True
-        return self._filter.apply(block), lost, bool(block or lost)
+        found = bool(block or lost)
+        if 0 in block[_KIND_OFFSET::RECORD_BYTES]:
+            block, missed = _without_gaps(block)
+            lost += missed
+        return self._filter.apply(block), lost, found
+
+
+def _without_gaps(block: bytes) -> tuple[bytes, int]:
+    """Take out records of kind LOST: how many were lost before they came into the ring."""
+    kept, lost = [], 0
+    for start in range(0, len(block), RECORD_BYTES):
+        if block[start + _KIND_OFFSET] == Kind.LOST:
+            lost += int.from_bytes(block[start + _ARGUMENTS_OFFSET : start + _ARGUMENTS_OFFSET + 8], "little")
+        else:
+            kept.append(block[start : start + RECORD_BYTES])
+    return b"".join(kept), lost

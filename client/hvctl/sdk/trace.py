@@ -12,8 +12,8 @@ A block holds up to 1000 records. An event is cheap until its arguments are aske
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from typing import Any, NamedTuple
 
@@ -56,15 +56,38 @@ def _trimmed(value: int) -> bytes:
     return value.to_bytes(8, "little").rstrip(b"\0")
 
 
+def _signed(value: int) -> int:
+    if value >= _SIGN_64:
+        return value - _MODULUS_64
+    # An int in a register: -1 may come as 32 bits of it.
+    return value - (1 << 32) if 0xFFFFF000 <= value < 1 << 32 else value
+
+
+def _descriptor_text(value: int) -> str:
+    number = _signed(value)
+    return "AT_FDCWD" if number == -100 else str(number)
+
+
+def _quoted(text: bytes) -> str:
+    return '"' + "".join(
+        f"\\{char}" if char in '"\\' else char if char.isprintable() else f"\\x{ord(char):02x}"
+        for char in text.decode("utf-8", "replace")
+    ) + '"'
+
+
 # TraceArgument.format -> how a 64-bit value is printed.
 FORMATS: dict[str, Callable[[int], str]] = {
     "hex": lambda value: f"{value:#x}",
     "dec": str,
-    "signed": lambda value: str(value - _MODULUS_64 if value >= _SIGN_64 else value),
+    "signed": lambda value: str(_signed(value)),
     "vector": lambda value: f"{value:#04x}",
     "bool": lambda value: "true" if value else "false",
     "ns": duration_text,
     "errno": _errno_text,
+    "errno-hex": lambda value: _errno_text(value) if value > _MODULUS_64 - 4096 else f"{value:#x}",
+    "fd": _descriptor_text,
+    "octal": lambda value: f"0{value:o}" if value else "0",
+    "path": lambda value: f"{value:#x}" if value else "NULL",
     "bytes": _bytes_text,
 }
 
@@ -111,6 +134,8 @@ class TraceEvent:
     record: record.Record
     epoch_ns: int  # wall-clock time at monotonic time 0
     _point: _Point
+    more: tuple[int, ...] = ()  # arguments that did not fit into the record
+    texts: Mapping[int, bytes] = field(default_factory=dict)  # position of an argument -> the text it points to
 
     @property
     def name(self) -> str:
@@ -154,10 +179,16 @@ class TraceEvent:
 
     @property
     def arguments(self) -> tuple[Argument, ...]:
-        values = self.record[-4:]
+        values = self.record[-4:] + self.more
         return tuple(
-            Argument(name, values[position], form(values[position])) for position, name, form in self._point.slots
+            Argument(name, values[position], self._argument_text(position, form, values[position]))
+            for position, name, form in self._point.slots
+            if position < len(values)
         )
+
+    def _argument_text(self, position: int, form: Callable[[int], str], value: int) -> str:
+        text = self.texts.get(position)
+        return form(value) if text is None else _quoted(text)
 
     @property
     def result(self) -> Argument | None:
@@ -196,6 +227,12 @@ class TraceEvent:
             "kind": self.kind,
             "arguments": {argument.name: argument.value for argument in self.arguments},
         }
+        if self.texts:
+            document["texts"] = {
+                name: self.texts[position].decode("utf-8", "replace")
+                for position, name, _ in self._point.slots
+                if position in self.texts
+            }
         if (result := self.result) is not None:
             document["result"] = result.value
         if self.lost:
@@ -248,9 +285,18 @@ class TraceDecoder:
                 _LOST,
             )
         points, epoch = self._points, self._epoch_ns
-        for item in record.decode(block.records):
+        event: TraceEvent | None = None
+        for at, item in enumerate(record.decode(block.records)):
+            if item.flags & record.FLAG_MORE:
+                # Without the record that it belongs to, which was lost, it says nothing.
+                event = event and _continued(event, item, block.records[(at + 1) * record.RECORD_BYTES - record.PAYLOAD_BYTES :])
+                continue
+            if event is not None:
+                yield event
             self._last_ns[guest] = item.time_ns
-            yield TraceEvent(guest, item, epoch, points.get(item.point) or self._unknown(item.point))
+            event = TraceEvent(guest, item, epoch, points.get(item.point) or self._unknown(item.point))
+        if event is not None:
+            yield event
 
     def decode_all(self, blocks: Iterable[trace_pb2.StreamTraceResponse]) -> Iterator[TraceEvent]:
         """The events of a whole stream (of the synchronous client)."""
@@ -261,6 +307,14 @@ class TraceDecoder:
         point = _Point(f"point-{number}", "unknown", tuple((i, f"a{i}", FORMATS["hex"]) for i in range(4)), None)
         self._points[number] = point
         return point
+
+
+def _continued(event: TraceEvent, item: record.Record, payload: bytes) -> TraceEvent:
+    """item: a record.PIECE of the event."""
+    if item.flags & record.FLAG_TEXT:
+        text = event.texts.get(item.vcpu, b"") + payload[: min(item.duration_ns, record.PAYLOAD_BYTES)]
+        return replace(event, texts={**event.texts, item.vcpu: text})
+    return replace(event, more=event.more + record.MORE_WORDS.unpack_from(payload))
 
 
 def _invalid(problem: str) -> HvctlError:

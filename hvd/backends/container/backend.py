@@ -16,10 +16,13 @@ from hvd.backends.container.cgroup import limits
 from hvd.backends.container.cgroup.hierarchy import PARENT, hierarchy
 from hvd.backends.container.instance import CAPABILITIES, ContainerInstance, Record, settle
 from hvd.backends.container.runtime import RUNTIMES, Runtime
-from hvd.backends.contract import Availability, Backend, EngineInfo, Instance, LaunchSpec
+from hvd.backends.container.trace import recorder
+from hvd.backends.container.trace.points import POINTS
+from hvd.backends.contract import Availability, Backend, Capability, EngineInfo, Instance, LaunchSpec
 from hvd.errors import HvdError
 from hvd.runner import directory as names
 from hvd.trace.points import BackendId
+from hvd.trace.ring import read_enabled
 
 # Runtimes keep a folder for each container below this folder of the daemon's guests.
 STATE = ".runtime"
@@ -39,9 +42,14 @@ class ContainerBackend(Backend):
     description = (
         "processes of the host's kernel in namespaces and cgroups, by an OCI runtime: fast, light, one kernel for all"
     )
-    capabilities = CAPABILITIES
+    own_trace_points = POINTS
     preference = 50
     console_streams = frozenset({"stdout", "stderr"})
+
+    def __init__(self) -> None:
+        why = recorder.reason()
+        self.capabilities = CAPABILITIES if why else CAPABILITIES | {Capability.TRACE}
+        self.limitations = {Capability.TRACE: why} if why else {}
 
     def probe(self) -> Availability:
         if os.geteuid() != 0:
@@ -97,6 +105,8 @@ class ContainerBackend(Backend):
             if isinstance(error, OSError):
                 raise HvdError("CONTAINER_FAILED", what="its bundle", problem=error) from error
             raise
+        with contextlib.suppress(HvdError):  # whoever listens is told when the guest is there (TraceSwitch.begin)
+            instance.trace(read_enabled(directory / names.TRACE))
         if not spec.start_paused:
             try:
                 await instance.begin()

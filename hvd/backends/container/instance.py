@@ -21,11 +21,13 @@ from hvd.backends.container.cgroup.hierarchy import hierarchy
 from hvd.backends.container.cgroup.limits import effects
 from hvd.backends.container.execution import ContainerExecution
 from hvd.backends.container.runtime import Runtime
+from hvd.backends.container.trace.recorder import RECORDER
 from hvd.backends.container_spec import ExecSpec
 from hvd.backends.contract import Capability, ConsoleAttachment, Execution, Instance, InstanceStatus
 from hvd.errors import HvdError
 from hvd.runner import directory as names
 from hvd.runner.protocol import socket_path
+from hvd.trace.points import Kind
 
 log = structlog.get_logger()
 
@@ -103,6 +105,7 @@ class ContainerInstance(Instance):
 
     async def _end(self) -> None:
         try:
+            RECORDER.end(self._record.uid)
             async with self._working:
                 status = await settle(self.directory, self._record, self._runtime, killed=self._killed)
         except Exception as error:  # whatever it was, the guest has ended
@@ -129,12 +132,19 @@ class ContainerInstance(Instance):
         if self._monitor < 0:
             return
         monitor, self._monitor = self._monitor, -1
+        RECORDER.end(self._record.uid)
         asyncio.get_running_loop().remove_reader(monitor)
         if self._ending is not None:
             await self._ending
         os.close(monitor)
 
     # ---- verbs
+
+    def trace(self, mask: int) -> None:
+        if mask >> Kind.SYSTEM_CALL & 1 and self._final is None:
+            RECORDER.begin(self._record.uid, self.directory, self.pid, mask)
+        else:
+            RECORDER.end(self._record.uid)
 
     async def begin(self) -> None:
         """Let its program run for the first time. Raises HvdError CONTAINER_FAILED."""

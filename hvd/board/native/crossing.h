@@ -36,6 +36,8 @@ _Static_assert(sizeof(struct hv_record) == 64, "the record is 64 bytes");
 #define HV_RECORD_USER 1u    /* from guest user mode (CPL 3) */
 #define HV_RECORD_UNTIMED 2u /* the handling was not timed */
 #define HV_RECORD_LONG 4u    /* the vcpu was in 64-bit mode */
+#define HV_RECORD_MORE 8u    /* continues the record before it (containers only): client/hvapi/record.py */
+#define HV_RECORD_TEXT 16u
 
 struct hv_counter {
     uint64_t count, total_ns, max_ns;

@@ -1,0 +1,1 @@
+"""Tracing of containers: their system calls, by eBPF."""
