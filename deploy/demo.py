@@ -9,6 +9,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import io
+import json
 import os
 import re
 import shutil
@@ -189,6 +190,24 @@ def show(demo: Demo) -> None:
     demo.command("type", "copy", "uptime", "--key", "enter")
     demo.screen("copy", "\nup ")
 
+    heading("A container: the same verbs; its crossings are its system calls")
+    unavailable = container_problem(demo)
+    if unavailable:
+        print(f"left out: {unavailable}")
+    else:
+        demo.command("image", "import", "box", busybox_root(demo.directory / "box"))
+        demo.command("run", "-d", "--name", "box", "--image", "box", "--memory", "64M", "--", "sh", "-c",
+                     "echo up; while read line; do :; done; exec sleep 1000")  # fmt: skip
+        demo.command("exec", "box", "--", "sh", "-c", "id; hostname; ps")
+        tracing = subprocess.Popen([SCRIPTS / "hvctl", "trace", "-f", "box", "--count", "400"], env=demo.environment, cwd=ROOT,
+                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)  # fmt: skip
+        assert tracing.stderr is not None
+        tracing.stderr.readline()  # "tracing box": from now on
+        demo.command("exec", "box", "--", "ls", "/etc")
+        print("$ hvctl trace -f box | grep -E 'open|execve|getdents'")
+        demo.command("kill", "box")
+        _finish_trace(tracing, "open|execve|getdents")
+
     heading("Many at once: each its own process, its own guest-physical memory")
     demo.command("run", "-d", "--name", "ticker", "--kernel", GUESTS / "ticker.elf", "--memory", "16M")
     demo.command("run", "-d", "--name", "echo", "--kernel", GUESTS / "echo.elf", "--memory", "16M")
@@ -203,14 +222,34 @@ def show(demo: Demo) -> None:
             print(line)
 
 
-def _finish_trace(trace: subprocess.Popen[str]) -> None:
-    """It ends with its guest."""
+def busybox_root(where: Path) -> Path:
+    """A root file system of busybox alone."""
+    for name in ("bin", "etc", "tmp", "proc", "sys", "dev", "root"):
+        (where / name).mkdir(parents=True)
+    shutil.copy2("/bin/busybox", where / "bin" / "busybox")
+    for applet in ("sh", "ls", "id", "ps", "hostname", "sleep"):
+        (where / "bin" / applet).symlink_to("busybox")
+    (where / "etc" / "passwd").write_text("root:x:0:0::/root:/bin/sh\n")
+    return where
+
+
+def container_problem(demo: Demo) -> str:
+    """Why containers cannot be shown; empty = they can."""
+    if not os.path.exists("/bin/busybox"):
+        return "busybox-static is not installed"
+    backends = json.loads(demo.command("backends", "-o", "json", quiet=True) or "{}")["backends"]
+    found = next(backend for backend in backends if backend["name"] == "backends/container")
+    return "" if found["available"] else f"{found['reason']}; {found['remedy']}"
+
+
+def _finish_trace(trace: subprocess.Popen[str], pattern: str = "") -> None:
+    """It ends with its guest. pattern: of the lines to show."""
     try:
         text, _ = trace.communicate(timeout=SECONDS)
     except subprocess.TimeoutExpired as error:
         trace.kill()
         raise DemoFailed("the trace did not end with its guest") from error
-    for line in text.splitlines():
+    for line in filter(lambda line: re.search(pattern, line), text.splitlines()):
         print(line if len(line) < 160 else line[:157] + "...")
 
 
@@ -234,6 +273,7 @@ def main() -> None:
     options.add_argument("--picture", type=Path, metavar="FILE.svg", help="draw the terminal's contents")
     picture: Path | None = options.parse_args().picture
     directory = Path(tempfile.mkdtemp(prefix="hvd-demo-"))
+    directory.chmod(0o711)  # the users of a container are others on the host, and its root is below
     demo = Demo(directory)
     began = time.monotonic()
     try:
