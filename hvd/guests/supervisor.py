@@ -25,7 +25,7 @@ from hvapi.v1 import guest_pb2, image_pb2
 from hvd.backends.contract import Backend, LaunchSpec
 from hvd.config import Config
 from hvd.errors import HvdError
-from hvd.guests import containers, disks, model, records
+from hvd.guests import containers, disks, limits, model, records
 from hvd.guests.events import EventLog, now
 from hvd.guests.lifecycle import GuestLife
 from hvd.guests.model import Guest
@@ -123,8 +123,11 @@ class Supervisor:
     async def shown(self, life: GuestLife) -> guest_pb2.Guest:
         """The guest, with what has to be looked up for that."""
         stored = await asyncio.to_thread(disks.stored_bytes, self.disks_directory(life.guest.uid))
+        effects = await limits.effects(life)
         guest = model.copy_of(life.guest)
         guest.disk_stored_bytes = stored
+        if effects is not None:
+            guest.limit_effects.CopyFrom(effects)
         return guest
 
     def users_of(self, image: str) -> list[str]:
@@ -300,7 +303,7 @@ class Supervisor:
         """Change the named fields; no paths = all changeable fields that are set.
 
         Raises HvdError GUEST_NOT_FOUND, ETAG_MISMATCH, FIELD_IMMUTABLE, FIELD_INVALID, DISK_FULL (nothing is changed
-        then).
+        then), CAPABILITY_MISSING, LIMIT_*.
         """
         return await self._whole(self._update(self.get(asked.name), asked, _update_paths(asked, paths)))
 
@@ -317,10 +320,12 @@ class Supervisor:
             changed.restart_policy.mode = changed.restart_policy.mode or guest_pb2.RestartPolicy.NEVER
             model.check_labels(changed.labels)
             model.check_policies(changed)
+            if "limits" in wanted:
+                limits.check(life, changed.limits)
             changed.etag = model.etag(changed)
             if changed.etag == life.guest.etag:
                 return life.guest
-            await self._store.put([changed])
+            await limits.change(life, changed.limits, lambda: self._store.put([changed]))
             if life.deleted:
                 raise HvdError("GUEST_NOT_FOUND", name=life.guest.name)
             # Only these: the guest's state may have moved on while the disk was busy.
@@ -461,7 +466,7 @@ def _update_paths(asked: guest_pb2.Guest, paths: Sequence[str]) -> list[model.Mu
         return [
             field
             for field in model.MUTABLE
-            if getattr(asked, field) or (field == "restart_policy" and asked.HasField(field))
+            if (asked.HasField(field) if field in ("restart_policy", "limits") else getattr(asked, field))
         ]
     for path in paths:
         if path in model.MUTABLE:

@@ -12,13 +12,17 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from hvd.backends.container import bundle, conmon, rootfs, runtime
-from hvd.backends.container.cgroup import limits
 from hvd.backends.container.cgroup.hierarchy import PARENT, hierarchy
+from hvd.backends.container.cgroup.limits import check
+from hvd.backends.container.cgroup.update import count_disk
+from hvd.backends.container.cgroup.usage import usage
 from hvd.backends.container.instance import CAPABILITIES, ContainerInstance, Record, settle
 from hvd.backends.container.runtime import RUNTIMES, Runtime
 from hvd.backends.container.trace import recorder
 from hvd.backends.container.trace.points import POINTS
+from hvd.backends.container_spec import LimitsSpec
 from hvd.backends.contract import Availability, Backend, Capability, EngineInfo, Instance, LaunchSpec
+from hvd.backends.usage import Usage
 from hvd.errors import HvdError
 from hvd.runner import directory as names
 from hvd.trace.points import BackendId
@@ -78,7 +82,14 @@ class ContainerBackend(Backend):
                 problem="it runs root file systems, not kernels",
                 remedy="give an --image of kind rootfs",
             )
-        limits.check(spec.container.limits, hierarchy())
+        self.check_limits(spec.container.limits)
+
+    def check_limits(self, limits: LimitsSpec) -> None:
+        check(limits, hierarchy())
+
+    def usage(self, directory: Path) -> Usage | None:
+        record = Record.read(directory)
+        return None if record is None else usage(record.uid, record.init)
 
     async def launch(self, spec: LaunchSpec, directory: Path) -> Instance:
         assert spec.container is not None
@@ -92,6 +103,7 @@ class ContainerBackend(Backend):
                 directory, spec.uid, spec.name, engine,
                 tty=container.tty, stdin=container.stdin, log_max_bytes=spec.log_max_bytes,
             )  # fmt: skip
+            await asyncio.to_thread(count_disk, hierarchy(), spec.uid, container.limits, container.state_dir)
             record = Record(
                 spec.uid, engine.name, str(container.state_dir), container.stop_signal, container.tty, *made
             )
