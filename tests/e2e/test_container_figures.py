@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import json
 import re
+import shutil
+import subprocess
+from pathlib import Path
 
-from real_daemon import RealDaemon, wait_for
+from real_daemon import RealDaemon, kernel, wait_for
 from test_containers import box, root
 
 from hvd.backends.container.cgroup.hierarchy import hierarchy
@@ -72,7 +75,7 @@ def test_limits_that_make_no_sense_and_machines_are_refused(box: RealDaemon) -> 
     done = box.hvctl("update", "c", "--memory", "4096")
     assert done.returncode != 0 and "is below" in done.stderr
     assert box.hvctl("update", "c", "--pids", "many").returncode == 2
-    box.create("vm")
+    box.ok("create", "--name", "vm", "--kernel", kernel("hello.elf"))
     done = box.hvctl("update", "vm", "--pids", "9")
     assert done.returncode != 0 and "cannot limits" in done.stderr
 
