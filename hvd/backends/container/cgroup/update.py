@@ -38,8 +38,8 @@ def change(found: Hierarchy, uid: str, old: LimitsSpec, new: LimitsSpec, where: 
 
 
 def count_disk(found: Hierarchy, uid: str, limits: LimitsSpec, where: Path) -> None:
-    """Version 1 counts what groups read and write from the first rate on that a disk was given (blk-throttle): it is given the one that it has, or "none".
-    where: a file on that disk. Nothing is counted on one that cannot have rates, as a tmpfs."""
+    """Version 1 counts what groups read and write from the first rate on that a disk was given (blk-throttle): it is given the one
+    that it has, or "none". where: a file on that disk. Nothing is counted on one that cannot have rates, as a tmpfs."""
     if "blkio" in found.version_1:
         with contextlib.suppress(HvdError):
             _rate(found, uid, "disk_read_bytes_per_second", limits.disk_read_bytes_per_second, where)
