@@ -159,9 +159,9 @@ class Daemon:
         self.switch = TraceSwitch()
         self.networks = Networks(config.state_dir / "networks.sqlite", config.network_pool, self._guest_messages)
         self.layers = LayerStore(config.layers_dir)
-        cards = Cards(self.networks)
+        self.cards = Cards(self.networks)
         self.supervisor = Supervisor(
-            config, self.store, Backends(backends), self.catalog, self.blobs, self.switch, cards, self.layers
+            config, self.store, Backends(backends), self.catalog, self.blobs, self.switch, self.cards, self.layers
         )
         self.snapshots = Snapshots(self.supervisor, self.catalog, self.blobs)
         self.metrics = Metrics(
@@ -247,6 +247,7 @@ class Daemon:
         await self.snapshots.close()
         await self.supervisor.close()
         await self.networks.close()
+        self.cards.close()
         await self.store.close()
         self.catalog.close()
 

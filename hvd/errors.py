@@ -125,6 +125,10 @@ REASONS: dict[str, Reason] = {
     "SUBNET_FULL": Reason("RESOURCE_EXHAUSTED", "network '{network}' ({subnet}) has no free address", "delete guests, or use another network"),
     "MAC_TAKEN": Reason("ALREADY_EXISTS", "MAC address {mac} is that of guest '{guest}' on the same network", "leave it out, or give another"),
     "ADDRESS_TAKEN": Reason("ALREADY_EXISTS", "address {address} is that of guest '{guest}'", "leave it out, or give another"),
+    "PORT_TAKEN": Reason("ALREADY_EXISTS", "port {port}/{protocol} of {address} is taken by {owner}",
+                         "publish another, or none: a free one is chosen"),
+    "MOUNT_FAILED": Reason("FAILED_PRECONDITION", "{source} cannot be mounted into the container: {problem}",
+                           "use a volume or another folder; --host-userns needs no id-mapped mounts, but is not safe"),
     "LINK_FAILED": Reason("INTERNAL", "{what} failed: {problem}", "`ip -d link` shows the host's interfaces"),
     "FILTER_FAILED": Reason("INTERNAL", "the host's packet filter could not be set: {problem}", "`nft list ruleset` shows what it holds"),
     # inspection

@@ -181,11 +181,15 @@ class Supervisor:
 
     @contextlib.asynccontextmanager
     async def plugged(self, guest: guest_pb2.Guest, spec: LaunchSpec) -> AsyncIterator[LaunchSpec]:
+        if spec.container is not None:
+            yield replace(spec, container=await self._cards.container(guest, spec.container))
+            return
         async with self._cards.plugged(guest, spec.network_interfaces) as (cards, descriptors):
             yield replace(spec, network_interfaces=cards, card_descriptors=descriptors)
 
     def changed(self, life: GuestLife, kind: guest_pb2.GuestEvent.Type.ValueType, message: str) -> None:
         self.events.publish(kind, life.guest, message)
+        self._cards.changed(life.guest)
         if kind == GuestEvent.CHANGED:
             self._dirty[life.guest.uid] = life
             self._dirt.set()
@@ -194,6 +198,7 @@ class Supervisor:
         await self._store.delete(life.guest.uid)
         self._dirty.pop(life.guest.uid, None)
         self._guests.pop(model.parse_name(life.guest.name), None)
+        self._cards.gone(life.guest)
 
     # --- creation and change ---
 
@@ -369,6 +374,7 @@ class Supervisor:
         known = {life.guest.uid for life in self}
         for directory in await asyncio.to_thread(disks.left_over, self.config.disks_dir, known):
             self.oddities.append(f"{directory} holds disks of a guest that is not known; it was left alone")
+        self._cards.adopted(life.guest for life in self)
         log.info("guests adopted", guests=len(self), alive=sum(life.is_alive for life in self))
         self.adopted.set()
 

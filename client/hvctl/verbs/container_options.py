@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     from hvapi.v1 import guest_pb2
 
 _PORT = re.compile(
-    r"(?:(?P<address>[0-9.]+|\[[0-9a-fA-F:]+\]):)?(?:(?P<host>\d*):)?(?P<port>\d+)(?:/(?P<protocol>tcp|udp))?"
+    r"(?:(?P<address>[0-9]+(?:\.[0-9]+)+|\[[0-9a-fA-F:]+\]):)?(?:(?P<host>\d*):)?(?P<port>\d+)(?:/(?P<protocol>tcp|udp))?"
 )
 
 

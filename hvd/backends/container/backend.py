@@ -9,9 +9,10 @@ import json
 import os
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from hvd.backends.container import bundle, conmon, rootfs, runtime
+from hvd.backends.container import bundle, conmon, mounts, rootfs, runtime
 from hvd.backends.container.cgroup.hierarchy import PARENT, hierarchy
 from hvd.backends.container.cgroup.limits import check
 from hvd.backends.container.cgroup.update import count_disk
@@ -97,6 +98,7 @@ class ContainerBackend(Backend):
         mapping = None if container.security.host_user_namespace else _mapping()
         root = await asyncio.to_thread(rootfs.mount, container.layers, container.state_dir, mapping)
         try:
+            container = replace(container, mounts=await asyncio.to_thread(mounts.prepare, container, mapping))
             config = bundle.config(container, spec.uid, root, f"/{PARENT}/{spec.uid}")
             (directory / "config.json").write_text(json.dumps(config), "utf-8")
             made = await conmon.create(
@@ -109,6 +111,9 @@ class ContainerBackend(Backend):
             )
             record.write(directory)
             names.write_json(str(directory / names.PID), names.process_identity(made.monitor))
+            await asyncio.to_thread(mounts.release, container.state_dir)  # it has them in its own namespace now
+            if container.plug is not None:
+                await container.plug(made.init)
             instance = ContainerInstance(directory, record, engine, "PAUSED")
         except BaseException as error:
             with contextlib.suppress(HvdError):
