@@ -39,6 +39,7 @@ from hvd.api.system_service import SystemService
 from hvd.api.trace_service import TraceService
 from hvd.backends import all_backends
 from hvd.backends.contract import Backend
+from hvd.backends.usage import Usage
 from hvd.config import Config
 from hvd.errors import HvdError
 from hvd.guests.placement import Backends
@@ -158,17 +159,25 @@ class Daemon:
         self.switch = TraceSwitch()
         self.networks = Networks(config.state_dir / "networks.sqlite", config.network_pool, self._guest_messages)
         self.layers = LayerStore(config.layers_dir)
-        cards = Cards(self.networks)
+        self.cards = Cards(self.networks)
         self.supervisor = Supervisor(
-            config, self.store, Backends(backends), self.catalog, self.blobs, self.switch, cards, self.layers
+            config, self.store, Backends(backends), self.catalog, self.blobs, self.switch, self.cards, self.layers
         )
         self.snapshots = Snapshots(self.supervisor, self.catalog, self.blobs)
-        self.metrics = Metrics(self._guests, lambda: self.supervisor.backends.available, self._points)
+        self.metrics = Metrics(
+            self._guests, lambda: self.supervisor.backends.available, self._points, usage=self._usage
+        )
         self.metrics_endpoint = MetricsEndpoint(self.metrics)
         self.system = SystemService(self.supervisor, config)
         self.endpoints: list[Endpoint] = endpoints(config)
         self.server = ApiServer(self._registrations(), SERVICES, self.metrics.observe_operation)
         self._tasks: list[asyncio.Task[None]] = []
+
+    def _usage(self, backend: str, directory: Path) -> Usage | None:
+        try:
+            return self.supervisor.backends.get(backend).usage(directory)
+        except HvdError:  # of a backend that this build has not
+            return None
 
     def _registrations(self) -> list[Register]:
         guests, images = GuestService(self.supervisor, self.snapshots), ImageService(self.catalog, self.blobs, self._builder(), self.layers)
@@ -238,6 +247,7 @@ class Daemon:
         await self.snapshots.close()
         await self.supervisor.close()
         await self.networks.close()
+        self.cards.close()
         await self.store.close()
         self.catalog.close()
 

@@ -11,6 +11,7 @@ from hvapi.v1 import inspect_pb2, inspect_pb2_grpc
 from hvd.api.debug import debug
 from hvd.backends.contract import Capability
 from hvd.errors import HvdError
+from hvd.guests.lifecycle import GuestLife
 from hvd.guests.supervisor import Supervisor
 
 # A runner gives at most 1 MiB at a time; a smaller piece keeps its answers to others quick.
@@ -27,10 +28,11 @@ class InspectService(inspect_pb2_grpc.InspectServiceServicer):
     ) -> AsyncIterator[inspect_pb2.ReadMemoryResponse]:
         life = self._supervisor.get(request.name)
         instance = life.reachable("mem read", Capability.MEMORY_READ)
-        _check_range(request.address, request.length, life.guest.machine.memory_bytes)
+        _check_process(life, request.pid)
+        _check_range(request.address, request.length, life.guest.machine.memory_bytes or _ADDRESS_SPACE)
         for offset in range(0, request.length, CHUNK_BYTES):
-            address = request.address + offset
-            data = await instance.read_memory(address, min(CHUNK_BYTES, request.length - offset), request.virtual)
+            address, length = request.address + offset, min(CHUNK_BYTES, request.length - offset)
+            data = await instance.read_memory(address, length, request.virtual, request.pid)
             yield inspect_pb2.ReadMemoryResponse(address=address, data=data)
 
     async def WriteMemory(
@@ -45,13 +47,18 @@ class InspectService(inspect_pb2_grpc.InspectServiceServicer):
         return inspect_pb2.WriteMemoryResponse(written_bytes=len(request.data))
 
     async def GetMemoryMap(self, request: inspect_pb2.GetMemoryMapRequest, context: Any) -> inspect_pb2.MemoryMap:
-        return await self._supervisor.get(request.name).reachable("mem map", Capability.MEMORY_MAP).memory_map()
+        life = self._supervisor.get(request.name)
+        instance = life.reachable("mem map", Capability.MEMORY_MAP)
+        _check_process(life, request.pid)
+        return await instance.memory_map(request.pid)
 
     async def TranslateAddress(
         self, request: inspect_pb2.TranslateAddressRequest, context: Any
     ) -> inspect_pb2.AddressTranslation:
-        instance = self._supervisor.get(request.name).reachable("mem translate", Capability.TRANSLATE)
-        return await instance.translate(request.address)
+        life = self._supervisor.get(request.name)
+        instance = life.reachable("mem translate", Capability.TRANSLATE)
+        _check_process(life, request.pid)
+        return await instance.translate(request.address, request.pid)
 
     async def GetRegisters(self, request: inspect_pb2.GetRegistersRequest, context: Any) -> inspect_pb2.Registers:
         life = self._supervisor.get(request.name)
@@ -71,6 +78,13 @@ class InspectService(inspect_pb2_grpc.InspectServiceServicer):
         async with contextlib.aclosing(debug(self._supervisor, request_iterator)) as responses:
             async for response in responses:
                 yield response
+
+
+def _check_process(life: GuestLife, pid: int) -> None:
+    """Only containers have processes that the host knows. Raises HvdError FIELD_INVALID."""
+    if pid and (pid < 0 or Capability.CONTAINER not in life.backend.capabilities):
+        problem = "is no process' number" if pid < 0 else "this guest is a machine: its processes are its kernel's matter"
+        raise HvdError("FIELD_INVALID", field="pid", value=pid, problem=problem, remedy="leave it out")
 
 
 def _check_range(address: int, length: int, memory_bytes: int) -> None:

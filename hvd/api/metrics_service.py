@@ -3,15 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import time
 from collections import defaultdict
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Collection, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from hvapi.v1 import metrics_pb2, metrics_pb2_grpc
+from hvapi.v1 import guest_pb2, metrics_pb2, metrics_pb2_grpc
 from prometheus_client import Metric, generate_latest
 
+from hvd.backends.usage import Usage
 from hvd.errors import HvdError
 from hvd.metrics.families import kind_of
 from hvd.metrics.meter import Reading
@@ -77,16 +79,44 @@ class MetricsService(metrics_pb2_grpc.MetricsServiceServicer):
             state=guest.state,
             cpu_seconds=reading.cpu.total,
             memory_resident_bytes=reading.resident or 0,
-            memory_limit_bytes=guest.memory_limit,
+            memory_limit_bytes=reading.memory_limit,
             exits=moment.exits,
             hypercalls=by_kind[Kind.HYPERCALL.label],
             exits_by_kind={kind: count for kind, count in by_kind.items() if count},
         )
+        _add_devices(stats, reading)
+        if reading.usage is not None:
+            _add_usage(stats, reading.usage)
         if earlier is not None and (seconds := moment.time - earlier.time) > 0:
             # A guest that was started anew counts from zero.
             stats.cpu_ratio = max(0.0, moment.cpu - earlier.cpu) / seconds
             stats.exits_per_second = max(0, moment.exits - earlier.exits) / seconds
+            for resource, waited in moment.waited.items():
+                ratio = (waited - earlier.waited.get(resource, waited)) / seconds
+                stats.pressure_ratios[resource] = min(1.0, max(0.0, ratio))
         return stats
+
+
+def _add_devices(stats: metrics_pb2.GuestStats, reading: Reading) -> None:
+    counters, usage = reading.counters, reading.usage
+    for disk in counters.disks.values() if counters else ():
+        stats.disk_read_bytes += disk["read_bytes"]
+        stats.disk_write_bytes += disk["written_bytes"]
+    for card in counters.nics.values() if counters else ():
+        stats.network_receive_bytes += card["received_bytes"]
+        stats.network_transmit_bytes += card["transmitted_bytes"]
+    for device in usage.disks.values() if usage else ():
+        stats.disk_read_bytes += device.read_bytes
+        stats.disk_write_bytes += device.written_bytes
+    for interface in usage.networks.values() if usage else ():
+        stats.network_receive_bytes += interface.received_bytes
+        stats.network_transmit_bytes += interface.transmitted_bytes
+
+
+def _add_usage(stats: metrics_pb2.GuestStats, usage: Usage) -> None:
+    stats.memory_charged_bytes = usage.charged_bytes or 0
+    stats.pids, stats.pids_limit = usage.pids or 0, usage.pids_limit
+    stats.limit_effects.CopyFrom(guest_pb2.LimitEffects(**dataclasses.asdict(usage.effects)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,11 +126,13 @@ class _Moment:
     time: float
     cpu: float
     exits: int
+    waited: Mapping[str, float]  # resource -> seconds
 
     @classmethod
     def of(cls, reading: Reading) -> _Moment:
         points = reading.counters.points.values() if reading.counters else ()
-        return cls(time.monotonic(), reading.cpu.total, sum(point.count for point in points))
+        waited = {name: each.some for name, each in reading.usage.pressure.items()} if reading.usage else {}
+        return cls(time.monotonic(), reading.cpu.total, sum(point.count for point in points), waited)
 
 
 def _interval(request: metrics_pb2.WatchStatsRequest) -> float:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -62,7 +62,10 @@ class ContainerSpec:
     security: SecuritySpec
     init: bool
     host_network: bool = False
-    network_namespace: Path | None = None  # prepared; None = an empty one of its own, unless host_network
+    hosts: str = ""  # its /etc/hosts; empty = the image's
+    name_servers: str = ""  # its /etc/resolv.conf; empty = the image's
+    # Given its first process, which waits in its network namespace: plugs it in before its program begins. Raises HvdError.
+    plug: Callable[[int], Awaitable[None]] | None = None
 
 
 @dataclass(frozen=True, slots=True)

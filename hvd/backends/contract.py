@@ -17,7 +17,8 @@ from types import MappingProxyType
 
 from hvapi.v1 import guest_pb2, inspect_pb2
 
-from hvd.backends.container_spec import ContainerSpec, ExecSpec
+from hvd.backends.container_spec import ContainerSpec, ExecSpec, LimitsSpec
+from hvd.backends.usage import Usage
 from hvd.board.spec import DiskSpec, NetworkSpec
 from hvd.errors import HvdError
 from hvd.runner.directory import LogPosition
@@ -158,17 +159,18 @@ class Instance(ABC):
         """Ask the guest to end by itself. False = it cannot hear it (no power button): kill it after the grace period or at once."""
         raise missing(self, Capability.STOP)
 
-    async def read_memory(self, address: int, length: int, virtual: bool) -> bytes:
-        """length is at most 1 MiB."""
+    async def read_memory(self, address: int, length: int, virtual: bool, pid: int = 0) -> bytes:
+        """length is at most 1 MiB. pid: of a container, whose memory it is, as the host numbers it; 0 = its first process'."""
         raise missing(self, Capability.MEMORY_READ)
 
     async def write_memory(self, address: int, data: bytes, virtual: bool) -> None:
         raise missing(self, Capability.MEMORY_WRITE)
 
-    async def memory_map(self) -> inspect_pb2.MemoryMap:
+    async def memory_map(self, pid: int = 0) -> inspect_pb2.MemoryMap:
+        """pid: of a container, only that process; 0 = all of it."""
         raise missing(self, Capability.MEMORY_MAP)
 
-    async def translate(self, address: int) -> inspect_pb2.AddressTranslation:
+    async def translate(self, address: int, pid: int = 0) -> inspect_pb2.AddressTranslation:
         raise missing(self, Capability.TRANSLATE)
 
     async def registers(self, vcpu: int) -> inspect_pb2.Registers:
@@ -196,6 +198,10 @@ class Instance(ABC):
 
     def execute(self, spec: ExecSpec) -> Execution:
         raise missing(self, Capability.EXEC)
+
+    async def update_limits(self, old: LimitsSpec, new: LimitsSpec) -> None:
+        """Raises HvdError LIMIT_UNAVAILABLE, LIMIT_BELOW_USE, LIMIT_REFUSED: then they are the old ones."""
+        raise missing(self, Capability.LIMITS)
 
     def signal(self, name: str) -> None:
         """To its first process: "SIGHUP"."""
@@ -334,6 +340,15 @@ class Backend(ABC):
     async def settle(self, directory: Path) -> None:  # noqa: B027  most backends' processes leave nothing to do
         """Before the exit record of a guest is read that no daemon watched: write it, if the guest's process leaves something that
         it can be made of. Does not raise for what it finds."""
+
+    def usage(self, directory: Path) -> Usage | None:
+        """What the guest of this directory has used in this run, where its process and its counters page do not tell; None = they do, or it
+        does not run. Called in worker threads, for every guest at every reading of metrics: a few dozen small files at most."""
+        return None
+
+    def check_limits(self, limits: LimitsSpec) -> None:
+        """Can guests of this backend have them here? Raises HvdError LIMIT_UNAVAILABLE, CAPABILITY_MISSING."""
+        raise HvdError("CAPABILITY_MISSING", backend=self.name, capability=Capability.LIMITS.value)
 
     @property
     def trace_points(self) -> Sequence[Point]:

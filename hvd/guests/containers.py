@@ -14,7 +14,9 @@ from hvapi.v1 import guest_pb2, image_pb2
 from hvd.backends.container_spec import ContainerSpec, LimitsSpec, MountSpec, SecuritySpec
 from hvd.backends.contract import LaunchSpec
 from hvd.errors import HvdError
+from hvd.guests import interfaces
 from hvd.images.catalog import ROOTFS, layer_digests
+from hvd.network import ports
 
 Guest = guest_pb2.Guest
 Mount = guest_pb2.Mount
@@ -91,6 +93,8 @@ def check_container(guest: guest_pb2.Guest) -> None:
         raise _invalid("container.mounts", f"{len(container.mounts)} of them", f"more than {MOST_MOUNTS}", "give fewer")
     for number, mount in enumerate(container.mounts):
         _check_mount(f"container.mounts[{number}]", mount)
+    interfaces.check_container_interfaces(container)
+    ports.check_ports(container)
     check_limits(guest.limits)
 
 
@@ -199,7 +203,7 @@ def _spec(guest: guest_pb2.Guest, image: image_pb2.Image, places: Places) -> Con
             new_privileges=container.security.new_privileges,
         ),
         init=container.init,
-        host_network="host" in networks,
+        host_network=interfaces.HOST in networks,
     )
 
 

@@ -26,8 +26,8 @@ PREFIX = "guests/"
 ENDED: frozenset[int] = frozenset({Guest.STOPPED, Guest.FAILED, Guest.LOST})
 ALIVE: frozenset[int] = frozenset({Guest.STARTING, Guest.RUNNING, Guest.PAUSED, Guest.STOPPING})
 # Fields of a Guest that UpdateGuest may change.
-Mutable = Literal["labels", "on_reset", "restart_policy"]
-MUTABLE: tuple[Mutable, ...] = ("labels", "on_reset", "restart_policy")
+Mutable = Literal["labels", "on_reset", "restart_policy", "limits"]
+MUTABLE: tuple[Mutable, ...] = ("labels", "on_reset", "restart_policy", "limits")
 PAGE_BYTES = 4096
 # A board needs room for its loaders' tables and the first megabyte of a PC.
 LEAST_MEMORY = 1 << 20
@@ -86,6 +86,8 @@ def etag(guest: Guest) -> str:
     """Changes when what was asked for changes, not when the guest's state does (AIP-154)."""
     asked = Guest(uid=guest.uid, labels=guest.labels, on_reset=guest.on_reset)
     asked.restart_policy.CopyFrom(guest.restart_policy)
+    if guest.HasField("limits"):
+        asked.limits.CopyFrom(guest.limits)
     return hashlib.sha256(asked.SerializeToString(deterministic=True)).hexdigest()[:16]
 
 

@@ -25,7 +25,7 @@ from hvapi.v1 import guest_pb2, image_pb2
 from hvd.backends.contract import Backend, LaunchSpec
 from hvd.config import Config
 from hvd.errors import HvdError
-from hvd.guests import containers, disks, model, records
+from hvd.guests import containers, disks, limits, model, records
 from hvd.guests.events import EventLog, now
 from hvd.guests.lifecycle import GuestLife
 from hvd.guests.model import Guest
@@ -123,8 +123,11 @@ class Supervisor:
     async def shown(self, life: GuestLife) -> guest_pb2.Guest:
         """The guest, with what has to be looked up for that."""
         stored = await asyncio.to_thread(disks.stored_bytes, self.disks_directory(life.guest.uid))
+        effects = await limits.effects(life)
         guest = model.copy_of(life.guest)
         guest.disk_stored_bytes = stored
+        if effects is not None:
+            guest.limit_effects.CopyFrom(effects)
         return guest
 
     def users_of(self, image: str) -> list[str]:
@@ -178,11 +181,15 @@ class Supervisor:
 
     @contextlib.asynccontextmanager
     async def plugged(self, guest: guest_pb2.Guest, spec: LaunchSpec) -> AsyncIterator[LaunchSpec]:
+        if spec.container is not None:
+            yield replace(spec, container=await self._cards.container(guest, spec.container))
+            return
         async with self._cards.plugged(guest, spec.network_interfaces) as (cards, descriptors):
             yield replace(spec, network_interfaces=cards, card_descriptors=descriptors)
 
     def changed(self, life: GuestLife, kind: guest_pb2.GuestEvent.Type.ValueType, message: str) -> None:
         self.events.publish(kind, life.guest, message)
+        self._cards.changed(life.guest)
         if kind == GuestEvent.CHANGED:
             self._dirty[life.guest.uid] = life
             self._dirt.set()
@@ -191,6 +198,7 @@ class Supervisor:
         await self._store.delete(life.guest.uid)
         self._dirty.pop(life.guest.uid, None)
         self._guests.pop(model.parse_name(life.guest.name), None)
+        self._cards.gone(life.guest)
 
     # --- creation and change ---
 
@@ -300,7 +308,7 @@ class Supervisor:
         """Change the named fields; no paths = all changeable fields that are set.
 
         Raises HvdError GUEST_NOT_FOUND, ETAG_MISMATCH, FIELD_IMMUTABLE, FIELD_INVALID, DISK_FULL (nothing is changed
-        then).
+        then), CAPABILITY_MISSING, LIMIT_*.
         """
         return await self._whole(self._update(self.get(asked.name), asked, _update_paths(asked, paths)))
 
@@ -317,10 +325,12 @@ class Supervisor:
             changed.restart_policy.mode = changed.restart_policy.mode or guest_pb2.RestartPolicy.NEVER
             model.check_labels(changed.labels)
             model.check_policies(changed)
+            if "limits" in wanted:
+                limits.check(life, changed.limits)
             changed.etag = model.etag(changed)
             if changed.etag == life.guest.etag:
                 return life.guest
-            await self._store.put([changed])
+            await limits.change(life, changed.limits, lambda: self._store.put([changed]))
             if life.deleted:
                 raise HvdError("GUEST_NOT_FOUND", name=life.guest.name)
             # Only these: the guest's state may have moved on while the disk was busy.
@@ -364,6 +374,7 @@ class Supervisor:
         known = {life.guest.uid for life in self}
         for directory in await asyncio.to_thread(disks.left_over, self.config.disks_dir, known):
             self.oddities.append(f"{directory} holds disks of a guest that is not known; it was left alone")
+        self._cards.adopted(life.guest for life in self)
         log.info("guests adopted", guests=len(self), alive=sum(life.is_alive for life in self))
         self.adopted.set()
 
@@ -461,7 +472,7 @@ def _update_paths(asked: guest_pb2.Guest, paths: Sequence[str]) -> list[model.Mu
         return [
             field
             for field in model.MUTABLE
-            if getattr(asked, field) or (field == "restart_policy" and asked.HasField(field))
+            if (asked.HasField(field) if field in ("restart_policy", "limits") else getattr(asked, field))
         ]
     for path in paths:
         if path in model.MUTABLE:

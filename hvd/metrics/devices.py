@@ -1,4 +1,5 @@
-"""The series of a guest's disks and network cards, from its counters page. docs/metrics.md lists them."""
+"""The series of a guest's disks and network cards: from its counters page, or as its backend measures them. docs/metrics.md
+lists them."""
 
 from __future__ import annotations
 
@@ -28,13 +29,19 @@ _LABELS = ("guest", "device")
 
 
 def device_families(readings: Sequence[Reading]) -> Iterable[Metric]:
-    """Devices are named as in the machine's configuration: disk0, net0."""
+    """Devices are named as in the machine's configuration: disk0, net0; a container's disks as the host names them (vda), its
+    interfaces as it does (eth0)."""
     counted = [(reading.guest.name, reading.counters) for reading in readings if reading.counters is not None]
+    used = [(reading.guest.name, reading.usage) for reading in readings if reading.usage is not None]
     for name, (text, field) in _DISK.items():
         family = CounterMetricFamily(name, text, labels=_LABELS)
         for guest, counters in counted:
             for slot, disk in counters.disks.items():
                 family.add_metric([guest, f"disk{slot}"], disk[field])
+        for guest, usage in used:
+            for device, figures in usage.disks.items():
+                if hasattr(figures, field):
+                    family.add_metric([guest, device], getattr(figures, field))
         yield family
     operations = CounterMetricFamily(
         "hvd_guest_disk_operations", "Operations that the guest's disk has done.", labels=(*_LABELS, "operation")
@@ -47,10 +54,17 @@ def device_families(readings: Sequence[Reading]) -> Iterable[Metric]:
             for operation, field in _OPERATIONS.items():
                 operations.add_metric([guest, f"disk{slot}", operation], disk[field])
             busy.add_metric([guest, f"disk{slot}"], disk["busy_ns"] / 1e9)
+    for guest, usage in used:
+        for device, figures in usage.disks.items():
+            operations.add_metric([guest, device, "read"], figures.reads)
+            operations.add_metric([guest, device, "write"], figures.writes)
     yield from (operations, busy)
     for name, (text, field) in _NETWORK.items():
         family = CounterMetricFamily(name, text, labels=_LABELS)
         for guest, counters in counted:
             for slot, card in counters.nics.items():
                 family.add_metric([guest, f"net{slot}"], card[field])
+        for guest, usage in used:
+            for device, interface in usage.networks.items():
+                family.add_metric([guest, device], getattr(interface, field))
         yield family

@@ -11,6 +11,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Histo
 from hvd.metrics.crossings import Handling, Key
 from hvd.metrics.devices import device_families
 from hvd.metrics.meter import Reading
+from hvd.metrics.usage import usage_families
 from hvd.trace.counters import BUCKET_NS
 from hvd.trace.points import Kind, Point
 
@@ -37,13 +38,13 @@ def guest_families(readings: Sequence[Reading], points: Points) -> Iterable[Metr
     )
     cpu = CounterMetricFamily(
         "hvd_guest_cpu_seconds",
-        "Host CPU time of the guest's process: executing the guest, in the VMM's user code, in the host's kernel.",
+        "Host CPU time of the guest's process or processes: executing the guest, in the VMM's user code, in the host's kernel.",
         labels=["guest", "mode"],
     )
     resident = GaugeMetricFamily(
-        "hvd_guest_memory_resident_bytes", "Resident memory of the guest's process.", labels=["guest"]
+        "hvd_guest_memory_resident_bytes", "Resident memory of the guest's process or processes.", labels=["guest"]
     )
-    limit = GaugeMetricFamily("hvd_guest_memory_limit_bytes", "Guest-physical RAM.", labels=["guest"])
+    limit = GaugeMetricFamily("hvd_guest_memory_limit_bytes", "Guest-physical RAM; of a container, its limit, if it has one.", labels=["guest"])
     for reading in readings:
         name = reading.guest.name
         if reading.guest.start_seconds:
@@ -53,14 +54,17 @@ def guest_families(readings: Sequence[Reading], points: Points) -> Iterable[Metr
             ("vmm", reading.cpu.vmm),
             ("system", reading.cpu.system),
         ):
-            cpu.add_metric([name, mode], seconds)
+            if mode != "vmm" or reading.usage is None:  # a container has none
+                cpu.add_metric([name, mode], seconds)
         if reading.resident is not None:
             resident.add_metric([name], reading.resident)
-        limit.add_metric([name], reading.guest.memory_limit)
+        if reading.memory_limit:
+            limit.add_metric([name], reading.memory_limit)
     yield from (start, cpu, resident, limit)
     yield from _crossing_families(readings, points)
     yield from _page_families(readings)
     yield from device_families(readings)
+    yield from usage_families(readings)
 
 
 def _info(readings: Sequence[Reading]) -> Metric:

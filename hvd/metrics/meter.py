@@ -7,17 +7,20 @@ from __future__ import annotations
 
 import os
 import threading
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from hvapi.v1 import guest_pb2
 
+from hvd.backends.usage import Usage
 from hvd.errors import HvdError
 from hvd.guests.records import read_process
 from hvd.runner import directory as names
 from hvd.trace.counters import Counters, read_counters
 
+# (backend, directory of the guest) -> what it has used, if that backend measures it.
+UsageSource = Callable[[str, Path], Usage | None]
 _TICKS = os.sysconf("SC_CLK_TCK")
 _PAGE = os.sysconf("SC_PAGE_SIZE")
 
@@ -33,7 +36,7 @@ class GuestView:
     state: str
     pid: int
     start_seconds: float  # since the epoch; 0 = never started
-    memory_limit: int  # bytes of guest RAM
+    memory_limit: int  # bytes; 0 = none
     directory: Path
 
 
@@ -58,6 +61,12 @@ class Reading:
     counters: Counters | None  # None = it has no page yet, or none that can be read
     cpu: CpuSeconds
     resident: int | None  # bytes; None = no process
+    usage: Usage | None = None  # of a guest whose backend measures it; the last of its run when that has ended
+
+    @property
+    def memory_limit(self) -> int:
+        """Bytes; 0 = none."""
+        return self.usage.memory_limit_bytes if self.usage else self.guest.memory_limit
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,7 +98,7 @@ def view_of(guest: guest_pb2.Guest, directory: Path) -> GuestView:
         state=guest_pb2.Guest.State.Name(guest.state),
         pid=guest.host_pid,
         start_seconds=guest.start_time.seconds + guest.start_time.nanos / 1e9,
-        memory_limit=guest.machine.memory_bytes,
+        memory_limit=guest.machine.memory_bytes or guest.limits.memory_bytes,
         directory=directory,
     )
 
@@ -97,7 +106,10 @@ def view_of(guest: guest_pb2.Guest, directory: Path) -> GuestView:
 class Meter:
     """Reads guests, and remembers of each what makes its counters only ever grow. Thread-safe."""
 
-    def __init__(self) -> None:
+    def __init__(self, usage: UsageSource = lambda backend, directory: None) -> None:
+        """usage: of a backend's guest (Backend.usage)."""
+        self._usage = usage
+        self._used: dict[str, Usage] = {}
         self._lives: dict[str, _Life] = {}
         self._lock = threading.Lock()
 
@@ -108,11 +120,19 @@ class Meter:
     def forget_all_but(self, uids: set[str]) -> None:
         """Guests that are gone need no memory."""
         with self._lock:
-            for uid in self._lives.keys() - uids:
-                del self._lives[uid]
+            for known in (self._lives, self._used):
+                for uid in known.keys() - uids:
+                    del known[uid]
 
     def _read(self, guest: GuestView) -> Reading:
         counters = _counters_of(guest)
+        used = self._usage(guest.backend, guest.directory) if guest.pid else None
+        if used is not None:
+            self._used[guest.uid] = used
+            return Reading(guest, counters, _cpu_of(used), used.resident_bytes, used)
+        if (last := self._used.get(guest.uid)) is not None:
+            # It has ended: what it used, and nothing that it has no more.
+            return Reading(guest, counters, _cpu_of(last), None, replace(last, charged_bytes=None, pids=None))
         life = self._lives.get(guest.uid)
         if guest.pid and (life is None or life.pid != guest.pid):
             process = read_process(guest.directory)
@@ -124,6 +144,10 @@ class Meter:
         if times is not None:
             _divide(life, times, counters.run_ns / 1e9 if counters else 0.0)
         return Reading(guest, counters, life.cpu, times.resident if times else None)
+
+
+def _cpu_of(used: Usage) -> CpuSeconds:
+    return CpuSeconds(guest=used.user_seconds, system=used.system_seconds)
 
 
 def _divide(life: _Life, times: _ProcessTimes, run_seconds: float) -> None:

@@ -18,7 +18,7 @@ from hvd.guests.events import EventLog
 from hvd.guests.model import ALIVE, Guest
 from hvd.metrics.crossings import HandlingTimes
 from hvd.metrics.families import Points, daemon_families, guest_families
-from hvd.metrics.meter import GuestView, Meter, Reading, view_of
+from hvd.metrics.meter import GuestView, Meter, Reading, UsageSource, view_of
 from hvd.trace.points import BY_ID
 
 # The guests there are, each with its directory. Called in the event loop.
@@ -38,7 +38,7 @@ class Snapshot:
 
 class Metrics:
     """guests: where they come from. available: backend -> does it run here. points: trace points of a backend by number.
-    core_version: of the C parts.
+    core_version: of the C parts. usage: Backend.usage, by the backend's name.
     """
 
     def __init__(
@@ -47,13 +47,14 @@ class Metrics:
         available: Callable[[], Mapping[str, bool]] = dict,
         points: Points = lambda backend: BY_ID,
         core_version: str = "",
+        usage: UsageSource = lambda backend, directory: None,
     ) -> None:
         self._guests = guests
         self._available = available
         # Asked for each series of each guest, and they never change.
         self.points: Points = functools.cache(points)
         self._build = {"version": version(), "core_version": core_version, "python": platform.python_version()}
-        self._meter = Meter()
+        self._meter = Meter(usage)
         self._handling = HandlingTimes()
         self._own = CollectorRegistry(auto_describe=True)
         self._operations = Histogram(

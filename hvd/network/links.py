@@ -12,6 +12,7 @@ import errno
 import fcntl
 import importlib.util
 import os
+import socket
 import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -60,12 +61,18 @@ def obstacle() -> tuple[str, str]:
 
 
 def tap_name(uid: str, card: int) -> str:
-    """Of a guest's card among the host's interfaces while the guest runs: `tcpdump -i` knows it by this."""
+    """Of a guest's card, a machine's tap or a container's veth, among the host's interfaces while the guest runs:
+    `tcpdump -i` knows it by this, and /sys/class/net/NAME/statistics counts (what the guest sends is received there)."""
     return f"hvd-{uid[:8]}-{card}"
 
 
 def exists(interface: str) -> bool:
-    return Path(f"/sys/class/net/{interface}").exists()
+    """In this process's network namespace, which /sys need not show."""
+    try:
+        socket.if_nametoindex(interface)
+    except OSError:
+        return False
+    return True
 
 
 def _has_net_admin() -> bool:
@@ -83,7 +90,7 @@ class Links:
 
     def bridges(self) -> list[Bridge]:
         """Ours. Raises HvdError LINK_FAILED."""
-        with _netlink("listing bridges") as netlink:
+        with rtnetlink("listing bridges") as netlink:
             found = []
             for link in netlink.get_links():
                 alias = link.get_attr("IFLA_IFALIAS") or ""
@@ -94,7 +101,7 @@ class Links:
     def make_bridge(self, names: list[str], key: str, address: IPv4Interface, mac: str, mtu: int) -> str:
         """A bridge that is up and has the address, under the first of the names that is free; its name. The fixed MAC
         keeps neighbours' tables right while ports come and go. Raises HvdError LINK_FAILED."""
-        with _netlink(f"making the bridge of network {key}") as netlink:
+        with rtnetlink(f"making the bridge of network {key}") as netlink:
             name = next((name for name in names if not netlink.link_lookup(ifname=name)), None)
             if name is None:
                 raise HvdError("LINK_FAILED", what=f"making bridge {names[0]}", problem="its name is taken")
@@ -113,13 +120,13 @@ class Links:
 
     def delete_bridge(self, bridge: Bridge) -> None:
         """No error when it is gone. Raises HvdError LINK_FAILED."""
-        with _netlink(f"deleting bridge {bridge.name}") as netlink, _gone_is_well():
+        with rtnetlink(f"deleting bridge {bridge.name}") as netlink, _gone_is_well():
             netlink.link("del", index=bridge.index)
 
     def open_tap(self, name: str, bridge: str, mtu: int, key: str) -> int:
         """A tap that is up and a port of the bridge; its descriptor, non-blocking, is its life. Frames have
         struct virtio_net_hdr_v1 before them. Raises HvdError LINK_FAILED."""
-        with _netlink(f"making tap {name} on bridge {bridge}") as netlink:
+        with rtnetlink(f"making tap {name} on bridge {bridge}") as netlink:
             fd = os.open(TUN, os.O_RDWR | os.O_NONBLOCK | os.O_CLOEXEC)
             try:
                 flags = _IFF_TAP | _IFF_NO_PI | _IFF_VNET_HDR
@@ -137,9 +144,26 @@ class Links:
                 raise
             return fd
 
+    def make_veth(self, name: str, bridge: str, mtu: int, key: str, inside: str, mac: str, pid: int) -> None:
+        """A pair: one end is a port of the bridge, the other, `inside`, is in the network namespace of the process, down.
+        It goes with either end's namespace. Raises HvdError LINK_FAILED."""
+        with rtnetlink(f"making {name} on bridge {bridge}") as netlink:
+            (master,) = netlink.link_lookup(ifname=bridge) or (None,)
+            if master is None:
+                raise OSError(errno.ENODEV, os.strerror(errno.ENODEV))
+            for index in netlink.link_lookup(ifname=name):  # of the run before, whose namespace the kernel is taking down
+                with _gone_is_well():
+                    netlink.link("del", index=index)
+            peer = {"ifname": inside, "net_ns_pid": pid, "address": mac, "mtu": mtu}
+            netlink.link("add", ifname=name, kind="veth", mtu=mtu, peer=peer)
+            (index,) = netlink.link_lookup(ifname=name)
+            _no_ipv6(name)
+            netlink.link("set", index=index, ifalias=self._prefix + key, master=master)
+            netlink.link("set", index=index, state="up")
+
     def join(self, taps: list[str], bridge: str) -> None:
         """Make those of these taps that there are ports of the bridge. Raises HvdError LINK_FAILED."""
-        with _netlink(f"plugging taps into bridge {bridge}") as netlink:
+        with rtnetlink(f"plugging taps into bridge {bridge}") as netlink:
             (master,) = netlink.link_lookup(ifname=bridge) or (None,)
             for name in taps:
                 if master is not None and (found := netlink.link_lookup(ifname=name)):
@@ -148,7 +172,7 @@ class Links:
     def subnets(self) -> list[tuple[IPv4Network, str]]:
         """Where the host has addresses or routes, except by bridges of ours: subnet and whose it is. Raises HvdError
         LINK_FAILED."""
-        with _netlink("listing addresses") as netlink:
+        with rtnetlink("listing addresses") as netlink:
             names, ours = {}, set()
             for link in netlink.get_links():
                 names[link["index"]] = link.get_attr("IFLA_IFNAME")
@@ -179,7 +203,8 @@ def _no_ipv6(interface: str) -> None:
 
 
 @contextlib.contextmanager
-def _netlink(what: str) -> Iterator[Any]:
+def rtnetlink(what: str) -> Iterator[Any]:
+    """Of this thread's network namespace. Raises HvdError LINK_FAILED for whatever goes wrong with it."""
     from pyroute2 import IPRoute  # 0.1 s, which a daemon without networks need not spend
     from pyroute2.netlink.exceptions import NetlinkError
 

@@ -19,8 +19,9 @@ import structlog
 from hvapi.v1 import guest_pb2, network_pb2
 
 from hvd.errors import HvdError
+from hvd.guests.interfaces import cards_of
 from hvd.guests.model import check_id, check_labels
-from hvd.network import addresses, dhcp, links, nat
+from hvd.network import addresses, dhcp, links, nat, ports
 from hvd.network.links import Links
 from hvd.network.store import NetworkStore
 
@@ -52,8 +53,15 @@ class Networks:
         # Held while the host's network is changed.
         self._lock = asyncio.Lock()
         self._tasks: set[asyncio.Task[Any]] = set()
+        # What the filter says now; None = nobody knows.
+        self._published: list[ports.Published] | None = None
+        self._refiltering: asyncio.Task[None] | None = None
 
     # ---- what there is
+
+    def guests(self) -> Iterable[guest_pb2.Guest]:
+        """All, running or not."""
+        return self._guests()
 
     def get(self, name: str) -> Network:
         """Raises HvdError NAME_INVALID, NETWORK_NOT_FOUND."""
@@ -82,7 +90,7 @@ class Networks:
         return [
             (guest, card)
             for guest in self._guests()
-            for card in guest.machine.network_interfaces
+            for card in cards_of(guest)
             if card.network == name
         ]
 
@@ -91,7 +99,7 @@ class Networks:
         return [
             links.tap_name(guest.uid, number)
             for guest in self._guests()
-            for number, card in enumerate(guest.machine.network_interfaces)
+            for number, card in enumerate(cards_of(guest))
             if card.network == name
         ]
 
@@ -258,7 +266,35 @@ class Networks:
             for network in self._networks.values()
             if network.bridge
         ]
-        await asyncio.to_thread(nat.apply, self._table, filtered)
+        published = self._to_publish()
+        await asyncio.to_thread(nat.apply, self._table, filtered, published)
+        self._published = published
+
+    def _to_publish(self) -> list[ports.Published]:
+        there = [network for network in self._networks.values() if network.bridge]
+        known = {network.name: (network.bridge, IPv4Network(network.subnet)) for network in there}
+        return ports.published(self._guests(), known)
+
+    async def refilter(self) -> None:
+        """After a guest whose ports are published has come or gone. Raises HvdError FILTER_FAILED."""
+        async with self._lock:
+            await self._filter()
+
+    def refilter_soon(self) -> None:
+        if self._refiltering is None:
+            self._refiltering = task = asyncio.create_task(self._refilter_later())
+            self._tasks.add(task)
+            task.add_done_callback(self._tasks.discard)
+
+    async def _refilter_later(self) -> None:
+        async with self._lock:
+            self._refiltering = None  # what changes from here on is another's work
+            if self._to_publish() == self._published:
+                return
+            try:
+                await self._filter()
+            except HvdError as error:
+                log.error("ports are not published as they should be", problem=error.message)
 
     # ---- DHCP
 

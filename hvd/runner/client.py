@@ -275,7 +275,7 @@ class RunnerInstance(Instance):
             raise
         return True
 
-    async def read_memory(self, address: int, length: int, virtual: bool) -> bytes:
+    async def read_memory(self, address: int, length: int, virtual: bool, pid: int = 0) -> bytes:
         request = control_pb2.ReadMemory(address=address, length=length, virtual=virtual)
         data: control_pb2.MemoryData = await self._verb(Capability.MEMORY_READ, "read_memory", request)
         return data.data
@@ -287,13 +287,13 @@ class RunnerInstance(Instance):
             control_pb2.WriteMemory(address=address, data=data, virtual=virtual),
         )
 
-    async def memory_map(self) -> inspect_pb2.MemoryMap:
+    async def memory_map(self, pid: int = 0) -> inspect_pb2.MemoryMap:
         answer: inspect_pb2.MemoryMap = await self._verb(
             Capability.MEMORY_MAP, "get_memory_map", control_pb2.GetMemoryMap()
         )
         return answer
 
-    async def translate(self, address: int) -> inspect_pb2.AddressTranslation:
+    async def translate(self, address: int, pid: int = 0) -> inspect_pb2.AddressTranslation:
         request = control_pb2.TranslateAddress(address=address)
         answer: inspect_pb2.AddressTranslation = await self._verb(Capability.TRANSLATE, "translate_address", request)
         return answer

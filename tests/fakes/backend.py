@@ -190,17 +190,17 @@ class FakeInstance(Instance):
             raise HvdError("ADDRESS_OUTSIDE", length=length, address=hex(address))
         return slice(address, address + length)
 
-    async def read_memory(self, address: int, length: int, virtual: bool) -> bytes:
+    async def read_memory(self, address: int, length: int, virtual: bool, pid: int = 0) -> bytes:
         return bytes(self.guest.memory[self._range(address, length)])
 
     async def write_memory(self, address: int, data: bytes, virtual: bool) -> None:
         self.guest.memory[self._range(address, len(data))] = data
 
-    async def memory_map(self) -> inspect_pb2.MemoryMap:
+    async def memory_map(self, pid: int = 0) -> inspect_pb2.MemoryMap:
         region = inspect_pb2.MemoryRegion(start=0, length=MEMORY, kind=inspect_pb2.MemoryRegion.RAM, owner="ram")
         return inspect_pb2.MemoryMap(regions=[region])
 
-    async def translate(self, address: int) -> inspect_pb2.AddressTranslation:
+    async def translate(self, address: int, pid: int = 0) -> inspect_pb2.AddressTranslation:
         return inspect_pb2.AddressTranslation(virtual_address=address, physical_address=address, paging_mode="none")
 
     async def registers(self, vcpu: int) -> inspect_pb2.Registers:

@@ -24,9 +24,10 @@ _sym_db = _symbol_database.Default()
 
 from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
+from hvapi.v1 import guest_pb2 as hvd_dot_v1_dot_guest__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14hvd/v1/metrics.proto\x12\x06hvd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"3\n\x11GetMetricsRequest\x12\r\n\x05names\x18\x01 \x03(\t\x12\x0f\n\x07\x61s_text\x18\x02 \x01(\x08\"J\n\x12GetMetricsResponse\x12&\n\x08\x66\x61milies\x18\x01 \x03(\x0b\x32\x14.hvd.v1.MetricFamily\x12\x0c\n\x04text\x18\x02 \x01(\t\"_\n\x0cMetricFamily\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04help\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12%\n\x07samples\x18\x04 \x03(\x0b\x32\x14.hvd.v1.MetricSample\"\x8c\x01\n\x0cMetricSample\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x30\n\x06labels\x18\x02 \x03(\x0b\x32 .hvd.v1.MetricSample.LabelsEntry\x12\r\n\x05value\x18\x03 \x01(\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"O\n\x11WatchStatsRequest\x12\r\n\x05names\x18\x01 \x03(\t\x12+\n\x08interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"a\n\x12WatchStatsResponse\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12!\n\x05stats\x18\x02 \x03(\x0b\x32\x12.hvd.v1.GuestStats\"\xca\x02\n\nGuestStats\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x11\n\tcpu_ratio\x18\x04 \x01(\x01\x12\x13\n\x0b\x63pu_seconds\x18\x05 \x01(\x01\x12\x1d\n\x15memory_resident_bytes\x18\x06 \x01(\x03\x12\x1a\n\x12memory_limit_bytes\x18\x07 \x01(\x03\x12\r\n\x05\x65xits\x18\x08 \x01(\x04\x12\x18\n\x10\x65xits_per_second\x18\t \x01(\x01\x12\x12\n\nhypercalls\x18\n \x01(\x04\x12:\n\rexits_by_kind\x18\x0b \x03(\x0b\x32#.hvd.v1.GuestStats.ExitsByKindEntry\x1a\x32\n\x10\x45xitsByKindEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x32\x9c\x01\n\x0eMetricsService\x12\x43\n\nGetMetrics\x12\x19.hvd.v1.GetMetricsRequest\x1a\x1a.hvd.v1.GetMetricsResponse\x12\x45\n\nWatchStats\x12\x19.hvd.v1.WatchStatsRequest\x1a\x1a.hvd.v1.WatchStatsResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14hvd/v1/metrics.proto\x12\x06hvd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1fgoogle/protobuf/timestamp.proto\x1a\x12hvd/v1/guest.proto\"3\n\x11GetMetricsRequest\x12\r\n\x05names\x18\x01 \x03(\t\x12\x0f\n\x07\x61s_text\x18\x02 \x01(\x08\"J\n\x12GetMetricsResponse\x12&\n\x08\x66\x61milies\x18\x01 \x03(\x0b\x32\x14.hvd.v1.MetricFamily\x12\x0c\n\x04text\x18\x02 \x01(\t\"_\n\x0cMetricFamily\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04help\x18\x02 \x01(\t\x12\x0c\n\x04type\x18\x03 \x01(\t\x12%\n\x07samples\x18\x04 \x03(\x0b\x32\x14.hvd.v1.MetricSample\"\x8c\x01\n\x0cMetricSample\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x30\n\x06labels\x18\x02 \x03(\x0b\x32 .hvd.v1.MetricSample.LabelsEntry\x12\r\n\x05value\x18\x03 \x01(\x01\x1a-\n\x0bLabelsEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"O\n\x11WatchStatsRequest\x12\r\n\x05names\x18\x01 \x03(\t\x12+\n\x08interval\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"a\n\x12WatchStatsResponse\x12(\n\x04time\x18\x01 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12!\n\x05stats\x18\x02 \x03(\x0b\x32\x12.hvd.v1.GuestStats\"\xa1\x05\n\nGuestStats\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x62\x61\x63kend\x18\x02 \x01(\t\x12\r\n\x05state\x18\x03 \x01(\t\x12\x11\n\tcpu_ratio\x18\x04 \x01(\x01\x12\x13\n\x0b\x63pu_seconds\x18\x05 \x01(\x01\x12\x1d\n\x15memory_resident_bytes\x18\x06 \x01(\x03\x12\x1a\n\x12memory_limit_bytes\x18\x07 \x01(\x03\x12\r\n\x05\x65xits\x18\x08 \x01(\x04\x12\x18\n\x10\x65xits_per_second\x18\t \x01(\x01\x12\x12\n\nhypercalls\x18\n \x01(\x04\x12:\n\rexits_by_kind\x18\x0b \x03(\x0b\x32#.hvd.v1.GuestStats.ExitsByKindEntry\x12\x17\n\x0f\x64isk_read_bytes\x18\x0c \x01(\x04\x12\x18\n\x10\x64isk_write_bytes\x18\r \x01(\x04\x12\x1d\n\x15network_receive_bytes\x18\x0e \x01(\x04\x12\x1e\n\x16network_transmit_bytes\x18\x0f \x01(\x04\x12\x1c\n\x14memory_charged_bytes\x18\x10 \x01(\x03\x12\x0c\n\x04pids\x18\x11 \x01(\x03\x12\x12\n\npids_limit\x18\x12 \x01(\x03\x12+\n\rlimit_effects\x18\x13 \x01(\x0b\x32\x14.hvd.v1.LimitEffects\x12?\n\x0fpressure_ratios\x18\x14 \x03(\x0b\x32&.hvd.v1.GuestStats.PressureRatiosEntry\x1a\x32\n\x10\x45xitsByKindEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04:\x02\x38\x01\x1a\x35\n\x13PressureRatiosEntry\x12\x0b\n\x03key\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x01:\x02\x38\x01\x32\x9c\x01\n\x0eMetricsService\x12\x43\n\nGetMetrics\x12\x19.hvd.v1.GetMetricsRequest\x1a\x1a.hvd.v1.GetMetricsResponse\x12\x45\n\nWatchStats\x12\x19.hvd.v1.WatchStatsRequest\x1a\x1a.hvd.v1.WatchStatsResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -37,24 +38,28 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_METRICSAMPLE_LABELSENTRY']._serialized_options = b'8\001'
   _globals['_GUESTSTATS_EXITSBYKINDENTRY']._loaded_options = None
   _globals['_GUESTSTATS_EXITSBYKINDENTRY']._serialized_options = b'8\001'
-  _globals['_GETMETRICSREQUEST']._serialized_start=97
-  _globals['_GETMETRICSREQUEST']._serialized_end=148
-  _globals['_GETMETRICSRESPONSE']._serialized_start=150
-  _globals['_GETMETRICSRESPONSE']._serialized_end=224
-  _globals['_METRICFAMILY']._serialized_start=226
-  _globals['_METRICFAMILY']._serialized_end=321
-  _globals['_METRICSAMPLE']._serialized_start=324
-  _globals['_METRICSAMPLE']._serialized_end=464
-  _globals['_METRICSAMPLE_LABELSENTRY']._serialized_start=419
-  _globals['_METRICSAMPLE_LABELSENTRY']._serialized_end=464
-  _globals['_WATCHSTATSREQUEST']._serialized_start=466
-  _globals['_WATCHSTATSREQUEST']._serialized_end=545
-  _globals['_WATCHSTATSRESPONSE']._serialized_start=547
-  _globals['_WATCHSTATSRESPONSE']._serialized_end=644
-  _globals['_GUESTSTATS']._serialized_start=647
-  _globals['_GUESTSTATS']._serialized_end=977
-  _globals['_GUESTSTATS_EXITSBYKINDENTRY']._serialized_start=927
-  _globals['_GUESTSTATS_EXITSBYKINDENTRY']._serialized_end=977
-  _globals['_METRICSSERVICE']._serialized_start=980
-  _globals['_METRICSSERVICE']._serialized_end=1136
+  _globals['_GUESTSTATS_PRESSURERATIOSENTRY']._loaded_options = None
+  _globals['_GUESTSTATS_PRESSURERATIOSENTRY']._serialized_options = b'8\001'
+  _globals['_GETMETRICSREQUEST']._serialized_start=117
+  _globals['_GETMETRICSREQUEST']._serialized_end=168
+  _globals['_GETMETRICSRESPONSE']._serialized_start=170
+  _globals['_GETMETRICSRESPONSE']._serialized_end=244
+  _globals['_METRICFAMILY']._serialized_start=246
+  _globals['_METRICFAMILY']._serialized_end=341
+  _globals['_METRICSAMPLE']._serialized_start=344
+  _globals['_METRICSAMPLE']._serialized_end=484
+  _globals['_METRICSAMPLE_LABELSENTRY']._serialized_start=439
+  _globals['_METRICSAMPLE_LABELSENTRY']._serialized_end=484
+  _globals['_WATCHSTATSREQUEST']._serialized_start=486
+  _globals['_WATCHSTATSREQUEST']._serialized_end=565
+  _globals['_WATCHSTATSRESPONSE']._serialized_start=567
+  _globals['_WATCHSTATSRESPONSE']._serialized_end=664
+  _globals['_GUESTSTATS']._serialized_start=667
+  _globals['_GUESTSTATS']._serialized_end=1340
+  _globals['_GUESTSTATS_EXITSBYKINDENTRY']._serialized_start=1235
+  _globals['_GUESTSTATS_EXITSBYKINDENTRY']._serialized_end=1285
+  _globals['_GUESTSTATS_PRESSURERATIOSENTRY']._serialized_start=1287
+  _globals['_GUESTSTATS_PRESSURERATIOSENTRY']._serialized_end=1340
+  _globals['_METRICSSERVICE']._serialized_start=1343
+  _globals['_METRICSSERVICE']._serialized_end=1499
 # @@protoc_insertion_point(module_scope)

@@ -9,6 +9,7 @@ from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from hvapi.v1 import guest_pb2 as _guest_pb2
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -218,6 +219,26 @@ class GuestStats(_message.Message):
         def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
         def WhichOneof(self, oneof_group: _Never) -> None: ...
 
+    @_typing.final
+    class PressureRatiosEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.str
+        value: _builtins.float
+        def __init__(
+            self,
+            *,
+            key: _builtins.str = ...,
+            value: _builtins.float = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
+
     NAME_FIELD_NUMBER: _builtins.int
     BACKEND_FIELD_NUMBER: _builtins.int
     STATE_FIELD_NUMBER: _builtins.int
@@ -229,6 +250,15 @@ class GuestStats(_message.Message):
     EXITS_PER_SECOND_FIELD_NUMBER: _builtins.int
     HYPERCALLS_FIELD_NUMBER: _builtins.int
     EXITS_BY_KIND_FIELD_NUMBER: _builtins.int
+    DISK_READ_BYTES_FIELD_NUMBER: _builtins.int
+    DISK_WRITE_BYTES_FIELD_NUMBER: _builtins.int
+    NETWORK_RECEIVE_BYTES_FIELD_NUMBER: _builtins.int
+    NETWORK_TRANSMIT_BYTES_FIELD_NUMBER: _builtins.int
+    MEMORY_CHARGED_BYTES_FIELD_NUMBER: _builtins.int
+    PIDS_FIELD_NUMBER: _builtins.int
+    PIDS_LIMIT_FIELD_NUMBER: _builtins.int
+    LIMIT_EFFECTS_FIELD_NUMBER: _builtins.int
+    PRESSURE_RATIOS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     backend: _builtins.str
     state: _builtins.str
@@ -240,8 +270,24 @@ class GuestStats(_message.Message):
     exits: _builtins.int
     exits_per_second: _builtins.float
     hypercalls: _builtins.int
+    disk_read_bytes: _builtins.int
+    """Of all its disks and network cards together, since its start."""
+    disk_write_bytes: _builtins.int
+    network_receive_bytes: _builtins.int
+    network_transmit_bytes: _builtins.int
+    memory_charged_bytes: _builtins.int
+    """Of a container: with page cache and kernel memory, what its memory cgroup is charged."""
+    pids: _builtins.int
+    """Of a container: processes and threads, and their limit; 0 = none."""
+    pids_limit: _builtins.int
     @_builtins.property
     def exits_by_kind(self) -> _containers.ScalarMap[_builtins.str, _builtins.int]: ...
+    @_builtins.property
+    def limit_effects(self) -> _guest_pb2.LimitEffects: ...
+    @_builtins.property
+    def pressure_ratios(self) -> _containers.ScalarMap[_builtins.str, _builtins.float]:
+        """Of a container: the part of the last interval in which some of its tasks waited for "cpu", "memory", "io"."""
+
     def __init__(
         self,
         *,
@@ -256,10 +302,19 @@ class GuestStats(_message.Message):
         exits_per_second: _builtins.float = ...,
         hypercalls: _builtins.int = ...,
         exits_by_kind: _abc.Mapping[_builtins.str, _builtins.int] | None = ...,
+        disk_read_bytes: _builtins.int = ...,
+        disk_write_bytes: _builtins.int = ...,
+        network_receive_bytes: _builtins.int = ...,
+        network_transmit_bytes: _builtins.int = ...,
+        memory_charged_bytes: _builtins.int = ...,
+        pids: _builtins.int = ...,
+        pids_limit: _builtins.int = ...,
+        limit_effects: _guest_pb2.LimitEffects | None = ...,
+        pressure_ratios: _abc.Mapping[_builtins.str, _builtins.float] | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["limit_effects", b"limit_effects"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "cpu_ratio", b"cpu_ratio", "cpu_seconds", b"cpu_seconds", "exits", b"exits", "exits_by_kind", b"exits_by_kind", "exits_per_second", b"exits_per_second", "hypercalls", b"hypercalls", "memory_limit_bytes", b"memory_limit_bytes", "memory_resident_bytes", b"memory_resident_bytes", "name", b"name", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["backend", b"backend", "cpu_ratio", b"cpu_ratio", "cpu_seconds", b"cpu_seconds", "disk_read_bytes", b"disk_read_bytes", "disk_write_bytes", b"disk_write_bytes", "exits", b"exits", "exits_by_kind", b"exits_by_kind", "exits_per_second", b"exits_per_second", "hypercalls", b"hypercalls", "limit_effects", b"limit_effects", "memory_charged_bytes", b"memory_charged_bytes", "memory_limit_bytes", b"memory_limit_bytes", "memory_resident_bytes", b"memory_resident_bytes", "name", b"name", "network_receive_bytes", b"network_receive_bytes", "network_transmit_bytes", b"network_transmit_bytes", "pids", b"pids", "pids_limit", b"pids_limit", "pressure_ratios", b"pressure_ratios", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -13,7 +14,7 @@ if TYPE_CHECKING:
     from hvapi.v1 import guest_pb2
 
 _PORT = re.compile(
-    r"(?:(?P<address>[0-9.]+|\[[0-9a-fA-F:]+\]):)?(?:(?P<host>\d*):)?(?P<port>\d+)(?:/(?P<protocol>tcp|udp))?"
+    r"(?:(?P<address>[0-9]+(?:\.[0-9]+)+|\[[0-9a-fA-F:]+\]):)?(?:(?P<host>\d*):)?(?P<port>\d+)(?:/(?P<protocol>tcp|udp))?"
 )
 
 
@@ -100,6 +101,50 @@ CONTAINER_OPTIONS = [
     click.option("--no-seccomp", is_flag=True, help="Container: no system call is refused. Not safe."),
     click.option("--new-privileges", is_flag=True, help="Container: programs may gain privileges (setuid)."),
 ]  # fmt: skip
+
+
+class LimitSize(click.ParamType):  # type: ignore[type-arg]
+    """A size, or "none": 0."""
+
+    name = "size"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
+        return 0 if value in ("none", "0") else int(SIZE.convert(value, param, ctx))
+
+
+class LimitNumber(click.ParamType):  # type: ignore[type-arg]
+    """A number above 0, or "none": 0."""
+
+    def __init__(self, kind: type[int] | type[float]) -> None:
+        self.name = "number"
+        self._kind = kind
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
+        try:
+            number = 0 if value == "none" else self._kind(value)
+        except ValueError:
+            number = -1
+        if not 0 <= number < 1 << 62:
+            self.fail(f"'{value}' is no limit; write a number or none", param, ctx)
+        return number
+
+
+_LIMITS: tuple[tuple[str, str, LimitSize | LimitNumber, str, str], ...] = (
+    ("--memory", "memory_bytes", LimitSize(), "SIZE", "most memory"),
+    ("--cpus", "cpus", LimitNumber(float), "N", "most CPU time, in CPUs: 0.5, 2"),
+    ("--pids", "pids", LimitNumber(int), "N", "most processes and threads"),
+    ("--disk-read-rate", "disk_read_bytes_per_second", LimitSize(), "SIZE", "most bytes read a second"),
+    ("--disk-write-rate", "disk_write_bytes_per_second", LimitSize(), "SIZE", "most bytes written a second"),
+    ("--disk-read-operations", "disk_read_operations_per_second", LimitNumber(int), "N", "most reads a second"),
+    ("--disk-write-operations", "disk_write_operations_per_second", LimitNumber(int), "N", "most writes a second"),
+)
+
+
+def limit_options(command: Callable[..., Any]) -> Callable[..., Any]:
+    """Options named as the fields of Limits; None = not given, 0 = none any more."""
+    for flag, field, kind, metavar, text in reversed(_LIMITS):
+        command = click.option(flag, field, type=kind, metavar=metavar, help=f"Container: {text}; none takes it away.")(command)
+    return command
 
 
 def container_of(spec: dict[str, Any]) -> guest_pb2.ContainerConfig | None:

@@ -15,6 +15,7 @@ from hvctl.sdk.errors import HvctlError
 from hvctl.sdk.names import guest_id, guest_name
 from hvctl.settings import Settings, verb
 from hvctl.values import LABEL, RESTART
+from hvctl.verbs.container_options import limit_options
 
 if TYPE_CHECKING:
     from hvapi.v1 import guest_pb2
@@ -124,6 +125,7 @@ def reset(settings: Settings, guest: tuple[str, ...]) -> int:
 @click.option("--remove-label", "removed", metavar="KEY", multiple=True, help="Remove this label; may be repeated.")
 @click.option("--restart", type=RESTART, metavar="POLICY", help="never, always, on-failure or on-failure:N.")
 @click.option("--on-reset", type=click.Choice(["stop", "restart"]), help="What a reset or triple fault does.")
+@limit_options
 def update(
     settings: Settings,
     guest: str,
@@ -131,20 +133,28 @@ def update(
     removed: tuple[str, ...],
     restart: tuple[str, int] | None,
     on_reset: str | None,
+    **limits: float | None,
 ) -> int:
-    """Changes a guest's labels, restart policy, or what a reset does."""
-    if not (labels or removed or restart or on_reset):
-        raise click.UsageError("nothing to change: give --label, --remove-label, --restart or --on-reset")
+    """Changes a guest's labels, restart policy, what a reset does, or a container's limits while it runs."""
+    wanted = {field: value for field, value in limits.items() if value is not None}
+    if not (labels or removed or restart or on_reset or wanted):
+        raise click.UsageError("nothing to change: give --label, --remove-label, --restart, --on-reset or a limit")
     from google.protobuf import field_mask_pb2
     from hvapi.v1 import guest_pb2
 
     def act(name: str) -> guest_pb2.Guest:
         changed = guest_pb2.Guest(name=name)
         paths = []
-        if labels or removed:
+        if labels or removed or wanted:
             present = settings.client.get_guest(name=name)
-            # The labels are replaced as a whole; the etag keeps us from undoing somebody else's change.
+            # Labels and limits are replaced as a whole; the etag keeps us from undoing somebody else's change.
             changed.etag = present.etag
+        if wanted:
+            changed.limits.CopyFrom(present.limits)
+            for field, value in wanted.items():
+                setattr(changed.limits, field, value)
+            paths.append("limits")
+        if labels or removed:
             kept = {key: value for key, value in present.labels.items() if key not in removed}
             changed.labels.update(kept | dict(labels))
             paths.append("labels")

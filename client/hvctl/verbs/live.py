@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,15 @@ from hvctl.verbs.listing import state_text
 if TYPE_CHECKING:
     from hvapi.v1 import metrics_pb2
 
+
+def _pair(one: int, other: int) -> str:
+    return f"{size_text(one)}/{size_text(other)}" if one or other else "-"
+
+
+def _pressure(ratios: Mapping[str, float]) -> str:
+    return ",".join(f"{ratios[name]:.0%}" for name in ("cpu", "memory", "io")) if ratios else "-"
+
+
 COLUMNS: list[Column[metrics_pb2.GuestStats]] = [
     Column("NAME", lambda s: guest_id(s.name)),
     Column("BACKEND", lambda s: s.backend),
@@ -28,6 +37,14 @@ COLUMNS: list[Column[metrics_pb2.GuestStats]] = [
     Column("EXITS/S", lambda s: f"{s.exits_per_second:.0f}", right=True),
     Column("EXITS", lambda s: str(s.exits), right=True),
     Column("HYPERCALLS", lambda s: str(s.hypercalls), right=True),
+    Column("PIDS", lambda s: str(s.pids) if s.pids else "-", right=True),
+    Column("DISK R/W", lambda s: _pair(s.disk_read_bytes, s.disk_write_bytes), right=True),
+    Column("NET R/W", lambda s: _pair(s.network_receive_bytes, s.network_transmit_bytes), right=True),
+    Column("CHARGED", lambda s: size_text(s.memory_charged_bytes) if s.memory_charged_bytes else "-", right=True, wide=True),
+    Column("OOM", lambda s: str(s.limit_effects.oom_kills) if s.HasField("limit_effects") else "-", right=True, wide=True),
+    Column("THROTTLED", lambda s: f"{s.limit_effects.cpu_throttled_seconds:.1f}s" if s.HasField("limit_effects") else "-",
+           right=True, wide=True),
+    Column("WAITING CPU,MEM,IO", lambda s: _pressure(s.pressure_ratios), right=True, wide=True),
     Column("BY KIND", lambda s: ",".join(f"{k}={n}" for k, n in sorted(s.exits_by_kind.items())) or "-", wide=True),
 ]
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import sys
 from collections.abc import Iterator
 from contextlib import nullcontext
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 import click
 
@@ -18,10 +18,30 @@ from hvctl.values import ADDRESS, SIZE, size_text
 if TYPE_CHECKING:
     from hvapi.v1 import inspect_pb2
 
+class ProcessAddress(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
+    """ADDRESS, or PID:ADDRESS: (pid or 0, address)."""
+
+    name = "address"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> tuple[int, int]:
+        if isinstance(value, tuple):
+            return value
+        pid, colon, address = str(value).rpartition(":")
+        if colon and not (pid.isascii() and pid.isdigit()):
+            self.fail(f"'{value}' is no address; write 0x... or PID:0x...", param, ctx)
+        return int(pid or 0), ADDRESS.convert(address, param, ctx)
+
+
 FORMATS = ("table", "json", "jsonl", "yaml")
 virtual_option = click.option(
     "--virtual", is_flag=True, help="The address is guest-virtual (by the present page tables), not guest-physical."
 )
+
+
+pid_option = click.option(
+    "--pid", type=click.IntRange(min=1), metavar="PID",
+    help="Container: the process whose memory it is, as the host numbers it; default is its first.",
+)  # fmt: skip
 
 
 @verb(formats=(*FORMATS, "text"))
@@ -29,11 +49,14 @@ virtual_option = click.option(
 @click.argument("address", type=ADDRESS)
 @click.argument("length", type=SIZE, default=256)
 @virtual_option
-def read(settings: Settings, guest: str, address: int, length: int, virtual: bool) -> None:
+@pid_option
+def read(settings: Settings, guest: str, address: int, length: int, virtual: bool, pid: int | None) -> None:
     """Shows LENGTH bytes (default 256) at ADDRESS as a hex dump."""
     from hvapi.v1 import inspect_pb2
 
-    request = inspect_pb2.ReadMemoryRequest(name=guest_name(guest), address=address, length=length, virtual=virtual)
+    request = inspect_pb2.ReadMemoryRequest(
+        name=guest_name(guest), address=address, length=length, virtual=virtual, pid=pid or 0
+    )
     chunks = settings.client.read_memory(request, timeout=settings.timeout)
     if is_document(settings.output):
         data = b"".join(chunk.data for chunk in chunks)
@@ -117,7 +140,10 @@ def write(
 @click.option("--output-file", "-O", "path", type=click.Path(dir_okay=False, allow_dash=True), required=True,
               metavar="F", help="Where to; - = stdout.")  # fmt: skip
 @virtual_option
-def dump(settings: Settings, guest: str, address: int | None, length: int | None, path: str, virtual: bool) -> None:
+@pid_option
+def dump(
+    settings: Settings, guest: str, address: int | None, length: int | None, path: str, virtual: bool, pid: int | None
+) -> None:
     """Saves LENGTH bytes at ADDRESS, or all RAM, to a file.
 
     All RAM: a byte's place in the file is its guest-physical address; holes are holes in the file.
@@ -136,6 +162,8 @@ def dump(settings: Settings, guest: str, address: int | None, length: int | None
                 "all RAM goes to a file, by guest-physical address: give ADDRESS and LENGTH otherwise"
             )
         regions = settings.client.get_memory_map(name=name).regions
+        if any(region.pid for region in regions):
+            raise click.UsageError("each process of a container has memory of its own: give ADDRESS and LENGTH")
         ranges = [(region.start, region.length) for region in regions if region.kind == inspect_pb2.MemoryRegion.RAM]
         origin = 0
     written = 0
@@ -144,7 +172,9 @@ def dump(settings: Settings, guest: str, address: int | None, length: int | None
             for start, size in ranges:
                 if path != "-":
                     file.seek(start - origin)
-                request = inspect_pb2.ReadMemoryRequest(name=name, address=start, length=size, virtual=virtual)
+                request = inspect_pb2.ReadMemoryRequest(
+                    name=name, address=start, length=size, virtual=virtual, pid=pid or 0
+                )
                 for chunk in settings.client.read_memory(request, timeout=settings.timeout):
                     file.write(chunk.data)
                     written += len(chunk.data)
@@ -169,12 +199,29 @@ REGION_COLUMNS: list[Column[inspect_pb2.MemoryRegion]] = [
 ]
 
 
+MAPPING_COLUMNS: list[Column[inspect_pb2.MemoryRegion]] = [
+    Column("PID", lambda r: str(r.pid), right=True),
+    Column("START", lambda r: f"{r.start:#014x}"),
+    Column("END", lambda r: f"{r.start + r.length - 1:#014x}"),
+    Column("SIZE", lambda r: size_text(r.length), right=True),
+    Column("RESIDENT", lambda r: size_text(r.resident_bytes), right=True),
+    Column("RIGHTS", lambda r: r.permissions),
+    Column("OWNER", lambda r: r.owner),
+    Column("FILE OFFSET", lambda r: f"{r.file_offset:#x}", wide=True),
+]
+
+
 @verb()
 @click.argument("guest")
-def map_(settings: Settings, guest: str) -> None:
-    """Lists the regions of the guest-physical address space."""
-    response = settings.client.get_memory_map(name=guest_name(guest))
-    print_items(settings, response, response.regions, REGION_COLUMNS, lambda region: region.owner)
+@click.option("--pid", type=click.IntRange(min=1), metavar="PID", help="Container: only this process, as the host numbers it.")
+def map_(settings: Settings, guest: str, pid: int | None) -> None:
+    """Lists the regions of the guest-physical address space; of a container, its processes' mappings."""
+    response = settings.client.get_memory_map(name=guest_name(guest), pid=pid or 0)
+    columns = MAPPING_COLUMNS if any(region.pid for region in response.regions) else REGION_COLUMNS
+    print_items(settings, response, response.regions, columns, lambda region: region.owner)
+    if response.charged_bytes and settings.output in ("table", "wide"):
+        limit = size_text(response.limit_bytes) if response.limit_bytes else "none"
+        say(f"charged {size_text(response.charged_bytes)}, limit {limit}")
 
 
 ENTRY_COLUMNS: list[Column[inspect_pb2.PageTableEntry]] = [
@@ -186,10 +233,13 @@ ENTRY_COLUMNS: list[Column[inspect_pb2.PageTableEntry]] = [
 
 @verb(formats=FORMATS)
 @click.argument("guest")
-@click.argument("address", type=ADDRESS)
-def translate(settings: Settings, guest: str, address: int) -> None:
-    """Follows a guest-virtual address through the page tables to guest-physical memory."""
-    found = settings.client.translate_address(name=guest_name(guest), address=address)
+@click.argument("address", type=ProcessAddress(), metavar="[PID:]ADDRESS")
+def translate(settings: Settings, guest: str, address: tuple[int, int]) -> None:
+    """Follows a guest-virtual address through the page tables to guest-physical memory.
+
+    Of a container: an address of process PID (as the host numbers it; default is its first) to the host's memory.
+    """
+    found = settings.client.translate_address(name=guest_name(guest), pid=address[0], address=address[1])
     if is_document(settings.output):
         print_document(settings.output, document(found))
         return

@@ -9,16 +9,21 @@ import json
 import os
 import subprocess
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
-from hvd.backends.container import bundle, conmon, rootfs, runtime
-from hvd.backends.container.cgroup import limits
+from hvd.backends.container import bundle, conmon, mounts, rootfs, runtime
 from hvd.backends.container.cgroup.hierarchy import PARENT, hierarchy
+from hvd.backends.container.cgroup.limits import check
+from hvd.backends.container.cgroup.update import count_disk
+from hvd.backends.container.cgroup.usage import usage
 from hvd.backends.container.instance import CAPABILITIES, ContainerInstance, Record, settle
 from hvd.backends.container.runtime import RUNTIMES, Runtime
 from hvd.backends.container.trace import recorder
 from hvd.backends.container.trace.points import POINTS
+from hvd.backends.container_spec import LimitsSpec
 from hvd.backends.contract import Availability, Backend, Capability, EngineInfo, Instance, LaunchSpec
+from hvd.backends.usage import Usage
 from hvd.errors import HvdError
 from hvd.runner import directory as names
 from hvd.trace.points import BackendId
@@ -78,7 +83,14 @@ class ContainerBackend(Backend):
                 problem="it runs root file systems, not kernels",
                 remedy="give an --image of kind rootfs",
             )
-        limits.check(spec.container.limits, hierarchy())
+        self.check_limits(spec.container.limits)
+
+    def check_limits(self, limits: LimitsSpec) -> None:
+        check(limits, hierarchy())
+
+    def usage(self, directory: Path) -> Usage | None:
+        record = Record.read(directory)
+        return None if record is None else usage(record.uid, record.init)
 
     async def launch(self, spec: LaunchSpec, directory: Path) -> Instance:
         assert spec.container is not None
@@ -86,17 +98,22 @@ class ContainerBackend(Backend):
         mapping = None if container.security.host_user_namespace else _mapping()
         root = await asyncio.to_thread(rootfs.mount, container.layers, container.state_dir, mapping)
         try:
+            container = replace(container, mounts=await asyncio.to_thread(mounts.prepare, container, mapping))
             config = bundle.config(container, spec.uid, root, f"/{PARENT}/{spec.uid}")
             (directory / "config.json").write_text(json.dumps(config), "utf-8")
             made = await conmon.create(
                 directory, spec.uid, spec.name, engine,
                 tty=container.tty, stdin=container.stdin, log_max_bytes=spec.log_max_bytes,
             )  # fmt: skip
+            await asyncio.to_thread(count_disk, hierarchy(), spec.uid, container.limits, container.state_dir)
             record = Record(
                 spec.uid, engine.name, str(container.state_dir), container.stop_signal, container.tty, *made
             )
             record.write(directory)
             names.write_json(str(directory / names.PID), names.process_identity(made.monitor))
+            await asyncio.to_thread(mounts.release, container.state_dir)  # it has them in its own namespace now
+            if container.plug is not None:
+                await container.plug(made.init)
             instance = ContainerInstance(directory, record, engine, "PAUSED")
         except BaseException as error:
             with contextlib.suppress(HvdError):

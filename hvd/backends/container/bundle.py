@@ -93,9 +93,8 @@ def _namespaces(spec: ContainerSpec) -> list[dict[str, str]]:
     if not spec.security.host_user_namespace:
         kinds.append("user")
     namespaces = [{"type": kind} for kind in kinds]
-    if spec.network_namespace is not None:
-        namespaces.append({"type": "network", "path": str(spec.network_namespace)})
-    elif not spec.host_network:
+    if not spec.host_network:
+        # Made by the runtime, so that it belongs to the container's user namespace; whoever plugs it in comes later.
         namespaces.append({"type": "network"})
     return namespaces
 

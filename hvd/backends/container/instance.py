@@ -15,14 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import structlog
+from hvapi.v1 import inspect_pb2
 
-from hvd.backends.container import conmon, rootfs
+from hvd.backends.container import conmon, memory, rootfs
 from hvd.backends.container.cgroup.hierarchy import hierarchy
 from hvd.backends.container.cgroup.limits import effects
+from hvd.backends.container.cgroup.update import change
 from hvd.backends.container.execution import ContainerExecution
 from hvd.backends.container.runtime import Runtime
 from hvd.backends.container.trace.recorder import RECORDER
-from hvd.backends.container_spec import ExecSpec
+from hvd.backends.container_spec import ExecSpec, LimitsSpec
 from hvd.backends.contract import Capability, ConsoleAttachment, Execution, Instance, InstanceStatus
 from hvd.errors import HvdError
 from hvd.runner import directory as names
@@ -202,6 +204,20 @@ class ContainerInstance(Instance):
         except ProcessLookupError as error:
             raise HvdError("RUNNER_GONE", problem="the container has ended") from error
 
+    async def update_limits(self, old: LimitsSpec, new: LimitsSpec) -> None:
+        where = Path(self._record.state_dir)
+        async with self._working:
+            await asyncio.to_thread(lambda: change(hierarchy(), self._record.uid, old, new, where))
+
+    async def read_memory(self, address: int, length: int, virtual: bool, pid: int = 0) -> bytes:
+        return await asyncio.to_thread(memory.read, self._record.uid, pid or self.pid, address, length)
+
+    async def memory_map(self, pid: int = 0) -> inspect_pb2.MemoryMap:
+        return await asyncio.to_thread(memory.regions, self._record.uid, pid)
+
+    async def translate(self, address: int, pid: int = 0) -> inspect_pb2.AddressTranslation:
+        return await asyncio.to_thread(memory.translate, self._record.uid, pid or self.pid, address)
+
     async def resize_console(self, rows: int, columns: int) -> None:
         if not self._record.tty:
             return
@@ -326,5 +342,5 @@ class ContainerConsole(ConsoleAttachment):
 
 CAPABILITIES = frozenset({
     Capability.CONSOLE, Capability.PAUSE, Capability.STOP, Capability.CONTAINER, Capability.EXEC,
-    Capability.SIGNAL,
+    Capability.SIGNAL, Capability.LIMITS, Capability.MEMORY_MAP, Capability.MEMORY_READ, Capability.TRANSLATE,
 })  # fmt: skip

@@ -20,6 +20,8 @@ from hvd.errors import HvdError
 # The host's ids that are the container's 0 and on.
 FIRST_ID = 100_000
 IDS = 65_536
+# Below the state directory: what is mounted into a container, until it has been created.
+SOURCES = "sources"
 
 _AT_FDCWD = -100
 _AT_EMPTY_PATH = 0x1000
@@ -82,7 +84,7 @@ def mount(layers: tuple[Path, ...], state_dir: Path, mapping: int | None) -> Pat
         if mapping is not None:
             _check_open(state_dir)
         for number, layer in enumerate(layers):
-            lowest.append(_map_ids(layer, lower / str(number), mapping) if mapping is not None else layer)
+            lowest.append(map_ids(layer, lower / str(number), mapping) if mapping is not None else layer)
         # Overlay takes the highest first. A colon or comma in a path would be another option: these are ours and have none.
         options = f"lowerdir={':'.join(map(str, reversed(lowest)))},upperdir={upper},workdir={work}"
         _mount("overlay", root, "overlay", options)
@@ -95,7 +97,7 @@ def mount(layers: tuple[Path, ...], state_dir: Path, mapping: int | None) -> Pat
         # The overlay has clones of its own.
         if mapping is not None:
             for path in lowest:
-                _unmount(path)
+                unmount_at(path)
     return root
 
 
@@ -108,16 +110,21 @@ def _check_open(directory: Path) -> None:
 
 def unmount(state_dir: Path) -> None:
     """Whatever is mounted for it; no error when nothing is."""
-    _unmount(state_dir / "rootfs")
-    lower = state_dir / "lower"
-    if lower.is_dir():
-        for path in lower.iterdir():
-            _unmount(path)
-    shutil.rmtree(lower, ignore_errors=True)
+    unmount_at(state_dir / "rootfs")
+    for name in ("lower", SOURCES):
+        parent = state_dir / name
+        if parent.is_dir():
+            for path in parent.iterdir():
+                unmount_at(path)
+        shutil.rmtree(parent, ignore_errors=True)
 
 
-def _map_ids(layer: Path, where: Path, mapping: int) -> Path:
-    where.mkdir(exist_ok=True)
+def map_ids(layer: Path, where: Path, mapping: int) -> Path:
+    """A folder or file as it is, with other owners, at `where`. Raises OSError: EINVAL = its file system cannot do so."""
+    if layer.is_dir():
+        where.mkdir(exist_ok=True)
+    else:
+        where.touch()
     tree = _libc.syscall(_SYS_OPEN_TREE, _AT_FDCWD, os.fsencode(layer), _OPEN_TREE_CLONE | _OPEN_TREE_CLOEXEC)
     if tree < 0:
         raise _errno("open_tree", layer)
@@ -139,8 +146,9 @@ def _mount(source: str, target: Path, kind: str, options: str) -> None:
         raise _errno("mount", target)
 
 
-def _unmount(path: Path) -> None:
-    while _libc.umount2(os.fsencode(path), _MNT_DETACH) == 0:  # as often as something was mounted there
+def unmount_at(path: Path) -> None:
+    """As often as something is mounted there; no error when nothing is."""
+    while _libc.umount2(os.fsencode(path), _MNT_DETACH) == 0:
         pass
 
 

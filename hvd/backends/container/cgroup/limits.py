@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from hvd.backends.container.cgroup.files import number, table
 from hvd.backends.container.cgroup.hierarchy import Hierarchy
 from hvd.backends.container_spec import LimitsSpec
+from hvd.backends.usage import Effects
 from hvd.errors import HvdError
 
 CPU_PERIOD_US = 100_000
@@ -63,50 +64,21 @@ def resources(limits: LimitsSpec, where: Path, *, update: bool = False) -> dict[
     return found
 
 
-@dataclass(frozen=True, slots=True)
-class Effects:
-    """What limits did so far: hvd.v1.LimitEffects."""
-
-    oom_kills: int = 0
-    memory_limit_hits: int = 0
-    pids_limit_hits: int = 0
-    cpu_throttled_periods: int = 0
-    cpu_throttled_seconds: float = 0.0
-
-
 def effects(found: Hierarchy, uid: str) -> Effects:
     """Zeroes where the host does not tell."""
     memory, pids, cpu = (found.directory(name, uid) for name in ("memory", "pids", "cpu"))
     if "memory" in found.version_1:
-        oom = _table(memory, "memory.oom_control").get("oom_kill", 0)
-        hits = _number(memory, "memory.failcnt")
+        oom = table(memory, "memory.oom_control").get("oom_kill", 0)
+        hits = number(memory, "memory.failcnt")
     else:
-        events = _table(memory, "memory.events")
+        events = table(memory, "memory.events")
         oom, hits = events.get("oom_kill", 0), events.get("max", 0)
-    throttled = _table(cpu, "cpu.stat")
+    throttled = table(cpu, "cpu.stat")
     return Effects(
         oom_kills=oom,
         memory_limit_hits=hits,
-        pids_limit_hits=_table(pids, "pids.events").get("max", 0),
+        pids_limit_hits=table(pids, "pids.events").get("max", 0),
         cpu_throttled_periods=throttled.get("nr_throttled", 0),
         # Nanoseconds in version 1, microseconds in version 2.
         cpu_throttled_seconds=throttled.get("throttled_time", 0) / 1e9 or throttled.get("throttled_usec", 0) / 1e6,
     )
-
-
-def _table(directory: Path | None, name: str) -> dict[str, int]:
-    """Of a file of lines "name number"; empty when it cannot be read."""
-    if directory is None:
-        return {}
-    try:
-        rows = [line.split() for line in (directory / name).read_text("ascii").splitlines()]
-    except OSError:
-        return {}
-    return {row[0]: int(row[1]) for row in rows if len(row) == 2 and row[1].isdigit()}
-
-
-def _number(directory: Path | None, name: str) -> int:
-    try:
-        return int((directory / name).read_text("ascii")) if directory is not None else 0
-    except (OSError, ValueError):
-        return 0

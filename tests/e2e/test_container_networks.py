@@ -1,0 +1,213 @@
+"""Containers' networks, published ports and volumes through the real daemon, in a network namespace of its own."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from container_harness import APPLETS, busybox_root
+from real_daemon import RealDaemon, is_process, wait_for
+
+from hvd.backends.container.backend import BACKEND
+from hvd.backends.container.cgroup.hierarchy import hierarchy
+from hvd.network.links import tap_name
+from tests.network_namespace import Namespace, NamespaceUnavailable
+
+MORE = ("ip", "ping", "nc", "wget", "httpd", "route", "ifconfig", "cp", "df")
+
+
+@pytest.fixture(scope="module")
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    root = busybox_root(tmp_path_factory.mktemp("busybox") / "root")
+    for applet in set(MORE) - set(APPLETS):
+        (root / "bin" / applet).symlink_to("busybox")
+    return root
+
+
+@pytest.fixture
+def namespace() -> Iterator[Namespace]:
+    try:
+        with Namespace("nft") as namespace:
+            yield namespace
+    except NamespaceUnavailable as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture
+def shared(tmp_path: Path) -> Path:
+    """A folder that containers may be given."""
+    folder = tmp_path / "shared"
+    folder.mkdir()
+    (folder / "from-host").write_text("host\n")
+    return folder
+
+
+@pytest.fixture
+def box(namespace: Namespace, root: Path, shared: Path) -> Iterator[RealDaemon]:
+    """A daemon with the image "box" in the namespace; nothing is left of its guests: interfaces, rules, mounts, groups."""
+    availability = BACKEND.probe()
+    if not availability.available:
+        reason = f"container: {availability.reason}; {availability.remedy}"
+        if "container" in os.environ.get("HVD_REQUIRE_BACKENDS", ""):
+            pytest.fail(reason)
+        pytest.skip(reason)
+    # Not `ip netns exec`, which mounts another /sys, without control groups.
+    prefix = ("nsenter", f"--net=/run/netns/{namespace.name}")
+    with RealDaemon("--image-dirs", str(shared), prefix=prefix) as daemon:
+        daemon.ok("image", "import", "box", str(root))
+        yield daemon
+        uids = [guest["uid"] for guest in daemon.listed().values()]
+        daemon.clear()
+        for name in daemon.ok("network", "list", "-o", "name").stdout.split():
+            daemon.ok("network", "delete", name)
+        mounts = Path("/proc/self/mountinfo").read_text()
+        assert not [uid for uid in uids if uid in mounts]
+        groups = hierarchy()
+        assert not [path for uid in uids for path in groups.directories(uid) if path.exists()]
+    namespace.check_clean()
+
+
+def address_of(box: RealDaemon, network: str, guest: str) -> str:
+    shown = box.ok("network", "show", network, "-o", "json").json
+    return str(next(each["ip_address"] for each in shown["attachments"] if each["guest"] == f"guests/{guest}"))
+
+
+def reason_of(box: RealDaemon, *words: str) -> str:
+    refused = box.hvctl("run", "-o", "json", *words)
+    assert refused.returncode == 125, refused
+    return str(json.loads(refused.stderr[refused.stderr.index("{") :])["error"]["reason"])
+
+
+def test_containers_on_a_network_reach_each_other_and_the_host(namespace: Namespace, box: RealDaemon) -> None:
+    box.ok("network", "create", "lan", "--subnet", "10.9.0.0/24", "--mtu", "1400")
+    box.ok("run", "-d", "--name", "a", "--image", "box", "--network", "lan", "--", "sh", "-c", "echo up; exec sleep 1000")
+    box.wait_logs("a", "up")
+    address = address_of(box, "lan", "a")
+    assert address == "10.9.0.2"
+    done = box.ok("run", "--name", "b", "--image", "box", "--network", "lan,ip=10.9.0.9,mac=52:54:00:12:34:56", "--", "sh", "-c",
+                  f"ip addr; ip route; cat /etc/hosts; ping -c 1 {address} && ping -c 1 10.9.0.1 && ping -c 1 localhost && ping -c 1 b")  # fmt: skip
+    assert done.stdout.count("1 packets received") == 4
+    for text in ("10.9.0.9/24", "52:54:00:12:34:56", "mtu 1400", "default via 10.9.0.1 dev eth0", "10.9.0.9 b", "LOOPBACK,UP"):
+        assert text in done.stdout, text
+    uid = box.show("a")["uid"]
+    assert tap_name(uid, 0) in namespace.links()
+    namespace.run("ping", "-c", "1", address)
+    # Its root may not change it: that is a capability it does not have.
+    assert box.hvctl("exec", "a", "--", "ip", "link", "set", "eth0", "down").returncode
+    box.ok("kill", "a")
+    wait_for(lambda: tap_name(uid, 0) not in namespace.links(), "the end of its cable")
+    box.ok("start", "a")
+    box.wait_logs("a", "up")
+    namespace.run("ping", "-c", "1", address)
+
+
+def test_none_and_host(namespace: Namespace, box: RealDaemon) -> None:
+    assert box.ok("run", "--rm", "--image", "box", "--network", "none", "--", "ip", "-o", "link").stdout.count("\n") == 1
+    seen = box.ok("run", "--rm", "--image", "box", "--network", "host", "--", "ip", "-o", "addr").stdout
+    assert "192.0.2.7" in seen
+    assert reason_of(box, "--image", "box", "--network", "user", "--", "true") == "FIELD_INVALID"
+    assert reason_of(box, "--image", "box", "--network", "missing", "--", "true") == "NETWORK_NOT_FOUND"
+    assert reason_of(box, "--image", "box", "--network", "host", "--network", "none", "--", "true") == "FIELD_INVALID"
+
+
+SERVE = "mkdir -p /srv/www; echo hello from $(hostname) >/srv/www/x; echo up; exec busybox httpd -f -p 80 -h /srv/www"
+
+
+def fetch(namespace: Namespace, url: str) -> str:
+    """What comes, or why nothing does."""
+    code = f"import urllib.request as r; print(r.urlopen('http://{url}/x', timeout=5).read().decode(), end='')"
+    done = subprocess.run([*namespace.prefix, sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    return done.stdout or done.stderr
+
+
+def rules(namespace: Namespace) -> int:
+    """How many ports are published."""
+    return len(re.findall(r"dnat to", namespace.run("nft", "list", "ruleset")))
+
+
+def ports_of(box: RealDaemon, guest: str) -> list[int]:
+    return [int(port["host_port"]) for port in box.show(guest)["container"]["ports"]]
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_published_ports(namespace: Namespace, box: RealDaemon, closed: bool) -> None:
+    box.ok("network", "create", "lan", "--subnet", "10.9.0.0/24", *(["--no-nat"] if closed else []))
+    words = ("-p", "8080:80", "-p", "0.0.0.0:8081:80", "-p", "80", "-p", "53:53/udp")
+    box.ok("run", "-d", "--name", "web", "--image", "box", "--network", "lan", *words, "--", "sh", "-c", SERVE)
+    box.wait_logs("web", "up")
+    free = ports_of(box, "web")[2]
+    assert free > 1023 and rules(namespace) == 5
+    for url in ("127.0.0.1:8080", "127.0.0.1:8081", "192.0.2.7:8081", f"127.0.0.1:{free}"):
+        assert fetch(namespace, url) == "hello from web\n", url
+    assert "hello" not in fetch(namespace, "192.0.2.7:8080")  # of the loopback only
+    # From a container, by the host's address, even from itself; what listens on the host's loopback it does not reach.
+    inside = box.ok("exec", "web", "--", "sh", "-c", "wget -q -O - http://10.9.0.1:8081/x; wget -q -T 3 -O - http://10.9.0.1:8080/x || echo refused")
+    assert inside.stdout == "hello from web\nrefused\n"
+    # What is taken.
+    box.ok("run", "-d", "--name", "other", "--image", "box", "--", "sleep", "1000")
+    for port in ("8080:80", "127.0.0.1:8081:80", f"{free}:80"):
+        assert reason_of(box, "--image", "box", "--network", "lan", "-p", port, "--", "true") == "PORT_TAKEN"
+    listener = namespace.start(sys.executable, "-c", "import socket; s = socket.create_server(('', 9000)); print(flush=True); s.accept()")
+    assert listener.stdout
+    listener.stdout.readline()
+    try:
+        assert reason_of(box, "--image", "box", "--network", "lan", "-p", "9000:80", "--", "true") == "PORT_TAKEN"
+    finally:
+        listener.kill()
+        listener.wait()
+        listener.stdout.close()
+    assert reason_of(box, "--image", "box", "-p", "9000:80", "--", "true") == "FIELD_INVALID"
+    assert reason_of(box, "--image", "box", "--network", "lan", "-p", "198.51.100.1:9000:80", "--", "true") == "FIELD_INVALID"
+    # Gone with its end, back with its start.
+    box.ok("kill", "web")
+    wait_for(lambda: rules(namespace) == 0, "the end of the rules")
+    assert "hello" not in fetch(namespace, "127.0.0.1:8080")
+    box.ok("start", "web")
+    assert rules(namespace) == 5 and ports_of(box, "web")[2] == free
+    wait_for(lambda: fetch(namespace, "127.0.0.1:8080") == "hello from web\n", "an answer")
+
+
+def test_without_the_daemon_they_keep_their_network(namespace: Namespace, box: RealDaemon) -> None:
+    box.ok("network", "create", "lan")
+    for name, port in (("web", "8080:80"), ("short", "8081:80")):
+        box.ok("run", "-d", "--name", name, "--image", "box", "--network", "lan", "-p", port, "--", "sh", "-c", SERVE)
+        box.wait_logs(name, "up")
+    short = box.show("short")
+    box.stop(signal.SIGKILL)
+    assert fetch(namespace, "127.0.0.1:8080") == "hello from web\n"
+    os.kill(int(short["host_pid"]), signal.SIGKILL)
+    wait_for(lambda: tap_name(short["uid"], 0) not in namespace.links(), "the end of its cable")
+    wait_for(lambda: not is_process(int(short["monitor_pid"])), "the end of its monitor")
+    # The bridge vanishes under the one that runs.
+    namespace.run("ip", "link", "delete", "hvd-lan")
+    box.start()
+    wait_for(lambda: rules(namespace) == 1, "only the rule of the one that runs")
+    assert fetch(namespace, "127.0.0.1:8080") == "hello from web\n"
+    assert reason_of(box, "--image", "box", "--network", "lan", "-p", "8080:80", "--", "true") == "PORT_TAKEN"
+
+
+def test_volumes_folders_and_memory(box: RealDaemon, shared: Path) -> None:
+    words = ("--read-only", "-v", "data:/data", "-v", f"{shared}:/host", "-v", f"{shared}:/look:ro", "--tmpfs", "/scratch:1M")
+    script = "; ".join((
+        "id -u >/data/file", "cat /host/from-host", "echo boxed >/host/from-box", "echo x 2>/dev/null >/look/x || echo read-only",
+        "echo x 2>/dev/null >/x || echo root read-only", "dd if=/dev/zero of=/scratch/big bs=1k count=2000 2>/dev/null || echo full",
+        "stat -c %u:%a /data /host/from-host",
+    ))  # fmt: skip
+    done = box.ok("run", "--rm", "--image", "box", *words, "--", "sh", "-c", script)
+    assert done.stdout == "host\nread-only\nroot read-only\nfull\n0:755\n0:644\n"
+    assert (shared / "from-box").read_text() == "boxed\n" and (shared / "from-box").stat().st_uid == os.getuid()
+    # A volume outlives its guests, and more than one may have it.
+    assert box.ok("run", "--rm", "--image", "box", "-v", "data:/d:ro", "--", "cat", "/d/file").stdout == "0\n"
+    assert box.ok("run", "--rm", "--image", "box", "-v", f"{shared}/from-host:/etc/one", "--", "cat", "/etc/one").stdout == "host\n"
+    assert box.ok("run", "--rm", "--image", "box", "--host-userns", "-v", "data:/d", "--", "cat", "/d/file").stdout == "0\n"
+    assert reason_of(box, "--image", "box", "-v", f"{shared}/missing:/d", "--", "true") == "PATH_MISSING"
+    assert reason_of(box, "--image", "box", "-v", "/etc:/d", "--", "true") == "PATH_REFUSED"
+    (shared / "way-out").symlink_to("/etc")
+    assert reason_of(box, "--image", "box", "-v", f"{shared}/way-out:/d", "--", "true") == "PATH_REFUSED"
