@@ -13,8 +13,6 @@ from hvd.backends.usage import Effects
 from hvd.errors import HvdError
 
 CPU_PERIOD_US = 100_000
-# What "no limit" is when one is taken away again.
-_NONE = -1
 # Which controller each limit needs: on version 1 and on version 2.
 _CONTROLLERS = {
     "memory_bytes": ("memory", "memory"),
@@ -40,24 +38,21 @@ def check(limits: LimitsSpec, found: Hierarchy) -> None:
             raise HvdError("LIMIT_UNAVAILABLE", limit=field, controller=second)
 
 
-def resources(limits: LimitsSpec, where: Path, *, update: bool = False) -> dict[str, Any]:
-    """linux.resources. where: a file on the disk whose rates are limited. update: of a running container, for which "none" has
-    to be said."""
+def resources(limits: LimitsSpec, where: Path) -> dict[str, Any]:
+    """linux.resources. where: a file on the disk whose rates are limited."""
     found: dict[str, Any] = {}
-    if limits.memory_bytes or update:
-        memory = limits.memory_bytes or _NONE
+    if limits.memory_bytes:
         # Without more swap: a limit that swaps is none.
-        found["memory"] = {"limit": memory, "swap": memory}
-    if limits.cpus or update:
-        quota = round(limits.cpus * CPU_PERIOD_US) if limits.cpus else _NONE
-        found["cpu"] = {"quota": quota, "period": CPU_PERIOD_US}
-    if limits.pids or update:
-        found["pids"] = {"limit": limits.pids or _NONE}
+        found["memory"] = {"limit": limits.memory_bytes, "swap": limits.memory_bytes}
+    if limits.cpus:
+        found["cpu"] = {"quota": round(limits.cpus * CPU_PERIOD_US), "period": CPU_PERIOD_US}
+    if limits.pids:
+        found["pids"] = {"limit": limits.pids}
     device = os.stat(where).st_dev
     block = {
         key: [{"major": os.major(device), "minor": os.minor(device), "rate": getattr(limits, field)}]
         for field, key in _DISK.items()
-        if getattr(limits, field) or update
+        if getattr(limits, field)
     }
     if block:
         found["blockIO"] = block

@@ -81,7 +81,7 @@ def _pressure(group: Path | None) -> dict[str, Pressure]:
         totals = {
             line.split()[0]: int(line.rpartition("total=")[2])
             for line in text(group, f"{resource}.pressure").splitlines()
-            if "total=" in line
+            if line.rpartition("total=")[2].isdigit()
         }
         if totals:
             found[resource] = Pressure(totals.get("some", 0) / 1e6, totals.get("full", 0) / 1e6)
@@ -96,12 +96,13 @@ def _disks(found: Hierarchy, uid: str) -> dict[str, DiskUsage]:
             name = {"bytes": "blkio.throttle.io_service_bytes", "ios": "blkio.throttle.io_serviced"}[kind]
             for line in text(group, name).splitlines():
                 words = line.split()  # "8:0 Read 4096"; at the end "Total 4096"
-                if len(words) == 3 and words[1] in ("Read", "Write"):
+                if len(words) == 3 and words[1] in ("Read", "Write") and words[2].isdigit():
                     rows.setdefault(words[0], {})[f"{words[1][0].lower()}{kind}"] = int(words[2])
     else:
         for line in text(found.directory("io", uid), "io.stat").splitlines():
-            device, *pairs = line.split()
-            rows[device] = {key: int(value) for key, _, value in (pair.partition("=") for pair in pairs)}
+            device, *pairs = line.split() or [""]
+            values = (pair.partition("=") for pair in pairs)
+            rows[device] = {key: int(value) for key, _, value in values if value.isdigit()}
     return {
         _device_name(device): DiskUsage(
             row.get("rbytes", 0), row.get("wbytes", 0), row.get("rios", 0), row.get("wios", 0)
