@@ -20,6 +20,7 @@ from bench import (
     rpc,
     smallest,
     snapshot,
+    syscall_trace,
     trace,
     virtio_blk,
 )
@@ -33,6 +34,7 @@ FIGURES: Final[dict[str, Callable[[Lab], Iterable[Figure]]]] = {
     "memory": memory.measure,
     "rpc": rpc.measure,
     "trace": trace.measure,
+    "syscall-trace": syscall_trace.measure,
     "cli": cli.measure,
     "firmware": firmware.measure,
     "virtio-blk": virtio_blk.measure,

@@ -23,6 +23,7 @@ passt:passt:--network user
 runc:runc:containers
 conmon:conmon:containers
 crun:crun:containers by --engine crun
+strace:strace:measuring against strace
 ip:iproute2:tests of networks
 ping:iputils-ping:tests of networks
 gdb:gdb:hvctl gdb
