@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import contextlib
 import json
+import re
+import signal
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -13,6 +16,7 @@ from real_daemon import Process, RealDaemon, wait_for
 from test_containers import box, root  # noqa: F401  fixtures
 
 from hvd.backends.container.backend import BACKEND
+from hvd.backends.container.runtime import is_hybrid
 from hvd.backends.contract import Capability
 
 OPENS = 23
@@ -72,6 +76,9 @@ def test_a_known_workload_gives_exactly_its_calls_and_no_other_container_appears
     assert [r["result"] for r in missing if r["point"].startswith("open")] == [(1 << 64) - 2]
     assert len({r["arguments"]["pid"] for r in found}) >= 3  # the shell and what it forked
     assert all(r["guest"] == "guests/c" for r in found)
+    with urllib.request.urlopen(box.metrics_url()) as answer:
+        metrics = answer.read().decode()
+    assert re.search(r'^hvd_\w+\{[^}]*"exit_group"[^}]*\} [1-9]', metrics, re.MULTILINE)
     rows = {row["reason"]: int(row["count"]) for row in box.ok("trace", "summary", "c", "-o", "json").json["rows"]}
     assert rows["openat" if "openat" in rows else "open"] >= OPENS and rows["exit_group"] >= 3
 
@@ -97,6 +104,21 @@ def test_a_flood_is_lost_in_part_and_counted(box: RealDaemon) -> None:  # noqa: 
     shown = sum(r["point"] == "read" for r in found)
     assert shown and lost
     assert shown <= 300100
+
+
+def test_one_that_an_earlier_daemon_started_is_traced_too(box: RealDaemon) -> None:  # noqa: F811
+    box.ok("run", "-d", "--name", "c", "--image", "box", "--", "sh", "-c", f"while :; do : > {KNOWN}; sleep 0.05; done")
+    box.restart(signal.SIGKILL)
+    done = box.ok("trace", "c", "--reason", "openat", "--reason", "open", "--count", "5", "-o", "jsonl")
+    assert len(opens(done.jsonl)) >= 4
+
+
+def test_a_container_without_a_group_of_version_2_is_refused_with_the_reason(box: RealDaemon) -> None:  # noqa: F811
+    if not is_hybrid() or not any(e.name == "crun" and e.availability.available for e in BACKEND.engines()):
+        pytest.skip("crun on a hybrid host")
+    box.ok("run", "-d", "--name", "c", "--image", "box", "--engine", "crun", "--", "sleep", "1000")
+    refused = box.hvctl("trace", "c")
+    assert refused.returncode != 0 and "version 2" in refused.stderr and "runc" in refused.stderr
 
 
 def test_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
