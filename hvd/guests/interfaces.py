@@ -36,7 +36,8 @@ def check_interfaces(machine: guest_pb2.MachineConfig) -> None:
 
 
 def _check_interface(field: str, card: guest_pb2.NetworkInterface, special: tuple[str, ...] = SPECIAL) -> None:
-    if card.network not in special and not _ID.fullmatch(card.network.removeprefix(NETWORKS)):
+    named = card.network not in (*SPECIAL, HOST) and _ID.fullmatch(card.network.removeprefix(NETWORKS))
+    if card.network not in special and not named:
         raise _invalid(
             f"{field}.network",
             repr(card.network[:80]),

@@ -38,6 +38,7 @@ class Cable:
     address: str
     prefix: int
     gateway: str  # empty = no way out by this card
+    back: bool  # see Links.make_veth
 
 
 def cables(guest: guest_pb2.Guest, networks: dict[str, network_pb2.Network]) -> list[Cable]:
@@ -54,6 +55,7 @@ def cables(guest: guest_pb2.Guest, networks: dict[str, network_pb2.Network]) -> 
             Cable(
                 tap_name(guest.uid, number), f"eth{len(found)}", network.bridge, network.mtu, card.mac_address,
                 card.ip_address, IPv4Network(network.subnet).prefixlen, network.gateway_address if way_out else "",
+                bool(guest.container.ports),
             )
         )  # fmt: skip
     return found
@@ -63,7 +65,7 @@ async def plug(links: Links, plan: Sequence[Cable], uid: str, pid: int) -> None:
     """Into the network namespace of the process. Raises HvdError LINK_FAILED."""
     for cable in plan:
         await asyncio.to_thread(
-            links.make_veth, cable.outside, cable.bridge, cable.mtu, uid, cable.inside, cable.mac, pid
+            links.make_veth, cable.outside, cable.bridge, cable.mtu, uid, cable.inside, cable.mac, pid, cable.back
         )
     await asyncio.to_thread(_configure, plan, pid)
 

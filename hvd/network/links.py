@@ -144,9 +144,10 @@ class Links:
                 raise
             return fd
 
-    def make_veth(self, name: str, bridge: str, mtu: int, key: str, inside: str, mac: str, pid: int) -> None:
+    def make_veth(self, name: str, bridge: str, mtu: int, key: str, inside: str, mac: str, pid: int, back: bool) -> None:
         """A pair: one end is a port of the bridge, the other, `inside`, is in the network namespace of the process, down.
-        It goes with either end's namespace. Raises HvdError LINK_FAILED."""
+        It goes with either end's namespace. back: the bridge sends it what it sent itself, as a container that calls its own
+        published port needs where br_netfilter is on ("hairpin"). Raises HvdError LINK_FAILED."""
         with rtnetlink(f"making {name} on bridge {bridge}") as netlink:
             (master,) = netlink.link_lookup(ifname=bridge) or (None,)
             if master is None:
@@ -159,6 +160,8 @@ class Links:
             (index,) = netlink.link_lookup(ifname=name)
             _no_ipv6(name)
             netlink.link("set", index=index, ifalias=self._prefix + key, master=master)
+            if back:
+                netlink.brport("set", index=index, mode=1)
             netlink.link("set", index=index, state="up")
 
     def join(self, taps: list[str], bridge: str) -> None:

@@ -24,8 +24,8 @@ def image_id(name: str) -> str:
 
 
 def network_name(network: str) -> str:
-    """lan or networks/lan -> networks/lan; what is no network of the daemon ("user", "none") stays as it is."""
-    return network if network in ("", "user", "none") or network.startswith("networks/") else f"networks/{network}"
+    """lan or networks/lan -> networks/lan; what is no network of the daemon ("user", "none", "host") stays as it is."""
+    return network if network in ("", "user", "none", "host") or network.startswith("networks/") else f"networks/{network}"
 
 
 def network_id(name: str) -> str:
