@@ -26,6 +26,8 @@ crun:crun:containers by --engine crun
 strace:strace:measuring against strace
 ip:iproute2:tests of networks
 ping:iputils-ping:tests of networks
+docker-registry:docker-registry:tests of hvctl image pull
+zstd:zstd:layers of images packed by zstd
 gdb:gdb:hvctl gdb
 qemu-system-x86_64:qemu-system-x86:measuring against QEMU
 /usr/share/seabios/bios.bin:seabios:guests that boot from a disk or CD-ROM, pictures of the screen
@@ -60,7 +62,7 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "installing Debian packages:$packages"
     # One source that cannot be verified must not keep the others from working: the install itself decides.
     apt-get update -q >/dev/null 2>&1 || echo "apt-get update reported a problem; trying with what it has"
-    # prometheus' own daemon must not start: only promtool is used.
+    # Services of packages must not start (RUNLEVEL): only their programs are used.
     RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $packages >/dev/null && exit 0
     echo "apt-get could not install all of:$packages" >&2
 fi

@@ -195,7 +195,7 @@ class Daemon:
         ]
 
     def _builder(self) -> ImageBuilder:
-        return ImageBuilder(self.config.cache_dir, self.blobs, self.catalog)
+        return ImageBuilder(self.config.cache_dir, self.blobs, self.catalog, self.layers)
 
     def _guests(self) -> list[tuple[guest_pb2.Guest, Path]]:
         return [(life.guest, life.directory) for life in self.supervisor]

@@ -121,6 +121,7 @@ async def _memtest86(cache: Path, name: str) -> Path:
 
 async def _small_linux(cache: Path, arch: str) -> GuestImage:
     built = await recipes.find("linux").build(arch, cache, force=False, progress=lambda step, fraction, message: None)
+    assert built.kernel and built.initrd
     return GuestImage(built.kernel, built.initrd, built.append)
 
 

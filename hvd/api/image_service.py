@@ -17,6 +17,7 @@ from hvd.images.builder import ImageBuilder
 from hvd.images.catalog import ROOTFS, ImageCatalog, image_id, layer_digests
 from hvd.images.formats import check_rootfs
 from hvd.images.layers import LayerStore
+from hvd.images.puller import ImagePuller
 
 MOST_CHUNK_BYTES = 1 << 20
 # They are hashed in one go, during which an upload cannot be cancelled.
@@ -36,6 +37,7 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
         self.catalog = catalog
         self.blobs = blobs
         self.builder = builder
+        self.puller = ImagePuller(blobs, catalog, layers)
 
     async def UploadBlob(
         self, request_iterator: AsyncIterator[image_pb2.UploadBlobRequest], context: _Context
@@ -131,10 +133,21 @@ class ImageService(image_pb2_grpc.ImageServiceServicer):
     async def BuildImage(
         self, request: image_pb2.BuildImageRequest, context: _Context
     ) -> AsyncIterator[image_pb2.BuildImageResponse]:
-        build = self.builder.build(request.recipe, request.arch, request.image_id, request.force)
+        build = self.builder.build(request.recipe, request.arch, request.image_id, request.force, dict(request.options))
         async with contextlib.aclosing(build) as frames:
             async for frame in frames:
                 if isinstance(frame, image_pb2.Image):
                     yield image_pb2.BuildImageResponse(image=frame)
                 else:
                     yield image_pb2.BuildImageResponse(progress=frame)
+
+    async def PullImage(
+        self, request: image_pb2.PullImageRequest, context: _Context
+    ) -> AsyncIterator[image_pb2.PullImageResponse]:
+        pull = self.puller.pull(request.reference, request.image_id, request.insecure)
+        async with contextlib.aclosing(pull) as frames:
+            async for frame in frames:
+                if isinstance(frame, image_pb2.Image):
+                    yield image_pb2.PullImageResponse(image=frame)
+                else:
+                    yield image_pb2.PullImageResponse(progress=frame)

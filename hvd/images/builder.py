@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Mapping
 from pathlib import Path
 
 from hvapi.v1 import image_pb2
@@ -11,21 +11,30 @@ from hvapi.v1 import image_pb2
 from hvd.errors import HvdError
 from hvd.images import recipes
 from hvd.images.blobs import BlobStore
-from hvd.images.catalog import ImageCatalog, image_id
+from hvd.images.catalog import ROOTFS, ImageCatalog, image_id
+from hvd.images.layers import LayerStore
 from hvd.images.recipes.recipe import Recipe
 
 
 class ImageBuilder:
     """The builds of one daemon. All calls in its event loop."""
 
-    def __init__(self, cache_dir: Path, blobs: BlobStore, catalog: ImageCatalog) -> None:
+    def __init__(
+        self, cache_dir: Path, blobs: BlobStore, catalog: ImageCatalog, layers: LayerStore | None = None
+    ) -> None:
         self.cache_dir = cache_dir
         self.blobs = blobs
         self.catalog = catalog
-        self._runs: dict[tuple[str, str, str, bool], _Run] = {}
+        self.layers = layers
+        self._runs: dict[tuple[str, str, str, bool], Run] = {}
 
     async def build(
-        self, recipe_name: str, arch: str = "", identifier: str = "", force: bool = False
+        self,
+        recipe_name: str,
+        arch: str = "",
+        identifier: str = "",
+        force: bool = False,
+        options: Mapping[str, str] | None = None,
     ) -> AsyncGenerator[image_pb2.BuildProgress | image_pb2.Image, None]:
         """Tells how far the build is, then the image. A reader that is slow skips progress. The build ends when its
         last reader goes; the next one goes on from there.
@@ -33,7 +42,7 @@ class ImageBuilder:
         Raises HvdError RECIPE_UNKNOWN, NAME_INVALID, FIELD_INVALID, NAME_TAKEN, IMAGE_IN_USE and what the recipe's
         build() raises.
         """
-        recipe = recipes.find(recipe_name)
+        recipe = recipes.find(recipe_name).with_options(options or {})
         arch = arch or next(iter(recipe.images))
         if arch not in recipe.images:
             known = ", ".join(recipe.images)
@@ -44,7 +53,7 @@ class ImageBuilder:
         key = (recipe.name, arch, identifier, force)
         run = self._runs.get(key)
         if run is None:
-            run = self._runs[key] = _Run()
+            run = self._runs[key] = Run()
             run.task = asyncio.create_task(self._make(run, recipe, arch, identifier, force), name=f"build-{identifier}")
             run.task.add_done_callback(lambda task: self._ended(key))
         run.readers += 1
@@ -76,26 +85,29 @@ class ImageBuilder:
             del self._runs[key]
             run.wake()
 
-    async def _make(self, run: _Run, recipe: Recipe, arch: str, identifier: str, force: bool) -> image_pb2.Image:
+    async def _make(self, run: Run, recipe: Recipe, arch: str, identifier: str, force: bool) -> image_pb2.Image:
         built = await recipe.build(arch, self.cache_dir, force, run.tell)
-        kernel, initrd = [await asyncio.to_thread(self.blobs.add, path) for path in (built.kernel, built.initrd)]
-        symbols = await asyncio.to_thread(self.blobs.add, built.symbols) if built.symbols is not None else ""
+        parts = ("kernel", "initrd", "symbols", "disk", "rootfs")
+        files = {what: path for what in parts if (path := getattr(built, what)) is not None}
+        digests = {what: await asyncio.to_thread(self.blobs.add, path) for what, path in files.items()}
+        if built.rootfs is not None and self.layers is not None and self.layers.usable:
+            run.tell("unpack", -1, built.rootfs.name)
+            await self.layers.unpack(digests["rootfs"], self.blobs.path(digests["rootfs"]))
         image = image_pb2.Image(
-            kind="linux",
-            kernel=kernel,
-            initrd=initrd,
+            kind=ROOTFS if built.rootfs is not None else "linux",
             append=built.append,
             memory_bytes=built.memory_bytes,
             arch=arch,
             description=built.description,
-            symbols=symbols,
-            disk=await asyncio.to_thread(self.blobs.add, built.disk) if built.disk is not None else "",
+            config=image_pb2.RootfsConfig(command=built.command) if built.command else None,
         )
+        for what, digest in digests.items():
+            setattr(image, what, digest)
         return self.catalog.put_built(identifier, image, recipe.name)
 
 
-class _Run:
-    """One build under way: its latest progress and who reads it."""
+class Run:
+    """One build or pull under way: its latest progress and who reads it."""
 
     task: asyncio.Task[image_pb2.Image]
 

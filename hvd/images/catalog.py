@@ -143,6 +143,29 @@ class ImageCatalog:
             )
         return made
 
+    def check_pull(self, identifier: str, source: str) -> None:
+        """Before anything is fetched: may an image of this name be pulled from there ("docker.io/library/debian")? Raises HvdError
+        NAME_TAKEN when the one there is came from elsewhere."""
+        earlier = self._find(identifier)
+        if earlier is not None and earlier.source.partition("@")[0] != source:
+            raise HvdError("NAME_TAKEN", what="image", name=identifier)
+
+    def put_pulled(self, identifier: str, image: image_pb2.Image) -> image_pb2.Image:
+        """The image that came from a registry. One of the same content stays; an earlier one from there is replaced.
+
+        Raises HvdError as create(), NAME_TAKEN as check_pull(), IMAGE_IN_USE.
+        """
+        made = self._made(identifier, image)
+        self.check_pull(identifier, made.source.partition("@")[0])
+        earlier = self._find(identifier)
+        if earlier is not None:
+            if (earlier.layers, earlier.config, earlier.source) == (made.layers, made.config, made.source):
+                return earlier
+            self._refuse_in_use(earlier.name)
+        with self._troubles_told():
+            self._database.execute("INSERT OR REPLACE INTO images VALUES (?, ?)", (identifier, made.SerializeToString()))
+        return made
+
     def delete(self, name: str, allow_missing: bool = False) -> None:
         """Forget the image; its blobs are collected later. Raises HvdError NAME_INVALID, IMAGE_NOT_FOUND,
         IMAGE_IN_USE."""

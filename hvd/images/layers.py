@@ -7,17 +7,20 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import json
 import os
 import shutil
+import signal
 import sys
 import tempfile
+import time
 from collections import defaultdict
 from collections.abc import Iterable
 from pathlib import Path
 
 from hvd.errors import HvdError
-from hvd.images.blobs import check_digest
+from hvd.images.blobs import UNREFERENCED_AGE, check_digest
 
 MOST_BYTES = 32 << 30
 MOST_FILES = 2_000_000
@@ -29,11 +32,14 @@ class LayerStore:
     """The unpacked layers of one daemon."""
 
     def __init__(self, directory: Path, most_bytes: int = MOST_BYTES, most_files: int = MOST_FILES) -> None:
+        self.unreferenced_age = UNREFERENCED_AGE
         self.directory = directory
         self._layers = directory / "sha256"
         self._incoming = directory / "incoming"
         self._most = (most_bytes, most_files)
         self._locks: defaultdict[str, asyncio.Lock] = defaultdict(asyncio.Lock)
+        # When they were last unpacked or asked for: between that and the image that names them lies some time.
+        self._asked: dict[str, float] = {}
         shutil.rmtree(self._incoming, ignore_errors=True)
 
     @property
@@ -53,6 +59,7 @@ class LayerStore:
         nothing is left of it."""
         target = self._layers / check_digest(digest)
         async with self._locks[digest]:
+            self._asked[target.name] = time.monotonic()
             if target.is_dir():
                 return
             for directory in (self._layers, self._incoming):
@@ -87,7 +94,8 @@ class LayerStore:
             raise HvdError("ARCHIVE_TOO_LARGE", digest="", problem=f"not unpacked after {SECONDS:g} s") from None
         finally:
             if process.returncode is None:
-                process.kill()
+                with contextlib.suppress(ProcessLookupError):
+                    os.killpg(process.pid, signal.SIGKILL)  # zstd with it
                 await process.wait()
         try:
             answer: dict[str, dict[str, str]] = json.loads(output)
@@ -100,10 +108,12 @@ class LayerStore:
         kept = {digest.removeprefix("sha256:") for digest in keep}
         removed = []
         for path in self._layers.iterdir() if self._layers.is_dir() else ():
-            if path.name not in kept:
+            recent = path.name in self._asked and time.monotonic() - self._asked[path.name] < self.unreferenced_age
+            if path.name not in kept and not recent:
                 condemned = self._incoming / path.name
                 self._incoming.mkdir(exist_ok=True)
                 path.rename(condemned)
                 shutil.rmtree(condemned, ignore_errors=True)
+                self._asked.pop(path.name, None)
                 removed.append(f"sha256:{path.name}")
         return removed

@@ -66,6 +66,7 @@ VERBS: dict[str, Verb] = {
     "image import": Verb("images:import_", "Make an image of a kernel, a disk, a CD-ROM or a root folder",
                          ("FindBlobs", "UploadBlob", "CreateImage")),
     "image build": Verb("images:build", "Build an image by one of the daemon's recipes", ("BuildImage",)),
+    "image pull": Verb("images:pull", "Fetch an image for containers from a registry", ("PullImage",)),
     "image delete": Verb("images:delete", "Delete images", ("DeleteImage",), ("rm",)),
     "network": Verb("", "Bridges of the host that guests are plugged into"),
     "network create": Verb("networks:create", "Make a network", ("CreateNetwork",)),

@@ -86,23 +86,48 @@ def import_(settings: Settings, name: str, source: str | None, **options: Any) -
 @click.argument("recipe")
 @click.option("--name", metavar="N", help="Name of the image; default: the recipe's.")
 @click.option("--arch", type=click.Choice(["i386", "x86_64"]), help="Default: the recipe's.")
+@click.option("--suite", metavar="S", help="Of debian: a root for containers of bookworm, trixie or bullseye.")
 @click.option("--force", is_flag=True, help="Build although it is cached.")
-def build(settings: Settings, recipe: str, name: str | None, arch: str | None, force: bool) -> int:
-    """Builds an image by one of the daemon's recipes (linux), and shows how far it is."""
+def build(settings: Settings, recipe: str, name: str | None, arch: str | None, suite: str | None, force: bool) -> int:
+    """Builds an image by one of the daemon's recipes (linux, debian, busybox), and shows how far it is."""
     frames = settings.client.build_image(
-        recipe=recipe, image_id=image_id(name or ""), arch=arch or "", force=force, timeout=settings.timeout
+        recipe=recipe,
+        image_id=image_id(name or ""),
+        arch=arch or "",
+        force=force,
+        options={"suite": suite} if suite else {},
+        timeout=settings.timeout,
     )
+    return _follow(settings, frames, f"the build of {recipe}")
+
+
+@verb(formats=FORMATS)
+@click.argument("reference")
+@click.option("--name", metavar="N", help="Name of the image; default: made from the reference.")
+@click.option("--insecure", is_flag=True, help="Speak plain HTTP; to loopback addresses it is spoken anyway.")
+def pull(settings: Settings, reference: str, name: str | None, insecure: bool) -> int:
+    """Fetches an image for containers from a registry: REFERENCE is as in debian:bookworm or 127.0.0.1:5000/box@sha256:..."""
+    frames = settings.client.pull_image(
+        reference=reference, image_id=image_id(name or ""), insecure=insecure, timeout=settings.timeout
+    )
+    return _follow(settings, frames, f"the pull of {reference}")
+
+
+def _follow(settings: Settings, frames: Any, what: str) -> int:
+    """Progress on stderr, then the image."""
     progress = _Progress()
     image = None
-    with frames:
-        for frame in frames:
-            if frame.WhichOneof("frame") == "progress":
-                progress.show(frame.progress)
-            elif frame.WhichOneof("frame") == "image":
-                image = frame.image
-    progress.end()
+    try:
+        with frames:
+            for frame in frames:
+                if frame.WhichOneof("frame") == "progress":
+                    progress.show(frame.progress)
+                elif frame.WhichOneof("frame") == "image":
+                    image = frame.image
+    finally:
+        progress.end()
     if image is None:
-        raise HvctlError.local("NOT_EXPLAINED", problem=f"the build of {recipe} ended without an image")
+        raise HvctlError.local("NOT_EXPLAINED", problem=f"{what} ended without an image")
     _print_image(settings, image)
     return failures.OK
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from hvd.errors import HvdError
+from hvd.images.recipes.busybox import BusyboxRecipe
 from hvd.images.recipes.debian import DebianRecipe
 from hvd.images.recipes.linux import LinuxRecipe
 from hvd.images.recipes.recipe import Recipe
 
-RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (LinuxRecipe(), DebianRecipe())}
+RECIPES: dict[str, Recipe] = {recipe.name: recipe for recipe in (LinuxRecipe(), DebianRecipe(), BusyboxRecipe())}
 
 
 def find(name: str) -> Recipe:

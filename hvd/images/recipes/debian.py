@@ -24,6 +24,7 @@ from hvd.images.initramfs import busybox_initramfs
 from hvd.images.kernel_modules import load_order
 from hvd.images.lock import locked
 from hvd.images.process import CommandError, check_tools, run_logged
+from hvd.images.recipes.debian_root import SUITES, DebianRootRecipe
 from hvd.images.recipes.recipe import Built, Progress, Recipe
 
 # Part of the cache's key: raise it when this module makes something else of the same inputs.
@@ -52,6 +53,21 @@ class DebianRecipe(Recipe):
     name = "debian"
     description = "Debian with systemd on a disk of 2 GiB, started by its stock cloud kernel; root has no password"
     images: Mapping[str, str] = {"x86_64": "debian"}
+
+    def with_options(self, options: Mapping[str, str]) -> Recipe:
+        """With a suite: a root for containers."""
+        if "suite" not in options:
+            return super().with_options(options)
+        if options["suite"] not in SUITES:
+            raise HvdError(
+                "FIELD_INVALID",
+                field="options.suite",
+                value=options["suite"][:100],
+                problem="is not known",
+                remedy=f"there are: {', '.join(SUITES)}",
+            )
+        made = DebianRootRecipe(options["suite"])
+        return made.with_options({name: value for name, value in options.items() if name != "suite"})
 
     async def build(self, arch: str, cache_dir: Path, force: bool, progress: Progress) -> Built:
         if os.geteuid():

@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
+from hvd.errors import HvdError
+
 
 class Progress(Protocol):
     """Told by a recipe as it goes on. fraction of the step: 0 to 1, negative = not known."""
@@ -19,13 +21,17 @@ class Progress(Protocol):
 class Built:
     """What a recipe made; the files lie in the cache."""
 
-    kernel: Path
-    initrd: Path
-    append: str
-    memory_bytes: int
     description: str
+    # Of a machine.
+    kernel: Path | None = None
+    initrd: Path | None = None
+    append: str = ""
+    memory_bytes: int = 0
     symbols: Path | None = None  # ELF, for a debugger
     disk: Path | None = None  # raw, the guests' first
+    # Of a container.
+    rootfs: Path | None = None  # tar
+    command: tuple[str, ...] = ()
 
 
 class Recipe(ABC):
@@ -35,6 +41,18 @@ class Recipe(ABC):
     description: str
     # Architecture -> id of the image when the client gives none; the first is the default.
     images: Mapping[str, str]
+
+    def with_options(self, options: Mapping[str, str]) -> Recipe:
+        """The recipe that makes what the options ask for. Raises HvdError FIELD_INVALID."""
+        for name, value in options.items():
+            raise HvdError(
+                "FIELD_INVALID",
+                field=f"options.{name[:100]}",
+                value=value[:100],
+                problem=f"recipe {self.name} has no such option",
+                remedy="leave it out",
+            )
+        return self
 
     @abstractmethod
     async def build(self, arch: str, cache_dir: Path, force: bool, progress: Progress) -> Built:
