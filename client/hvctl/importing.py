@@ -11,7 +11,7 @@ from typing import Any
 import click
 from hvapi.v1 import image_pb2
 
-from hvctl import rootfs
+from hvctl import layout, rootfs
 from hvctl.filekind import HEAD_BYTES, check_raw, kind_of
 from hvctl.sdk.errors import HvctlError
 from hvctl.settings import Settings, say
@@ -29,6 +29,8 @@ def import_image(
     """options: of the verb. Raises HvctlError, click.UsageError."""
     files: dict[str, str] = {what: options[what] for what in ("kernel", "initrd", "symbols") if options[what]}
     with tempfile.TemporaryDirectory(prefix="hvctl-") as directory:
+        if source is not None and options["kind"] in (None, "rootfs") and not options["as_"] and layout.is_layout(source):
+            return _import_layout(settings, identifier, layout.read(source, Path(directory)), files, options)
         if source is None:
             if options["kind"] or options["as_"] or options["size"]:
                 raise click.UsageError("--kind, --as and --size need a FILE or a FOLDER")
@@ -53,6 +55,25 @@ def import_image(
     )
     for what, digest in digests.items():
         setattr(image, what, digest)
+    return settings.client.create_image(image_id=identifier, image=image)
+
+
+def _import_layout(
+    settings: Settings, identifier: str, found: layout.Layout, files: Mapping[str, str], options: Mapping[str, Any]
+) -> image_pb2.Image:
+    if files or options["append"] or options["size"]:
+        raise click.UsageError("an OCI image layout is a container's: --kernel, --initrd, --append and --size do not go with it")
+    for file in found.layers:
+        upload(settings, str(file), is_large=True)
+    image = image_pb2.Image(
+        kind="rootfs",
+        layers=found.digests,
+        config=found.config,
+        memory_bytes=options["memory"] or 0,
+        arch=options["arch"] or "x86_64",
+        labels=dict(options["labels"]),
+        description=options["description"],
+    )
     return settings.client.create_image(image_id=identifier, image=image)
 
 

@@ -48,7 +48,8 @@ class Registry:
         self._base = f"{scheme}://{reference.host}/v2/{reference.repository}"
         self._token = ""
         self._lock = threading.Lock()
-        self._connection: http.client.HTTPConnection | None = None
+        # Of the present answer. Kept apart from its connection, which forgets it while the answer is read.
+        self._socket: socket.socket | None = None
         self._stalled = self._closed = False
 
     def manifest(self, which: str) -> tuple[bytes, str, str]:
@@ -82,9 +83,9 @@ class Registry:
             self._shut()
 
     def _shut(self) -> None:
-        if self._connection is not None and self._connection.sock is not None:
+        if self._socket is not None:
             with contextlib.suppress(OSError):
-                self._connection.sock.shutdown(socket.SHUT_RDWR)
+                self._socket.shutdown(socket.SHUT_RDWR)
 
     @contextlib.contextmanager
     def _answered(self, url: str, accept: str) -> Iterator[http.client.HTTPResponse]:
@@ -113,11 +114,12 @@ class Registry:
             headers["Authorization"] = f"Bearer {self._token}"
         with self._explained():
             connection = kind(parts.netloc, timeout=self._silence)
-            with self._lock:
-                if self._closed:
-                    raise OSError("the pull was ended")
-                self._connection = connection
             try:
+                connection.connect()
+                with self._lock:
+                    if self._closed:
+                        raise OSError("the pull was ended")
+                    self._socket = connection.sock
                 with self._in_time():
                     connection.request(
                         "GET", f"{parts.path}?{parts.query}" if parts.query else parts.path, headers=headers

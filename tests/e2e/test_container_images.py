@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
 from oci import FakeRegistry, OciImage, docker_registry, layer, push, send, tree
-from real_daemon import RealDaemon
+from real_daemon import RealDaemon, wait_for
 from test_containers import box, root  # noqa: F401
 
 CONFIG = {"Entrypoint": ["sh", "-c"], "Cmd": ["cat /hello; ls /; ls /opaque; pwd; echo $A"], "Env": ["A=from the image"], "WorkingDir": "/srv"}
@@ -65,7 +66,7 @@ def test_a_pull_that_is_interrupted(box: RealDaemon, root: Path) -> None:  # noq
     registry.answers[f"/v2/box/blobs/{image.layers[1]}"] = stall
     try:
         child = box.spawn("image", "pull", registry.reference, "--name", "never")
-        child.wait_err("layer 2 of 2")
+        wait_for(lambda: any(image.layers[1] in path for path, _ in registry.requests), "the request for layer 2")
         assert child.interrupt() == 130
         assert "images/never" not in box.ok("image", "list", "-o", "name").stdout
         registry.answers.clear()
@@ -88,3 +89,71 @@ def test_a_bad_registry_is_told(box: RealDaemon) -> None:  # noqa: F811
         registry.close()
     assert refused.returncode == 1 and json.loads(refused.stderr[refused.stderr.index("{") :])["error"]["reason"] == "REGISTRY_CONTENT"
     assert box.hvctl("image", "pull", "NO NAME").returncode == 1
+
+
+@pytest.mark.parametrize("index", [False, True])
+@pytest.mark.parametrize("form", ["folder", "tar", "tar.gz"])
+def test_import_of_a_layout(box: RealDaemon, image: OciImage, tmp_path: Path, form: str, index: bool) -> None:  # noqa: F811
+    image.index = index
+    source = image.layout(tmp_path / "layout")
+    if form != "folder":
+        source = tmp_path / f"layout.{form}"
+        with tarfile.open(source, "w:gz" if form == "tar.gz" else "w") as archive:
+            archive.add(tmp_path / "layout", ".")
+    box.ok("image", "import", "laid-out", str(source))
+    check(box, "laid-out")
+    listed = json.loads(box.ok("image", "list", "-o", "json").stdout)["images"]
+    assert [each["layers"] for each in listed if each["name"] == "images/laid-out"] == [image.layers]
+    box.ok("image", "delete", "laid-out")
+
+
+def refusal(box: RealDaemon, *words: str) -> str:  # noqa: F811
+    refused = box.hvctl(*words, "-o", "json")
+    assert refused.returncode == 1, refused.stderr
+    return str(json.loads(refused.stderr[refused.stderr.index("{") :])["error"]["reason"])
+
+
+def test_bad_layouts(box: RealDaemon, tmp_path: Path) -> None:  # noqa: F811
+    def fresh(name: str) -> Path:
+        return OciImage((layer(("a", name.encode())), "")).layout(tmp_path / name)
+
+    changed = fresh("changed")
+    for blob in (changed / "blobs" / "sha256").iterdir():
+        blob.write_bytes(b"{" + blob.read_bytes())
+    missing = fresh("missing")
+    next((missing / "blobs" / "sha256").iterdir()).unlink()
+    nonsense = fresh("nonsense")
+    (nonsense / "index.json").write_text("[" * 1000)
+    escaping = fresh("escaping")
+    (escaping / "index.json").write_text(json.dumps({"manifests": [{"digest": "sha256:../../../../etc/passwd", "size": 1}]}))
+    outside = OciImage((layer(("../../escaped", b"x")), "+gzip")).layout(tmp_path / "outside")
+    for folder in (changed, missing, nonsense, escaping):
+        assert refusal(box, "image", "import", "bad", str(folder)) == "LAYOUT_INVALID"
+    assert refusal(box, "image", "import", "bad", str(outside)) == "ARCHIVE_UNSAFE"
+    assert "images/bad" not in box.ok("image", "list", "-o", "name").stdout
+
+
+def test_building_busybox(box: RealDaemon) -> None:  # noqa: F811
+    box.ok("image", "build", "busybox", "--name", "built")
+    assert box.ok("run", "--rm", "--image", "built", "--", "sh", "-c", "ls /bin | grep -c . && id -un").stdout.endswith("root\n")
+    box.ok("image", "delete", "built")
+    assert refusal(box, "image", "build", "busybox", "--suite", "trixie") == "FIELD_INVALID"
+    assert refusal(box, "image", "build", "debian", "--suite", "potato") == "FIELD_INVALID"
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_three_distributions_under_one_kernel(box: RealDaemon) -> None:  # noqa: F811
+    """Two of Debian's releases and busybox at the same time."""
+    suites = ("bullseye", "trixie")
+    for suite in suites:
+        box.ok("image", "build", "debian", "--suite", suite)
+    release, kernel = ". /etc/os-release; echo $VERSION_CODENAME", "cat /proc/sys/kernel/random/boot_id"
+    boot = Path("/proc/sys/kernel/random/boot_id").read_text().strip()
+    for suite in suites:
+        box.ok("run", "-d", "--name", suite, "--image", f"debian-{suite}", "--", "bash", "-c", f"{release}; {kernel}; exec sleep 1000")
+    box.ok("run", "-d", "--name", "small", "--image", "box", "--", "sh", "-c", f"echo small; {kernel}; exec sleep 1000")
+    logs = {name: box.wait_logs(name, boot).split() for name in (*suites, "small")}
+    assert [logs[name][0] for name in logs] == [*suites, "small"]
+    assert {lines[1] for lines in logs.values()} == {boot}
+    assert [guest["state"] for guest in box.listed().values()] == ["RUNNING"] * 3

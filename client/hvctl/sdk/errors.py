@@ -45,6 +45,9 @@ CLIENT_REASONS: dict[str, _Reason] = {
         "check which file that is",
     ),
     "FILE_EMPTY": _Reason("INVALID_ARGUMENT", "{path} has 0 bytes", "check which file that is"),
+    "LAYOUT_INVALID": _Reason(
+        "INVALID_ARGUMENT", "{path} is no OCI image layout that can be taken: {problem}", "export it anew"
+    ),
     "FILE_KIND_UNKNOWN": _Reason(
         "INVALID_ARGUMENT",
         "cannot tell what {path} is: {problem}",
