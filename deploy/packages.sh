@@ -26,7 +26,6 @@ crun:crun:containers by --engine crun
 strace:strace:measuring against strace
 ip:iproute2:tests of networks
 ping:iputils-ping:tests of networks
-docker-registry:docker-registry:tests of hvctl image pull
 zstd:zstd:layers of images packed by zstd
 gdb:gdb:hvctl gdb
 qemu-system-x86_64:qemu-system-x86:measuring against QEMU
@@ -35,12 +34,15 @@ qemu-system-x86_64:qemu-system-x86:measuring against QEMU
 /boot/memtest86+x64.bin:memtest86+:tests with memtest86+
 "
 missing= packages=
-# promtool alone, without the service that Debian's package starts: unpacked below build/.
-if ! command -v promtool >/dev/null 2>&1 && [ ! -x build/tools/usr/bin/promtool ] && command -v apt-get >/dev/null; then
-    mkdir -p build/tools
-    (cd build/tools && apt-get download -q prometheus >/dev/null 2>&1 && dpkg-deb -x prometheus_*.deb . && rm -f prometheus_*.deb) ||
-        echo "promtool (Debian package prometheus) could not be fetched: the tests of /metrics that need it will be skipped" >&2
-fi
+# These programs alone, without the services that Debian's packages start: unpacked below build/.
+for tool in promtool:prometheus docker-registry:docker-registry; do
+    program=${tool%%:*} package=${tool#*:}
+    if ! command -v "$program" >/dev/null 2>&1 && [ ! -x "build/tools/usr/bin/$program" ] && command -v apt-get >/dev/null; then
+        mkdir -p build/tools
+        (cd build/tools && apt-get download -q "$package" >/dev/null 2>&1 && dpkg-deb -x "$package"_*.deb . && rm -f "$package"_*.deb) ||
+            echo "$program (Debian package $package) could not be fetched: the tests that need it will be skipped" >&2
+    fi
+done
 old_ifs=$IFS
 IFS='
 '
@@ -62,7 +64,7 @@ if [ "$(id -u)" = 0 ] && command -v apt-get >/dev/null; then
     echo "installing Debian packages:$packages"
     # One source that cannot be verified must not keep the others from working: the install itself decides.
     apt-get update -q >/dev/null 2>&1 || echo "apt-get update reported a problem; trying with what it has"
-    # Services of packages must not start (RUNLEVEL): only their programs are used.
+    # prometheus' own daemon must not start: only promtool is used.
     RUNLEVEL=1 DEBIAN_FRONTEND=noninteractive apt-get install -q -y --no-install-recommends $packages >/dev/null && exit 0
     echo "apt-get could not install all of:$packages" >&2
 fi

@@ -19,6 +19,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+# Where deploy/packages.sh unpacks what must not be installed, because it would start a service.
+TOOLS = Path(__file__).resolve().parents[1] / "build" / "tools" / "usr" / "bin"
 OCI = "application/vnd.oci.image."
 # (name, content): bytes = a file, None = a folder, str = a symbolic link to it
 Entry = tuple[str, bytes | str | None]
@@ -176,7 +178,7 @@ def send(
 @contextlib.contextmanager
 def docker_registry(directory: Path) -> Iterator[str]:
     """Debian's; its "host:port". Raises FileNotFoundError when it is not installed."""
-    program = shutil.which("docker-registry")
+    program = shutil.which("docker-registry") or shutil.which("docker-registry", path=str(TOOLS))
     if program is None:
         raise FileNotFoundError("docker-registry")
     with socket.create_server(("127.0.0.1", 0)) as free:

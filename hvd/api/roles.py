@@ -50,8 +50,7 @@ METHODS: dict[str, Permission] = {
         "PauseGuest": _O, "ResumeGuest": _O, "ResetGuest": _O,
         "GetScreen": _V, "TypeKeys": _O, "ListSnapshots": _V, "SnapshotGuest": _O, "DeleteSnapshot": _O, "RestoreGuest": _O,
         "CloneGuest": _O, "ImportSnapshot": _O,
-        "ExecGuest": _O, "CopyIn": _O,
-        "CopyOut": _T,  # it shows what is inside
+        "ExecGuest": _O,
         "ExportSnapshot": _T,  # it holds the guest's memory
     }.items()},
     **{f"/hvd.v1.ImageService/{method}": permission for method, permission in {

@@ -42,7 +42,6 @@ class Capability(enum.StrEnum):
     HYPERCALL = "hypercall"
     CONTAINER = "container"  # runs root file systems as processes of the host
     EXEC = "exec"
-    COPY = "copy"
     LIMITS = "limits"  # of a running guest, too
     SIGNAL = "signal"
     DISK = "disk"

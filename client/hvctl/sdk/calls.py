@@ -148,8 +148,6 @@ class Calls:
         _GUEST, "ExportSnapshot", guest_pb2.ExportSnapshotRequest, guest_pb2.ExportSnapshotResponse
     )
     _exec_guest = ClientStream(_GUEST, "ExecGuest", guest_pb2.ExecGuestRequest, guest_pb2.ExecGuestResponse)
-    _copy_in = ClientStream(_GUEST, "CopyIn", guest_pb2.CopyInRequest, guest_pb2.CopyInResponse)
-    copy_out = ServerStream(_GUEST, "CopyOut", guest_pb2.CopyOutRequest, guest_pb2.CopyOutResponse)
     _import_snapshot = ClientStream(_GUEST, "ImportSnapshot", guest_pb2.ImportSnapshotRequest, guest_pb2.Snapshot)
 
     read_memory = ServerStream(
