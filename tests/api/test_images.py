@@ -18,6 +18,7 @@ import pytest
 from google.rpc import error_details_pb2
 from grpc_status import rpc_status
 from hvapi.v1 import image_pb2, image_pb2_grpc
+from oci import layer
 
 from hvd.api.image_service import ImageService
 from hvd.api.interceptors import CallInterceptor, Streams
@@ -193,10 +194,11 @@ class TestBlobs:
         assert files_in(daemon.blobs) == []
 
 
-DISK, ISO, TAR = (
+DISK, ISO = (
     bytes(offset) + magic + bytes(40_000 - offset)
-    for offset, magic in ((510, b"\x55\xaa"), (32769, b"CD001"), (257, b"ustar"))
+    for offset, magic in ((510, b"\x55\xaa"), (32769, b"CD001"))
 )
+TAR = layer(("etc", None), ("etc/hostname", b"box\n"))
 
 
 class TestKinds:

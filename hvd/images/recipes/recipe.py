@@ -21,12 +21,12 @@ class Progress(Protocol):
 class Built:
     """What a recipe made; the files lie in the cache."""
 
-    description: str
     # Of a machine.
     kernel: Path | None = None
     initrd: Path | None = None
     append: str = ""
     memory_bytes: int = 0
+    description: str = ""
     symbols: Path | None = None  # ELF, for a debugger
     disk: Path | None = None  # raw, the guests' first
     # Of a container.
