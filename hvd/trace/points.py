@@ -58,7 +58,7 @@ class BackendId(enum.IntEnum):
 @dataclass(frozen=True, slots=True)
 class Argument:
     """One of a point's arguments, up to four in one record. format: hex, dec, signed, octal, vector, ns, errno, errno-hex, bool,
-    fd, path (the pointer; the text comes with it)."""
+    fd, open-flags, protection, signal, path (the pointer; the text comes with it)."""
 
     name: str
     format: str = "hex"

@@ -6,8 +6,9 @@ import os
 from pathlib import Path
 
 import pytest
+from hvapi.record import RECORD
 from hvapi.v1 import trace_pb2
-from hvctl.sdk.trace import TraceDecoder, TraceEvent
+from hvctl.sdk.trace import FORMATS, TraceDecoder, TraceEvent
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -103,6 +104,18 @@ def test_counters_of_system_calls(tmp_path: Path) -> None:
 def test_nonsense_is_decoded_to_something(block: bytes) -> None:
     for event in decoded([(block, 0)]):
         assert event.document() and str(event)
+
+
+def test_names_of_flags_protections_and_signals() -> None:
+    def texts(name: str, *values: int) -> list[str]:
+        point = BY_NAME[name]
+        event = decoded([(RECORD.pack(1, 0, point.id, point.kind, 2, 0, 0, 0, 0, 0, 7, *values), 0)])[0]
+        return [argument.text for argument in event.arguments[1:]]
+
+    assert texts("kill", (1 << 64) - 1, 15) == ["-1", "SIGTERM"]
+    assert texts("kill", 5, 0) == ["5", "0"]
+    assert texts("open", 0, 0o2101102) == ["NULL", "O_RDWR|O_CREAT|O_TRUNC|O_LARGEFILE|O_CLOEXEC"]
+    assert FORMATS["protection"](0) == "PROT_NONE" and FORMATS["protection"](0x1000003) == "PROT_READ|PROT_WRITE|0x1000000"
 
 
 def test_the_table() -> None:

@@ -12,6 +12,7 @@ A block holds up to 1000 records. An event is cheap until its arguments are aske
 from __future__ import annotations
 
 import errno
+import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -75,6 +76,38 @@ def _quoted(text: bytes) -> str:
     ) + '"'
 
 
+# Linux, x86-64 (asm-generic/fcntl.h, asm-generic/mman-common.h). A name of several bits stands before those that it holds.
+_OPEN_FLAGS = {
+    "O_TMPFILE": 0o20200000, "O_SYNC": 0o4010000, "O_CREAT": 0o100, "O_EXCL": 0o200, "O_NOCTTY": 0o400, "O_TRUNC": 0o1000,
+    "O_APPEND": 0o2000, "O_NONBLOCK": 0o4000, "O_DSYNC": 0o10000, "FASYNC": 0o20000, "O_DIRECT": 0o40000, "O_LARGEFILE": 0o100000,
+    "O_DIRECTORY": 0o200000, "O_NOFOLLOW": 0o400000, "O_NOATIME": 0o1000000, "O_CLOEXEC": 0o2000000, "O_PATH": 0o10000000,
+}  # fmt: skip
+_ACCESS_MODES = ("O_RDONLY", "O_WRONLY", "O_RDWR", "O_ACCMODE")
+_PROTECTIONS = {"PROT_READ": 1, "PROT_WRITE": 2, "PROT_EXEC": 4}
+
+
+def _names(value: int, names: Mapping[str, int]) -> list[str]:
+    found = []
+    for name, bits in names.items():
+        if value & bits == bits:
+            found.append(name)
+            value &= ~bits
+    return [*found, *([f"{value:#x}"] if value else [])]
+
+
+def _open_flags_text(value: int) -> str:
+    return "|".join([_ACCESS_MODES[value & 3], *_names(value & ~3, _OPEN_FLAGS)])
+
+
+def _protection_text(value: int) -> str:
+    return "|".join(_names(value, _PROTECTIONS)) or "PROT_NONE"
+
+
+def _signal_text(value: int) -> str:
+    number = _signed(value)
+    return signal.Signals(number).name if number in {known.value for known in signal.Signals} else str(number)
+
+
 # TraceArgument.format -> how a 64-bit value is printed.
 FORMATS: dict[str, Callable[[int], str]] = {
     "hex": lambda value: f"{value:#x}",
@@ -87,6 +120,9 @@ FORMATS: dict[str, Callable[[int], str]] = {
     "errno-hex": lambda value: _errno_text(value) if value > _MODULUS_64 - 4096 else f"{value:#x}",
     "fd": _descriptor_text,
     "octal": lambda value: f"0{value:o}" if value else "0",
+    "open-flags": _open_flags_text,
+    "protection": _protection_text,
+    "signal": _signal_text,
     "path": lambda value: f"{value:#x}" if value else "NULL",
     "bytes": _bytes_text,
 }

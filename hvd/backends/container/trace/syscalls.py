@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 # Lines of a first number and the calls from there on, one each: name, then its arguments; "-" = no such call.
 _CALLS = """
-0: read fd buf count | write fd buf count | open pathname flags mode | close fd | stat pathname statbuf | fstat fd statbuf
+0: read fd buf count | write fd buf count | open pathname open_flags mode | close fd | stat pathname statbuf | fstat fd statbuf
 6: lstat pathname statbuf | poll fds nfds timeout | lseek fd offset whence | mmap addr length prot flags fd offset
 10: mprotect addr length prot | munmap addr length | brk addr | rt_sigaction signum act oldact sigsetsize
 14: rt_sigprocmask how set oldset sigsetsize | rt_sigreturn | ioctl fd request argp | pread64 fd buf count offset
@@ -65,7 +65,7 @@ _CALLS = """
 248: add_key type_ptr description payload plen keyring | request_key type_ptr description callout keyring
 250: keyctl operation arg2 arg3 arg4 arg5 | ioprio_set which who ioprio | ioprio_get which who | inotify_init
 254: inotify_add_watch fd pathname mask | inotify_rm_watch fd wd | migrate_pages pid maxnode old_nodes new_nodes
-257: openat dfd pathname flags mode | mkdirat dfd pathname mode | mknodat dfd pathname mode dev
+257: openat dfd pathname open_flags mode | mkdirat dfd pathname mode | mknodat dfd pathname mode dev
 260: fchownat dfd pathname uid gid flags | futimesat dfd pathname times | newfstatat dfd pathname statbuf flags
 263: unlinkat dfd pathname flags | renameat olddfd oldpath newdfd newpath | linkat olddfd oldpath newdfd newpath flags
 266: symlinkat target newdfd linkpath | readlinkat dfd pathname buf size | fchmodat dfd pathname mode
@@ -81,7 +81,7 @@ _CALLS = """
 296: pwritev fd iov iovcnt offset offset_high | rt_tgsigqueueinfo tgid pid signum info
 298: perf_event_open attr pid cpu group_fd flags | recvmmsg fd msgvec vlen flags timeout_ptr | fanotify_init flags event_flags
 301: fanotify_mark fd flags mask dfd pathname | prlimit64 pid resource new_rlim old_rlim
-303: name_to_handle_at dfd pathname handle mount_id flags | open_by_handle_at mountdirfd handle flags
+303: name_to_handle_at dfd pathname handle mount_id flags | open_by_handle_at mountdirfd handle open_flags
 305: clock_adjtime clockid buf | syncfs fd | sendmmsg fd msgvec vlen flags | setns fd nstype | getcpu cpu_ptr node_ptr cache
 310: process_vm_readv pid local_iov liovcnt remote_iov riovcnt flags
 311: process_vm_writev pid local_iov liovcnt remote_iov riovcnt flags | kcmp pid1 pid2 type idx1 idx2
@@ -116,12 +116,15 @@ _WORDS = {
     "fd": "fd oldfd newfd dfd olddfd newdfd out_fd in_fd epfd group_fd pidfd targetfd mountdirfd kernel_fd initrd_fd first_fd last_fd",
     "path": "pathname oldpath newpath target linkpath newroot putold source",
     "signed": """
-        count size length new_length nfds timeout offset whence iovcnt seconds status pid tgid pgid signum uid gid ruid euid suid rgid
+        count size length new_length nfds timeout offset whence iovcnt seconds status pid tgid pgid uid gid ruid euid suid rgid
         egid sgid backlog addrlen optlen family protocol level optname key shmid semid msqid nsems semnum nsops which who prio
         policy resource sigsetsize maxevents op cpu vlen clockid timerid advice how cmd to_submit min_complete nr_events min_nr
         entries option code pkey pid1 pid2 operation liovcnt riovcnt wd initval plen keyring nr_args
     """,
     "octal": "mode",
+    "signal": "signum",
+    "protection": "prot",
+    "open-flags": "open_flags",
 }
 _FORMATS = {word: kind for kind, words in _WORDS.items() for word in words.split()}
 # Calls of which the kernel does not come back.
@@ -149,7 +152,7 @@ def _parse() -> dict[int, SystemCall]:
         first, _, calls = line.partition(":")
         for number, call in enumerate(calls.split("|"), int(first)):
             name, *arguments = call.split()
-            kinds = tuple((argument, _FORMATS.get(argument, "hex")) for argument in arguments)
+            kinds = tuple(("flags" if argument == "open_flags" else argument, _FORMATS.get(argument, "hex")) for argument in arguments)
             found[number] = SystemCall(number, name, kinds, "errno-hex" if name in _ADDRESSES else "errno")
     return found
 
