@@ -167,8 +167,7 @@ def test_exec_on_a_terminal(box: RealDaemon) -> None:
     terminal.type("ls -l /proc/self/fd/0; echo $((6*7))\n")
     assert "/dev/pts/" in terminal.wait_for("42")
     terminal.type("exit 5\n")
-    assert terminal.end() == 5 and terminal.restored()
-    terminal.close()
+    assert terminal.end() == 5 and terminal.restored
 
 
 def test_whoever_leaves_exec_takes_its_program_along(box: RealDaemon) -> None:
