@@ -123,7 +123,7 @@ class _Reader:
             raise self._invalid(f"it is for {'/'.join(str(each)[:20] for each in platform)}, not linux/amd64")
         config = read.get("config") or {}
         stop = str(config.get("StopSignal") or "") if isinstance(config, dict) else ""
-        if stop.isdecimal() and int(stop) in set(signal.Signals):
+        if stop.isdecimal() and len(stop) < 4 and int(stop) in set(signal.Signals):
             stop = signal.Signals(int(stop)).name
         try:
             return image_pb2.RootfsConfig(

@@ -126,7 +126,7 @@ def rootfs_config(read: Mapping[str, Any], what: str) -> image_pb2.RootfsConfig:
         if name and equals:
             made.env[name] = value
     stop = _text(config, "StopSignal", what)
-    with_number = signal.Signals(int(stop)).name if stop.isdecimal() and int(stop) in set(signal.Signals) else stop
+    with_number = signal.Signals(int(stop)).name if stop.isdecimal() and len(stop) < 4 and int(stop) in set(signal.Signals) else stop
     # SIGRTMIN+3 and the like, which the API does not have: the default is better than no image.
     made.stop_signal = with_number if with_number in signal.Signals.__members__ else ""
     return made
