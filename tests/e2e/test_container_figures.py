@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import signal
 import subprocess
 from pathlib import Path
 
@@ -40,6 +41,12 @@ def test_limits_of_a_running_container_are_changed(box: RealDaemon) -> None:
     box.ok("update", "c", "--memory", "none", "--pids", "30")
     assert group_file(box, "c", "pids", "pids.max") == "30"
     assert limits(box, "c") == {"cpus": 0.5, "pids": 30}
+    box.ok("update", "c", "--disk-write-rate", "3M", "--cpus", "none")
+    assert str(3 << 20) in group_file(box, "c", "blkio" if "blkio" in hierarchy().version_1 else "io", "blkio.throttle.write_bps_device", "io.max")
+    box.stop(signal.SIGKILL)
+    box.start()
+    box.ok("update", "c", "--disk-write-rate", "none")
+    assert limits(box, "c") == {"pids": 30}
     box.ok("kill", "c")
     box.ok("update", "c", "--pids", "7")  # of one that does not run
     box.ok("start", "c")
@@ -78,6 +85,9 @@ def test_limits_that_make_no_sense_and_machines_are_refused(box: RealDaemon) -> 
     box.ok("create", "--name", "vm", "--kernel", kernel("hello.elf"))
     done = box.hvctl("update", "vm", "--pids", "9")
     assert done.returncode != 0 and "cannot limits" in done.stderr
+    box.ok("start", "vm", "--paused")
+    done = box.hvctl("mem", "read", "vm", "0x1000", "16", "--pid", "1")
+    assert done.returncode != 0 and "this guest is a machine" in done.stderr
 
 
 def test_its_address_space(box: RealDaemon) -> None:
