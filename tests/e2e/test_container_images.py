@@ -157,3 +157,12 @@ def test_three_distributions_under_one_kernel(box: RealDaemon) -> None:  # noqa:
     assert [logs[name][0] for name in logs] == [*suites, "small"]
     assert {lines[1] for lines in logs.values()} == {boot}
     assert [guest["state"] for guest in box.listed().values()] == ["RUNNING"] * 3
+
+
+def test_an_image_of_many_layers(box: RealDaemon, root: Path, tmp_path: Path) -> None:  # noqa: F811
+    """More than mount(2) has room for by their names; the highest counts."""
+    layers = [(layer(("which", str(number).encode()), (f"file-{number}", b"")), "") for number in range(99)]
+    source = OciImage((tree(root), ""), *layers).layout(tmp_path / "layout")
+    box.ok("image", "import", "many", str(source))
+    assert box.ok("run", "--rm", "--image", "many", "--", "sh", "-c", "cat /which; ls / | grep -c file-").stdout == "9899\n"
+    box.ok("image", "delete", "many")

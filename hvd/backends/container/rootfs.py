@@ -31,6 +31,8 @@ _OPEN_TREE_CLOEXEC = os.O_CLOEXEC
 _MOVE_MOUNT_F_EMPTY_PATH = 4
 _MOUNT_ATTR_IDMAP = 0x0010_0000
 _MNT_DETACH = 2
+# mount(2) takes a page of options: images of many layers need shorter names for them.
+_MOST_OPTION_BYTES = 4000
 _SYS_OPEN_TREE, _SYS_MOVE_MOUNT, _SYS_MOUNT_SETATTR = 428, 429, 442
 
 _libc = ctypes.CDLL(None, use_errno=True)
@@ -86,8 +88,13 @@ def mount(layers: tuple[Path, ...], state_dir: Path, mapping: int | None) -> Pat
         for number, layer in enumerate(layers):
             lowest.append(map_ids(layer, lower / str(number), mapping) if mapping is not None else layer)
         # Overlay takes the highest first. A colon or comma in a path would be another option: these are ours and have none.
-        options = f"lowerdir={':'.join(map(str, reversed(lowest)))},upperdir={upper},workdir={work}"
-        _mount("overlay", root, "overlay", options)
+        writable = f"upperdir={upper},workdir={work}"
+        options = f"lowerdir={':'.join(map(str, reversed(lowest)))},{writable}"
+        with contextlib.ExitStack() as opened:
+            if len(options) > _MOST_OPTION_BYTES:
+                short = [f"/proc/self/fd/{_opened(path, opened)}" for path in reversed(lowest)]
+                options = f"lowerdir={':'.join(short)},{writable}"
+            _mount("overlay", root, "overlay", options)
     except OSError as error:
         unmount(state_dir)
         if error.errno in (errno.ENOSPC, errno.EDQUOT):
@@ -99,6 +106,12 @@ def mount(layers: tuple[Path, ...], state_dir: Path, mapping: int | None) -> Pat
             for path in lowest:
                 unmount_at(path)
     return root
+
+
+def _opened(path: Path, until: contextlib.ExitStack) -> int:
+    descriptor = os.open(path, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    until.callback(os.close, descriptor)
+    return descriptor
 
 
 def _check_open(directory: Path) -> None:
