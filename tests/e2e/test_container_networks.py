@@ -13,11 +13,13 @@ from pathlib import Path
 
 import pytest
 from container_harness import APPLETS, busybox_root
+from guest_shell import Shell
 from real_daemon import RealDaemon, is_process, wait_for
 
 from hvd.backends.container.backend import BACKEND
 from hvd.backends.container.cgroup.hierarchy import hierarchy
 from hvd.network.links import tap_name
+from tests.guest_images import GuestUnavailable, guest_image
 from tests.network_namespace import Namespace, NamespaceUnavailable
 
 MORE = ("ip", "ping", "nc", "wget", "httpd", "route", "ifconfig", "cp", "df")
@@ -148,7 +150,8 @@ def test_published_ports(namespace: Namespace, box: RealDaemon, closed: bool) ->
         assert fetch(namespace, url) == "hello from web\n", url
     assert "hello" not in fetch(namespace, "192.0.2.7:8080")  # of the loopback only
     # From a container, by the host's address, even from itself; what listens on the host's loopback it does not reach.
-    inside = box.ok("exec", "web", "--", "sh", "-c", "wget -q -O - http://10.9.0.1:8081/x; wget -q -T 3 -O - http://10.9.0.1:8080/x || echo refused")
+    script = "wget -q -O - http://10.9.0.1:8081/x; timeout 5 wget -q -O - http://10.9.0.1:8080/x || echo refused"
+    inside = box.ok("exec", "web", "--", "sh", "-c", script)
     assert inside.stdout == "hello from web\nrefused\n"
     # What is taken.
     box.ok("run", "-d", "--name", "other", "--image", "box", "--", "sleep", "1000")
@@ -211,3 +214,70 @@ def test_volumes_folders_and_memory(box: RealDaemon, shared: Path) -> None:
     assert reason_of(box, "--image", "box", "-v", "/etc:/d", "--", "true") == "PATH_REFUSED"
     (shared / "way-out").symlink_to("/etc")
     assert reason_of(box, "--image", "box", "-v", f"{shared}/way-out:/d", "--", "true") == "PATH_REFUSED"
+
+
+@pytest.fixture
+def outside(namespace: Namespace) -> Iterator[tuple[str, ...]]:
+    """What is before a command that is to run on another machine: 203.0.113.2, the namespace being 203.0.113.1."""
+    name = f"{namespace.name}-out"
+    inside = ("ip", "netns", "exec", name)
+    steps = (
+        ("ip", "netns", "add", name),
+        (*namespace.prefix, "ip", "link", "add", "wan0", "type", "veth", "peer", "name", "wan1", "netns", name),
+        (*namespace.prefix, "ip", "address", "add", "203.0.113.1/24", "dev", "wan0"),
+        (*namespace.prefix, "ip", "link", "set", "wan0", "up"),
+        (*inside, "ip", "address", "add", "203.0.113.2/24", "dev", "wan1"),
+        (*inside, "ip", "link", "set", "wan1", "up"),
+        (*inside, "ip", "link", "set", "lo", "up"),
+    )
+    try:
+        for step in steps:
+            subprocess.run(step, check=True)
+        namespace.before = namespace.state()
+        yield inside
+    finally:
+        subprocess.run(["ip", "netns", "delete", name], check=True)
+
+
+@pytest.mark.parametrize("closed", [False, True])
+def test_from_outside_only_what_is_published(namespace: Namespace, outside: tuple[str, ...], box: RealDaemon, closed: bool) -> None:
+    box.ok("network", "create", "lan", "--subnet", "10.9.0.0/24", *(["--no-nat"] if closed else []))
+    box.ok("network", "create", "lab", "--subnet", "10.8.0.0/24")
+    box.ok("run", "-d", "--name", "web", "--image", "box", "--network", "lan", "-p", "0.0.0.0:8081:80", "-p", "8080:80",
+           "--", "sh", "-c", SERVE)  # fmt: skip
+    box.wait_logs("web", "up")
+
+    def get(url: str) -> str:
+        code = f"import urllib.request as r; print(r.urlopen('http://{url}/x', timeout=3).read().decode(), end='')"
+        return subprocess.run([*outside, sys.executable, "-c", code], capture_output=True, text=True, check=False).stdout
+
+    assert get("203.0.113.1:8081") == "hello from web\n"
+    assert get("203.0.113.1:8080") == ""
+    # Not by the container's own address, even of one who knows the way there; nor by the host's loopback.
+    subprocess.run([*outside, "ip", "route", "add", "10.9.0.0/24", "via", "203.0.113.1"], check=True)
+    assert get("10.9.0.2:80") == ""
+    # From another network only what anybody may have; the host's loopback not at all, though route_localnet is on.
+    urls = ("203.0.113.1:8081", "10.9.0.2:80", "10.8.0.1:8080")
+    script = "exec 2>/dev/null; " + "; ".join(f"timeout 5 wget -q -O - http://{url}/x || echo no" for url in urls)
+    assert box.hvctl("run", "--rm", "--image", "box", "--network", "lab", "--", "sh", "-c", script).stdout == "hello from web\nno\nno\n"
+    out = box.hvctl("exec", "web", "--", "ping", "-c", "1", "-W", "3", "203.0.113.2")
+    assert ("1 packets received" in out.stdout) is not closed
+    script = "ip route add 127.0.0.9 via 10.9.0.1; timeout 5 wget -q -O - http://127.0.0.9:8080/x || echo no"
+    assert "hello" not in box.hvctl("run", "--rm", "--image", "box", "--network", "lan", "--cap-add", "NET_ADMIN", "--", "sh", "-c", script).stdout
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_a_machine_and_a_container_on_one_network(namespace: Namespace, box: RealDaemon) -> None:
+    try:
+        image = guest_image("debian-cloud", ("virtio_pci", "virtio_net"))
+    except GuestUnavailable as error:
+        pytest.skip(str(error))
+    box.ok("network", "create", "lan", "--subnet", "10.9.0.0/24")
+    box.ok("run", "-d", "--name", "web", "--image", "box", "--network", "lan", "--", "sh", "-c", SERVE)
+    machine = box.spawn("run", "--backend", "emulation", "--name", "vm", "--kernel", str(image.kernel), "--initrd",
+                        str(image.initrd), "--append", "console=ttyS0", "--network", "lan")  # fmt: skip
+    shell = Shell(machine)
+    assert "2 packets received" in shell(f"ping -c 2 {address_of(box, 'lan', 'web')}")
+    done = box.ok("exec", "web", "--", "ping", "-c", "2", address_of(box, "lan", "vm"))
+    assert "2 packets received" in done.stdout
