@@ -13,6 +13,7 @@ from hvctl.sdk.errors import HvctlError
 from hvctl.sdk.names import guest_id, image_id, image_name
 from hvctl.settings import Settings, verb
 from hvctl.values import LABEL, SIZE, size_text
+from hvctl.verbs.deleting import delete_each
 
 if TYPE_CHECKING:
     from hvapi.v1 import image_pb2
@@ -162,16 +163,9 @@ class _Progress:
 @click.option("--allow-missing", is_flag=True, help="It is no failure when there is no such image.")
 def delete(settings: Settings, name: tuple[str, ...], allow_missing: bool) -> int:
     """Deletes images that no guest needs."""
-    code = failures.OK
-    for image in (image_name(word) for word in name):
-        try:
-            settings.client.delete_image(name=image, allow_missing=allow_missing)
-        except HvctlError as error:
-            failures.report(error, settings.output)
-            code = code or failures.exit_code(error)
-        else:
-            if not is_document(settings.output):
-                click.echo(image if settings.output == "name" else image_id(image))
-    if is_document(settings.output) and code == failures.OK:
-        print_document(settings.output, {})  # google.protobuf.Empty
-    return code
+    return delete_each(
+        settings,
+        (image_name(word) for word in name),
+        lambda image: settings.client.delete_image(name=image, allow_missing=allow_missing),
+        image_id,
+    )

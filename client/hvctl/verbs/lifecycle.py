@@ -16,6 +16,7 @@ from hvctl.sdk.names import guest_id, guest_name
 from hvctl.settings import Settings, verb
 from hvctl.values import LABEL, RESTART
 from hvctl.verbs.container_options import limit_options
+from hvctl.verbs.deleting import delete_each
 
 if TYPE_CHECKING:
     from hvapi.v1 import guest_pb2
@@ -176,19 +177,12 @@ def update(
 @click.option("--allow-missing", is_flag=True, help="It is no failure when there is no such guest.")
 def delete(settings: Settings, guest: tuple[str, ...], force: bool, allow_missing: bool) -> int:
     """Deletes guests with their logs."""
-    code = failures.OK
-    for name in (guest_name(word) for word in guest):
-        try:
-            settings.client.delete_guest(name=name, force=force, allow_missing=allow_missing)
-        except HvctlError as error:
-            failures.report(error, settings.output)
-            code = code or failures.exit_code(error)
-        else:
-            if not is_document(settings.output):
-                click.echo(name if settings.output == "name" else guest_id(name))
-    if is_document(settings.output) and code == failures.OK:
-        print_document(settings.output, {})  # google.protobuf.Empty
-    return code
+    return delete_each(
+        settings,
+        (guest_name(word) for word in guest),
+        lambda name: settings.client.delete_guest(name=name, force=force, allow_missing=allow_missing),
+        guest_id,
+    )
 
 
 # Lower case for people; "ended" is any of stopped, failed, lost.

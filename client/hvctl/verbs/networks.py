@@ -6,12 +6,11 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hvctl import failures
 from hvctl.output import Column, document, is_document, print_document, print_items, print_table
-from hvctl.sdk.errors import HvctlError
 from hvctl.sdk.names import network_id, network_name
 from hvctl.settings import Settings, verb
 from hvctl.values import LABEL
+from hvctl.verbs.deleting import delete_each
 from hvctl.verbs.listing import ROWS, rows_of
 
 if TYPE_CHECKING:
@@ -99,16 +98,9 @@ def show(settings: Settings, name: str) -> None:
 @click.option("--allow-missing", is_flag=True, help="It is no failure when there is no such network.")
 def delete(settings: Settings, name: tuple[str, ...], allow_missing: bool) -> int:
     """Deletes networks. One that a guest names, running or not, stays."""
-    code = failures.OK
-    for network in (network_name(word) for word in name):
-        try:
-            settings.client.delete_network(name=network, allow_missing=allow_missing)
-        except HvctlError as error:
-            failures.report(error, settings.output)
-            code = code or failures.exit_code(error)
-        else:
-            if not is_document(settings.output):
-                click.echo(network if settings.output == "name" else network_id(network))
-    if is_document(settings.output) and code == failures.OK:
-        print_document(settings.output, {})  # google.protobuf.Empty
-    return code
+    return delete_each(
+        settings,
+        (network_name(word) for word in name),
+        lambda network: settings.client.delete_network(name=network, allow_missing=allow_missing),
+        network_id,
+    )

@@ -8,12 +8,12 @@ from typing import TYPE_CHECKING
 
 import click
 
-from hvctl import failures
 from hvctl.output import Column, document, is_document, print_document, print_items
 from hvctl.sdk.errors import HvctlError
 from hvctl.sdk.names import guest_id, guest_name, snapshot_name
 from hvctl.settings import Settings, verb
 from hvctl.values import size_text
+from hvctl.verbs.deleting import delete_each
 from hvctl.verbs.lifecycle import print_guest
 
 if TYPE_CHECKING:
@@ -113,19 +113,12 @@ def list_snapshots(settings: Settings, guest: str) -> None:
 @click.option("--allow-missing", is_flag=True, help="It is no failure when there is no such snapshot.")
 def delete(settings: Settings, snapshot: tuple[str, ...], allow_missing: bool) -> int:
     """Deletes snapshots."""
-    code = failures.OK
-    for name in (snapshot_name(word) for word in snapshot):
-        try:
-            settings.client.delete_snapshot(name=name, allow_missing=allow_missing)
-        except HvctlError as error:
-            failures.report(error, settings.output)
-            code = code or failures.exit_code(error)
-        else:
-            if not is_document(settings.output):
-                click.echo(name if settings.output == "name" else short(name))
-    if is_document(settings.output) and code == failures.OK:
-        print_document(settings.output, {})  # google.protobuf.Empty
-    return code
+    return delete_each(
+        settings,
+        (snapshot_name(word) for word in snapshot),
+        lambda name: settings.client.delete_snapshot(name=name, allow_missing=allow_missing),
+        short,
+    )
 
 
 @verb(formats=("table",))
