@@ -50,7 +50,7 @@ def measure(lab: Lab) -> list[Figure]:
     share = sorted(lost)[len(lost) // 2]
     note = f"one byte copied at a time as fast as it goes; {share:.0%} lost, and reported so"
     return [
-        compared("tracing: added to each system call", "s", own, beside, "strace -f", target="<= 0.25", note=note),
+        compared("tracing: added to each system call", "s", own, beside, "strace -f", note=note),
         compared("system call of a container, traced", "s", samples["traced"], samples["untraced"], "the same container untraced"),
         alone("system call of the same program without a container", "s", samples["alone"]),
     ]

@@ -13,6 +13,7 @@ import enum
 import fcntl
 import mmap
 import os
+import weakref
 from dataclasses import dataclass
 from typing import Final
 
@@ -106,6 +107,8 @@ class GuestMemory:
         except BaseException:
             os.close(self._fd)
             raise
+        # The mapping closes itself when nobody has it any more; so does this.
+        self._close_fd = weakref.finalize(self, os.close, self._fd)
         self.whole: Final = memoryview(self._map)  # by offset in the memory file
         anchor = ctypes.c_char.from_buffer(self._map)
         self._host_address = ctypes.addressof(anchor)
@@ -115,7 +118,7 @@ class GuestMemory:
         """Unmap and close. Nobody may use host_address any more."""
         self.whole.release()
         self._map.close()
-        os.close(self._fd)
+        self._close_fd()
 
     def __enter__(self) -> GuestMemory:
         return self
