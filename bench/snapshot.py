@@ -75,7 +75,8 @@ def _dd(source: Path, target: Path, *options: str) -> float:
 
 def _paused_seconds(lab_directory: Path) -> float:
     """Of the last snapshot, from the daemon's log."""
-    log = next(lab_directory.glob("daemon-*/log")).read_text(encoding="utf-8", errors="replace")
+    newest = max(lab_directory.glob("daemon-*/log"), key=lambda log: log.stat().st_mtime_ns)  # others have measured before
+    log = newest.read_text(encoding="utf-8", errors="replace")
     line = [line for line in log.splitlines() if "snapshot taken" in line][-1]
     word = next(word for word in line.split() if "paused_ms=" in word)
     return float(json.loads(word.partition("paused_ms=")[2])) / 1000
