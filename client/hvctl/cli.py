@@ -71,8 +71,13 @@ def root() -> VerbGroup:
     )
 
 
+# Signals that asked hvctl to end.
+_signals: list[int] = []
+
+
 def _terminate(number: int, frame: FrameType | None) -> None:
     """SIGTERM and SIGHUP clean up as Ctrl-C does: raw terminals are restored, `run --rm` removes its guest."""
+    _signals.append(number)
     raise KeyboardInterrupt
 
 
@@ -84,8 +89,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  for the rest of the process
     in_main_thread = arguments is None
     if in_main_thread:
-        signal.signal(signal.SIGTERM, _terminate)
-        signal.signal(signal.SIGHUP, _terminate)
+        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(number, _terminate)
     code = _run(words, settings)
     if in_main_thread:
         # Threads of grpc and destructors have nothing left to do that would be worth their 50 ms.
@@ -110,6 +115,8 @@ def _run(words: list[str], settings: Settings) -> int:
         failures.report(invalid, settings.output)
         return failed or failures.exit_code(invalid)
     except HvctlError as error:
+        if _signals:  # it hit the insides of a library, which made a failed call of it: still nothing but an interrupt
+            return failures.INTERRUPTED
         failures.report(error, settings.output)
         return failed or failures.exit_code(error)
     except click.exceptions.NoArgsIsHelpError as error:
@@ -129,6 +136,10 @@ def _run(words: list[str], settings: Settings) -> int:
         unwritten = HvctlError.local("FILE_UNWRITABLE", path=error.filename or "stdout", problem=error.strerror)
         failures.report(unwritten, settings.output)
         return failed or failures.exit_code(unwritten)
+    except Exception:
+        if _signals:
+            return failures.INTERRUPTED
+        raise
     finally:
         settings.close()
 

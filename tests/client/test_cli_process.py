@@ -223,3 +223,26 @@ def test_colour_on_a_terminal_only_and_never_with_no_color(daemon: FakeDaemon) -
             assert (b"\x1b[32m" in text) is coloured
         finally:
             terminal.close()
+
+
+def test_an_interrupt_that_a_library_turns_into_a_failure_is_still_an_interrupt(daemon: FakeDaemon) -> None:
+    code = """
+import os, signal, sys
+import hvctl.sdk.calls, hvctl.sdk.client, hvctl.verbs.listing
+from hvctl.sdk.errors import HvctlError
+from hvctl.cli import main
+
+def interrupted(self, *rest, **fields):
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+        signal.sigtimedwait([], 5)
+    except KeyboardInterrupt:
+        raise HvctlError("CANCELLED", "", {}, "cancelled", "") from None
+
+hvctl.sdk.client.Client.guests = interrupted
+main()
+"""
+    done = subprocess.run(
+        [sys.executable, "-c", code, "list"], env=environment(daemon), capture_output=True, timeout=DEADLINE
+    )
+    assert (done.returncode, done.stderr) == (130, b"")
