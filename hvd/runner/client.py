@@ -65,6 +65,7 @@ class RunnerInstance(Instance):
         self.pid, self._pidfd, self._reap = process
         self._wait_status: int | None = None
         self._exited = asyncio.Event()
+        self._reaping: asyncio.Task[None] | None = None
         self._closed = False
         self._calls = _Channel(directory)
         self._waits = _Channel(directory)
@@ -106,9 +107,15 @@ class RunnerInstance(Instance):
         try:
             try:
                 write_json(str(directory / MACHINE), launch.machine_document(machine))
-                process = start_runner(backend, directory, executable, write)
+                # In a thread: a template that hangs is waited for some seconds, and nobody else shall wait with it.
+                starting = asyncio.create_task(asyncio.to_thread(start_runner, backend, directory, executable, write))
+                process = await asyncio.shield(starting)
             except OSError as error:
                 raise launch.file_error(error, directory) from error
+            except asyncio.CancelledError:
+                with contextlib.suppress(OSError):
+                    await cls(directory, await starting, backend, capabilities)._discard()
+                raise
             finally:
                 os.close(write)
             instance = cls(directory, process, backend, capabilities)
@@ -147,7 +154,10 @@ class RunnerInstance(Instance):
 
     def _on_exit(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
-        self._wait_status = self._reap()
+        self._reaping = asyncio.create_task(self._take_status())
+
+    async def _take_status(self) -> None:
+        self._wait_status = await asyncio.to_thread(self._reap)
         self._exited.set()
 
     # ---- state

@@ -14,6 +14,7 @@ import pytest_asyncio
 from hvd.backends.contract import Capability, InstanceStatus, LaunchSpec
 from hvd.runner import process
 from hvd.runner.client import RunnerInstance
+from hvd.runner.directory import PID, read_json
 from hvd.runner.process import Template
 
 KERNELS = Path(__file__).resolve().parents[2] / "build" / "guests"
@@ -96,9 +97,28 @@ async def test_a_template_that_hangs_is_replaced(start: Start, monkeypatch: pyte
     template_pid = parent(first.pid)
     template = process.template_of("emulation")
     assert template._socket is not None
-    template._socket.settimeout(0.2)
+    template._socket.settimeout(2)
     os.kill(template_pid, signal.SIGSTOP)
-    second = await start()
+    starting = asyncio.create_task(start())
+    # Nobody but the start waits for it.
+    assert (await first.status()).state == "RUNNING"
+    assert not starting.done()
+    second = await starting
     assert not exists(template_pid)
     assert parent(second.pid) == os.getpid()
     assert [(await instance.status()).state for instance in (first, second)] == ["RUNNING", "RUNNING"]
+
+
+async def test_a_start_that_is_cancelled_leaves_no_runner(start: Start, tmp_path: Path) -> None:
+    first = await start()
+    template = process.template_of("emulation")
+    assert template._socket is not None
+    template._socket.settimeout(0.5)
+    os.kill(parent(first.pid), signal.SIGSTOP)
+    starting = asyncio.create_task(start())
+    assert (await first.status()).state == "RUNNING"  # by now it waits for the template
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    identity = read_json(str(tmp_path / "1" / PID))
+    assert identity is None or not exists(identity["pid"])
