@@ -91,7 +91,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if in_main_thread:
         for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
             signal.signal(number, _terminate)
-    code = _run(words, settings)
+    try:
+        code = _run(words, settings)
+    except BaseException:
+        if not _signals:
+            raise
+        code = failures.INTERRUPTED
     if in_main_thread:
         # Threads of grpc and destructors have nothing left to do that would be worth their 50 ms.
         sys.stdout.flush()
@@ -112,13 +117,9 @@ def _run(words: list[str], settings: Settings) -> int:
             invalid = HvctlError.local("TEXT_INVALID", text=ascii(error.object))
         else:
             invalid = HvctlError.local("FILE_UNWRITABLE", path="stdout", problem=error)
-        failures.report(invalid, settings.output)
-        return failed or failures.exit_code(invalid)
+        return _failed(invalid, settings, failed)
     except HvctlError as error:
-        if _signals:  # it hit the insides of a library, which made a failed call of it: still nothing but an interrupt
-            return failures.INTERRUPTED
-        failures.report(error, settings.output)
-        return failed or failures.exit_code(error)
+        return _failed(error, settings, failed)
     except click.exceptions.NoArgsIsHelpError as error:
         click.echo(error.format_message(), err=True)
         return failures.USAGE
@@ -134,14 +135,18 @@ def _run(words: list[str], settings: Settings) -> int:
     except OSError as error:
         # What else fails says so itself; the rest is a result on its way out, to a full disk for one.
         unwritten = HvctlError.local("FILE_UNWRITABLE", path=error.filename or "stdout", problem=error.strerror)
-        failures.report(unwritten, settings.output)
-        return failed or failures.exit_code(unwritten)
-    except Exception:
-        if _signals:
-            return failures.INTERRUPTED
-        raise
+        return _failed(unwritten, settings, failed)
     finally:
         settings.close()
+
+
+def _failed(error: HvctlError, settings: Settings, code: int | None) -> int:
+    """Tells of it. An interrupt may hit the insides of a library, which makes a failure of it: it is still nothing but
+    an interrupt."""
+    if _signals:
+        return failures.INTERRUPTED
+    failures.report(error, settings.output)
+    return code or failures.exit_code(error)
 
 
 def _wanted_form(words: list[str]) -> str:

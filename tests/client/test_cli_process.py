@@ -140,13 +140,12 @@ class Terminal:
         self.slave = slave
         self.resize(24, 80)
         self.child = subprocess.Popen(
-            [sys.executable, "-m", "hvctl", *words],
+            # Not by a preexec_fn: that makes Popen fork(2), and grpc, which serves in this process, harms such a child.
+            ["setsid", "--ctty", sys.executable, "-m", "hvctl", *words],
             env=environment(daemon),
             stdin=slave,
             stdout=slave,
             stderr=slave,
-            start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
         )
 
     def resize(self, rows: int, columns: int) -> None:

@@ -150,10 +150,10 @@ class Terminal:
         self.master, self.slave = pty.openpty()
         self.before = termios.tcgetattr(self.slave)
         self.resize(rows, columns)
+        # Not by a preexec_fn: that makes Popen fork(2), which threads of grpc in this process do not survive unharmed.
         self.child = subprocess.Popen(
-            words, env=environment, stdin=self.slave, stdout=self.slave, stderr=self.slave, start_new_session=True,
-            preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0),
-        )  # fmt: skip
+            ["setsid", "--ctty", *words], env=environment, stdin=self.slave, stdout=self.slave, stderr=self.slave
+        )
 
     def resize(self, rows: int, columns: int) -> None:
         fcntl.ioctl(self.master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
