@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import signal
@@ -11,6 +12,8 @@ from pathlib import Path
 
 import pytest
 from container_harness import busybox_root
+from hvapi.v1 import guest_pb2
+from hvctl.sdk import AsyncClient
 from real_daemon import RealDaemon, is_process, wait_for
 
 from hvd.backends.container.backend import BACKEND
@@ -187,3 +190,17 @@ def test_a_signal_of_choice(box: RealDaemon) -> None:
     box.wait_logs("c", "hup")
     assert box.show("c")["state"] == "RUNNING"
     assert box.hvctl("kill", "--signal", "NONSENSE", "c").returncode == 1
+
+
+def test_exec_by_the_sdk_for_asyncio(box: RealDaemon) -> None:
+    box.ok("run", "-d", "--name", "c", "--image", "box", "--", "sleep", "1000")
+
+    async def typed() -> tuple[bytes, int | None]:
+        setup = guest_pb2.ExecSetup(name="guests/c", command=["cat"])
+        async with AsyncClient(box.endpoint) as client, client.execute(setup) as execution:
+            await execution.write(b"typed")
+            await execution.end_input()
+            output = b"".join([data async for _, data in execution])
+            return output, execution.exit_code
+
+    assert asyncio.run(typed()) == (b"typed", 0)

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from hvctl.sdk.debug import AsyncDebugSession, DebugSession
     from hvctl.sdk.endpoint import Endpoint, default_endpoint
     from hvctl.sdk.errors import HvctlError
+    from hvctl.sdk.execution import AsyncExecution, Execution
     from hvctl.sdk.guests import GuestSpec
     from hvctl.sdk.names import guest_id, guest_name, image_id, image_name
     from hvctl.sdk.trace import TraceDecoder, TraceEvent
@@ -33,6 +34,8 @@ _HOME = {
     "Console": "client",
     "Stream": "client",
     "AsyncDebugSession": "debug",
+    "AsyncExecution": "execution",
+    "Execution": "execution",
     "DebugSession": "debug",
     "Endpoint": "endpoint",
     "default_endpoint": "endpoint",
@@ -50,11 +53,13 @@ __all__ = [
     "AsyncClient",
     "AsyncConsole",
     "AsyncDebugSession",
+    "AsyncExecution",
     "AsyncStream",
     "Client",
     "Console",
     "DebugSession",
     "Endpoint",
+    "Execution",
     "GuestSpec",
     "HvctlError",
     "Stream",

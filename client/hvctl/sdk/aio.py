@@ -23,6 +23,7 @@ from hvctl.sdk.watching import Resume
 
 if TYPE_CHECKING:
     from hvctl.sdk.debug import AsyncDebugSession
+    from hvctl.sdk.execution import AsyncExecution
 
 
 class AsyncUnaryMethod(Generic[Q, R]):
@@ -331,6 +332,12 @@ class AsyncClient(Calls):
         from hvctl.sdk.debug import AsyncDebugSession
 
         return AsyncDebugSession(self, inspect_pb2.DebugSetup(name=name, architecture=architecture), timeout)
+
+    def execute(self, setup: guest_pb2.ExecSetup, *, timeout: float | None = None) -> AsyncExecution:
+        """Another program in a running guest: `async with` it. timeout: seconds until it is killed; absent = never."""
+        from hvctl.sdk.execution import AsyncExecution
+
+        return AsyncExecution(self, setup, timeout)
 
     async def download_file(self, digest: str, path: Path) -> None:
         """Writes a blob of the daemon to a new file. Raises HvctlError BLOB_NOT_FOUND, ...; OSError."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import queue
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -13,6 +13,7 @@ from hvapi.v1 import guest_pb2
 from hvctl.sdk.calls import Calls
 
 if TYPE_CHECKING:
+    from hvctl.sdk.aio import AsyncClient, AsyncStream
     from hvctl.sdk.client import Client, Stream
 
 STDOUT, STDERR = 1, 2
@@ -77,3 +78,56 @@ class Execution:
         self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
     ) -> None:
         self.close()
+
+
+class AsyncExecution:
+    """Execution for asyncio; `async with` starts the program."""
+
+    def __init__(self, client: AsyncClient, setup: guest_pb2.ExecSetup, timeout: float | None) -> None:
+        from hvctl.sdk.aio import AsyncStream
+
+        call = Calls.__dict__["_exec_guest"]
+        invoke = client.channel.stream_stream(
+            call.path, request_serializer=call.request.SerializeToString, response_deserializer=call.response.FromString
+        )
+        self.exit_code: int | None = None
+        self.host_pid = 0
+        self._setup = setup
+        self._stream: AsyncStream[guest_pb2.ExecGuestResponse] = AsyncStream(
+            invoke(timeout=timeout), client.endpoint, call.method
+        )
+
+    async def __aenter__(self) -> Self:
+        try:
+            await self._stream.write(guest_pb2.ExecGuestRequest(setup=self._setup))
+            self.host_pid = (await anext(self._stream)).started.host_pid
+        except BaseException:
+            self._stream.cancel()
+            raise
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self._stream.cancel()
+
+    async def __aiter__(self) -> AsyncIterator[tuple[int, bytes]]:
+        async for frame in self._stream:
+            match frame.WhichOneof("frame"):
+                case "output":
+                    yield STDOUT, frame.output
+                case "error_output":
+                    yield STDERR, frame.error_output
+                case "ended":
+                    self.exit_code = frame.ended.exit_code
+                    return
+
+    async def write(self, data: bytes) -> None:
+        await self._stream.write(guest_pb2.ExecGuestRequest(input=data))
+
+    async def end_input(self) -> None:
+        await self._stream.write(guest_pb2.ExecGuestRequest(input_end=empty_pb2.Empty()))
+
+    async def resize(self, rows: int, columns: int) -> None:
+        size = guest_pb2.ConsoleSize(rows=rows, columns=columns)
+        await self._stream.write(guest_pb2.ExecGuestRequest(size=size))
