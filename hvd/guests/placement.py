@@ -11,7 +11,7 @@ import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from hvd.backends.contract import Availability, Backend, EngineInfo, LaunchSpec
+from hvd.backends.contract import Availability, Backend, Capability, EngineInfo, LaunchSpec
 from hvd.errors import HvdError
 
 # Ask an unavailable backend again after this long.
@@ -108,7 +108,9 @@ class Backends:
             await asyncio.to_thread(backend.check, replace(spec, engine=chosen))
             return Placement(backend, chosen, "")
         refusals: list[tuple[str, HvdError]] = []
-        for backend in self.all():
+        # Of machines a backend of containers has no opinion, and the other way round.
+        sort = [each for each in self.all() if (Capability.CONTAINER in each.capabilities) == (spec.container is not None)]
+        for backend in sort:
             try:
                 chosen = await self._engine(backend, engine)
                 await asyncio.to_thread(backend.check, replace(spec, engine=chosen))

@@ -252,7 +252,7 @@ class FakeBackend(Backend):
     id = BackendId.EMULATION
     kind = "emulation"
     description = "in memory, for tests"
-    capabilities = frozenset(Capability)
+    capabilities = frozenset(Capability) - {Capability.CONTAINER}
 
     def __init__(self, *, name: str = "fake", preference: int = 1, available: Availability | None = None) -> None:
         self.name = name
