@@ -16,7 +16,7 @@ from tests.guest_images import DISK_MODULES, PROMPT, GuestImage, GuestUnavailabl
 
 BOOT_SECONDS = 240.0
 WORK_SECONDS = 300.0
-ROUNDS = 60
+ROUNDS = 300
 # A chain of hashes, each by a process of its own, and sums of floating-point numbers between them: what is lost or stale shows.
 WORK = (
     's=0; for i in $(seq {rounds}); do s=$(echo $s $i | sha256sum | cut -c1-64); '
