@@ -83,7 +83,7 @@ def host(monkeypatch: pytest.MonkeyPatch) -> Host:
     monkeypatch.setattr(networks.links, "exists", lambda name: name in host.made)
     monkeypatch.setattr(networks.links, "obstacle", lambda: ("", ""))
     monkeypatch.setattr(networks.dhcp, "Server", lambda *about: type("Server", (), {"close": lambda self: None})())
-    monkeypatch.setattr(nat, "apply", lambda table, filtered: None)
+    monkeypatch.setattr(nat, "apply", lambda table, filtered, ports=(): None)
     return host
 
 
