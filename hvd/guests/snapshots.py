@@ -10,6 +10,7 @@ import asyncio
 import json
 import os
 import shutil
+import subprocess
 import time
 import uuid
 from collections import defaultdict
@@ -350,13 +351,8 @@ class Snapshots:
         clone, is_new = await self._make(life.guest, identifier, request_id)
         if not is_new:
             return clone.guest
-        pairs = list(
-            zip(
-                self.supervisor.resolve(life.guest, paused=False).disks,
-                self.supervisor.resolve(clone.guest, paused=False).disks,
-                strict=True,
-            )
-        )
+        from_, to = (self.supervisor.resolve(guest, paused=False) for guest in (life.guest, clone.guest))
+        pairs = list(zip(from_.disks, to.disks, strict=True))
 
         async def copy() -> None:
             if life.is_alive:
@@ -364,6 +360,8 @@ class Snapshots:
             for source, target in pairs:
                 if source.overlay:
                     await asyncio.to_thread(_copy_overlay, Path(source.overlay), Path(target.overlay))
+            if from_.container is not None and to.container is not None:
+                await asyncio.to_thread(_copy_written, from_.container.state_dir, to.container.state_dir)
 
         try:
             await life.exclusively(copy)
@@ -380,8 +378,12 @@ class Snapshots:
         request = guest_pb2.CreateGuestRequest(guest_id=identifier, request_id=request_id)
         guest = request.guest
         guest.CopyFrom(like)
-        for card in guest.machine.network_interfaces:
+        for card in (*guest.machine.network_interfaces, *guest.container.network_interfaces):
             card.mac_address = card.ip_address = ""  # made from its own uid; a free one
+        if not like.HasField("container"):
+            guest.ClearField("container")  # asking for its cards has made one
+        for port in guest.container.ports if like.HasField("container") else ():
+            port.host_port = 0  # a free one
         made = await self.supervisor.create(request)
         life = self.supervisor.get(made.name)
         return life, made.name.removeprefix(model.PREFIX) not in before
@@ -493,6 +495,18 @@ def _copy_overlay(source: Path, target: Path) -> None:
     except OSError as error:
         new.unlink(missing_ok=True)
         raise _file_error(error, target.parent) from error
+
+
+def _copy_written(source: Path, target: Path) -> None:
+    """What a container has written: owners, attributes and overlayfs's marks of what it removed included. Raises HvdError
+    CONTAINER_FAILED."""
+    if not (source / "upper").is_dir():
+        return
+    target.mkdir(mode=0o711, parents=True, exist_ok=True)
+    words = ["cp", "--archive", "--reflink=auto", "--", str(source / "upper"), str(target)]
+    done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
+    if done.returncode:
+        raise HvdError("CONTAINER_FAILED", what="copying what it wrote", problem=done.stderr.strip()[-300:])
 
 
 def _file_error(error: OSError, directory: Path) -> HvdError:

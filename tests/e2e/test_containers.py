@@ -204,3 +204,13 @@ def test_exec_by_the_sdk_for_asyncio(box: RealDaemon) -> None:
             return output, execution.exit_code
 
     assert asyncio.run(typed()) == (b"typed", 0)
+
+
+def test_a_clone_has_what_a_stopped_container_wrote_and_goes_its_own_way(box: RealDaemon) -> None:
+    script = "cat /srv/file; echo $HOSTNAME >> /srv/file; rm -f /bin/wc; ls /bin/wc"
+    box.hvctl("run", "--name", "a", "--image", "box", "--env", "HOSTNAME=once", "--", "sh", "-c", script)
+    box.ok("clone", "a", "b")
+    for name in ("b", "a"):
+        box.ok("start", name)
+        box.ok("wait", name)
+        assert box.ok("logs", name).stdout.count("once") == 1
