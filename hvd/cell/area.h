@@ -1,0 +1,117 @@
+/* The run area: the memory that a runner and its cell share, and how they take turns.
+ *
+ * One of the two works at a time. The runner fills in what it wants and writes the eventfd `go`; the cell runs the guest until it needs
+ * the runner, fills in `exit` and `cpu`, writes the eventfd `left` and waits for `go`. Only `kick` and the console's rings are used from
+ * both sides at once. A guest can take its cell over (it runs in the same process): whatever the cell writes here may be forged, at any
+ * time, so that the runner copies first, checks the copy, and uses only that (host.c).
+ */
+#ifndef HV_AREA_H
+#define HV_AREA_H
+
+#include "board.h"
+#include "cpu.h"
+
+#define HV_AREA_MAGIC 0x4c434856u /* "VHCL" */
+#define HV_AREA_VERSION 1u
+#define HV_AREA_REGIONS 64
+#define HV_AREA_CPUID 96
+#define HV_AREA_RANGES 256
+#define HV_AREA_DEVICES 4096 /* bytes: the part of struct hv_board that both sides hand to each other (host.c) */
+
+/* hvd/board/vcpu.py ExitReason */
+enum hv_cell_reason {
+    HV_CELL_INTERRUPTED, HV_CELL_PORT_IN, HV_CELL_PORT_OUT, HV_CELL_MMIO_READ, HV_CELL_MMIO_WRITE, HV_CELL_HALT, HV_CELL_HYPERCALL,
+    HV_CELL_SHUTDOWN, HV_CELL_DEBUG, HV_CELL_ERROR, HV_CELL_CONSOLE_FULL, HV_CELL_REASONS,
+};
+
+enum hv_cell_mode { HV_MODE_TRAP, HV_MODE_REWRITING, HV_MODE_PARAVIRT };
+
+struct hv_cell_exit {
+    uint32_t reason, size;
+    uint64_t address, value; /* value: in for *_OUT and *_WRITE, out for *_IN and *_READ */
+    uint64_t rip, start_ns;
+    uint32_t flags;          /* HV_RECORD_USER */
+    uint32_t reserved;
+    char detail[160];        /* of HV_CELL_ERROR; ends with 0 */
+};
+
+enum hv_region_kind { HV_REGION_RAM = 1, HV_REGION_ROM = 2, HV_REGION_MMIO = 3 }; /* hvd/board/memory.py RegionKind; the rest floats */
+struct hv_cell_region {
+    uint64_t start, length, file_offset; /* guest-physical; file_offset of RAM and ROM */
+    uint32_t kind;
+    uint32_t hot; /* of MMIO: the board in C answers */
+};
+
+struct hv_cell_cpuid {
+    uint32_t leaf, subleaf, any_subleaf, eax, ebx, ecx, edx, reserved;
+};
+
+/* What set_debug() asked for (hvd/board/vcpu.py). */
+#define HV_AREA_BREAKPOINTS 64
+#define HV_AREA_WATCHPOINTS 16
+struct hv_cell_debug {
+    uint32_t step, breakpoint_count, watchpoint_count, reserved;
+    uint32_t breakpoints[HV_AREA_BREAKPOINTS]; /* linear addresses */
+    struct { uint32_t address, length, read, write; } watchpoints[HV_AREA_WATCHPOINTS];
+};
+
+/* A cell's own figures; the daemon reads copies of them (GetCensus, metrics). Free-running. */
+struct hv_cell_counters {
+    uint64_t signals, shadow_fills, shadow_upgrades, shadow_drops, shadow_pages, address_space_loads, ldt_writes, mode_switches;
+    uint64_t translated_blocks, translated_instructions, translated_bytes, cache_bytes, cache_flushes, code_writes, callouts;
+    uint64_t reserved[17];
+};
+
+/* Code pages that the guest's kernel executed, for the census: bit = page of the guest-physical address space below 4 GiB that a
+ * kernel-mode fill mapped executable, with the linear page it was seen at. */
+#define HV_AREA_CODE_PAGES 8192
+struct hv_cell_code {
+    uint32_t count;          /* entries used; stops at HV_AREA_CODE_PAGES */
+    uint32_t entry[HV_AREA_CODE_PAGES]; /* linear addresses at which kernel code was seen to execute */
+};
+
+struct hv_cell_area {
+    uint32_t magic, version;
+
+    /* ---- set once by the runner, before the cell starts */
+    uint32_t mode;        /* enum hv_cell_mode */
+    uint32_t region_count, cpuid_count;
+    uint32_t backend;     /* enum hv_backend_id, for records */
+    uint64_t memory_size; /* bytes of the memory file */
+    uint64_t tsc_hz;
+    struct hv_cell_region regions[HV_AREA_REGIONS];
+    struct hv_cell_cpuid cpuid[HV_AREA_CPUID];
+    uint8_t claimed[65536 / 8]; /* struct hv_board's */
+
+    /* ---- the runner's word to the cell, at `go` */
+    uint32_t quit;          /* end yourself */
+    uint32_t cpu_changed;   /* take `cpu` over; an access that waits for its answer is dropped */
+    uint32_t debug_changed;
+    uint32_t range_count;   /* ranges of guest-physical memory that were written: address, length; more than fit = all of it */
+    uint64_t ranges[HV_AREA_RANGES][2];
+    uint64_t answer;        /* of *_IN and *_READ */
+    struct hv_clock clock;
+    struct hv_cell_debug debug;
+
+    /* ---- both, whoever has the turn */
+    struct hv_cpu cpu;
+    uint8_t devices[HV_AREA_DEVICES];
+
+    /* ---- the cell's word to the runner, at `left` */
+    struct hv_cell_exit exit;
+    struct hv_cell_counters counters;
+    struct hv_cell_code code;
+
+    /* ---- at any time */
+    uint32_t kick; /* leave at the next instruction boundary */
+    struct hv_console console;
+};
+
+/* The cell's descriptors, by number. */
+enum hv_cell_fd {
+    HV_CELL_FD_AREA = 3, HV_CELL_FD_MEMORY, HV_CELL_FD_GO, HV_CELL_FD_LEFT, HV_CELL_FD_CONSOLE /* eventfd: output */, HV_CELL_FD_COUNTERS, HV_CELL_FD_TRACE,
+    HV_CELL_FDS,
+};
+#define HV_CELL_KICK_SIGNAL 10 /* SIGUSR1: after area->kick was set */
+
+#endif

@@ -1,0 +1,110 @@
+/* The cell: the C core under trap, rewriting and paravirt (docs/cell.md). One process that runs one guest's code natively, in ring 3.
+ *
+ *   area.h       what runner and cell share                  host.c       the runner's side of it (in libhv.so)
+ *   main.c       start: descriptors, mappings, signals       sandbox.c    namespaces, capabilities, seccomp
+ *   signals.c    from the guest into the monitor and back    leave.c      exits to the runner, HLT, timers
+ *   segments.c   descriptors, segment registers              twins.c      their doubles in the host's LDT
+ *   walk.c       the guest's page tables                     shadow.c     its pages mapped into this process: a TLB made of mmaps
+ *   access.c     the monitor's own reads and writes of guest memory, MMIO included
+ *   deliver.c    exceptions and interrupts                   emulate.c    fetch, decode, and one of:
+ *   sensitive.c  privileged and sensitive instructions       execute.c    ordinary ones, for MMIO and steps
+ *   strings.c    INS, OUTS, MOVS and the like                decode.c     the decoder
+ *
+ * Everything runs on the signal stack, with signals blocked, until signals.c returns to the guest. What finds that the guest has
+ * faulted does not return: hv_raise() unwinds to signals.c, which delivers the exception. So an instruction's effects on registers come
+ * after its last access to memory.
+ */
+#ifndef HV_CELL_H
+#define HV_CELL_H
+
+#include "area.h"
+
+struct hv_cell {
+    struct hv_cpu cpu;
+    struct hv_board board;
+    struct hv_cell_area *area;
+    uint8_t *memory; /* the whole memory file, readable and writable */
+    enum hv_cell_mode mode;
+    uint64_t entry_ns; /* CLOCK_MONOTONIC at which the monitor was entered; start of records */
+};
+extern struct hv_cell cell;
+#define HV_CPU (&cell.cpu)
+
+/* ---- deliver.c */
+_Noreturn void hv_raise(unsigned vector);                      /* a fault without an error code */
+_Noreturn void hv_raise_error(unsigned vector, uint32_t error);
+_Noreturn void hv_raise_page_fault(uint32_t linear, uint32_t error);
+void hv_deliver(unsigned vector, bool has_error, uint32_t error, bool software); /* software: INT n, INT3, INTO; eip is behind it */
+bool hv_interrupts_wanted(void);                               /* an interrupt or NMI could be taken now */
+void hv_take_interrupt(void);
+
+/* ---- access.c: by linear address, with the rights of the present CPL (user) or those of the processor itself (system). Sizes 1, 2, 4, 8.
+ * Raise #PF. MMIO goes to the board or leaves to the runner. */
+uint64_t hv_read(uint32_t linear, unsigned size);
+void hv_write(uint32_t linear, unsigned size, uint64_t value);
+uint64_t hv_read_system(uint32_t linear, unsigned size);
+void hv_write_system(uint32_t linear, unsigned size, uint64_t value);
+void hv_check_write(uint32_t linear, unsigned size); /* would a write fault? raises #PF now, before anything is changed */
+/* Code bytes at CS:EIP, as many as can be fetched, at most 15. Raises #PF or #GP when there is none. */
+unsigned hv_fetch(uint8_t bytes[HV_LONGEST_INSTRUCTION]);
+
+/* ---- segments.c */
+/* offset in a segment register's segment to a linear address, limit, type and null checked: raises #GP(0), of SS #SS(0). */
+uint32_t hv_linear(unsigned segment, uint32_t offset, unsigned size, bool write);
+void hv_load_segment(unsigned segment, uint16_t selector); /* MOV, POP, LDS...: DS ES FS GS SS; raises #GP, #NP, #SS */
+void hv_load_ldtr(uint16_t selector);
+void hv_load_tr(uint16_t selector);
+bool hv_descriptor(uint16_t selector, uint32_t words[2]);  /* false: null, beyond its table; system access, raises #PF */
+
+/* ---- emulate.c */
+/* The memory operand's linear address (ModRM, SIB, displacement, segment, wrapped to the address size). */
+uint32_t hv_operand_offset(const struct hv_insn *);        /* effective address */
+unsigned hv_operand_segment(const struct hv_insn *);       /* its segment register */
+uint32_t hv_operand_linear(const struct hv_insn *, unsigned size, bool write);
+uint32_t hv_get_register(unsigned index, unsigned size);   /* size 1: AL CL DL BL AH CH DH BH */
+void hv_set_register(unsigned index, unsigned size, uint32_t value);
+uint32_t hv_get_rm(const struct hv_insn *, unsigned size); /* register or memory operand */
+void hv_set_rm(const struct hv_insn *, unsigned size, uint32_t value);
+/* Stack of the present SS; size 2 or 4. Push writes, then moves ESP; hv_pop_at reads at depth bytes above ESP and moves nothing. */
+void hv_push(unsigned size, uint32_t value);
+uint32_t hv_pop_at(unsigned size, uint32_t depth);
+void hv_add_esp(int32_t bytes); /* SS.B decides on SP or ESP */
+
+/* Execute the instruction at CS:EIP in the monitor. An instruction that the decoder or the interpreters do not know ends in
+ * hv_fail() with its bytes; one that IA-32 does not define raises #UD. */
+void hv_emulate(void);
+/* The interpreters: true = done, EIP included; false = not one of theirs, nothing was changed. */
+bool hv_sensitive(const struct hv_insn *);
+bool hv_execute(const struct hv_insn *);
+bool hv_strings(const struct hv_insn *);
+
+/* ---- leave.c */
+uint32_t hv_port_in(uint16_t port, unsigned size);
+void hv_port_out(uint16_t port, unsigned size, uint32_t value);
+uint64_t hv_mmio_read(uint64_t physical, unsigned size);
+void hv_mmio_write(uint64_t physical, unsigned size, uint64_t value);
+void hv_halt(void);                    /* HLT: until an interrupt; leaves when it will never come */
+void hv_leave(enum hv_cell_reason);    /* to the runner and back; unwinds when the runner has changed the state */
+_Noreturn void hv_fail(const char *format, ...) __attribute__((format(printf, 1, 2))); /* HV_CELL_ERROR: the guest cannot go on */
+bool hv_kicked(void);                  /* the runner wants the state at the next boundary: repeated instructions stop between turns */
+uint64_t hv_tsc(void);                 /* the guest's time stamp counter */
+void hv_cross_here(unsigned point, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a3); /* a record of this instruction, timed since entry_ns */
+
+/* ---- walk.c, shadow.c */
+struct hv_walk {
+    uint64_t physical;
+    bool writable, user, global, dirty, large; /* writable, user: of the entries, as CR0.WP does not see them */
+    uint32_t error;                            /* of a fault: the error code; bit 31 = there is one */
+};
+void hv_walk(struct hv_walk *, uint32_t linear, bool write, bool user, bool fetch, bool set_bits); /* set_bits: accessed and dirty */
+/* A page that is not there, or not with these rights: map it. Returns false when the guest's own tables have the fault (in *walk). */
+bool hv_shadow_fault(uint32_t linear, bool write, bool user, bool fetch, struct hv_walk *walk);
+void hv_shadow_load_cr3(void);
+void hv_shadow_flush(bool globals);
+void hv_shadow_flush_page(uint32_t linear);
+void hv_shadow_mode(unsigned cpl);   /* before the guest runs: supervisor pages out of user code's reach, and back */
+void hv_shadow_physical_changed(uint64_t physical, uint64_t length);
+uint8_t *hv_memory_at(uint64_t physical, bool write, uint64_t *left); /* RAM or ROM (not for write); NULL = MMIO or nothing. left: bytes to the region's end */
+const struct hv_cell_region *hv_region_at(uint64_t physical); /* NULL = floats */
+
+#endif
