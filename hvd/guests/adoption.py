@@ -71,6 +71,7 @@ async def find_out(guest: guest_pb2.Guest, directory: Path, backend: Backend, la
         except HvdError as error:
             problem = error
         # It may have ended in this very moment.
+        await backend.settle(directory)
         record = await asyncio.to_thread(records.read_exit, directory)
     if record is not None:
         return Found(status=record.status, time_ns=record.time_ns)

@@ -17,7 +17,9 @@ from hvd.backends.container.cgroup.hierarchy import PARENT, hierarchy
 from hvd.backends.container.cgroup.limits import check
 from hvd.backends.container.cgroup.update import count_disk
 from hvd.backends.container.cgroup.usage import usage
-from hvd.backends.container.instance import CAPABILITIES, ContainerInstance, Record, settle
+from hvd.backends.container.ending import settle
+from hvd.backends.container.instance import CAPABILITIES, ContainerInstance
+from hvd.backends.container.record import Record
 from hvd.backends.container.runtime import RUNTIMES, Runtime
 from hvd.backends.container.trace import recorder
 from hvd.backends.container.trace.points import POINTS
@@ -96,6 +98,7 @@ class ContainerBackend(Backend):
         assert spec.container is not None
         container, engine = spec.container, Runtime(spec.engine, directory.parent / STATE)
         mapping = None if container.security.host_user_namespace else _mapping()
+        await engine.delete(spec.uid)  # what of its last run could not be taken down
         root = await asyncio.to_thread(rootfs.mount, container.layers, container.state_dir, mapping)
         try:
             container = replace(container, mounts=await asyncio.to_thread(mounts.prepare, container, mapping))

@@ -5,23 +5,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import os
-import shutil
 import signal
 import socket
-import time
-from collections.abc import AsyncIterator, Mapping
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
 from pathlib import Path
-from typing import Any
 
 import structlog
 from hvapi.v1 import inspect_pb2
 
-from hvd.backends.container import conmon, memory, rootfs
+from hvd.backends.container import conmon, memory
 from hvd.backends.container.cgroup.hierarchy import hierarchy
-from hvd.backends.container.cgroup.limits import effects
 from hvd.backends.container.cgroup.update import change
+from hvd.backends.container.ending import settle
 from hvd.backends.container.execution import ContainerExecution
+from hvd.backends.container.record import Record
 from hvd.backends.container.runtime import Runtime
 from hvd.backends.container.trace.recorder import RECORDER
 from hvd.backends.container_spec import ExecSpec, LimitsSpec
@@ -33,42 +30,8 @@ from hvd.trace.points import Kind
 
 log = structlog.get_logger()
 
-CONTAINER = "container.json"
 # From SIGKILL of its init to the end of its monitor.
 KILL_SECONDS = 10.0
-
-
-@dataclass(frozen=True, slots=True)
-class Record:
-    """container.json of the guest directory: what a daemon that comes later must know."""
-
-    uid: str
-    engine: str
-    state_dir: str
-    stop_signal: str
-    tty: bool
-    init: int
-    monitor: int
-
-    def write(self, directory: Path) -> None:
-        names.write_json(str(directory / CONTAINER), {field: getattr(self, field) for field in self.__slots__})
-
-    @classmethod
-    def read(cls, directory: Path) -> Record | None:
-        """None when there is none, or none that makes sense."""
-        document = names.read_json(str(directory / CONTAINER))
-        kinds = {
-            "uid": str,
-            "engine": str,
-            "state_dir": str,
-            "stop_signal": str,
-            "tty": bool,
-            "init": int,
-            "monitor": int,
-        }
-        if document is None or any(not isinstance(document.get(field), kind) for field, kind in kinds.items()):
-            return None
-        return cls(**{field: document[field] for field in kinds})
 
 
 class ContainerInstance(Instance):
@@ -88,6 +51,8 @@ class ContainerInstance(Instance):
         self._killed = False
         # Held while the runtime works on it: a program may end before its `start` has tidied up.
         self._working = asyncio.Lock()
+        # Held while it is taken down: a container that is killed ends before the runtime has tidied up.
+        self._deleting = asyncio.Lock()
         try:
             self._monitor = os.pidfd_open(record.monitor)
         except ProcessLookupError as error:
@@ -107,8 +72,7 @@ class ContainerInstance(Instance):
 
     async def _end(self) -> None:
         try:
-            RECORDER.end(self._record.uid)
-            async with self._working:
+            async with self._working, self._deleting:
                 status = await settle(self.directory, self._record, self._runtime, killed=self._killed)
         except Exception as error:  # whatever it was, the guest has ended
             log.exception("container could not be put away", guest=self._record.uid)
@@ -158,9 +122,10 @@ class ContainerInstance(Instance):
 
     async def kill(self) -> None:
         self._killed = True
-        if self._final is not None:
-            return
-        await self._runtime.delete(self._record.uid)
+        async with self._deleting:
+            if self._final is not None:
+                return
+            await self._runtime.delete(self._record.uid)
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(KILL_SECONDS):
                 await self._until_end()
@@ -234,58 +199,6 @@ class ContainerInstance(Instance):
 
     def attach_console(self, read_only: bool) -> ConsoleAttachment:
         return ContainerConsole(self.directory, read_only)
-
-
-async def settle(directory: Path, record: Record, runtime: Runtime, killed: bool = False) -> InstanceStatus:
-    """The monitor has ended: take down what was the container and write how it ended, unless that has been done."""
-    if (known := _read_exit(directory)) is not None:
-        return known
-    code = conmon.read_exit_code(directory, record.uid)
-    did = await asyncio.to_thread(lambda: effects(hierarchy(), record.uid))  # gone with the cgroups
-    await runtime.delete(record.uid)
-    await asyncio.to_thread(rootfs.unmount, Path(record.state_dir))
-    status = _end_of(code, killed, did.oom_kills > 0)
-    document = {
-        "state": status.state, "reason": status.reason, "message": status.message, "exit_code": status.exit_code,
-        "time_ns": time.time_ns(), "metadata": dict(status.metadata or {}),
-    }  # fmt: skip
-    await asyncio.to_thread(names.write_json, str(directory / names.EXIT), document)
-    shutil.rmtree(directory / conmon.EXIT_DIRECTORY, ignore_errors=True)
-    return status
-
-
-def _end_of(code: int | None, killed: bool, out_of_memory: bool) -> InstanceStatus:
-    metadata: dict[str, str] = {}
-    if out_of_memory:
-        metadata["oom_killed"] = "true"
-    if killed:
-        return InstanceStatus("STOPPED", "KILLED", "killed", 137, metadata={**metadata, "exit_signal": "SIGKILL"})
-    if code is None:
-        return InstanceStatus(
-            "FAILED",
-            "MONITOR_GONE",
-            "its monitor (conmon) was killed, so the container was ended; nobody saw its exit code",
-        )
-    if code > 128 and code - 128 in {number.value for number in signal.Signals}:
-        metadata["exit_signal"] = signal.Signals(code - 128).name
-    if out_of_memory and code == 128 + signal.SIGKILL:
-        return InstanceStatus(
-            "STOPPED", "OUT_OF_MEMORY", f"its memory limit was reached; it ended with {code}", code, metadata=metadata
-        )
-    return InstanceStatus("STOPPED", "EXITED", f"it ended with {code}", code, metadata=metadata)
-
-
-def _read_exit(directory: Path) -> InstanceStatus | None:
-    document: Mapping[str, Any] | None = names.read_json(str(directory / names.EXIT))
-    if document is None:
-        return None
-    try:
-        return InstanceStatus(
-            str(document["state"]), str(document["reason"]), str(document["message"]), document["exit_code"],
-            metadata=document["metadata"],
-        )  # fmt: skip
-    except (KeyError, TypeError):
-        return None
 
 
 class ContainerConsole(ConsoleAttachment):

@@ -1,0 +1,99 @@
+"""Taking down what was a container, and how it ended."""
+
+from __future__ import annotations
+
+import asyncio
+import shutil
+import signal
+import time
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import structlog
+
+from hvd.backends.container import conmon, rootfs
+from hvd.backends.container.cgroup.hierarchy import hierarchy
+from hvd.backends.container.cgroup.limits import effects
+from hvd.backends.container.record import Record
+from hvd.backends.container.runtime import Runtime
+from hvd.backends.container.trace.recorder import RECORDER
+from hvd.backends.contract import InstanceStatus
+from hvd.errors import HvdError
+from hvd.runner import directory as names
+
+log = structlog.get_logger()
+
+
+async def settle(directory: Path, record: Record, runtime: Runtime, killed: bool = False) -> InstanceStatus:
+    """The monitor has ended: take down what was the container and write how it ended, unless that has been done.
+
+    Raises HvdError CONTAINER_FAILED when a part of it could not be taken down; the other parts have been, and nothing is
+    written: the next start, or daemon, tries again.
+    """
+    if (known := _read_exit(directory)) is not None:
+        return known
+    code = conmon.read_exit_code(directory, record.uid)
+    out_of_memory = False
+
+    def look() -> None:
+        nonlocal out_of_memory
+        out_of_memory = effects(hierarchy(), record.uid).oom_kills > 0
+
+    steps: dict[str, Callable[[], Awaitable[None]]] = {
+        "the end of its trace": lambda: asyncio.to_thread(RECORDER.end, record.uid),
+        "what its limits did": lambda: asyncio.to_thread(look),  # gone with the control groups
+        runtime.name: lambda: runtime.delete(record.uid),
+        "its root": lambda: asyncio.to_thread(rootfs.unmount, Path(record.state_dir)),
+    }
+    problems = []
+    for what, step in steps.items():
+        try:
+            await step()
+        except Exception as error:  # whatever it was, the others are taken down
+            log.exception("container could not be put away", guest=record.uid, part=what)
+            problems.append(f"{what}: {error}")
+    if problems:
+        raise HvdError("CONTAINER_FAILED", what="putting it away", problem="; ".join(problems))
+    status = _end_of(code, killed, out_of_memory)
+    document = {
+        "state": status.state, "reason": status.reason, "message": status.message, "exit_code": status.exit_code,
+        "time_ns": time.time_ns(), "metadata": dict(status.metadata or {}),
+    }  # fmt: skip
+    await asyncio.to_thread(names.write_json, str(directory / names.EXIT), document)
+    shutil.rmtree(directory / conmon.EXIT_DIRECTORY, ignore_errors=True)
+    return status
+
+
+def _end_of(code: int | None, killed: bool, out_of_memory: bool) -> InstanceStatus:
+    metadata: dict[str, str] = {}
+    if out_of_memory:
+        metadata["oom_killed"] = "true"
+    if killed:
+        return InstanceStatus("STOPPED", "KILLED", "killed", 137, metadata={**metadata, "exit_signal": "SIGKILL"})
+    if code is None:
+        return InstanceStatus(
+            "FAILED",
+            "MONITOR_GONE",
+            "its monitor (conmon) was killed, so the container was ended; nobody saw its exit code",
+        )
+    if code > 128 and code - 128 in {number.value for number in signal.Signals}:
+        metadata["exit_signal"] = signal.Signals(code - 128).name
+    if out_of_memory and code == 128 + signal.SIGKILL:
+        return InstanceStatus(
+            "STOPPED", "OUT_OF_MEMORY", f"its memory limit was reached; it ended with {code}", code, metadata=metadata
+        )
+    return InstanceStatus("STOPPED", "EXITED", f"it ended with {code}", code, metadata=metadata)
+
+
+def _read_exit(directory: Path) -> InstanceStatus | None:
+    document: Mapping[str, Any] | None = names.read_json(str(directory / names.EXIT))
+    if document is None:
+        return None
+    try:
+        return InstanceStatus(
+            str(document["state"]), str(document["reason"]), str(document["message"]), document["exit_code"],
+            metadata=document["metadata"],
+        )  # fmt: skip
+    except (KeyError, TypeError):
+        return None

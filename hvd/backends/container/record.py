@@ -1,0 +1,43 @@
+"""container.json of a container's guest directory: what a daemon that comes later must know."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from hvd.runner import directory as names
+
+CONTAINER = "container.json"
+
+
+@dataclass(frozen=True, slots=True)
+class Record:
+    """container.json of the guest directory: what a daemon that comes later must know."""
+
+    uid: str
+    engine: str
+    state_dir: str
+    stop_signal: str
+    tty: bool
+    init: int
+    monitor: int
+
+    def write(self, directory: Path) -> None:
+        names.write_json(str(directory / CONTAINER), {field: getattr(self, field) for field in self.__slots__})
+
+    @classmethod
+    def read(cls, directory: Path) -> Record | None:
+        """None when there is none, or none that makes sense."""
+        document = names.read_json(str(directory / CONTAINER))
+        kinds = {
+            "uid": str,
+            "engine": str,
+            "state_dir": str,
+            "stop_signal": str,
+            "tty": bool,
+            "init": int,
+            "monitor": int,
+        }
+        if document is None or any(not isinstance(document.get(field), kind) for field, kind in kinds.items()):
+            return None
+        return cls(**{field: document[field] for field in kinds})
