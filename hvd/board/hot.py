@@ -10,6 +10,7 @@ import enum
 import functools
 import mmap
 import os
+import threading
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -75,6 +76,7 @@ _PROTOTYPES: dict[str, tuple[type | None, list[type]]] = {
     "hv_board_advance": (_bool, [_pointer]),
     "hv_board_deadline": (_u64, [_pointer]),
     "hv_board_console": (_pointer, [_pointer]),
+    "hv_board_use_console": (None, [_pointer, _pointer]),
     "hv_board_crossings": (_pointer, [_pointer]),
     "hv_board_counters": (_pointer, [_pointer]),
     "hv_board_clock": (_pointer, [_pointer]),
@@ -256,6 +258,7 @@ class HotBoard:
             int(backend),
         )
         self._console: int = self._lib.hv_board_console(self.address)
+        self._console_lock = threading.Lock()  # held by the other thread while it uses the console's rings
         self._crossings: int = self._lib.hv_board_crossings(self.address)
         self._clock: int = self._lib.hv_board_clock(self.address)
         self._value = ctypes.c_uint64()
@@ -451,6 +454,13 @@ class HotBoard:
 
     # The console, for the virtio console in the vcpu's thread
 
+    def use_console(self, address: int | None) -> None:
+        """Its rings are those at `address` (struct hv_console, initialised) from now on, which stay there until close();
+        None: the board's own. What was typed and not read yet goes along, output that was not taken does not."""
+        with self._console_lock:
+            self._lib.hv_board_use_console(self.address, address)
+            self._console = self._lib.hv_board_console(self.address)
+
     def console_write(self, data: bytes) -> int:
         """Output beside COM1's; what is typed from now on is for the virtio console. Returns how many bytes found room."""
         return int(self._lib.hv_board_console_write(self.address, data, len(data)))
@@ -478,16 +488,19 @@ class HotBoard:
 
     def console_take(self) -> bytes:
         """What the guest wrote, up to 64 KiB; empty when there is nothing."""
-        length: int = self._lib.hv_console_take(self._console, self._take, len(self._take))
+        with self._console_lock:
+            length: int = self._lib.hv_console_take(self._console, self._take, len(self._take))
         return ctypes.string_at(self._take, length)
 
     def console_put(self, data: bytes) -> int:
         """Type. Returns how many bytes found room; kick the vcpu afterwards."""
-        return int(self._lib.hv_console_put(self._console, data, len(data)))
+        with self._console_lock:
+            return int(self._lib.hv_console_put(self._console, data, len(data)))
 
     def console_sleep(self) -> bool:
         """Ask for a write to out_event at the next output. False: there is output already, take it first."""
-        return bool(self._lib.hv_console_sleep(self._console))
+        with self._console_lock:
+            return bool(self._lib.hv_console_sleep(self._console))
 
 
 def _natural(value: Any, name: str) -> int:

@@ -71,8 +71,8 @@ int main(int argc, char **argv)
             CHECK(board->uart.rx_count <= HV_UART_FIFO);
             break;
         case 10:
-            taken += hv_console_take(&board->console, buffer, value % sizeof buffer);
-            typed += hv_console_put(&board->console, buffer, value % sizeof buffer);
+            taken += hv_console_take(board->console, buffer, value % sizeof buffer);
+            typed += hv_console_put(board->console, buffer, value % sizeof buffer);
             break;
         case 12 ... 14: { /* mostly where there are registers */
             uint64_t offset = next() % 4 ? (next() & 0x3f) << 4 : next() % 0x1040, found = 0;
@@ -129,11 +129,11 @@ int main(int argc, char **argv)
     }
     unsigned long step = steps;
     size_t length;
-    while ((length = hv_console_take(&board->console, buffer, sizeof buffer)))
+    while ((length = hv_console_take(board->console, buffer, sizeof buffer)))
         taken += length;
     CHECK(taken == board->uart.tx_bytes + sent); /* nothing that was sent is lost */
     CHECK(counters->console_out_bytes == taken);
-    CHECK(typed == counters->console_in_bytes + (board->console.in_head - board->console.in_tail));
+    CHECK(typed == counters->console_in_bytes + (board->console->in_head - board->console->in_tail));
     CHECK(trace->head == counters->records && trace->capacity == 64);
     printf("%llu sent, %llu typed\n", (unsigned long long)taken, (unsigned long long)typed);
     free(trace);

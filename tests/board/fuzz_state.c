@@ -86,9 +86,9 @@ int main(int argc, char **argv)
         case 6:
             hv_board_advance(board);
             hv_board_deadline(board);
-            hv_console_take(&board->console, buffer, sizeof buffer);
-            hv_console_put(&board->console, buffer, next() % sizeof buffer);
-            CHECK(hv_console_unread(&board->console, buffer, sizeof buffer) <= sizeof buffer);
+            hv_console_take(board->console, buffer, sizeof buffer);
+            hv_console_put(board->console, buffer, next() % sizeof buffer);
+            CHECK(hv_console_unread(board->console, buffer, sizeof buffer) <= sizeof buffer);
             break;
         case 7:
             hv_board_mmio_read(board, (next() & 1 ? 0xfee00000u : 0xfec00000u) + (uint32_t)(next() % 0x400 & ~15u), 4, &wide);

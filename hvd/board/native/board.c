@@ -47,7 +47,9 @@ static void reset_interrupts(struct hv_board *board)
 void hv_board_init(struct hv_board *board, int out_event, void *counters, size_t counters_size, void *trace, size_t trace_size, unsigned backend)
 {
     memset(board, 0, sizeof *board);
-    hv_console_init(&board->console, out_event);
+    board->out_event = out_event;
+    board->console = &board->own_console;
+    hv_console_init(board->console);
     hv_crossings_init(&board->crossings, counters, counters_size, trace, trace_size, backend);
     reset_interrupts(board);
     hv_pit_reset(&board->pit, 0);
@@ -71,7 +73,16 @@ struct hv_pic *hv_board_pic(struct hv_board *board)
 
 struct hv_console *hv_board_console(struct hv_board *board)
 {
-    return &board->console;
+    return board->console;
+}
+
+void hv_board_use_console(struct hv_board *board, struct hv_console *console)
+{
+    uint8_t typed[HV_CONSOLE_IN];
+    size_t length = hv_console_unread(board->console, typed, sizeof typed);
+    board->console = console ? console : &board->own_console;
+    board->console->out_notify = 1; /* the reader may have gone to sleep at the other one */
+    hv_console_put(board->console, typed, length);
 }
 
 struct hv_counters *hv_board_counters(struct hv_board *board)
@@ -96,7 +107,7 @@ void hv_board_account(struct hv_board *board, uint64_t run_ns, uint64_t halted_n
 size_t hv_board_console_write(struct hv_board *board, const uint8_t *bytes, size_t length)
 {
     board->typed_to_virtio = true;
-    length = hv_console_write_some(&board->console, bytes, length);
+    length = hv_console_write(board->console, board->out_event, bytes, length);
     board->crossings.counters->console_out_bytes += length;
     return length;
 }
@@ -105,7 +116,7 @@ size_t hv_board_console_read(struct hv_board *board, uint8_t *bytes, size_t capa
 {
     size_t length = 0;
     int byte;
-    while (board->typed_to_virtio && length < capacity && (byte = hv_console_read(&board->console)) >= 0)
+    while (board->typed_to_virtio && length < capacity && (byte = hv_console_read(board->console)) >= 0)
         bytes[length++] = (uint8_t)byte;
     board->crossings.counters->console_in_bytes += length;
     return length;
@@ -113,7 +124,8 @@ size_t hv_board_console_read(struct hv_board *board, uint8_t *bytes, size_t capa
 
 size_t hv_board_console_waiting(const struct hv_board *board)
 {
-    return board->typed_to_virtio ? __atomic_load_n(&board->console.in_head, __ATOMIC_ACQUIRE) - board->console.in_tail : 0;
+    uint32_t waiting = __atomic_load_n(&board->console->in_head, __ATOMIC_ACQUIRE) - board->console->in_tail;
+    return !board->typed_to_virtio ? 0 : waiting < HV_CONSOLE_IN ? waiting : HV_CONSOLE_IN;
 }
 
 bool hv_board_typed_to_virtio(const struct hv_board *board)
@@ -200,7 +212,7 @@ static void run_pit(struct hv_board *board, uint64_t now_ns)
 static void refresh_uart(struct hv_board *board)
 {
     while (!board->typed_to_virtio && hv_uart_can_receive(&board->uart)) {
-        int byte = hv_console_read(&board->console);
+        int byte = hv_console_read(board->console);
         if (byte < 0)
             break;
         hv_uart_receive(&board->uart, (uint8_t)byte);
@@ -377,7 +389,7 @@ static uint8_t uart_read(struct hv_board *board, unsigned reg)
 
 static enum hv_port_result uart_write(struct hv_board *board, unsigned reg, uint8_t value)
 {
-    if (hv_uart_transmits(&board->uart, reg) && hv_console_full(&board->console))
+    if (hv_uart_transmits(&board->uart, reg) && hv_console_full(board->console))
         return HV_PORT_WAIT;
     if (hv_uart_transmits(&board->uart, reg)) { /* a full transmitter takes the line low, the empty one that follows at once high again */
         board->uart.iir_thri = 0;
@@ -385,7 +397,7 @@ static enum hv_port_result uart_write(struct hv_board *board, unsigned reg, uint
     }
     int byte = hv_uart_write(&board->uart, reg, value);
     if (byte >= 0) {
-        hv_console_write(&board->console, (uint8_t)byte); /* has room: only this thread fills it */
+        hv_console_write(board->console, board->out_event, &(uint8_t){(uint8_t)byte}, 1); /* has room: only this thread fills it */
         board->crossings.counters->console_out_bytes++;
         board->typed_to_virtio = false;
     }

@@ -166,20 +166,21 @@ uint8_t hv_uart_read(struct hv_uart *, unsigned reg);
 int hv_uart_write(struct hv_uart *, unsigned reg, uint8_t value);
 bool hv_uart_transmits(const struct hv_uart *, unsigned reg); /* would a write to reg return a byte now */
 
-/* ---- console.c: two byte rings between the vcpu thread and the runner's main thread; one writer and one reader each. */
+/* ---- console.c: two byte rings between the vcpu thread and the runner's main thread; one writer and one reader each. They may lie in
+ * memory that is shared with a process which is not trusted (hvd/cell/area.h): whatever stands in them, no function goes beyond them. */
 #define HV_CONSOLE_OUT (1u << 16)
 #define HV_CONSOLE_IN (1u << 12)
 struct hv_console {
     uint32_t out_head, out_tail, in_head, in_tail; /* free-running */
-    uint32_t out_notify; /* the reader sleeps: wake it through out_event */
-    int out_event;       /* eventfd */
+    uint32_t out_notify; /* the reader sleeps: wake it through the board's out_event */
+    uint32_t reserved;
     uint8_t out[HV_CONSOLE_OUT], in[HV_CONSOLE_IN];
 };
-void hv_console_init(struct hv_console *, int out_event);
-bool hv_console_write(struct hv_console *, uint8_t byte);                        /* vcpu thread; false = full */
+void hv_console_init(struct hv_console *);
 bool hv_console_full(const struct hv_console *);                                 /* vcpu thread */
 int hv_console_read(struct hv_console *);                                        /* vcpu thread; -1 = empty */
-size_t hv_console_write_some(struct hv_console *, const uint8_t *bytes, size_t length); /* vcpu thread; returns how many fitted */
+/* vcpu thread; returns how many fitted. out_event: eventfd, -1 = none. */
+size_t hv_console_write(struct hv_console *, int out_event, const uint8_t *bytes, size_t length);
 size_t hv_console_unread(const struct hv_console *, uint8_t *buffer, size_t capacity); /* vcpu thread: typed, and not read yet */
 size_t hv_console_take(struct hv_console *, uint8_t *buffer, size_t capacity);   /* main thread */
 size_t hv_console_put(struct hv_console *, const uint8_t *bytes, size_t length); /* main thread; returns how many fitted */
@@ -213,9 +214,12 @@ struct hv_board {
     struct hv_ioapic ioapic;
     struct hv_pit pit;
     struct hv_uart uart;
+    bool typed_to_virtio;       /* what is typed is for the virtio console: it wrote last; otherwise for COM1 */
+    /* From pic to here the state is plain values: what a cell and its runner hand to each other (hvd/cell/leave.c). */
     uint8_t claimed[65536 / 8]; /* ports that Python devices claim; an unclaimed port floats: reads all ones */
-    struct hv_console console;
-    bool typed_to_virtio;           /* what is typed is for the virtio console: it wrote last; otherwise for COM1 */
+    int out_event;              /* eventfd that is written when the console has output and the reader sleeps; -1 = none */
+    struct hv_console *console; /* own_console unless hv_board_use_console said otherwise */
+    struct hv_console own_console;
     struct hv_crossings crossings;
     struct hv_window window[HV_WINDOWS];
 };
@@ -226,6 +230,10 @@ size_t hv_board_size(void);
 struct hv_clock *hv_board_clock(struct hv_board *);
 struct hv_pic *hv_board_pic(struct hv_board *);
 struct hv_console *hv_board_console(struct hv_board *);
+/* From now on the rings at `console`, which are initialised; NULL = the board's own. What was typed and not read yet moves there, output that
+ * was not taken yet does not. No other thread may use the console meanwhile, and it asks for hv_board_console anew. The reader is woken by the
+ * next output. */
+void hv_board_use_console(struct hv_board *, struct hv_console *console);
 struct hv_crossings *hv_board_crossings(struct hv_board *);
 struct hv_counters *hv_board_counters(struct hv_board *); /* never NULL */
 /* A vcpu outside of C executed for run_ns and halted for halted_ns; the first call tells of the first instruction. */

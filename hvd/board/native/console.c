@@ -11,46 +11,47 @@ static uint32_t acquire(const uint32_t *index)
     return __atomic_load_n(index, __ATOMIC_ACQUIRE);
 }
 
-void hv_console_init(struct hv_console *console, int out_event)
+/* Bytes between two indices; no more than the ring holds, whatever they are. */
+static uint32_t level(uint32_t head, uint32_t tail, uint32_t capacity)
+{
+    return head - tail < capacity ? head - tail : capacity;
+}
+
+void hv_console_init(struct hv_console *console)
 {
     console->out_head = console->out_tail = console->in_head = console->in_tail = 0;
     console->out_notify = 0;
-    console->out_event = out_event;
 }
 
 bool hv_console_full(const struct hv_console *console)
 {
-    return console->out_head - acquire(&console->out_tail) >= HV_CONSOLE_OUT;
+    return level(console->out_head, acquire(&console->out_tail), HV_CONSOLE_OUT) == HV_CONSOLE_OUT;
 }
 
 /* Publish what the writer put behind out_head. */
-static void publish(struct hv_console *console, uint32_t length)
+static void publish(struct hv_console *console, int out_event, uint32_t head)
 {
     /* Sequentially consistent, as is the reader's side in hv_console_sleep: either we see that it sleeps or it sees our bytes. */
-    __atomic_store_n(&console->out_head, console->out_head + length, __ATOMIC_SEQ_CST);
+    __atomic_store_n(&console->out_head, head, __ATOMIC_SEQ_CST);
     if (__atomic_load_n(&console->out_notify, __ATOMIC_SEQ_CST) && __atomic_exchange_n(&console->out_notify, 0, __ATOMIC_SEQ_CST) &&
-        console->out_event >= 0) {
+        out_event >= 0) {
         uint64_t one = 1;
         /* EAGAIN means that the event is at its maximum: the reader is being woken anyway. */
-        while (write(console->out_event, &one, sizeof one) < 0 && errno == EINTR) {
+        while (write(out_event, &one, sizeof one) < 0 && errno == EINTR) {
         }
     }
 }
 
-bool hv_console_write(struct hv_console *console, uint8_t byte)
+size_t hv_console_write(struct hv_console *console, int out_event, const uint8_t *bytes, size_t length)
 {
-    return hv_console_write_some(console, &byte, 1) == 1;
-}
-
-size_t hv_console_write_some(struct hv_console *console, const uint8_t *bytes, size_t length)
-{
-    size_t room = HV_CONSOLE_OUT - (console->out_head - acquire(&console->out_tail));
+    uint32_t head = console->out_head;
+    size_t room = HV_CONSOLE_OUT - level(head, acquire(&console->out_tail), HV_CONSOLE_OUT);
     if (length > room)
         length = room;
     for (size_t i = 0; i < length; i++)
-        console->out[(console->out_head + i) % HV_CONSOLE_OUT] = bytes[i];
+        console->out[(head + i) % HV_CONSOLE_OUT] = bytes[i];
     if (length)
-        publish(console, (uint32_t)length);
+        publish(console, out_event, head + (uint32_t)length);
     return length;
 }
 
@@ -65,31 +66,35 @@ int hv_console_read(struct hv_console *console)
 
 size_t hv_console_unread(const struct hv_console *console, uint8_t *buffer, size_t capacity)
 {
-    uint32_t available = acquire(&console->in_head) - console->in_tail;
+    uint32_t tail = console->in_tail;
+    size_t available = level(acquire(&console->in_head), tail, HV_CONSOLE_IN);
     size_t length = available < capacity ? available : capacity;
-    for (uint32_t i = 0; i < length; i++)
-        buffer[i] = console->in[(console->in_tail + i) % HV_CONSOLE_IN];
+    for (size_t i = 0; i < length; i++)
+        buffer[i] = console->in[(tail + i) % HV_CONSOLE_IN];
     return length;
 }
 
 size_t hv_console_take(struct hv_console *console, uint8_t *buffer, size_t capacity)
 {
-    size_t available = acquire(&console->out_head) - console->out_tail;
+    uint32_t head = acquire(&console->out_head), tail = console->out_tail;
+    size_t available = level(head, tail, HV_CONSOLE_OUT);
     size_t length = available < capacity ? available : capacity;
     for (size_t i = 0; i < length; i++)
-        buffer[i] = console->out[(console->out_tail + i) % HV_CONSOLE_OUT];
-    __atomic_store_n(&console->out_tail, console->out_tail + (uint32_t)length, __ATOMIC_RELEASE);
+        buffer[i] = console->out[(tail + i) % HV_CONSOLE_OUT];
+    /* A head that is further away than the ring is long is forged: it shall not give the ring's bytes over and over. */
+    __atomic_store_n(&console->out_tail, head - tail > HV_CONSOLE_OUT ? head : tail + (uint32_t)length, __ATOMIC_RELEASE);
     return length;
 }
 
 size_t hv_console_put(struct hv_console *console, const uint8_t *bytes, size_t length)
 {
-    size_t room = HV_CONSOLE_IN - (console->in_head - acquire(&console->in_tail));
+    uint32_t head = console->in_head;
+    size_t room = HV_CONSOLE_IN - level(head, acquire(&console->in_tail), HV_CONSOLE_IN);
     if (length > room)
         length = room;
     for (size_t i = 0; i < length; i++)
-        console->in[(console->in_head + i) % HV_CONSOLE_IN] = bytes[i];
-    __atomic_store_n(&console->in_head, console->in_head + (uint32_t)length, __ATOMIC_RELEASE);
+        console->in[(head + i) % HV_CONSOLE_IN] = bytes[i];
+    __atomic_store_n(&console->in_head, head + (uint32_t)length, __ATOMIC_RELEASE);
     return length;
 }
 

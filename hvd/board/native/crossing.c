@@ -11,28 +11,42 @@ static const uint8_t point_kind[HV_POINTS] = HV_POINT_KINDS;
 /* Where boards count that were given no page, in tests mostly. Nobody reads it. */
 static struct hv_counters unread;
 
-void hv_crossings_init(struct hv_crossings *crossings, void *counters, size_t counters_size, void *trace, size_t trace_size, unsigned backend)
+void hv_crossings_join(struct hv_crossings *crossings, void *counters, size_t counters_size, void *trace, size_t trace_size, unsigned backend)
 {
     memset(crossings, 0, sizeof *crossings);
     crossings->backend = (uint8_t)backend;
     crossings->counters = counters && counters_size >= sizeof(struct hv_counters) ? counters : &unread;
+    if (!trace || trace_size < sizeof(struct hv_trace_header) + sizeof(struct hv_record))
+        return;
+    uint64_t room = (trace_size - sizeof(struct hv_trace_header)) / sizeof(struct hv_record);
+    crossings->trace = trace;
+    crossings->capacity = 1;
+    while ((uint64_t)crossings->capacity * 2 <= room && crossings->capacity < 1u << 31)
+        crossings->capacity *= 2;
+    hv_crossings_turn(crossings);
+}
+
+void hv_crossings_turn(struct hv_crossings *crossings)
+{
+    if (crossings->trace)
+        crossings->head = __atomic_load_n(&crossings->trace->head, __ATOMIC_ACQUIRE);
+}
+
+void hv_crossings_init(struct hv_crossings *crossings, void *counters, size_t counters_size, void *trace, size_t trace_size, unsigned backend)
+{
+    hv_crossings_join(crossings, counters, counters_size, trace, trace_size, backend);
     memset(crossings->counters, 0, sizeof *crossings->counters);
     crossings->counters->version = HV_LAYOUT_VERSION;
     crossings->counters->start_ns = hv_host_ns();
     /* The magic comes last: a reader that finds it finds the rest. */
     __atomic_store_n(&crossings->counters->magic, HV_COUNTERS_MAGIC, __ATOMIC_RELEASE);
 
-    if (!trace || trace_size < sizeof(struct hv_trace_header) + sizeof(struct hv_record))
+    if (!crossings->trace)
         return;
-    uint64_t room = (trace_size - sizeof(struct hv_trace_header)) / sizeof(struct hv_record);
-    uint32_t capacity = 1;
-    while ((uint64_t)capacity * 2 <= room && capacity < 1u << 31)
-        capacity *= 2;
-    crossings->trace = trace;
-    crossings->capacity = capacity;
+    crossings->head = 0;
     /* `enabled` stays as it is: the daemon may have switched the trace on before the guest's first instruction. */
     crossings->trace->version = HV_LAYOUT_VERSION;
-    crossings->trace->capacity = capacity;
+    crossings->trace->capacity = crossings->capacity;
     __atomic_store_n(&crossings->trace->head, 0, __ATOMIC_RELAXED);
     __atomic_store_n(&crossings->trace->magic, HV_TRACE_MAGIC, __ATOMIC_RELEASE);
 }

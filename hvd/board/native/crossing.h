@@ -96,6 +96,10 @@ struct hv_crossings {
 };
 void hv_crossings_tap(struct hv_crossings *, struct hv_tap *);
 void hv_crossings_init(struct hv_crossings *, void *counters, size_t counters_size, void *trace, size_t trace_size, unsigned backend);
+/* For a second process that shares the files and takes turns with the first (hvd/cell): nothing in them is changed. */
+void hv_crossings_join(struct hv_crossings *, void *counters, size_t counters_size, void *trace, size_t trace_size, unsigned backend);
+/* It is this process's turn: go on behind the records of the other. Whatever stands in the file, no record goes beyond it. */
+void hv_crossings_turn(struct hv_crossings *);
 /* Count, and record if somebody listens. start_ns = hv_host_ns() at entry; 0 = untimed. */
 void hv_cross(struct hv_crossings *, unsigned point, uint64_t start_ns, uint64_t rip, unsigned flags, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a3);
 
