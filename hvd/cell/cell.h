@@ -65,16 +65,20 @@ uint32_t hv_get_register(unsigned index, unsigned size);   /* size 1: AL CL DL B
 void hv_set_register(unsigned index, unsigned size, uint32_t value);
 uint32_t hv_get_rm(const struct hv_insn *, unsigned size); /* register or memory operand */
 void hv_set_rm(const struct hv_insn *, unsigned size, uint32_t value);
-/* Stack of the present SS; size 2 or 4. Push writes, then moves ESP; hv_pop_at reads at depth bytes above ESP and moves nothing. */
+/* Stack of the present SS; size 2 or 4. Push writes, then moves ESP; the other two access depth bytes below and above ESP, which they
+ * do not move. */
 void hv_push(unsigned size, uint32_t value);
+void hv_push_at(unsigned size, uint32_t depth, uint32_t value);
 uint32_t hv_pop_at(unsigned size, uint32_t depth);
 void hv_add_esp(int32_t bytes); /* SS.B decides on SP or ESP */
+bool hv_done(const struct hv_insn *); /* EIP to the next instruction; true */
 
 /* Execute the instruction at CS:EIP in the monitor. An instruction that the decoder or the interpreters do not know ends in
  * hv_fail() with its bytes; one that IA-32 does not define raises #UD. */
 void hv_emulate(void);
 /* The interpreters: true = done, EIP included; false = not one of theirs, nothing was changed. */
 bool hv_sensitive(const struct hv_insn *);
+void hv_check_io(uint16_t port, unsigned size); /* sensitive.c: IOPL and the TSS's bitmap; raises #GP(0) */
 bool hv_execute(const struct hv_insn *);
 bool hv_strings(const struct hv_insn *);
 

@@ -61,6 +61,7 @@ struct hv_cpu {
 #define HV_AC 0x40000u
 #define HV_ID 0x200000u
 #define HV_STATUS_FLAGS (HV_CF | HV_PF | HV_AF | HV_ZF | HV_SF | HV_OF)
+#define HV_DR6_BS 0x4000u /* a single step */
 #define HV_CR0_PE 0x1u
 #define HV_CR0_TS 0x8u
 #define HV_CR0_EM 0x4u
