@@ -10,8 +10,8 @@ GUEST_HEADERS := guests/include/guest.h guests/include/pci.h guests/include/hv/h
 
 include guests/teach/teach.mk
 
-GUEST_MULTIBOOT := hello hypercalls interrupts apic exceptions paging spin halt triple reset flood wild echo compute ticker ports nonsense screen exits virtio
-GUEST_FILES := $(GUEST_MULTIBOOT:%=$(GUEST_BUILD)/%.elf) $(GUEST_BUILD)/pvh.elf $(GUEST_BUILD)/long.elf $(GUEST_BUILD)/alias.elf $(GUEST_BUILD)/flat.bin $(GUEST_BUILD)/boot.img \
+GUEST_MULTIBOOT := hello hypercalls interrupts apic exceptions paging spin halt triple reset flood wild echo compute ticker ports nonsense screen exits virtio hole isolation
+GUEST_FILES := $(GUEST_MULTIBOOT:%=$(GUEST_BUILD)/%.elf) $(GUEST_BUILD)/nano.elf $(GUEST_BUILD)/pvh.elf $(GUEST_BUILD)/long.elf $(GUEST_BUILD)/alias.elf $(GUEST_BUILD)/flat.bin $(GUEST_BUILD)/boot.img \
 	$(GUEST_BUILD)/diskrate $(TEACH_GUEST)
 
 GUEST_LIB := $(addprefix $(GUEST_BUILD)/lib/,start.o print.o check.o traps.o pic.o entry.o)
@@ -40,6 +40,9 @@ $(GUEST_MULTIBOOT:%=$(GUEST_BUILD)/%.elf): $(GUEST_BUILD)/%.elf: guests/%.c $(GU
 
 $(GUEST_BUILD)/pvh.elf: guests/pvh.c $(GUEST_BUILD)/lib/pvh.o $(GUEST_LIB) guests/lib/guest.ld $(GUEST_HEADERS)
 	$(GUEST_CC) -m32 $(GUEST_CFLAGS) $(GUEST_LDFLAGS) -T guests/lib/guest.ld -o $@ $(filter %.o,$^) $<
+
+$(GUEST_BUILD)/nano.elf: guests/nano.c guests/nano_ops.S guests/nano_compute.S $(GUEST_BUILD)/lib/multiboot.o $(GUEST_LIB) guests/lib/guest.ld $(GUEST_HEADERS)
+	$(GUEST_CC) -m32 $(GUEST_CFLAGS) $(GUEST_LDFLAGS) -T guests/lib/guest.ld -o $@ $(filter %.o,$^) guests/nano.c guests/nano_ops.S
 
 GUEST_LONG := long alias
 $(GUEST_LONG:%=$(GUEST_BUILD)/%.elf): $(GUEST_BUILD)/%.elf: guests/%.c guests/long_entry.S $(GUEST_LIB64) guests/lib/guest.ld $(GUEST_HEADERS)

@@ -63,7 +63,6 @@ static inline void wait_for_interrupt(void)
 #define VECTOR_SYSCALL 0x80 /* the gate that CPL 3 may use */
 
 struct frame {
-	uint32_t gs, fs, es, ds;
 	uint32_t edi, esi, ebp, esp_ignored, ebx, edx, ecx, eax;
 	uint32_t vector, error;
 	uint32_t eip, cs, eflags;
@@ -73,6 +72,8 @@ typedef void handler(struct frame *);
 
 void traps_init(void);
 void set_handler(uint8_t vector, handler *);
+void set_gate(uint8_t vector, const void *target, uint32_t privilege); /* of an interrupt gate; NULL = the library's stub, which calls the handler */
+extern volatile bool reload_segments; /* entry.S: CPL 0 changes DS or ES; every handler leaves them KERNEL_DATA */
 
 /* pic.c: 8259 pair and 8254 */
 void irq_enable(unsigned irq, handler *); /* acknowledged by the library after the handler */

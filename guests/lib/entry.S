@@ -19,24 +19,28 @@ stub_\vector:
 	.set	n, n + 1
 	.endr
 
+/* Segment registers are loaded with constants and never stored: what stores one does not trap at CPL 3 and would show, under the backend
+ * `trap`, the host's selector. Code at CPL 3 has USER_DATA in DS and ES; that at CPL 0 has KERNEL_DATA there, unless it says otherwise by
+ * reload_segments: then handlers leave KERNEL_DATA behind. FS and GS are nobody's here. */
 common:
 	cld
 	pushal
-	pushl	%ds
-	pushl	%es
-	pushl	%fs
-	pushl	%gs
-	movl	$0x10, %eax /* KERNEL_DATA */
+	testb	$3, 44(%esp) /* the CS pushed */
+	jnz	1f
+	cmpb	$0, %ss:reload_segments
+	je	2f
+1:	movl	$0x10, %eax /* KERNEL_DATA */
 	movl	%eax, %ds
 	movl	%eax, %es
-	pushl	%esp
+2:	pushl	%esp
 	call	trap
 	addl	$4, %esp
-	popl	%gs
-	popl	%fs
-	popl	%es
-	popl	%ds
-	popal
+	testb	$3, 44(%esp)
+	jz	3f
+	movl	$0x23, %eax /* USER_DATA */
+	movl	%eax, %ds
+	movl	%eax, %es
+3:	popal
 	addl	$8, %esp
 	iretl
 
@@ -109,4 +113,7 @@ leave_user:
 	.balign	4
 kernel_stack:
 	.skip	4
+	.globl	reload_segments
+reload_segments:
+	.skip	1
 	.section .note.GNU-stack, "", @progbits

@@ -55,6 +55,11 @@ void traps_init(void)
 	outb(0xa1, 0xff);
 }
 
+void set_gate(uint8_t vector, const void *target, uint32_t privilege)
+{
+	idt[vector] = gate(target ? (uint32_t)target : stubs[vector], privilege);
+}
+
 void set_handler(uint8_t vector, handler *handler)
 {
 	handlers[vector] = handler;

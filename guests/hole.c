@@ -1,0 +1,72 @@
+/* Breaks where POPF and PUSHF do not trap and the kernel is not privileged (docs/trap.md): a critical section as every kernel has it, which
+ * saves the flags, switches interrupts off, and restores the flags. There is no other sensitive instruction in it. */
+#include "guest.h"
+
+const char guest_name[] = "hole";
+
+#define HZ 100
+#define PATIENCE 10000000u /* reads of the interrupt controller */
+#define FLAG_IF 0x200u
+
+uint32_t interrupts_save(void);
+void interrupts_restore(uint32_t flags);
+
+static volatile uint32_t ticks;
+
+static void on_tick(struct frame *frame)
+{
+	(void)frame;
+	ticks++;
+}
+
+/* Not in-line, so that the census has names for what it finds. */
+__attribute__((noinline)) uint32_t interrupts_save(void)
+{
+	uint32_t flags;
+
+	__asm__ volatile("pushfl; popl %0; cli" : "=r"(flags) : : "memory");
+	return flags;
+}
+
+__attribute__((noinline)) void interrupts_restore(uint32_t flags)
+{
+	__asm__ volatile("pushl %0; popfl" : : "r"(flags) : "memory", "cc");
+}
+
+static bool wait_requested(void)
+{
+	for (uint32_t n = 0; n < PATIENCE; n++)
+		if (irq_requested(0))
+			return true;
+	return false;
+}
+
+int main(void)
+{
+	uint32_t flags, off;
+
+	traps_init();
+	irq_enable(0, on_tick);
+	pit_periodic(HZ);
+	interrupts_on();
+	flags = interrupts_save();
+	ticks = 0;
+	off = interrupts_save(); /* they are off now, and that is what it must see */
+	interrupts_restore(off);
+	if (!wait_requested() || ticks) {
+		print("hole: the timer is broken: %u ticks with interrupts off\n", ticks);
+		return 1;
+	}
+	interrupts_restore(flags); /* on again: the tick that waits must come */
+	for (uint32_t n = 0; n < 1000 && !ticks; n++)
+		__asm__ volatile("nop");
+	interrupts_off();
+	print("interrupts on, PUSHF says %s; off, PUSHF says %s; POPF switched them %s\n", flags & FLAG_IF ? "on" : "off",
+	      off & FLAG_IF ? "on" : "off", ticks ? "on" : "not on");
+	if (ticks && flags & FLAG_IF && !(off & FLAG_IF)) {
+		print("HOLE closed\n");
+		return done();
+	}
+	print("HOLE open\n");
+	return 12;
+}

@@ -1,0 +1,167 @@
+/* The operations of nano.c, each a loop of so many turns. void op(uint32_t turns). */
+	.text
+	.macro OP name
+	.globl	\name
+\name:	movl	4(%esp), %ecx
+	.endm
+	.macro TURN
+	decl	%ecx
+	jnz	1b
+	ret
+	.endm
+
+OP op_in
+1:	inb	$0x80, %al
+	TURN
+
+OP op_cr_write
+	movl	%cr0, %eax
+1:	movl	%eax, %cr0
+	TURN
+
+OP op_cli_sti /* with nothing pending, and off again at the end */
+1:	sti
+	cli
+	TURN
+
+OP op_call_ret
+1:	call	2f
+	TURN
+2:	ret
+
+OP op_divide_error
+	xorl	%edx, %edx
+1:	movl	$1, %eax
+	divl	%edx /* two bytes; 0: #DE */
+	TURN
+
+	.globl	on_divide_error
+on_divide_error:
+	addl	$2, (%esp)
+	iretl
+
+OP op_kernel_int
+1:	int	$0x82
+	TURN
+
+	.globl	on_kernel_int, on_syscall
+on_kernel_int:
+on_syscall:
+	iretl
+
+/* Touches as many pages as there are turns, from fault_window on. */
+OP op_page_fault
+	movl	$0x40000000, %eax
+1:	movl	(%eax), %edx
+	addl	$4096, %eax
+	TURN
+
+/* The handler maps frame_entry at the address. It does not look at what fault_window's table had there. */
+	.globl	on_page_fault
+on_page_fault:
+	pushl	%eax
+	pushl	%edx
+	movl	%cr2, %eax
+	shrl	$12, %eax
+	andl	$0x3ff, %eax
+	movl	frame_entry, %edx
+	movl	%edx, fault_table(,%eax,4)
+	popl	%edx
+	popl	%eax
+	addl	$4, %esp /* the error code */
+	iretl
+
+/* Another frame behind one page: write the entry, INVLPG, touch it. */
+OP op_pte_change
+	movl	frame_entry, %eax
+	movl	$0x40000000, %edx
+1:	xorl	$0x1000, %eax
+	movl	%eax, fault_table
+	invlpg	(%edx)
+	incl	(%edx)
+	TURN
+
+/* To another address space with a stack of its own, and a page of its own touched: two switches a turn. */
+OP op_context_switch
+	pushl	%ebx
+	pushl	%esi
+	pushl	%edi
+	movl	spaces, %ebx
+	movl	spaces + 4, %edi
+	movl	$other_stack_top, %esi
+	pushl	$3f
+	xchgl	%esp, %esi
+	pushl	$4f
+	xchgl	%esp, %esi
+1:	movl	%edi, %cr3 /* 0 -> 1 */
+	xchgl	%esp, %esi
+	ret
+4:	incl	0x40400000
+	pushl	$4b
+	movl	%ebx, %cr3 /* 1 -> 0 */
+	xchgl	%esp, %esi
+	ret
+3:	incl	0x40400000
+	pushl	$3b
+	decl	%ecx
+	jnz	1b
+	addl	$4, %esp
+	movl	%ebx, %cr3
+	popl	%edi
+	popl	%esi
+	popl	%ebx
+	ret
+
+OP op_copy /* 4 KiB */
+	pushl	%esi
+	pushl	%edi
+	movl	%ecx, %edx
+	cld
+1:	movl	$copy_from, %esi
+	movl	$copy_to, %edi
+	movl	$1024, %ecx
+	rep movsl
+	decl	%edx
+	jnz	1b
+	popl	%edi
+	popl	%esi
+	ret
+
+	.globl	op_kernel_compute
+op_kernel_compute:
+	jmp	compute
+
+/* ---- code that runs at CPL 3: pages of their own. Ends by interrupt 0x81; turns are in user_turns. */
+	.section .user, "ax"
+	.balign	4096
+	.globl	user_start, user_end, user_turns, user_syscall, user_compute
+user_start:
+user_syscall:
+	movl	user_turns, %ecx
+1:	int	$0x80
+	decl	%ecx
+	jnz	1b
+	int	$0x81
+
+user_compute:
+	pushl	user_turns
+	call	compute
+	int	$0x81
+
+	.include "guests/nano_compute.S"
+
+	.balign	4
+user_turns:
+	.long	0
+	.balign	4096
+user_end:
+
+	.bss
+	.balign	4096
+	.globl	user_stack_bottom, user_stack_top
+user_stack_bottom:
+	.skip	4096
+user_stack_top:
+	.skip	4096
+other_stack_top:
+	.section .note.GNU-stack, "", @progbits
