@@ -8,7 +8,8 @@
  *   access.c     the monitor's own reads and writes of guest memory, MMIO included
  *   deliver.c    exceptions and interrupts                   emulate.c    fetch, decode, and one of:
  *   sensitive.c  privileged and sensitive instructions       execute.c    ordinary ones, for MMIO and steps
- *   strings.c    INS, OUTS, MOVS and the like                decode.c     the decoder
+ *   flow.c       jumps, calls and the stack                  strings.c    INS, OUTS, MOVS and the like
+ *   alu.c        arithmetic and its flags                    decode.c     the decoder
  *
  * Everything runs on the signal stack, with signals blocked, until signals.c returns to the guest. What finds that the guest has
  * faulted does not return: hv_raise() unwinds to signals.c, which delivers the exception. So an instruction's effects on registers come
@@ -80,7 +81,12 @@ void hv_emulate(void);
 bool hv_sensitive(const struct hv_insn *);
 void hv_check_io(uint16_t port, unsigned size); /* sensitive.c: IOPL and the TSS's bitmap; raises #GP(0) */
 bool hv_execute(const struct hv_insn *);
+bool hv_flow(const struct hv_insn *); /* of hv_execute */
 bool hv_strings(const struct hv_insn *);
+static inline uint32_t hv_sign_extended(uint32_t value, unsigned size)
+{
+    return size == 1 ? (uint32_t)(int8_t)value : size == 2 ? (uint32_t)(int16_t)value : value;
+}
 
 /* ---- leave.c */
 uint32_t hv_port_in(uint16_t port, unsigned size);
