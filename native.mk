@@ -29,7 +29,7 @@ hvd/hvd-cell: $(HV_CELL_SOURCES) $(HV_HEADERS) native.mk
 	mv -f $@.new $@
 
 HV_MACHINE := $(firstword $(subst -, ,$(shell $(CC) -dumpmachine)))
-HV_CELL := $(if $(filter x86_64,$(HV_MACHINE)),$(if $(wildcard hvd/cell/signals.c),hvd/hvd-cell))
+HV_CELL := $(if $(filter x86_64,$(HV_MACHINE)),$(if $(wildcard hvd/cell/main.c),hvd/hvd-cell))
 
 .PHONY: native native-clean
 native: hvd/libhv.so $(HV_CELL)

@@ -6,10 +6,12 @@
  *   segments.c   descriptors, segment registers              twins.c      their doubles in the host's LDT
  *   walk.c       the guest's page tables                     shadow.c     its pages mapped into this process: a TLB made of mmaps
  *   access.c     the monitor's own reads and writes of guest memory, MMIO included
- *   deliver.c    exceptions and interrupts                   emulate.c    fetch, decode, and one of:
- *   sensitive.c  privileged and sensitive instructions       execute.c    ordinary ones, for MMIO and steps
- *   flow.c       jumps, calls and the stack                  strings.c    INS, OUTS, MOVS and the like
- *   alu.c        arithmetic and its flags                    decode.c     the decoder
+ *   deliver.c    exceptions and interrupts                   far.c        far JMP, CALL, RET, IRET
+ *   emulate.c    fetch, decode, and one of:                  decode.c     the decoder
+ *   sensitive.c  privileged and sensitive instructions       msr.c        model-specific registers, CPUID
+ *   execute.c    ordinary ones, for MMIO and steps           strings.c    INS, OUTS, MOVS and the like
+ *   flow.c       near jumps, calls and the stack             alu.c        arithmetic and its flags
+ *   plain.c      memcpy without SSE
  *
  * Everything runs on the signal stack, with signals blocked, until signals.c returns to the guest. What finds that the guest has
  * faulted does not return: hv_raise() unwinds to signals.c, which delivers the exception. So an instruction's effects on registers come
@@ -17,6 +19,8 @@
  */
 #ifndef HV_CELL_H
 #define HV_CELL_H
+
+#include <signal.h>
 
 #include "area.h"
 
@@ -27,6 +31,9 @@ struct hv_cell {
     uint8_t *memory; /* the whole memory file, readable and writable */
     enum hv_cell_mode mode;
     uint64_t entry_ns; /* CLOCK_MONOTONIC at which the monitor was entered; start of records */
+    /* EIP has moved on while the instruction may still fault: INT n. A fault puts it back to fault_eip. */
+    uint32_t fault_eip;
+    bool fault_eip_valid;
 };
 extern struct hv_cell cell;
 #define HV_CPU (&cell.cpu)
@@ -36,7 +43,7 @@ _Noreturn void hv_raise(unsigned vector);                      /* a fault withou
 _Noreturn void hv_raise_error(unsigned vector, uint32_t error);
 _Noreturn void hv_raise_page_fault(uint32_t linear, uint32_t error);
 void hv_deliver(unsigned vector, bool has_error, uint32_t error, bool software); /* software: INT n, INT3, INTO; eip is behind it */
-bool hv_interrupts_wanted(void);                               /* an interrupt or NMI could be taken now */
+bool hv_interrupts_wanted(void);                               /* an interrupt or NMI could be taken now, the interrupt shadow aside */
 void hv_take_interrupt(void);
 
 /* ---- access.c: by linear address, with the rights of the present CPL (user) or those of the processor itself (system). Sizes 1, 2, 4, 8.
@@ -56,6 +63,36 @@ void hv_load_segment(unsigned segment, uint16_t selector); /* MOV, POP, LDS...: 
 void hv_load_ldtr(uint16_t selector);
 void hv_load_tr(uint16_t selector);
 bool hv_descriptor(uint16_t selector, uint32_t words[2]);  /* false: null, beyond its table; system access, raises #PF */
+void hv_unpack(struct hv_segment *, uint16_t selector, const uint32_t words[2]);
+void hv_mark_accessed(uint16_t selector, const uint32_t words[2]); /* of a code or data descriptor; raises #PF */
+/* Descriptor words of a stack segment for that privilege level, checked; raises #GP or, if switching stacks, #TS, and #SS. */
+void hv_check_stack_segment(uint16_t selector, unsigned level, bool switching, uint32_t external, uint32_t words[2]);
+void hv_new_stack(unsigned level, uint32_t external, uint16_t *selector, uint32_t *esp); /* of the TSS; raises #TS */
+
+/* ---- far.c: EIP is that of the instruction, next the one behind it; size 2 or 4 */
+void hv_far_jump(uint16_t selector, uint32_t offset);
+void hv_far_call(uint16_t selector, uint32_t offset, unsigned size, uint32_t next);
+void hv_far_return(unsigned size, uint32_t release);
+void hv_interrupt_return(unsigned size);
+
+/* ---- sensitive.c */
+void hv_check_io(uint16_t port, unsigned size); /* IOPL and the TSS's bit map; raises #GP(0) */
+
+/* ---- msr.c */
+uint64_t hv_read_msr(uint32_t number);
+void hv_write_msr(uint32_t number, uint64_t value); /* raises #GP(0) */
+void hv_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t out[4]);
+
+/* ---- twins.c: the guest's segments in the host's LDT */
+uint16_t hv_twin(const struct hv_segment *);              /* the host selector that acts like this one */
+bool hv_twin_guest_selector(uint16_t host, uint16_t *guest); /* false: no twin, but a selector of the host's own GDT */
+
+/* ---- signals.c */
+void hv_on_signal(int signal, siginfo_t *, void *context);
+void hv_fpu_publish(void); /* the guest's x87 and SSE registers into cell.cpu.fxsave: before an exit */
+void hv_fpu_adopt(void);   /* the reverse, after the runner has changed the state */
+void hv_enter_first(void) __attribute__((noreturn)); /* the guest's first instruction, from main() */
+_Noreturn void hv_abandon(void);                     /* the runner has replaced the state: unwind, and go on from it */
 
 /* ---- emulate.c */
 /* The memory operand's linear address (ModRM, SIB, displacement, segment, wrapped to the address size). */
@@ -79,7 +116,6 @@ bool hv_done(const struct hv_insn *); /* EIP to the next instruction; true */
 void hv_emulate(void);
 /* The interpreters: true = done, EIP included; false = not one of theirs, nothing was changed. */
 bool hv_sensitive(const struct hv_insn *);
-void hv_check_io(uint16_t port, unsigned size); /* sensitive.c: IOPL and the TSS's bitmap; raises #GP(0) */
 bool hv_execute(const struct hv_insn *);
 bool hv_flow(const struct hv_insn *); /* of hv_execute */
 bool hv_strings(const struct hv_insn *);
@@ -96,6 +132,7 @@ void hv_mmio_write(uint64_t physical, unsigned size, uint64_t value);
 void hv_halt(void);                    /* HLT: until an interrupt; leaves when it will never come */
 void hv_leave(enum hv_cell_reason);    /* to the runner and back; unwinds when the runner has changed the state */
 _Noreturn void hv_fail(const char *format, ...) __attribute__((format(printf, 1, 2))); /* HV_CELL_ERROR: the guest cannot go on */
+void hv_arm_timer(void);               /* SIGALRM when the board's next timer is due */
 bool hv_kicked(void);                  /* the runner wants the state at the next boundary: repeated instructions stop between turns */
 uint64_t hv_tsc(void);                 /* the guest's time stamp counter */
 void hv_cross_here(unsigned point, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a3); /* a record of this instruction, timed since entry_ns */
@@ -103,12 +140,19 @@ void hv_cross_here(unsigned point, uint64_t a0, uint64_t a1, uint64_t a2, uint64
 /* ---- walk.c, shadow.c */
 struct hv_walk {
     uint64_t physical;
-    bool writable, user, global, dirty, large; /* writable, user: of the entries, as CR0.WP does not see them */
+    bool writable, user, global, large, no_execute; /* of the entries, whatever CR0.WP says */
+    bool accessed, dirty;                           /* of all entries on the way; of the last */
     uint32_t error;                            /* of a fault: the error code; bit 31 = there is one */
 };
 void hv_walk(struct hv_walk *, uint32_t linear, bool write, bool user, bool fetch, bool set_bits); /* set_bits: accessed and dirty */
-/* A page that is not there, or not with these rights: map it. Returns false when the guest's own tables have the fault (in *walk). */
-bool hv_shadow_fault(uint32_t linear, bool write, bool user, bool fetch, struct hv_walk *walk);
+enum hv_shadow {
+    HV_SHADOW_MAPPED,      /* try again */
+    HV_SHADOW_GUEST_FAULT, /* the guest's own tables say so: walk->error */
+    HV_SHADOW_EMULATE,     /* rightful, but nothing can be mapped there: MMIO, a hole, ROM, a page that the host reserves */
+};
+/* The guest touched a page that is not mapped, or not with these rights: map it. */
+enum hv_shadow hv_shadow_fault(uint32_t linear, bool write, bool user, bool fetch, struct hv_walk *walk);
+void hv_shadow_init(uint32_t least_address, unsigned most_mappings); /* vm.mmap_min_addr, or 0 with CAP_SYS_RAWIO; vm.max_map_count */
 void hv_shadow_load_cr3(void);
 void hv_shadow_flush(bool globals);
 void hv_shadow_flush_page(uint32_t linear);

@@ -4,7 +4,8 @@ The one table of them. `python -m hvd.trace.points` writes it as a C header (boa
 so that a decoder needs nothing but the stream. Numbers are stable: new points get new numbers.
 
     1-31      the machine        32-63    exceptions, 32 + vector
-    64-127    hypercalls, 64 + number           128-255  a backend's own (Backend.trace_points)
+    64-127    hypercalls, 64 + number           128-191  privileged instructions and memory of the native cell (docs/cell.md)
+    192-255   a backend's own (Backend.trace_points)
     512-1023  system calls of the host's kernel, 512 + number: a backend's own, too
 """
 
@@ -101,6 +102,43 @@ HYPERCALLS: dict[int, tuple[str, tuple[Argument, ...], str]] = {
 }
 HYPERCALL_UNKNOWN = HYPERCALL_BASE + 63
 
+PRIVILEGED_BASE = 128
+# Instructions that trapped in the cell and were emulated there, in the order of their numbers: name -> arguments, description.
+PRIVILEGED: dict[str, tuple[tuple[Argument, ...], str]] = {
+    "cli": ((), "interrupts off"),
+    "sti": ((), "interrupts on"),
+    "pushf": (_arguments("flags"), "PUSHF"),
+    "popf": (_arguments("flags"), "POPF"),
+    "iret": (_arguments("selector", "address", "flags", "level:dec"), "return to this place and privilege level"),
+    "mov-from-cr": (_arguments("register:dec", "value"), "read of a control register"),
+    "mov-to-cr": (_arguments("register:dec", "value"), "write to a control register"),
+    "mov-from-dr": (_arguments("register:dec", "value"), "read of a debug register"),
+    "mov-to-dr": (_arguments("register:dec", "value"), "write to a debug register"),
+    "lgdt": (_arguments("base", "limit"), "LGDT"),
+    "lidt": (_arguments("base", "limit"), "LIDT"),
+    "lldt": (_arguments("selector"), "LLDT"),
+    "ltr": (_arguments("selector"), "LTR"),
+    "lmsw": (_arguments("value"), "LMSW"),
+    "clts": ((), "CLTS"),
+    "invlpg": (_arguments("address"), "a page out of the TLB"),
+    "wbinvd": ((), "INVD or WBINVD"),
+    "rdmsr": (_arguments("msr", "value"), "read of a model-specific register"),
+    "wrmsr": (_arguments("msr", "value"), "write to a model-specific register"),
+    "load-segment": (_arguments("register:dec", "selector"), "a segment register is loaded (0 ES, 1 CS, 2 SS, 3 DS, 4 FS, 5 GS)"),
+    "far-transfer": (_arguments("selector", "address"), "far JMP, CALL or RET to there"),
+    "store-table": (_arguments("register:dec", "value"), "SGDT 0, SIDT 1, SLDT 2, STR 3, SMSW 4"),
+    "cpuid": (_arguments("leaf", "subleaf"), "CPUID"),
+    "rdtsc": (_arguments("value"), "RDTSC"),
+    "descriptor-check": (_arguments("selector"), "LAR, LSL, VERR or VERW"),
+}
+SHADOW_BASE = 160
+SHADOW: dict[str, tuple[tuple[Argument, ...], str]] = {
+    "fill": (_arguments("address", "physical", "writable:bool", "pages:dec"), "pages of the guest mapped at this linear address"),
+    "upgrade": (_arguments("address", "physical"), "a page that was read-only so far is written to"),
+    "load": (_arguments("cr3", "kept:dec", "dropped:dec"), "another address space"),
+    "emulate": (_arguments("address", "physical"), "an access that no mapping can serve: done by the interpreter"),
+}
+
 POINTS: tuple[Point, ...] = (
     Point(1, "port-in", Kind.PORT_IO, _arguments("port", "size:dec", "value"), "IN, INS: read of an I/O port"),
     Point(2, "port-out", Kind.PORT_IO, _arguments("port", "size:dec", "value"), "OUT, OUTS: write to an I/O port"),
@@ -130,6 +168,14 @@ POINTS: tuple[Point, ...] = (
     ),
     Point(HYPERCALL_UNKNOWN, "hypercall.unknown", Kind.HYPERCALL, _arguments("number:dec", "-", "-", "result:errno"),
           "a call that does not exist"),
+    *(
+        Point(PRIVILEGED_BASE + index, f"privileged.{name}", Kind.PRIVILEGED, arguments, description)
+        for index, (name, (arguments, description)) in enumerate(PRIVILEGED.items())
+    ),
+    *(
+        Point(SHADOW_BASE + index, f"shadow.{name}", Kind.PAGE_FAULT, arguments, description)
+        for index, (name, (arguments, description)) in enumerate(SHADOW.items())
+    ),
 )  # fmt: skip
 
 BY_ID: dict[int, Point] = {point.id: point for point in POINTS}

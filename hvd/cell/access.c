@@ -1,0 +1,104 @@
+/* The monitor's own accesses to guest memory: by linear address, through the guest's page tables, as the processor would. */
+#include "cell.h"
+
+#define PAGE 4096u
+
+/* One access that lies within a page. */
+static uint64_t read_within(uint32_t linear, unsigned size, bool user)
+{
+    struct hv_walk walk;
+    hv_walk(&walk, linear, false, user, false, true);
+    if (walk.error)
+        hv_raise_page_fault(linear, walk.error);
+    const uint8_t *at = hv_memory_at(walk.physical, false, NULL);
+    if (!at)
+        return hv_mmio_read(walk.physical, size);
+    uint64_t value = 0;
+    __builtin_memcpy(&value, at, size);
+    return value;
+}
+
+static void write_within(uint32_t linear, unsigned size, uint64_t value, bool user)
+{
+    struct hv_walk walk;
+    hv_walk(&walk, linear, true, user, false, true);
+    if (walk.error)
+        hv_raise_page_fault(linear, walk.error);
+    uint8_t *at = hv_memory_at(walk.physical, true, NULL);
+    if (at)
+        __builtin_memcpy(at, &value, size);
+    else if (!hv_memory_at(walk.physical, false, NULL)) /* a store to ROM is lost */
+        hv_mmio_write(walk.physical, size, value);
+}
+
+static bool crosses(uint32_t linear, unsigned size)
+{
+    return (linear & (PAGE - 1)) + size > PAGE;
+}
+
+static uint64_t read_as(uint32_t linear, unsigned size, bool user)
+{
+    if (!crosses(linear, size))
+        return read_within(linear, size, user);
+    uint64_t value = 0;
+    for (unsigned i = 0; i < size; i++)
+        value |= read_within(linear + i, 1, user) << 8 * i;
+    return value;
+}
+
+static void check_as(uint32_t linear, unsigned size, bool user)
+{
+    for (unsigned i = 0; i < size; i = crosses(linear, size) && i == 0 ? PAGE - (linear & (PAGE - 1)) : size) {
+        struct hv_walk walk;
+        hv_walk(&walk, linear + i, true, user, false, false);
+        if (walk.error)
+            hv_raise_page_fault(linear + i, walk.error);
+    }
+}
+
+static void write_as(uint32_t linear, unsigned size, uint64_t value, bool user)
+{
+    if (!crosses(linear, size)) {
+        write_within(linear, size, value, user);
+        return;
+    }
+    check_as(linear, size, user); /* all of it or nothing */
+    for (unsigned i = 0; i < size; i++)
+        write_within(linear + i, 1, value >> 8 * i & 0xff, user);
+}
+
+uint64_t hv_read(uint32_t linear, unsigned size) { return read_as(linear, size, HV_CPU->cpl == 3); }
+void hv_write(uint32_t linear, unsigned size, uint64_t value) { write_as(linear, size, value, HV_CPU->cpl == 3); }
+uint64_t hv_read_system(uint32_t linear, unsigned size) { return read_as(linear, size, false); }
+void hv_write_system(uint32_t linear, unsigned size, uint64_t value) { write_as(linear, size, value, false); }
+void hv_check_write(uint32_t linear, unsigned size) { check_as(linear, size, HV_CPU->cpl == 3); }
+
+unsigned hv_fetch(uint8_t bytes[HV_LONGEST_INSTRUCTION])
+{
+    const struct hv_segment *cs = &HV_CPU->segment[HV_CS];
+    uint32_t offset = HV_CPU->eip;
+    unsigned most = HV_LONGEST_INSTRUCTION;
+    if (offset > cs->limit)
+        hv_raise_error(HV_GP, 0);
+    if (cs->limit - offset < most - 1)
+        most = cs->limit - offset + 1;
+    unsigned got = 0;
+    while (got < most) {
+        uint32_t linear = cs->base + offset + got;
+        struct hv_walk walk;
+        hv_walk(&walk, linear, false, HV_CPU->cpl == 3, true, true);
+        if (walk.error) {
+            if (!got)
+                hv_raise_page_fault(linear, walk.error);
+            break;
+        }
+        const uint8_t *at = hv_memory_at(walk.physical, false, NULL);
+        unsigned piece = PAGE - (linear & (PAGE - 1));
+        if (piece > most - got)
+            piece = most - got;
+        for (unsigned i = 0; i < piece; i++)
+            bytes[got + i] = at ? at[i] : 0xff; /* a bus that nobody drives */
+        got += piece;
+    }
+    return got;
+}

@@ -1,0 +1,37 @@
+/* memcpy and its like without SSE: what is compiled into the cell may not touch the guest's x87 and SSE registers, which stay where they
+ * are while the monitor runs. */
+#include <stddef.h>
+#include <stdint.h>
+
+void *memcpy(void *restrict to, const void *restrict from, size_t length)
+{
+    void *result = to;
+    __asm__ volatile("rep movsb" : "+D"(to), "+S"(from), "+c"(length) : : "memory");
+    return result;
+}
+
+void *memmove(void *to, const void *from, size_t length)
+{
+    if ((uintptr_t)to - (uintptr_t)from >= length)
+        return memcpy(to, from, length);
+    uint8_t *last_to = (uint8_t *)to + length - 1;
+    const uint8_t *last_from = (const uint8_t *)from + length - 1;
+    __asm__ volatile("std; rep movsb; cld" : "+D"(last_to), "+S"(last_from), "+c"(length) : : "memory");
+    return to;
+}
+
+void *memset(void *to, int value, size_t length)
+{
+    void *result = to;
+    __asm__ volatile("rep stosb" : "+D"(to), "+c"(length) : "a"(value) : "memory");
+    return result;
+}
+
+int memcmp(const void *a, const void *b, size_t length)
+{
+    const uint8_t *x = a, *y = b;
+    for (size_t i = 0; i < length; i++)
+        if (x[i] != y[i])
+            return x[i] - y[i];
+    return 0;
+}

@@ -1,0 +1,566 @@
+/* Privileged and sensitive instructions, one row of a table each (Intel SDM vol. 2; vol. 3A, "Privileged Instructions").
+ *
+ * A handler does the instruction's work; EIP moves on behind it unless the handler says that it went elsewhere.
+ */
+#include "cell.h"
+
+#define CR4_KNOWN 0x3007ffu      /* VME to UMIP, SMEP and SMAP */
+#define TSS_MAP_BASE 0x66
+
+enum after { NEXT, GONE };
+
+static void require_supervisor(void)
+{
+    if (HV_CPU->cpl)
+        hv_raise_error(HV_GP, 0);
+}
+
+static uint32_t behind(const struct hv_insn *insn)
+{
+    uint32_t eip = HV_CPU->eip + insn->length;
+    return HV_CPU->segment[HV_CS].attributes & HV_SEGMENT_32 ? eip : eip & 0xffff;
+}
+
+/* ---- flags */
+
+static enum after cli(const struct hv_insn *insn)
+{
+    (void)insn;
+    if (HV_CPU->cpl > (HV_CPU->eflags >> 12 & 3))
+        hv_raise_error(HV_GP, 0);
+    HV_CPU->eflags &= ~HV_IF;
+    hv_cross_here(HV_POINT_PRIVILEGED_CLI, 0, 0, 0, 0);
+    return NEXT;
+}
+
+static enum after sti(const struct hv_insn *insn)
+{
+    (void)insn;
+    if (HV_CPU->cpl > (HV_CPU->eflags >> 12 & 3))
+        hv_raise_error(HV_GP, 0);
+    bool was = HV_CPU->eflags & HV_IF;
+    HV_CPU->eflags |= HV_IF;
+    hv_cross_here(HV_POINT_PRIVILEGED_STI, 0, 0, 0, 0);
+    HV_CPU->eip = behind(insn);
+    HV_CPU->interrupt_shadow = !was;
+    return GONE;
+}
+
+static enum after pushf(const struct hv_insn *insn)
+{
+    uint32_t flags = (HV_CPU->eflags | 2) & ~(HV_RF | HV_VM);
+    hv_push(insn->operand_size, flags);
+    hv_cross_here(HV_POINT_PRIVILEGED_PUSHF, flags, 0, 0, 0);
+    return NEXT;
+}
+
+static enum after popf(const struct hv_insn *insn)
+{
+    uint32_t flags = hv_pop_at(insn->operand_size, 0);
+    uint32_t settable = HV_STATUS_FLAGS | HV_TF | HV_DF | HV_NT | HV_AC | HV_ID;
+    if (HV_CPU->cpl == 0)
+        settable |= HV_IOPL;
+    if (HV_CPU->cpl <= (HV_CPU->eflags >> 12 & 3))
+        settable |= HV_IF;
+    if (insn->operand_size == 2)
+        settable &= 0xffff;
+    HV_CPU->eflags = (HV_CPU->eflags & ~settable & ~HV_RF) | (flags & settable) | 2;
+    hv_add_esp(insn->operand_size);
+    hv_cross_here(HV_POINT_PRIVILEGED_POPF, flags, 0, 0, 0);
+    return NEXT;
+}
+
+static enum after clts(const struct hv_insn *insn)
+{
+    (void)insn;
+    require_supervisor();
+    HV_CPU->cr0 &= ~HV_CR0_TS;
+    hv_cross_here(HV_POINT_PRIVILEGED_CLTS, 0, 0, 0, 0);
+    return NEXT;
+}
+
+static enum after hlt(const struct hv_insn *insn)
+{
+    require_supervisor();
+    HV_CPU->eip = behind(insn);
+    HV_CPU->interrupt_shadow = 0;
+    hv_halt();
+    return GONE;
+}
+
+/* ---- ports */
+
+void hv_check_io(uint16_t port, unsigned size)
+{
+    if (HV_CPU->cpl <= (HV_CPU->eflags >> 12 & 3))
+        return;
+    const struct hv_segment *tss = &HV_CPU->segment[HV_TR];
+    if (!(tss->attributes & HV_SEGMENT_PRESENT) || !(HV_SEGMENT_TYPE(tss) & 8) || tss->limit < TSS_MAP_BASE + 1)
+        hv_raise_error(HV_GP, 0);
+    uint32_t at = (uint32_t)hv_read_system(tss->base + TSS_MAP_BASE, 2) + port / 8;
+    if (at + 1 > tss->limit)
+        hv_raise_error(HV_GP, 0);
+    uint32_t bits = (uint32_t)hv_read_system(tss->base + at, 2) >> (port & 7);
+    if (bits & ((1u << size) - 1))
+        hv_raise_error(HV_GP, 0);
+}
+
+static enum after in_out(const struct hv_insn *insn)
+{
+    bool out = insn->opcode & 2;
+    unsigned size = insn->opcode & 1 ? insn->operand_size : 1;
+    uint16_t port = insn->opcode & 8 ? (uint16_t)HV_CPU->r[HV_EDX] : (uint16_t)insn->immediate;
+    hv_check_io(port, size);
+    if (out)
+        hv_port_out(port, size, hv_get_register(HV_EAX, size));
+    else
+        hv_set_register(HV_EAX, size, hv_port_in(port, size));
+    return NEXT;
+}
+
+/* ---- segment registers */
+
+static void recorded_load(unsigned segment, uint16_t selector)
+{
+    hv_load_segment(segment, selector);
+    hv_cross_here(HV_POINT_PRIVILEGED_LOAD_SEGMENT, segment, selector, 0, 0);
+}
+
+static enum after mov_from_segment(const struct hv_insn *insn)
+{
+    if (insn->reg > HV_GS)
+        hv_raise(HV_UD);
+    uint16_t selector = HV_CPU->segment[insn->reg].selector;
+    hv_set_rm(insn, insn->mod == 3 ? insn->operand_size : 2, selector);
+    return NEXT;
+}
+
+static enum after mov_to_segment(const struct hv_insn *insn)
+{
+    if (insn->reg > HV_GS || insn->reg == HV_CS)
+        hv_raise(HV_UD);
+    recorded_load(insn->reg, (uint16_t)hv_get_rm(insn, 2));
+    if (insn->reg == HV_SS) {
+        HV_CPU->eip = behind(insn);
+        HV_CPU->interrupt_shadow = 1;
+        return GONE;
+    }
+    return NEXT;
+}
+
+static enum after push_segment(const struct hv_insn *insn)
+{
+    unsigned segment = insn->map == HV_MAP_ONE ? insn->opcode >> 3 & 3 : insn->opcode == 0xa0 ? HV_FS : HV_GS;
+    hv_push(insn->operand_size, HV_CPU->segment[segment].selector);
+    return NEXT;
+}
+
+static enum after pop_segment(const struct hv_insn *insn)
+{
+    unsigned segment = insn->map == HV_MAP_ONE ? insn->opcode >> 3 & 3 : insn->opcode == 0xa1 ? HV_FS : HV_GS;
+    recorded_load(segment, (uint16_t)hv_pop_at(insn->operand_size, 0));
+    hv_add_esp(insn->operand_size);
+    if (segment == HV_SS) {
+        HV_CPU->eip = behind(insn);
+        HV_CPU->interrupt_shadow = 1;
+        return GONE;
+    }
+    return NEXT;
+}
+
+static enum after load_far_pointer(const struct hv_insn *insn)
+{
+    unsigned segment = insn->opcode == 0xc4 ? HV_ES : insn->opcode == 0xc5 ? HV_DS : insn->opcode == 0xb2 ? HV_SS : insn->opcode == 0xb4 ? HV_FS : HV_GS;
+    if (insn->mod == 3)
+        hv_raise(HV_UD);
+    uint32_t at = hv_operand_linear(insn, insn->operand_size + 2u, false);
+    uint32_t offset = (uint32_t)hv_read(at, insn->operand_size);
+    recorded_load(segment, (uint16_t)hv_read(at + insn->operand_size, 2));
+    hv_set_register(insn->reg, insn->operand_size, offset);
+    return NEXT;
+}
+
+/* ---- transfers */
+
+static enum after far_direct(const struct hv_insn *insn)
+{
+    if (insn->opcode == 0xea)
+        hv_far_jump(insn->second, insn->immediate);
+    else
+        hv_far_call(insn->second, insn->immediate, insn->operand_size, behind(insn));
+    return GONE;
+}
+
+static enum after far_indirect(const struct hv_insn *insn)
+{
+    if (insn->mod == 3)
+        hv_raise(HV_UD);
+    uint32_t at = hv_operand_linear(insn, insn->operand_size + 2u, false);
+    uint32_t offset = (uint32_t)hv_read(at, insn->operand_size);
+    uint16_t selector = (uint16_t)hv_read(at + insn->operand_size, 2);
+    if (insn->reg == 5)
+        hv_far_jump(selector, offset);
+    else
+        hv_far_call(selector, offset, insn->operand_size, behind(insn));
+    return GONE;
+}
+
+static enum after far_return(const struct hv_insn *insn)
+{
+    hv_far_return(insn->operand_size, insn->opcode == 0xca ? insn->immediate : 0);
+    return GONE;
+}
+
+static enum after iret(const struct hv_insn *insn)
+{
+    hv_interrupt_return(insn->operand_size);
+    return GONE;
+}
+
+static enum after software_interrupt(const struct hv_insn *insn)
+{
+    unsigned vector = insn->opcode == 0xcc ? HV_BP : insn->opcode == 0xce ? HV_OF_TRAP : insn->opcode == 0xf1 ? HV_DB : insn->immediate;
+    if (insn->opcode == 0xce && !(HV_CPU->eflags & HV_OF))
+        return NEXT;
+    uint32_t eip = HV_CPU->eip;
+    HV_CPU->eip = behind(insn);
+    /* What faults on the way belongs to the instruction itself. */
+    cell.fault_eip = eip;
+    cell.fault_eip_valid = true;
+    hv_deliver(vector, false, 0, insn->opcode != 0xf1);
+    cell.fault_eip_valid = false;
+    return GONE;
+}
+
+/* ---- control, debug and model-specific registers */
+
+static enum after mov_from_control(const struct hv_insn *insn)
+{
+    require_supervisor();
+    uint32_t value;
+    switch (insn->reg) {
+    case 0:
+        value = HV_CPU->cr0;
+        break;
+    case 2:
+        value = HV_CPU->cr2;
+        break;
+    case 3:
+        value = HV_CPU->cr3;
+        break;
+    case 4:
+        value = HV_CPU->cr4;
+        break;
+    default:
+        hv_raise(HV_UD);
+    }
+    HV_CPU->r[insn->rm] = value;
+    hv_cross_here(HV_POINT_PRIVILEGED_MOV_FROM_CR, insn->reg, value, 0, 0);
+    return NEXT;
+}
+
+static void write_cr0(uint32_t value)
+{
+    uint32_t old = HV_CPU->cr0;
+    if ((value & HV_CR0_PG && !(value & HV_CR0_PE)) || (value & 0x20000000u && !(value & 0x40000000u)))
+        hv_raise_error(HV_GP, 0);
+    if (!(value & HV_CR0_PE))
+        hv_fail("the guest goes back to real mode, which cannot run natively");
+    HV_CPU->cr0 = value | 0x10; /* ET */
+    if ((old ^ value) & (HV_CR0_PG | HV_CR0_WP))
+        hv_shadow_flush(true);
+}
+
+static void write_cr4(uint32_t value)
+{
+    uint32_t old = HV_CPU->cr4;
+    if (value & ~CR4_KNOWN)
+        hv_raise_error(HV_GP, 0);
+    HV_CPU->cr4 = value;
+    if ((old ^ value) & (HV_CR4_PSE | HV_CR4_PAE | HV_CR4_PGE))
+        hv_shadow_flush(true);
+}
+
+static enum after mov_to_control(const struct hv_insn *insn)
+{
+    require_supervisor();
+    uint32_t value = HV_CPU->r[insn->rm];
+    switch (insn->reg) {
+    case 0:
+        write_cr0(value);
+        break;
+    case 2:
+        HV_CPU->cr2 = value;
+        break;
+    case 3:
+        HV_CPU->cr3 = value;
+        hv_shadow_load_cr3();
+        break;
+    case 4:
+        write_cr4(value);
+        break;
+    default:
+        hv_raise(HV_UD);
+    }
+    hv_cross_here(HV_POINT_PRIVILEGED_MOV_TO_CR, insn->reg, value, 0, 0);
+    return NEXT;
+}
+
+static enum after mov_debug(const struct hv_insn *insn)
+{
+    require_supervisor();
+    unsigned index = insn->reg == 4 || insn->reg == 5 ? insn->reg + 2u : insn->reg;
+    if (insn->opcode == 0x21) {
+        HV_CPU->r[insn->rm] = HV_CPU->dr[index];
+        hv_cross_here(HV_POINT_PRIVILEGED_MOV_FROM_DR, index, HV_CPU->dr[index], 0, 0);
+        return NEXT;
+    }
+    uint32_t value = HV_CPU->r[insn->rm];
+    HV_CPU->dr[index] = index == 6 ? (value & 0xe00fu) | 0xffff0ff0u : index == 7 ? (value & ~0xd000u) | 0x400u : value;
+    hv_cross_here(HV_POINT_PRIVILEGED_MOV_TO_DR, index, value, 0, 0);
+    return NEXT;
+}
+
+static enum after rdmsr(const struct hv_insn *insn)
+{
+    (void)insn;
+    require_supervisor();
+    uint64_t value = hv_read_msr(HV_CPU->r[HV_ECX]);
+    HV_CPU->r[HV_EAX] = (uint32_t)value;
+    HV_CPU->r[HV_EDX] = (uint32_t)(value >> 32);
+    hv_cross_here(HV_POINT_PRIVILEGED_RDMSR, HV_CPU->r[HV_ECX], value, 0, 0);
+    return NEXT;
+}
+
+static enum after wrmsr(const struct hv_insn *insn)
+{
+    (void)insn;
+    require_supervisor();
+    uint64_t value = (uint64_t)HV_CPU->r[HV_EDX] << 32 | HV_CPU->r[HV_EAX];
+    hv_write_msr(HV_CPU->r[HV_ECX], value);
+    hv_cross_here(HV_POINT_PRIVILEGED_WRMSR, HV_CPU->r[HV_ECX], value, 0, 0);
+    return NEXT;
+}
+
+static enum after rdtsc(const struct hv_insn *insn)
+{
+    (void)insn;
+    if (HV_CPU->cpl && HV_CPU->cr4 & 4)
+        hv_raise_error(HV_GP, 0);
+    uint64_t now = hv_tsc();
+    HV_CPU->r[HV_EAX] = (uint32_t)now;
+    HV_CPU->r[HV_EDX] = (uint32_t)(now >> 32);
+    hv_cross_here(HV_POINT_PRIVILEGED_RDTSC, now, 0, 0, 0);
+    return NEXT;
+}
+
+static enum after cpuid(const struct hv_insn *insn)
+{
+    (void)insn;
+    uint32_t out[4], leaf = HV_CPU->r[HV_EAX], subleaf = HV_CPU->r[HV_ECX];
+    hv_cpuid(leaf, subleaf, out);
+    HV_CPU->r[HV_EAX] = out[0];
+    HV_CPU->r[HV_EBX] = out[1];
+    HV_CPU->r[HV_ECX] = out[2];
+    HV_CPU->r[HV_EDX] = out[3];
+    hv_cross_here(HV_POINT_PRIVILEGED_CPUID, leaf, subleaf, 0, 0);
+    return NEXT;
+}
+
+static enum after cache(const struct hv_insn *insn)
+{
+    (void)insn;
+    require_supervisor();
+    hv_cross_here(HV_POINT_PRIVILEGED_WBINVD, 0, 0, 0, 0);
+    return NEXT;
+}
+
+static enum after absent(const struct hv_insn *insn)
+{
+    (void)insn;
+    hv_raise(HV_UD);
+}
+
+/* ---- descriptor tables: 0F 00 and 0F 01 */
+
+static enum after store_selector(const struct hv_insn *insn, unsigned which, uint16_t value)
+{
+    if (HV_CPU->cpl && HV_CPU->cr4 & HV_CR4_UMIP)
+        hv_raise_error(HV_GP, 0);
+    hv_set_rm(insn, insn->mod == 3 ? insn->operand_size : 2, value);
+    hv_cross_here(HV_POINT_PRIVILEGED_STORE_TABLE, which, value, 0, 0);
+    return NEXT;
+}
+
+static void set_zf(bool on) { HV_CPU->eflags = on ? HV_CPU->eflags | HV_ZF : HV_CPU->eflags & ~HV_ZF; }
+
+/* LAR and LSL may look at these system descriptors (SDM vol. 2A, table 3-53; vol. 2B, table 4-... of LSL). */
+static bool visible(const uint32_t words[2], uint16_t selector, bool lsl)
+{
+    unsigned type = words[1] >> 8 & 15, level = words[1] >> 13 & 3;
+    bool code_or_data = words[1] & HV_SEGMENT_S;
+    if (!code_or_data) {
+        unsigned known = lsl ? 1u << 1 | 1u << 2 | 1u << 3 | 1u << 9 | 1u << 11 : 1u << 1 | 1u << 2 | 1u << 3 | 1u << 4 | 1u << 5 | 1u << 9 | 1u << 11 | 1u << 12;
+        if (!(known >> type & 1))
+            return false;
+    }
+    if (code_or_data && (type & 12) == 12)
+        return true;
+    return level >= HV_CPU->cpl && level >= (selector & 3u);
+}
+
+static enum after lar_lsl(const struct hv_insn *insn)
+{
+    uint16_t selector = (uint16_t)hv_get_rm(insn, 2);
+    uint32_t words[2];
+    bool lsl = insn->opcode == 3, ok = hv_descriptor(selector, words) && visible(words, selector, lsl);
+    if (ok) {
+        struct hv_segment segment;
+        hv_unpack(&segment, selector, words);
+        hv_set_register(insn->reg, insn->operand_size, lsl ? segment.limit : words[1] & 0x00f0ff00u);
+    }
+    set_zf(ok);
+    hv_cross_here(HV_POINT_PRIVILEGED_DESCRIPTOR_CHECK, selector, 0, 0, 0);
+    return NEXT;
+}
+
+static enum after verify(const struct hv_insn *insn, bool write)
+{
+    uint16_t selector = (uint16_t)hv_get_rm(insn, 2);
+    uint32_t words[2];
+    bool ok = hv_descriptor(selector, words) && words[1] & HV_SEGMENT_S;
+    if (ok) {
+        unsigned type = words[1] >> 8 & 15, level = words[1] >> 13 & 3;
+        bool code = type & 8, conforming = (type & 12) == 12;
+        ok = (conforming || (level >= HV_CPU->cpl && level >= (selector & 3u))) && (write ? !code && type & 2 : !code || type & 2);
+    }
+    set_zf(ok);
+    hv_cross_here(HV_POINT_PRIVILEGED_DESCRIPTOR_CHECK, selector, 0, 0, 0);
+    return NEXT;
+}
+
+static enum after group_00(const struct hv_insn *insn)
+{
+    uint16_t selector;
+    switch (insn->reg) {
+    case 0:
+        return store_selector(insn, 2, HV_CPU->segment[HV_LDTR].selector);
+    case 1:
+        return store_selector(insn, 3, HV_CPU->segment[HV_TR].selector);
+    case 2:
+        require_supervisor();
+        selector = (uint16_t)hv_get_rm(insn, 2);
+        hv_load_ldtr(selector);
+        hv_cross_here(HV_POINT_PRIVILEGED_LLDT, selector, 0, 0, 0);
+        return NEXT;
+    case 3:
+        require_supervisor();
+        selector = (uint16_t)hv_get_rm(insn, 2);
+        hv_load_tr(selector);
+        hv_cross_here(HV_POINT_PRIVILEGED_LTR, selector, 0, 0, 0);
+        return NEXT;
+    case 4:
+        return verify(insn, false);
+    case 5:
+        return verify(insn, true);
+    default:
+        hv_raise(HV_UD);
+    }
+}
+
+static enum after store_table(const struct hv_insn *insn, const struct hv_table *table)
+{
+    if (HV_CPU->cpl && HV_CPU->cr4 & HV_CR4_UMIP)
+        hv_raise_error(HV_GP, 0);
+    uint32_t at = hv_operand_linear(insn, 6, true);
+    hv_check_write(at, 6);
+    hv_write(at, 2, table->limit);
+    hv_write(at + 2, 4, table->base);
+    hv_cross_here(HV_POINT_PRIVILEGED_STORE_TABLE, insn->reg, table->base, 0, 0);
+    return NEXT;
+}
+
+static enum after load_table(const struct hv_insn *insn, struct hv_table *table, unsigned point)
+{
+    require_supervisor();
+    uint32_t at = hv_operand_linear(insn, 6, false);
+    uint16_t limit = (uint16_t)hv_read(at, 2);
+    uint32_t base = (uint32_t)hv_read(at + 2, 4);
+    *table = (struct hv_table){.base = insn->operand_size == 2 ? base & 0xffffff : base, .limit = limit};
+    hv_cross_here(point, table->base, table->limit, 0, 0);
+    return NEXT;
+}
+
+static enum after lmsw(const struct hv_insn *insn)
+{
+    require_supervisor();
+    uint32_t value = hv_get_rm(insn, 2) & 15;
+    HV_CPU->cr0 = (HV_CPU->cr0 & ~0xeu) | value; /* it sets PE and never clears it */
+    hv_cross_here(HV_POINT_PRIVILEGED_LMSW, value, 0, 0, 0);
+    return NEXT;
+}
+
+static enum after invlpg(const struct hv_insn *insn)
+{
+    require_supervisor();
+    uint32_t linear = HV_CPU->segment[hv_operand_segment(insn)].base + hv_operand_offset(insn);
+    hv_shadow_flush_page(linear);
+    hv_cross_here(HV_POINT_PRIVILEGED_INVLPG, linear, 0, 0, 0);
+    return NEXT;
+}
+
+static enum after group_01(const struct hv_insn *insn)
+{
+    if (insn->mod == 3 && insn->reg != 4 && insn->reg != 6)
+        hv_raise(HV_UD); /* VMX, MONITOR, XGETBV, SVM, SWAPGS, RDTSCP: none is offered */
+    switch (insn->reg) {
+    case 0:
+        return store_table(insn, &HV_CPU->gdt);
+    case 1:
+        return store_table(insn, &HV_CPU->idt);
+    case 2:
+        return load_table(insn, &HV_CPU->gdt, HV_POINT_PRIVILEGED_LGDT);
+    case 3:
+        return load_table(insn, &HV_CPU->idt, HV_POINT_PRIVILEGED_LIDT);
+    case 4:
+        return store_selector(insn, 4, (uint16_t)HV_CPU->cr0);
+    case 6:
+        return lmsw(insn);
+    case 7:
+        return invlpg(insn);
+    default:
+        hv_raise(HV_UD);
+    }
+}
+
+typedef enum after handler(const struct hv_insn *);
+
+static handler *const one_byte[256] = {
+    [0x06] = push_segment, [0x07] = pop_segment, [0x0e] = push_segment, [0x16] = push_segment, [0x17] = pop_segment, [0x1e] = push_segment,
+    [0x1f] = pop_segment, [0x8c] = mov_from_segment, [0x8e] = mov_to_segment, [0x9a] = far_direct, [0x9c] = pushf, [0x9d] = popf,
+    [0xc4] = load_far_pointer, [0xc5] = load_far_pointer, [0xca] = far_return, [0xcb] = far_return, [0xcc] = software_interrupt,
+    [0xcd] = software_interrupt, [0xce] = software_interrupt, [0xcf] = iret, [0xe4] = in_out, [0xe5] = in_out, [0xe6] = in_out, [0xe7] = in_out,
+    [0xea] = far_direct, [0xec] = in_out, [0xed] = in_out, [0xee] = in_out, [0xef] = in_out, [0xf1] = software_interrupt, [0xf4] = hlt,
+    [0xfa] = cli, [0xfb] = sti, [0xff] = far_indirect,
+};
+
+static handler *const two_byte[256] = {
+    [0x00] = group_00, [0x01] = group_01, [0x02] = lar_lsl, [0x03] = lar_lsl, [0x05] = absent, [0x06] = clts, [0x07] = absent, [0x08] = cache,
+    [0x09] = cache, [0x20] = mov_from_control, [0x21] = mov_debug, [0x22] = mov_to_control, [0x23] = mov_debug, [0x30] = wrmsr, [0x31] = rdtsc,
+    [0x32] = rdmsr, [0x34] = absent, [0x35] = absent, [0x37] = absent, [0xa0] = push_segment, [0xa1] = pop_segment, [0xa2] = cpuid,
+    [0xa8] = push_segment, [0xa9] = pop_segment, [0xaa] = absent, [0xb2] = load_far_pointer, [0xb4] = load_far_pointer, [0xb5] = load_far_pointer,
+};
+
+bool hv_sensitive(const struct hv_insn *insn)
+{
+    handler *work = insn->map == HV_MAP_ONE ? one_byte[insn->opcode] : insn->map == HV_MAP_0F ? two_byte[insn->opcode] : NULL;
+    if (!work)
+        return false;
+    if (insn->map == HV_MAP_ONE && insn->opcode == 0xff && insn->reg != 3 && insn->reg != 5)
+        return false;
+    if (insn->lock)
+        hv_raise(HV_UD);
+    if (work(insn) == NEXT)
+        HV_CPU->eip = behind(insn);
+    return true;
+}

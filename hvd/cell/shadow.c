@@ -1,0 +1,439 @@
+/* Shadow paging: the guest's pages, mapped from the memory file into this process at the guest's own linear addresses, as they are touched.
+ *
+ * The mappings are a TLB: filled by faults, dropped by what drops a TLB's entries (CR3, CR0, CR4, INVLPG), and until then they may be
+ * older than the guest's tables (SDM vol. 3A, "Caching Translation Information"). A page that is clean in the guest's tables is mapped
+ * read-only, so that its first write sets the dirty bit.
+ *
+ * The guest's kernel and its programs share this address space, both in ring 3. What only the kernel may touch is therefore made
+ * inaccessible before user code runs, run by run (struct run), and accessible again when the kernel needs it.
+ */
+#include <errno.h>
+#include <sys/mman.h>
+
+#include "cell.h"
+
+#define PAGES (1u << 20)
+#define PAGE 4096u
+#define AROUND 64u            /* pages that are looked at before and behind a 4K page */
+#define UNPAGED_CHUNK 1024u   /* pages that are mapped at once without paging */
+#define RUNS 2048u
+#define EAGER_RUNS 8u         /* as few are shown at once; of more, those that are touched */
+
+/* Of a page, by linear page number: physical page << 8 | these. 0 = not mapped. */
+enum { MAPPED = 1, WRITABLE = 2, USER = 4, KERNEL_ONLY = 8, GLOBAL = 16, EXECUTABLE = 32, LARGE = 64 };
+static uint64_t table[PAGES];
+
+/* Pages with an entry, in order: a bit each, and a bit for each word that is not zero. */
+struct page_set {
+    uint64_t summary[PAGES / 64 / 64];
+    uint64_t words[PAGES / 64];
+};
+static struct page_set mapped, transient /* not global */;
+
+/* Neighbours that only the kernel may touch, of one protection; sorted. */
+struct run {
+    uint32_t first, end;
+    int protection;
+    bool hidden;
+};
+static struct run runs[RUNS];
+static unsigned run_count;
+
+static uint32_t least_page;
+static unsigned most_mappings, mappings;
+static bool user_runs;
+
+static void set_add(struct page_set *set, uint32_t page)
+{
+    set->words[page / 64] |= 1ull << (page % 64);
+    set->summary[page / 64 / 64] |= 1ull << (page / 64 % 64);
+}
+
+static void set_remove(struct page_set *set, uint32_t page)
+{
+    if (!(set->words[page / 64] &= ~(1ull << (page % 64))))
+        set->summary[page / 64 / 64] &= ~(1ull << (page / 64 % 64));
+}
+
+/* The first member at or behind `page`; PAGES when there is none. */
+static uint32_t set_next(const struct page_set *set, uint32_t page)
+{
+    while (page < PAGES) {
+        uint64_t word = set->words[page / 64] >> (page % 64);
+        if (word)
+            return page + (uint32_t)__builtin_ctzll(word);
+        uint32_t index = page / 64 + 1;
+        while (index < PAGES / 64) {
+            uint64_t rest = set->summary[index / 64] >> (index % 64);
+            if (rest) {
+                index += (uint32_t)__builtin_ctzll(rest);
+                break;
+            }
+            index = (index / 64 + 1) * 64;
+        }
+        page = index * 64;
+    }
+    return PAGES;
+}
+
+static void *address_of(uint32_t page) { return (void *)((uintptr_t)page * PAGE); }
+
+void hv_shadow_init(uint32_t least_address, unsigned most)
+{
+    least_page = (least_address + PAGE - 1) / PAGE;
+    most_mappings = most > 2048 ? most - 1024 : most / 2;
+}
+
+/* ---- runs */
+
+static int protection_of(uint64_t entry)
+{
+    return PROT_READ | (entry & WRITABLE ? PROT_WRITE : 0) | (entry & EXECUTABLE ? PROT_EXEC : 0);
+}
+
+static void protect(const struct run *run, int protection)
+{
+    if (mprotect(address_of(run->first), (size_t)(run->end - run->first) * PAGE, protection) != 0)
+        hv_fail("mprotect of %u pages at %#x: error %d", run->end - run->first, run->first * PAGE, errno);
+}
+
+static void hide(struct run *run)
+{
+    if (!run->hidden)
+        protect(run, PROT_NONE);
+    run->hidden = true;
+}
+
+static void show(struct run *run)
+{
+    if (run->hidden)
+        protect(run, run->protection);
+    run->hidden = false;
+}
+
+/* The first run that ends behind `page`. */
+static unsigned run_at(uint32_t page)
+{
+    unsigned low = 0, high = run_count;
+    while (low < high) {
+        unsigned middle = (low + high) / 2;
+        if (runs[middle].end > page)
+            high = middle;
+        else
+            low = middle + 1;
+    }
+    return low;
+}
+
+static void runs_delete(unsigned index)
+{
+    run_count--;
+    __builtin_memmove(&runs[index], &runs[index + 1], (run_count - index) * sizeof *runs);
+}
+
+static void runs_insert(unsigned index, struct run run)
+{
+    __builtin_memmove(&runs[index + 1], &runs[index], (run_count - index) * sizeof *runs);
+    run_count++;
+    runs[index] = run;
+}
+
+/* first..end are no longer the kernel's own, or not mapped any more. There is room for one more run. */
+static void runs_remove(uint32_t first, uint32_t end)
+{
+    for (unsigned i = run_at(first); i < run_count && runs[i].first < end;) {
+        struct run *run = &runs[i];
+        if (run->first < first && run->end > end) {
+            struct run tail = {end, run->end, run->protection, run->hidden};
+            run->end = first;
+            runs_insert(i + 1, tail);
+            return;
+        }
+        if (run->first >= first && run->end <= end) {
+            runs_delete(i);
+            continue;
+        }
+        if (run->first < first)
+            run->end = first;
+        else
+            run->first = end;
+        i++;
+    }
+}
+
+static void runs_add(uint32_t first, uint32_t end, int protection)
+{
+    unsigned i = run_at(first ? first - 1 : 0);
+    if (i < run_count && runs[i].end == first && runs[i].protection == protection && !runs[i].hidden) {
+        runs[i].end = end;
+        if (i + 1 < run_count && runs[i + 1].first == end && runs[i + 1].protection == protection && !runs[i + 1].hidden) {
+            runs[i].end = runs[i + 1].end;
+            runs_delete(i + 1);
+        }
+        return;
+    }
+    i = run_at(first);
+    if (i < run_count && runs[i].first == end && runs[i].protection == protection && !runs[i].hidden)
+        runs[i].first = first;
+    else
+        runs_insert(i, (struct run){first, end, protection, false});
+}
+
+/* ---- mappings */
+
+static void forget(uint32_t page)
+{
+    table[page] = 0;
+    set_remove(&mapped, page);
+    set_remove(&transient, page);
+}
+
+/* All of first..end was mapped, or none of it matters. */
+static void unmap(uint32_t first, uint32_t end)
+{
+    for (uint32_t page = set_next(&mapped, first); page < end; page = set_next(&mapped, page + 1)) {
+        forget(page);
+        cell.area->counters.shadow_drops++;
+        cell.area->counters.shadow_pages--;
+    }
+    runs_remove(first, end);
+    if (munmap(address_of(first), (size_t)(end - first) * PAGE) != 0)
+        hv_fail("munmap of %u pages at %#x: error %d", end - first, first * PAGE, errno);
+}
+
+void hv_shadow_flush(bool globals)
+{
+    if (globals) {
+        unmap(0, PAGES);
+        mappings = 0;
+        run_count = 0;
+        return;
+    }
+    for (uint32_t page = set_next(&transient, 0); page < PAGES; page = set_next(&transient, page)) {
+        uint32_t end = page + 1;
+        while (end < PAGES && transient.words[end / 64] >> (end % 64) & 1)
+            end++;
+        unmap(page, end);
+        page = end;
+        if (run_count > RUNS - 4)
+            break;
+    }
+    if (run_count > RUNS - 4)
+        hv_shadow_flush(true);
+}
+
+/* Map first..end, whose entry for `first` is given: the following ones follow in physical memory. */
+static void map(uint32_t first, uint32_t end, uint64_t entry, uint64_t file_offset)
+{
+    if (mappings >= most_mappings || run_count > RUNS - 8)
+        hv_shadow_flush(true);
+    size_t length = (size_t)(end - first) * PAGE;
+    int populate = end - first == 1 ? MAP_POPULATE : 0;
+    void *at = mmap(address_of(first), length, protection_of(entry), MAP_SHARED | MAP_FIXED | populate, HV_CELL_FD_MEMORY, (off_t)file_offset);
+    if (at == MAP_FAILED)
+        hv_fail("mmap of %u pages at %#x: error %d", end - first, first * PAGE, errno);
+    mappings += 2;
+    runs_remove(first, end);
+    for (uint32_t page = first; page < end; page++) {
+        if (!table[page])
+            cell.area->counters.shadow_pages++;
+        table[page] = entry + ((uint64_t)(page - first) << 8);
+        set_add(&mapped, page);
+        if (entry & GLOBAL)
+            set_remove(&transient, page);
+        else
+            set_add(&transient, page);
+    }
+    if (entry & KERNEL_ONLY)
+        runs_add(first, end, protection_of(entry));
+}
+
+/* What a page's mapping would be; 0 = none. write: it is being written to. */
+static uint64_t wanted(const struct hv_walk *walk, bool write, bool user, const struct hv_cell_region *region)
+{
+    if (!region || region->kind == HV_REGION_MMIO)
+        return 0;
+    bool by_supervisor = write && !user && !(HV_CPU->cr0 & HV_CR0_WP);
+    bool writable = (walk->writable || by_supervisor) && (walk->dirty || write) && region->kind == HV_REGION_RAM;
+    bool kernel_only = !walk->user || (writable && !walk->writable);
+    return walk->physical / PAGE << 8 | MAPPED | (writable ? WRITABLE : 0) | (walk->user ? USER : 0) | (kernel_only ? KERNEL_ONLY : 0) |
+           (walk->global ? GLOBAL : 0) | (walk->no_execute ? 0 : EXECUTABLE) | (walk->large ? LARGE : 0);
+}
+
+/* Would a fill of that page give the entry that continues `entry`, without changing the guest's tables? */
+static bool continues(uint32_t page, uint64_t entry, bool user, const struct hv_cell_region *region)
+{
+    struct hv_walk walk;
+    if (table[page] || page < least_page)
+        return false;
+    hv_walk(&walk, page * PAGE, false, user, false, false);
+    if (walk.error || !walk.accessed || walk.physical - region->start >= region->length)
+        return false;
+    return wanted(&walk, entry & WRITABLE && walk.dirty, user, region) == entry;
+}
+
+/* How far does the mapping of `page` reach, as one piece of physical memory with the same rights? */
+static void extent(uint32_t page, const struct hv_walk *walk, uint64_t entry, bool user, const struct hv_cell_region *region, uint32_t *first, uint32_t *end)
+{
+    uint32_t chunk = !(HV_CPU->cr0 & HV_CR0_PG) ? UNPAGED_CHUNK : walk->large ? (HV_CPU->cr4 & HV_CR4_PAE ? 512 : 1024) : 0;
+    uint64_t frame = walk->physical / PAGE;
+    if (chunk) {
+        uint64_t before = page % chunk, behind = chunk - before;
+        uint64_t room_before = frame - region->start / PAGE, room_behind = (region->start + region->length) / PAGE - frame;
+        *first = page - (uint32_t)(before < room_before ? before : room_before);
+        *end = page + (uint32_t)(behind < room_behind ? behind : room_behind);
+        if (*first < least_page)
+            *first = least_page;
+        return;
+    }
+    uint32_t per_table = HV_CPU->cr4 & HV_CR4_PAE ? 512 : 1024;
+    uint32_t low = page - page % per_table, high = low + per_table;
+    if (page - low > AROUND)
+        low = page - AROUND;
+    if (high - page > AROUND)
+        high = page + AROUND;
+    for (*first = page; *first > low && continues(*first - 1, entry - ((uint64_t)(page - *first + 1) << 8), user, region);)
+        --*first;
+    for (*end = page + 1; *end < high && continues(*end, entry + ((uint64_t)(*end - page) << 8), user, region);)
+        ++*end;
+}
+
+static void note_code(uint32_t linear)
+{
+    struct hv_cell_code *code = &cell.area->code;
+    uint32_t count = code->count;
+    if (count < HV_AREA_CODE_PAGES) {
+        code->entry[count] = linear;
+        __atomic_store_n(&code->count, count + 1, __ATOMIC_RELEASE);
+    }
+}
+
+enum hv_shadow hv_shadow_fault(uint32_t linear, bool write, bool user, bool fetch, struct hv_walk *walk)
+{
+    uint32_t page = linear / PAGE;
+    if (!user && table[page] & KERNEL_ONLY) {
+        unsigned i = run_at(page);
+        if (i < run_count && runs[i].first <= page && runs[i].hidden) {
+            show(&runs[i]);
+            return HV_SHADOW_MAPPED;
+        }
+    }
+    hv_walk(walk, linear, write, user, fetch, true);
+    if (walk->error)
+        return HV_SHADOW_GUEST_FAULT;
+    const struct hv_cell_region *region = hv_region_at(walk->physical);
+    uint64_t entry = wanted(walk, write, user, region);
+    if (!entry || page < least_page || (write && !(entry & WRITABLE))) {
+        hv_cross_here(HV_POINT_SHADOW_EMULATE, linear, walk->physical, 0, 0);
+        return HV_SHADOW_EMULATE;
+    }
+    bool upgrade = table[page] != 0;
+    uint32_t first, end;
+    extent(page, walk, entry, user, region, &first, &end);
+    if (fetch && !user)
+        note_code(linear);
+    entry -= (uint64_t)(page - first) << 8;
+    map(first, end, entry, region->file_offset + ((entry >> 8) * PAGE - region->start));
+    if (upgrade) {
+        cell.area->counters.shadow_upgrades++;
+        hv_cross_here(HV_POINT_SHADOW_UPGRADE, linear, walk->physical, 0, 0);
+    } else {
+        cell.area->counters.shadow_fills++;
+        hv_cross_here(HV_POINT_SHADOW_FILL, linear, walk->physical, (entry & WRITABLE) != 0, end - first);
+    }
+    return HV_SHADOW_MAPPED;
+}
+
+void hv_shadow_flush_page(uint32_t linear)
+{
+    uint32_t page = linear / PAGE;
+    if (run_count > RUNS - 4) {
+        hv_shadow_flush(true);
+        return;
+    }
+    if (table[page] & LARGE) { /* one entry of a TLB, however many of its pages are mapped here */
+        uint32_t size = HV_CPU->cr4 & HV_CR4_PAE ? 512 : 1024;
+        unmap(page - page % size, page - page % size + size);
+    } else if (table[page]) {
+        unmap(page, page + 1);
+        mappings++;
+    }
+}
+
+/* A CR3 load drops what is not global. What the new tables map in the same way stays instead, as if it had been filled again at once, and
+ * what they map elsewhere is replaced; only pages whose accessed (and dirty) bits the fill would not have to set. */
+void hv_shadow_load_cr3(void)
+{
+    uint64_t kept = 0, dropped = 0;
+    cell.area->counters.address_space_loads++;
+    if (!(HV_CPU->cr0 & HV_CR0_PG)) {
+        hv_shadow_flush(false);
+        return;
+    }
+    for (uint32_t page = set_next(&transient, 0); page < PAGES;) {
+        if (run_count > RUNS - 8 || mappings >= most_mappings - 4) {
+            hv_shadow_flush(true);
+            break;
+        }
+        uint64_t old = table[page];
+        bool user = old & USER && !(old & KERNEL_ONLY);
+        struct hv_walk walk;
+        hv_walk(&walk, page * PAGE, false, user, false, false);
+        const struct hv_cell_region *region = walk.error ? NULL : hv_region_at(walk.physical);
+        uint64_t now = walk.error || !walk.accessed ? 0 : wanted(&walk, walk.dirty && old & WRITABLE, user, region);
+        uint32_t end = page + 1;
+        if (now == old) {
+            kept++;
+        } else if (!now) {
+            while (end < PAGES && table[end] && transient.words[end / 64] >> (end % 64) & 1) {
+                hv_walk(&walk, end * PAGE, false, false, false, false);
+                if (!walk.error && walk.accessed)
+                    break;
+                end++;
+            }
+            dropped += end - page;
+            unmap(page, end);
+            mappings++;
+        } else if (now & LARGE) { /* of which there are too many pages to look at */
+            dropped++;
+            unmap(page, end);
+            mappings++;
+        } else {
+            while (end < PAGES && transient.words[end / 64] >> (end % 64) & 1 && end - page < AROUND) {
+                hv_walk(&walk, end * PAGE, false, user, false, false);
+                if (walk.error || !walk.accessed || walk.physical - region->start >= region->length)
+                    break;
+                if (wanted(&walk, walk.dirty && table[end] & WRITABLE, user, region) != now + ((uint64_t)(end - page) << 8))
+                    break;
+                end++;
+            }
+            map(page, end, now, region->file_offset + ((now >> 8) * PAGE - region->start));
+            dropped += end - page;
+        }
+        page = set_next(&transient, end);
+    }
+    hv_cross_here(HV_POINT_SHADOW_LOAD, HV_CPU->cr3, kept, dropped, 0);
+}
+
+void hv_shadow_mode(unsigned cpl)
+{
+    bool user = cpl == 3;
+    if (user == user_runs && !(user && run_count))
+        return;
+    if (user != user_runs)
+        cell.area->counters.mode_switches++;
+    user_runs = user;
+    if (user) {
+        for (unsigned i = 0; i < run_count; i++)
+            hide(&runs[i]);
+        return;
+    }
+    if (run_count <= EAGER_RUNS)
+        for (unsigned i = 0; i < run_count; i++)
+            show(&runs[i]);
+}
+
+void hv_shadow_physical_changed(uint64_t physical, uint64_t length)
+{
+    (void)physical, (void)length; /* the pages themselves are shared: there is nothing to drop */
+}

@@ -1,0 +1,70 @@
+/* Twins: the guest's segments as entries of the host's LDT, so that its code runs with selectors that do what its own would do.
+ *
+ * A twin has the base, limit and kind of the guest's descriptor and always privilege level 3. The entry's place comes from the guest's
+ * selector, so that selectors which the guest reads, keeps and loads again (none of which traps) still mean the same segment.
+ */
+#include <asm/ldt.h>
+#include <errno.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "cell.h"
+
+#define HALF 4096u /* the LDT's lower half is for the guest's GDT, the upper one for its LDT */
+#define HOST_LDT 4u
+#define GUEST_LDT 4u
+#define TYPE_CODE 8u
+#define KEPT 0x00f0fe00u /* attributes but the accessed bit */
+
+static struct twin {
+    uint32_t base, limit, attributes; /* attributes 0 = not made yet */
+} twins[2 * HALF];
+
+static void make(unsigned index, const struct hv_segment *segment)
+{
+    unsigned type = HV_SEGMENT_TYPE(segment);
+    bool code = type & TYPE_CODE;
+    struct user_desc wish = {
+        .entry_number = index,
+        .base_addr = segment->base,
+        .limit = segment->attributes & HV_SEGMENT_PAGES ? segment->limit >> 12 : segment->limit,
+        .limit_in_pages = segment->attributes & HV_SEGMENT_PAGES ? 1 : 0,
+        .seg_32bit = segment->attributes & HV_SEGMENT_32 ? 1 : 0,
+        /* Conforming code makes no difference where all is of one level, and Linux makes none. */
+        .contents = code ? MODIFY_LDT_CONTENTS_CODE : type & 4 ? MODIFY_LDT_CONTENTS_STACK : MODIFY_LDT_CONTENTS_DATA,
+        .read_exec_only = type & 2 ? 0 : 1,
+        .useable = 1,
+    };
+    if (syscall(SYS_modify_ldt, 0x11, &wish, sizeof wish) != 0)
+        hv_fail("modify_ldt refused a twin of selector %#x (base %#x, limit %#x, attributes %#x): error %d", segment->selector, segment->base,
+                segment->limit, segment->attributes, errno);
+    twins[index] = (struct twin){segment->base, segment->limit, segment->attributes & KEPT};
+    cell.area->counters.ldt_writes++;
+}
+
+uint16_t hv_twin(const struct hv_segment *segment)
+{
+    if (!(segment->attributes & HV_SEGMENT_PRESENT))
+        return segment->selector & 3; /* null */
+    unsigned place = segment->selector >> 3;
+    if (place >= HALF)
+        hv_fail("selector %#x: this backend has room for the first %u descriptors of a table", segment->selector, HALF);
+    unsigned index = place + (segment->selector & GUEST_LDT ? HALF : 0);
+    struct twin *twin = &twins[index];
+    if (twin->base != segment->base || twin->limit != segment->limit || twin->attributes != (segment->attributes & KEPT))
+        make(index, segment);
+    return (uint16_t)(index << 3 | HOST_LDT | 3);
+}
+
+bool hv_twin_guest_selector(uint16_t host, uint16_t *guest)
+{
+    if (!(host & ~3u)) {
+        *guest = host;
+        return true;
+    }
+    if (!(host & HOST_LDT))
+        return false;
+    unsigned index = host >> 3;
+    *guest = (uint16_t)((index % HALF) << 3 | (index >= HALF ? GUEST_LDT : 0) | HV_CPU->cpl);
+    return true;
+}
