@@ -12,6 +12,7 @@ from bench import (
     boot,
     cli,
     compute,
+    container,
     exit_cost,
     firmware,
     host,
@@ -41,6 +42,7 @@ FIGURES: Final[dict[str, Callable[[Lab], Iterable[Figure]]]] = {
     "snapshot": snapshot.measure,
     "exit-cost": exit_cost.measure,
     "network": network.measure,
+    "container": container.measure,
 }
 
 

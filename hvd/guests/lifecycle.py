@@ -191,8 +191,8 @@ class GuestLife(PolicyRestarts):
                 await self._kill()
                 await self._host.forget(self)
                 self.deleted = True
-                for directory in (self.directory, self._host.disks_directory(self.guest.uid)):
-                    await asyncio.to_thread(records.remove_directory, directory)
+                directories = (self.directory, self._host.disks_directory(self.guest.uid))
+                await asyncio.gather(*(asyncio.to_thread(records.remove_directory, each) for each in directories))
                 self._host.changed(self, GuestEvent.DELETED, "deleted")
                 self._waiters.fail(HvdError("GUEST_NOT_FOUND", name=self.guest.name))
 

@@ -49,6 +49,7 @@ async def test_what_can_be_taken_down_is(container_bench: ContainerBench, monkey
             raise HvdError("CONTAINER_FAILED", what="delete", problem="a bad day")
 
         patch.setattr(Runtime, "delete", fail)
+        patch.setattr(Runtime, "forget", lambda runtime, uid: False)
         async with running.instance.attach_console(False) as console:
             await console.write(b"\n")
         status = await running.end()

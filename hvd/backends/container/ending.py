@@ -43,7 +43,7 @@ async def settle(directory: Path, record: Record, runtime: Runtime, killed: bool
     steps: dict[str, Callable[[], Awaitable[None]]] = {
         "the end of its trace": lambda: asyncio.to_thread(RECORDER.end, record.uid),
         "what its limits did": lambda: asyncio.to_thread(look),  # gone with the control groups
-        runtime.name: lambda: runtime.delete(record.uid),
+        runtime.name: lambda: _forget(runtime, record.uid, seen=code is not None),
         "its root": lambda: asyncio.to_thread(rootfs.unmount, Path(record.state_dir)),
     }
     problems = []
@@ -63,6 +63,13 @@ async def settle(directory: Path, record: Record, runtime: Runtime, killed: bool
     await asyncio.to_thread(names.write_json, str(directory / names.EXIT), document)
     shutil.rmtree(directory / conmon.EXIT_DIRECTORY, ignore_errors=True)
     return status
+
+
+async def _forget(runtime: Runtime, uid: str, seen: bool) -> None:
+    """seen: the monitor saw its init end, with which all of its processes ended. Otherwise, some may live. Raises HvdError
+    CONTAINER_FAILED."""
+    if not seen or not await asyncio.to_thread(runtime.forget, uid):
+        await runtime.delete(uid)
 
 
 def _end_of(code: int | None, killed: bool, out_of_memory: bool) -> InstanceStatus:

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
+import structlog
+
 from hvd.backends.container.cgroup.hierarchy import hierarchy
 from hvd.backends.contract import Availability, EngineInfo
 from hvd.errors import HvdError
+
+log = structlog.get_logger()
 
 # Engine -> what it is. The first that is there is the default.
 RUNTIMES = {
@@ -69,6 +74,21 @@ class Runtime:
             except HvdError:
                 if last and (self.root / uid).exists():
                     raise
+
+    def forget(self, uid: str) -> bool:
+        """What delete() does for a container whose processes have all ended, without a process for it: its control groups and
+        the runtime's record of it. False when something is in the way: then it takes delete(). Blocks for a moment."""
+        try:
+            for group in hierarchy().directories(uid):
+                for path, _, _ in os.walk(group, topdown=False):
+                    os.rmdir(path)
+        except FileNotFoundError:  # somebody else is at it
+            return False
+        except OSError as error:
+            log.info("control group cannot be removed yet", guest=uid, problem=str(error))
+            return False
+        shutil.rmtree(self.root / uid, ignore_errors=True)
+        return not (self.root / uid).exists()
 
     async def status(self, uid: str) -> str:
         """ "creating", "created", "running", "paused", "stopped"; empty = it knows no such container."""
