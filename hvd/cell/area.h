@@ -77,8 +77,9 @@ struct hv_cell_area {
     uint32_t mode;        /* enum hv_cell_mode */
     uint32_t region_count, cpuid_count;
     uint32_t backend;     /* enum hv_backend_id, for records */
+    uint32_t runner;      /* its process */
     uint64_t memory_size; /* bytes of the memory file */
-    uint64_t tsc_hz;
+    uint64_t tsc_hz;      /* of the guest's virtual clock; 0 = RDTSC is native, and so is the counter */
     struct hv_cell_region regions[HV_AREA_REGIONS];
     struct hv_cell_cpuid cpuid[HV_AREA_CPUID];
     uint8_t claimed[65536 / 8]; /* struct hv_board's */
@@ -98,6 +99,7 @@ struct hv_cell_area {
     uint8_t devices[HV_AREA_DEVICES];
 
     /* ---- the cell's word to the runner, at `left` */
+    uint32_t sandbox;        /* enum hv_sandbox (start.h) */
     struct hv_cell_exit exit;
     struct hv_cell_counters counters;
     struct hv_cell_code code;

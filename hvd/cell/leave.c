@@ -1,0 +1,220 @@
+/* To the runner and back: exits, ports and MMIO that the runner's devices answer, HLT, and time. */
+#include <errno.h>
+#include <signal.h>
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/syscall.h>
+#include <time.h>
+#include <unistd.h>
+
+#include "cell.h"
+#include "start.h"
+
+#define NS 1000000000u
+#define DEVICES offsetof(struct hv_board, pic) /* to `claimed`: plain values */
+#define DEVICES_BYTES (offsetof(struct hv_board, claimed) - DEVICES)
+_Static_assert(DEVICES_BYTES <= HV_AREA_DEVICES, "the run area has room for the devices");
+
+static timer_t timer;
+static uint64_t armed_ns; /* when it will expire or has expired; 0 = never was armed */
+
+static uint32_t linear_eip(void) { return HV_CPU->segment[HV_CS].base + HV_CPU->eip; }
+
+static uint32_t record_flags(void) { return HV_CPU->cpl == 3 ? HV_RECORD_USER : 0; }
+
+void hv_cross_here(unsigned point, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a3)
+{
+    hv_cross(&cell.board.crossings, point, cell.entry_ns, linear_eip(), record_flags(), a0, a1, a2, a3);
+}
+
+/* ---- turns */
+
+void hv_wait_for_turn(void)
+{
+    struct hv_cell_area *area = cell.area;
+    uint64_t count;
+    while (read(HV_CELL_FD_GO, &count, sizeof count) != sizeof count)
+        if (errno != EINTR)
+            _exit(1);
+    if (area->quit)
+        _exit(0);
+    cell.board.clock = area->clock;
+    memcpy((uint8_t *)&cell.board + DEVICES, area->devices, DEVICES_BYTES);
+    hv_crossings_turn(&cell.board.crossings);
+    uint32_t ranges = area->range_count;
+    if (ranges > HV_AREA_RANGES)
+        hv_shadow_physical_changed(0, UINT64_MAX);
+    else
+        for (uint32_t i = 0; i < ranges; i++)
+            hv_shadow_physical_changed(area->ranges[i][0], area->ranges[i][1]);
+    hv_board_advance(&cell.board);
+}
+
+void hv_leave(enum hv_cell_reason reason)
+{
+    struct hv_cell_area *area = cell.area;
+    if (reason == HV_CELL_INTERRUPTED)
+        __atomic_store_n(&area->kick, 0, __ATOMIC_SEQ_CST);
+    area->exit.reason = reason;
+    area->exit.rip = linear_eip();
+    area->exit.start_ns = cell.entry_ns;
+    area->exit.flags = record_flags();
+    hv_fpu_publish();
+    area->cpu = cell.cpu;
+    memcpy(area->devices, (const uint8_t *)&cell.board + DEVICES, DEVICES_BYTES);
+    uint64_t one = 1;
+    while (write(HV_CELL_FD_LEFT, &one, sizeof one) != sizeof one)
+        if (errno != EINTR)
+            _exit(1);
+    hv_wait_for_turn();
+    if (area->cpu_changed) {
+        cell.cpu = area->cpu;
+        hv_abandon();
+    }
+}
+
+void hv_fail(const char *format, ...)
+{
+    char text[sizeof cell.area->exit.detail];
+    va_list arguments;
+    va_start(arguments, format);
+    vsnprintf(text, sizeof text, format, arguments);
+    va_end(arguments);
+    memcpy(cell.area->exit.detail, text, sizeof text);
+    for (;;)
+        hv_leave(HV_CELL_ERROR);
+}
+
+bool hv_kicked(void) { return __atomic_load_n(&cell.area->kick, __ATOMIC_SEQ_CST) != 0; }
+
+/* ---- ports and memory-mapped registers */
+
+/* One access to one of the runner's devices; returns its answer. */
+static uint64_t ask(enum hv_cell_reason reason, uint64_t address, unsigned size, uint64_t value)
+{
+    struct hv_cell_exit *exit = &cell.area->exit;
+    exit->address = address;
+    exit->size = size;
+    exit->value = value;
+    hv_leave(reason);
+    return cell.area->answer;
+}
+
+static uint64_t all_ones(unsigned size) { return size < 8 ? (1ull << 8 * size) - 1 : ~0ull; }
+
+uint32_t hv_port_in(uint16_t port, unsigned size)
+{
+    uint32_t value = 0;
+    if (hv_board_port_in(&cell.board, port, size, &value) == HV_PORT_LEAVE)
+        return (uint32_t)(ask(HV_CELL_PORT_IN, port, size, 0) & all_ones(size));
+    hv_cross_here(HV_POINT_PORT_IN, port, size, value, 0);
+    return value;
+}
+
+void hv_port_out(uint16_t port, unsigned size, uint32_t value)
+{
+    enum hv_port_result result;
+    while ((result = hv_board_port_out(&cell.board, port, size, value)) == HV_PORT_WAIT)
+        ask(HV_CELL_CONSOLE_FULL, port, size, value);
+    if (result == HV_PORT_LEAVE)
+        ask(HV_CELL_PORT_OUT, port, size, value);
+    else
+        hv_cross_here(HV_POINT_PORT_OUT, port, size, value, 0);
+}
+
+/* Is it for a device of the runner? Elsewhere outside of RAM either the board in C answers, or nobody. */
+static bool in_runner(uint64_t physical)
+{
+    const struct hv_cell_region *region = hv_region_at(physical);
+    return region && region->kind == HV_REGION_MMIO && !region->hot;
+}
+
+uint64_t hv_mmio_read(uint64_t physical, unsigned size)
+{
+    if (in_runner(physical))
+        return ask(HV_CELL_MMIO_READ, physical, size, 0) & all_ones(size);
+    uint64_t value = all_ones(size);
+    hv_board_mmio_read(&cell.board, physical, size, &value);
+    hv_cross_here(HV_POINT_MMIO_READ, physical, size, value, 0);
+    return value;
+}
+
+void hv_mmio_write(uint64_t physical, unsigned size, uint64_t value)
+{
+    if (in_runner(physical)) {
+        ask(HV_CELL_MMIO_WRITE, physical, size, value);
+        return;
+    }
+    hv_board_mmio_write(&cell.board, physical, size, value);
+    hv_cross_here(HV_POINT_MMIO_WRITE, physical, size, value, 0);
+}
+
+/* ---- time */
+
+uint64_t hv_tsc(void)
+{
+    uint64_t hz = cell.area->tsc_hz;
+    if (!hz)
+        return __builtin_ia32_rdtsc() + HV_CPU->tsc_offset;
+    return (uint64_t)((unsigned __int128)hv_clock_now(&cell.board.clock) * hz / NS) + HV_CPU->tsc_offset;
+}
+
+bool hv_timer_create(void)
+{
+    struct sigevent event = {.sigev_notify = SIGEV_SIGNAL, .sigev_signo = SIGALRM};
+    return timer_create(CLOCK_MONOTONIC, &event, &timer) == 0;
+}
+
+void hv_arm_timer(void)
+{
+    uint64_t deadline_ns = hv_board_deadline(&cell.board);
+    if (deadline_ns == armed_ns && deadline_ns > cell.entry_ns) /* it has not expired yet, or a moment ago: then its signal is pending */
+        return;
+    struct itimerspec when = {0};
+    if (deadline_ns != HV_NEVER) {
+        when.it_value.tv_sec = (time_t)(deadline_ns / NS);
+        when.it_value.tv_nsec = (long)(deadline_ns % NS);
+        if (!deadline_ns)
+            when.it_value.tv_nsec = 1; /* zero would disarm */
+    }
+    armed_ns = deadline_ns;
+    if (timer_settime(timer, TIMER_ABSTIME, &when, NULL) != 0)
+        hv_fail("the timer cannot be set: error %d", errno);
+}
+
+/* Until a timer or a kick. Their signals are blocked, so that one which comes before the call ends it at once. */
+static void sleep_until(uint64_t deadline_ns)
+{
+    struct timespec left = {0};
+    uint64_t now_ns = hv_host_ns();
+    if (deadline_ns > now_ns && deadline_ns != HV_NEVER) {
+        left.tv_sec = (time_t)((deadline_ns - now_ns) / NS);
+        left.tv_nsec = (long)((deadline_ns - now_ns) % NS);
+    }
+    uint64_t signals = 1ull << (SIGALRM - 1) | 1ull << (HV_CELL_KICK_SIGNAL - 1);
+    syscall(SYS_rt_sigtimedwait, &signals, NULL, deadline_ns == HV_NEVER ? NULL : &left, sizeof signals);
+}
+
+void hv_halt(void)
+{
+    struct hv_cpu *cpu = HV_CPU;
+    struct hv_counters *counters = cell.board.crossings.counters;
+    uint64_t start_ns = hv_host_ns();
+    cpu->halted = 1;
+    while (hv_board_advance(&cell.board), !hv_interrupts_wanted()) {
+        if (cpu->eflags & HV_IF && !hv_kicked()) {
+            sleep_until(hv_board_deadline(&cell.board));
+            continue;
+        }
+        counters->halted_ns += hv_host_ns() - start_ns;
+        cell.entry_ns = start_ns;
+        hv_leave(hv_kicked() ? HV_CELL_INTERRUPTED : HV_CELL_HALT);
+        start_ns = hv_host_ns();
+    }
+    cpu->halted = 0;
+    counters->halted_ns += hv_host_ns() - start_ns;
+    cell.entry_ns = start_ns;
+    hv_cross_here(HV_POINT_HALT, 1, 0, 0, 0);
+    cell.entry_ns = hv_host_ns(); /* so that the timer, if its signal was waited for, is not taken for armed */
+}
