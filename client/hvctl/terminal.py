@@ -44,7 +44,7 @@ def follow(settings: Settings, name: str, *, replay_bytes: int, read_only: bool 
     """
     end = None if settings.timeout is None else time.monotonic() + settings.timeout
     raw = not read_only and os.isatty(STDIN) and os.isatty(STDOUT)
-    attached = False
+    attached = warned = False
     while True:
         left = None if end is None else max(0.001, end - time.monotonic())
         size = _terminal_size() if os.isatty(STDOUT) else None
@@ -58,11 +58,16 @@ def follow(settings: Settings, name: str, *, replay_bytes: int, read_only: bool 
                         keyboard.begin()
                     elif kind == "output":
                         write_all(STDOUT, frame.output)
+                    elif kind == "warning":
+                        warned = True
+                        say(f"warning: {frame.warning}")
                     elif kind == "skipped_bytes":
                         say(f"{frame.skipped_bytes} bytes skipped here; `hvctl logs {guest_id(name)}` has them")
             if keyboard.detached:
                 raise Detached
             if console.ended is not None:
+                if not warned:
+                    _warn(console.ended)
                 return console.ended
             return _as_it_ended(settings, name, None)
         except HvctlError as error:
@@ -76,6 +81,13 @@ def follow(settings: Settings, name: str, *, replay_bytes: int, read_only: bool 
                 raise
             say(f"attached again; `hvctl logs {guest_id(name)}` has what was written meanwhile")
             replay_bytes = 0
+
+
+def _warn(guest: guest_pb2.Guest) -> None:
+    """Of a guest that ended before its viewers could be warned."""
+    for condition in guest.conditions:
+        if condition.type == "SENSITIVE_INSTRUCTIONS":
+            say(f"warning: {condition.message}")
 
 
 def _as_it_ended(settings: Settings, name: str, error: HvctlError | None, show_log: bool = False) -> guest_pb2.Guest:

@@ -19,6 +19,7 @@ from hvd.api.interceptors import require
 from hvd.api.roles import Permission
 from hvd.backends.contract import Capability, ConsoleAttachment, Instance
 from hvd.errors import HvdError
+from hvd.guests import conditions
 from hvd.guests.lifecycle import GuestLife
 from hvd.guests.logs import read_before, read_end
 from hvd.guests.model import ENDED, Guest, State, copy_of
@@ -33,6 +34,8 @@ PENDING_PACKETS = 64
 # An attachment that was closed means that the guest ends; its exit record may be a moment behind.
 END_SECONDS = 5.0
 START_SECONDS = 30.0
+# bytes = output, int = skipped, str = a warning, an exception = what ended it, None = the guest closed its console.
+Packet = bytes | int | str | Exception | None
 _STARTED = frozenset(State.values()) - {Guest.STATE_UNSPECIFIED, Guest.STARTING}
 
 
@@ -119,11 +122,11 @@ async def _attached(
     if setup.HasField("size") and not setup.read_only:
         await instance.resize_console(setup.size.rows, setup.size.columns)
     yield Response(attached=empty_pb2.Empty())
-    # bytes = output, int = skipped, an exception = what ended it, None = the guest closed its console.
-    packets: asyncio.Queue[bytes | int | Exception | None] = asyncio.Queue(PENDING_PACKETS)
+    packets: asyncio.Queue[Packet] = asyncio.Queue(PENDING_PACKETS)
     tasks = [
         asyncio.create_task(_listen(attachment, packets)),
         asyncio.create_task(_type(instance, attachment, setup.read_only, requests, packets)),
+        asyncio.create_task(_warn(life, packets)),
     ]
     try:
         if setup.replay_bytes and attachment.position is not None:
@@ -147,15 +150,24 @@ async def _attached(
         await asyncio.gather(*tasks, return_exceptions=True)
 
 
-def _response(packet: bytes | int | Exception | None) -> Response | None:
+def _response(packet: Packet) -> Response | None:
     if isinstance(packet, Exception):
         raise packet
     if isinstance(packet, bytes):
         return Response(output=packet)
+    if isinstance(packet, str):
+        return Response(warning=packet)
     return None if packet is None else Response(skipped_bytes=packet)
 
 
-async def _listen(attachment: ConsoleAttachment, packets: asyncio.Queue[bytes | int | Exception | None]) -> None:
+async def _warn(life: GuestLife, packets: asyncio.Queue[Packet]) -> None:
+    """Once, as soon as there is something."""
+    await life.warned.wait()
+    if message := conditions.warning(life.guest):
+        await packets.put(message)
+
+
+async def _listen(attachment: ConsoleAttachment, packets: asyncio.Queue[Packet]) -> None:
     try:
         async for packet in attachment.output():
             await packets.put(packet)
@@ -169,7 +181,7 @@ async def _type(
     attachment: ConsoleAttachment,
     read_only: bool,
     requests: AsyncIterator[Request],
-    packets: asyncio.Queue[bytes | int | Exception | None],
+    packets: asyncio.Queue[Packet],
 ) -> None:
     """What the viewer sends. A viewer that closes its side goes on looking."""
     try:
@@ -195,7 +207,7 @@ async def _type(
         await packets.put(error)
 
 
-def _drain(packets: asyncio.Queue[bytes | int | Exception | None]) -> list[bytes | int | Exception | None]:
+def _drain(packets: asyncio.Queue[Packet]) -> list[Packet]:
     drained = []
     while not packets.empty():
         drained.append(packets.get_nowait())

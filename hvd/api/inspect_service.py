@@ -8,6 +8,7 @@ from typing import Any
 
 from hvapi.v1 import inspect_pb2, inspect_pb2_grpc
 
+from hvd.api.census import census
 from hvd.api.debug import debug
 from hvd.backends.contract import Capability
 from hvd.errors import HvdError
@@ -71,6 +72,9 @@ class InspectService(inspect_pb2_grpc.InspectServiceServicer):
                 remedy=f"it has {life.guest.machine.cpus or 1}, counted from 0",
             )
         return await life.reachable("regs", Capability.REGISTERS).registers(request.vcpu)
+
+    async def GetCensus(self, request: inspect_pb2.GetCensusRequest, context: Any) -> inspect_pb2.Census:
+        return await census(self._supervisor, request)
 
     async def Debug(
         self, request_iterator: AsyncIterator[inspect_pb2.DebugRequest], context: Any

@@ -59,6 +59,7 @@ METHODS: dict[str, Permission] = {
     }.items()},
     **{f"/hvd.v1.InspectService/{method}": permission for method, permission in {
         "GetMemoryMap": _V, "ReadMemory": _T, "TranslateAddress": _T, "GetRegisters": _T, "WriteMemory": _A,
+        "GetCensus": _V,  # counting needs TRACE: the service sees to it
         "Debug": _A,  # it writes memory and registers
     }.items()},
     **{f"/hvd.v1.TraceService/{method}": permission for method, permission in {

@@ -50,6 +50,7 @@ class Capability(enum.StrEnum):
     SCREEN = "screen"
     KEYBOARD = "keyboard"
     SNAPSHOT = "snapshot"
+    CENSUS = "census"  # its kernels run unprivileged: sensitive instructions that cannot trap are looked for
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +109,7 @@ class InstanceStatus:
     resets: int = 0
     log_error: str = ""
     debugged: bool = False  # a debugger is attached
+    sensitive: int = 0  # instructions of its kernel that cannot trap though they should
     metadata: Mapping[str, str] | None = None
 
 
@@ -174,6 +176,10 @@ class Instance(ABC):
 
     async def registers(self, vcpu: int) -> inspect_pb2.Registers:
         raise missing(self, Capability.REGISTERS)
+
+    async def census(self, count_seconds: float) -> inspect_pb2.Census:
+        """Without texts, symbols and effects. count_seconds: for so long their executions are counted; 0 = not at all."""
+        raise missing(self, Capability.CENSUS)
 
     def trace(self, mask: int) -> None:  # noqa: B027  most guests' processes see it in their ring
         """Somebody listens to these kinds of crossings (bit n = kind n), or to none any more. Raises HvdError TRACE_UNAVAILABLE."""

@@ -13,7 +13,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import TYPE_CHECKING, Any, Final, Protocol, TypeVar
+from typing import Any, Final, Protocol, TypeVar
 
 from hvapi.record import FLAG_LONG
 
@@ -29,12 +29,9 @@ from hvd.board.net.port import NobodyWatches, Watcher
 from hvd.board.paging import AddressSpace
 from hvd.board.spec import MachineSpec
 from hvd.board.vcpu import Exit, ExitReason, Vcpu
-from hvd.board.verbs import Verbs
+from hvd.board.verbs import Holder, Verbs
 from hvd.errors import HvdError
 from hvd.trace.points import BY_NAME
-
-if TYPE_CHECKING:
-    from hvd.debug.debugger import Debugger
 
 # In bytes.
 LONGEST_INSTRUCTION: Final = 15
@@ -93,7 +90,8 @@ class Machine(Verbs):
         self.end: End | None = None
         self.start_error: HvdError | None = None
         self.resets = 0
-        self.debugger: Debugger | None = None  # the one that is attached
+        self.debugger: Holder | None = None  # the one that is attached
+        self.before_close: Callable[[], None] | None = None  # in the vcpu thread, when there is an end and the vcpu is still open
 
         self._create_vcpu = create_vcpu
         self._on_change = on_change
@@ -304,6 +302,8 @@ class Machine(Verbs):
                 break
             done(None, HvdError("RUNNER_GONE", problem="the guest has ended"))
         if vcpu is not None:
+            if self.before_close is not None:
+                self.before_close()
             vcpu.close()
         for device in self.devices:
             if (close := getattr(device, "close", None)) is not None:

@@ -134,6 +134,11 @@ class Vcpu(ABC):
     def memory_changed(self, address: int, length: int) -> None:
         """The board wrote guest-physical memory (DMA, debugger): drop what was derived from it (translated code)."""
 
+    def executed_code(self) -> Sequence[int] | None:
+        """Linear addresses at which the guest's kernel was seen to execute; more and more. Any thread. None: this way of executing does not
+        need to know, since no sensitive instruction can pass it by (docs/trap.md)."""
+        return None
+
     def save(self) -> dict[str, Any]:
         """The whole state at an INTERRUPTED exit, in the form of hvd.board.ia32. Raises HvdError CAPABILITY_MISSING."""
         raise HvdError("CAPABILITY_MISSING", backend=type(self).__name__, capability="snapshot")

@@ -4,22 +4,32 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
-from typing import TYPE_CHECKING, Final, TypeVar
+from typing import Final, Protocol, TypeVar
 
 from hvd.board.devices.acpi_pm import AcpiPm
 from hvd.board.end import End
 from hvd.board.hot import HotBoard
 from hvd.board.memory import GuestMemory, Region
 from hvd.board.paging import AddressSpace, Translation
-from hvd.board.vcpu import Vcpu
+from hvd.board.vcpu import Exit, Vcpu
 from hvd.errors import HvdError
-
-if TYPE_CHECKING:
-    from hvd.debug.debugger import Debugger
 
 READ_MOST: Final = 1 << 20
 
 D = TypeVar("D")
+
+
+class Holder(Protocol):
+    """Who has the guest's breakpoints and steps: a debugger (hvd.debug), or who counts by them. In the vcpu thread."""
+
+    def exited(self, exit_: Exit) -> None:
+        """run() returned DEBUG."""
+
+    def paused(self) -> None:
+        """Somebody paused the machine."""
+
+    def check_resume(self) -> None:
+        """Somebody wants the machine to go on. Raises HvdError DEBUGGER_ATTACHED when it stands for this one."""
 
 
 class Verbs(ABC):
@@ -29,7 +39,7 @@ class Verbs(ABC):
     memory: GuestMemory
     vcpu: Vcpu
     state: str
-    debugger: Debugger | None
+    debugger: Holder | None
     _paused: bool
     _on_change: Callable[[], None]
 
@@ -66,7 +76,7 @@ class Verbs(ABC):
         if not as_paused and self.state == "PAUSED":
             self._set_state("RUNNING")
 
-    def set_debugger(self, debugger: Debugger | None) -> None:
+    def set_debugger(self, debugger: Holder | None) -> None:
         """A debugger comes or leaves; it sees to what that means."""
         self.debugger = debugger
         self._on_change()

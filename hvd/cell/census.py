@@ -73,8 +73,8 @@ def _flow(instruction: Instruction) -> int:
 
 
 def _relative(instruction: Instruction) -> int:
-    size = instruction.immediate_size
-    value = instruction.immediate
+    size: int = instruction.immediate_size
+    value: int = instruction.immediate
     return value - (1 << 8 * size) if value >> (8 * size - 1) else value
 
 

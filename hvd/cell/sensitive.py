@@ -43,6 +43,11 @@ RDTSCP: Final = Sensitive("rdtscp", "shows the host's time stamp counter and pro
 XGETBV: Final = Sensitive("xgetbv", "shows the host's XCR0 instead of the guest's")
 FAR: Final = Sensitive("far transfer", "does not trap when the selector is one of the host's own: it goes to the host's segment")
 
+BY_NAME: Final = {
+    row.name: row
+    for row in (PUSHF, POPF, PUSH_SEGMENT, MOV_SEGMENT, SGDT, SIDT, SLDT, STR, SMSW, LAR, LSL, VERR, VERW, CPUID, RDTSC, RDTSCP, XGETBV, FAR)
+}
+
 # Selectors of code segments that a Linux host has, and that code at CPL 3 may go to: 32 bits, 64 bits (arch/x86/include/asm/segment.h).
 HOST_CODE_SELECTORS: Final = frozenset({0x20, 0x23, 0x30, 0x33})
 

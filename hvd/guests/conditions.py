@@ -12,8 +12,31 @@ LOG_LOSING = "LOG_LOSING"
 RESTART_PENDING = "RESTART_PENDING"
 RESTART_GIVEN_UP = "RESTART_GIVEN_UP"
 
+# Its kernel executes instructions that should trap and cannot.
+SENSITIVE_INSTRUCTIONS = "SENSITIVE_INSTRUCTIONS"
 # A debugger is attached.
 DEBUGGED = "DEBUGGED"
+
+
+def put_sensitive(guest: guest_pb2.Guest, count: int) -> str | None:
+    """So many instructions of its kernel cannot trap though they should. The message, when that is news and there are any."""
+    old = warning(guest)
+    if not count:
+        clear(guest, SENSITIVE_INSTRUCTIONS)
+        return None
+    message = (
+        f"the kernel executes {count} sensitive instruction{'s' if count > 1 else ''} that cannot trap; "
+        f"hvctl census {guest.name.removeprefix('guests/')}"
+    )
+    if message == old:
+        return None
+    put(guest, SENSITIVE_INSTRUCTIONS, "CANNOT_TRAP", message)
+    return message
+
+
+def warning(guest: guest_pb2.Guest) -> str:
+    """What viewers of its console should know; empty: nothing."""
+    return next((condition.message for condition in guest.conditions if condition.type == SENSITIVE_INSTRUCTIONS), "")
 
 
 def has(guest: guest_pb2.Guest, kind: str) -> bool:

@@ -55,6 +55,7 @@ class GuestLife(PolicyRestarts):
         self._ended = asyncio.Event()
         self._last_end: guest_pb2.Guest | None = None
         self._leaving = asyncio.Event()
+        self.warned = asyncio.Event()  # there is something that viewers of its console should know (conditions)
         self._resets = 0
         self._follower: asyncio.Task[None] | None = None
         self._waiters = Waiters()
@@ -319,6 +320,8 @@ class GuestLife(PolicyRestarts):
             self.guest.ClearField(field)
         self._asked_to_end = False
         conditions.clear(self.guest, conditions.RESTART_PENDING, conditions.RESTART_GIVEN_UP, conditions.LOG_LOSING)
+        self._sensitive(0)
+        self.warned.clear()
         self.guest.start_time.CopyFrom(now())
         self._move(Guest.STARTING, "starting")
         self._ended.clear()
@@ -410,12 +413,18 @@ class GuestLife(PolicyRestarts):
             self._host.changed(self, GuestEvent.CHANGED, "console log: " + (status.log_error or "written again"))
         if status.debugged != conditions.has(self.guest, conditions.DEBUGGED):
             self._debugger_changed(status.debugged)
+        self._sensitive(status.sensitive)
         if status.resets != self._resets:
             self._resets = status.resets
             self._host.changed(self, GuestEvent.CHANGED, f"reset ({status.resets} since its start)")
         state = State.Value(status.state)
         if self.guest.state not in (state, Guest.STOPPING):
             self._move(state, status.state.lower())
+
+    def _sensitive(self, count: int) -> None:
+        if (message := conditions.put_sensitive(self.guest, count)) is not None:
+            self.warned.set()
+            self._host.changed(self, GuestEvent.CHANGED, f"warning: {message}")
 
     def _debugger_changed(self, attached: bool) -> None:
         conditions.clear(self.guest, conditions.DEBUGGED)
@@ -439,6 +448,9 @@ class GuestLife(PolicyRestarts):
         guest.exit_signal = (status.metadata or {}).get("exit_signal", "")
         guest.oom_killed = "oom_killed" in (status.metadata or {})
         conditions.clear(guest, conditions.DEBUGGED)
+        sensitive = (status.metadata or {}).get("sensitive_instructions", "")
+        if sensitive.isascii() and sensitive.isdigit():
+            self._sensitive(int(sensitive[:9]))
         guest.end_time.CopyFrom(_timestamp(time_ns) if time_ns else now())
         guest.ClearField("exit_code")
         if status.state == "STOPPED":

@@ -153,6 +153,14 @@ class Supervisor:
         except HvdError:  # deleted meanwhile
             return ""
 
+    def symbol_files(self, guest: guest_pb2.Guest) -> list[Path]:
+        """ELF files that may name what stands at an address of the guest's kernel, the best first."""
+        digests = [self.symbols_of(guest), guest.machine.kernel]
+        if guest.image:
+            with contextlib.suppress(HvdError):  # deleted meanwhile
+                digests.append(self._images.get(guest.image).kernel)
+        return [self._blobs.path(digest) for digest in digests if digest]
+
     # --- what a guest needs (lifecycle.Host) ---
 
     def directory(self, uid: str) -> Path:

@@ -206,7 +206,13 @@ class RunnerInstance(Instance):
 
     async def _wait_once(self, known: InstanceStatus) -> InstanceStatus | None:
         """None: ask again."""
-        request = control_pb2.WaitStatus(state=known.state, resets=known.resets, log_failing=bool(known.log_error), debugged=known.debugged)
+        request = control_pb2.WaitStatus(
+            state=known.state,
+            resets=known.resets,
+            log_failing=bool(known.log_error),
+            debugged=known.debugged,
+            sensitive_instructions=known.sensitive,
+        )
         answer = asyncio.ensure_future(self._waits.call("wait_status", request))
         exited = asyncio.ensure_future(self._exited.wait())
         try:
@@ -302,6 +308,20 @@ class RunnerInstance(Instance):
         answer: inspect_pb2.Registers = await self._verb(
             Capability.REGISTERS, "get_registers", control_pb2.GetRegisters(vcpu=vcpu)
         )
+        return answer
+
+    async def census(self, count_seconds: float) -> inspect_pb2.Census:
+        """On a connection of its own: it takes as long as it takes."""
+        self._need(Capability.CENSUS)
+        if self._exited.is_set():
+            raise HvdError("RUNNER_GONE", problem="the guest has ended")
+        channel = Channel(self.directory)
+        try:
+            answer: inspect_pb2.Census = await channel.call(
+                "get_census", control_pb2.GetCensus(count_ns=round(count_seconds * 1e9))
+            )
+        finally:
+            channel.close()
         return answer
 
     async def save_snapshot(self, path: Path, about: bytes) -> SavedSnapshot:
@@ -409,4 +429,5 @@ def _status(status: control_pb2.Status) -> InstanceStatus:
         resets=status.resets,
         log_error=status.log_error,
         debugged=status.debugged,
+        sensitive=status.sensitive_instructions,
     )

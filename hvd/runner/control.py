@@ -53,14 +53,16 @@ class ControlServer:
         post: Callable[[Callable[[], None]], None],
         log_error: Callable[[], str],
         kill: Callable[[], None],
+        sensitive: Callable[[], int] = lambda: 0,
     ) -> None:
         """post: run a function in the selector's thread, callable from any thread. log_error: what is wrong with the
-        console log."""
+        console log. sensitive: how many instructions of the kernel are known that cannot trap though they should."""
         self._selector = selector
         self._machine = machine
         self._post = post
         self._log_error = log_error
         self._kill_machine = kill
+        self._sensitive = sensitive
         self._connections: set[_Connection] = set()
         # Who waits for room in the keyboard.
         self._typists: dict[_Connection, tuple[int, list[Stroke]]] = {}
@@ -82,6 +84,7 @@ class ControlServer:
             "get_screen": lambda c, i, r: self._in_vcpu(c, i, machine.device(Vga).screen, lambda image: {"screen": screen_message(image)}),
             "type_keys": self._type_keys,
             "save_snapshot": self._save_snapshot,
+            "get_census": self._get_census,
         }
 
     def accept(self, sock: socket.socket) -> None:
@@ -232,6 +235,7 @@ class ControlServer:
             resets=machine.resets,
             log_error=self._log_error(),
             debugged=machine.debugger is not None,
+            sensitive_instructions=self._sensitive(),
         )
         if machine.end is not None:
             status.state = ENDS[machine.end.reason]
@@ -249,6 +253,7 @@ class ControlServer:
             or (known.HasField("resets") and known.resets != machine.resets)
             or (known.HasField("log_failing") and known.log_failing != bool(self._log_error()))
             or (known.HasField("debugged") and known.debugged != (machine.debugger is not None))
+            or (known.HasField("sensitive_instructions") and known.sensitive_instructions != self._sensitive())
         )
 
     def _wait_status(self, connection: _Connection, id_: int, request: control_pb2.WaitStatus) -> None:
@@ -276,6 +281,15 @@ class ControlServer:
             self._post(lambda: self._answer(connection, id_, **result))
 
         save_snapshot(self._machine, Path(request.path), request.about, done)
+
+    def _get_census(self, connection: _Connection, id_: int, request: control_pb2.GetCensus) -> None:
+        from hvd.runner import census  # most guests are never asked
+
+        def done(found: Any, hits: dict[int, int], error: HvdError | None) -> None:
+            result = {"error": _error(error)} if error is not None else {"census": census.message(found, hits)}
+            self._post(lambda: self._answer(connection, id_, **result))
+
+        census.request(self._machine, request.count_ns, done)
 
     def _read_memory(self, connection: _Connection, id_: int, request: control_pb2.ReadMemory) -> None:
         address, length, virtual = request.address, request.length, request.virtual

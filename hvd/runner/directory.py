@@ -27,6 +27,8 @@ In conmon's form, so that conmon can provide it for containers and the runner fo
                    connection. Then both speak gdb's remote protocol. When the connection ends, the guest goes on without breakpoints
     screen.json    what stood on the VGA text screen when the guest ended, unless that was nothing
                    (hvd/runner/last_screen.py)
+    census.json    which instructions of the kernel could not trap though they should, when the guest ended, if its
+                   backend has such (hvd/runner/census.py)
     runner.log     the runner's own stderr
 
 The directory is private to the daemon's user (0700). Sun's 108-byte limit on socket paths: connect through
@@ -52,6 +54,7 @@ DEBUG = "debug"
 COUNTERS = "counters"
 TRACE = "trace"
 SCREEN = "screen.json"
+CENSUS = "census.json"
 RUNNER_LOG = "runner.log"
 
 # 1 MiB.

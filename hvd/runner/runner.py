@@ -35,6 +35,7 @@ from hvd.runner.watch import Watches
 from hvd.trace.points import BackendId
 
 if TYPE_CHECKING:
+    from hvd.runner.census import CensusWatch
     from hvd.runner.control import ControlServer
     from hvd.runner.debug import DebugServer
 
@@ -75,6 +76,7 @@ class Runner:
         self._finishing = self._done = False
         self._control: ControlServer | None = None
         self._debug: DebugServer | None = None
+        self._census: CensusWatch | None = None
         self._log = ConsoleLog(LOG, spec.log_max_bytes)
         self._log_failing = False
         board = HotBoard(
@@ -96,6 +98,7 @@ class Runner:
             on_log=self._guest_logs,
             watcher=self._watches,
         )
+        self.machine.before_close = self._last_look
 
     def _event(self, handler: Callable[[], None]) -> int:
         """An eventfd whose writing runs a function of the main thread."""
@@ -125,6 +128,13 @@ class Runner:
             self._check_log()
 
         self.post(write)
+
+    def _last_look(self) -> None:
+        """In the vcpu thread."""
+        if self.machine.vcpu.executed_code() is not None:
+            from hvd.runner.census import last_look
+
+            last_look(self.machine)
 
     # ---- main thread
 
@@ -193,8 +203,17 @@ class Runner:
             ready(None)
         if machine.state == "RUNNING":
             self._watches.wake()
+            if self._census is None and machine.vcpu.executed_code() is not None:
+                from hvd.runner.census import CensusWatch  # most ways of executing miss no instruction
+
+                self._census = CensusWatch(machine, self.post, self._changed)
+                self._look_at_code()
         if self._control is not None:
             self._control.status_changed()
+
+    def _look_at_code(self) -> None:
+        if self._census is not None and self.machine.end is None and (delay := self._census.look()) is not None:
+            self._deadlines[self._look_at_code] = time.monotonic() + delay
 
     def _machine_ended(self) -> None:
         if not self._finishing:
@@ -308,7 +327,12 @@ class Runner:
             from hvd.runner.control import ControlServer  # protobuf: see above
 
             self._control = ControlServer(
-                self._selector, self.machine, self.post, lambda: self._log.error, lambda: self.post(self.kill)
+                self._selector,
+                self.machine,
+                self.post,
+                lambda: self._log.error,
+                lambda: self.post(self.kill),
+                lambda: self._census.count if self._census is not None else 0,
             )
         self._control.accept(sock)
 

@@ -1305,9 +1305,12 @@ class AttachConsoleResponse(_message.Message):
     ENDED_FIELD_NUMBER: _builtins.int
     SKIPPED_BYTES_FIELD_NUMBER: _builtins.int
     ATTACHED_FIELD_NUMBER: _builtins.int
+    WARNING_FIELD_NUMBER: _builtins.int
     output: _builtins.bytes
     skipped_bytes: _builtins.int
     """This many bytes were skipped because the viewer was slow. The log has them."""
+    warning: _builtins.str
+    """Nothing that the guest wrote: what its viewer should know about it."""
     @_builtins.property
     def ended(self) -> Global___Guest:
         """The guest has ended; last frame."""
@@ -1323,12 +1326,13 @@ class AttachConsoleResponse(_message.Message):
         ended: Global___Guest | None = ...,
         skipped_bytes: _builtins.int = ...,
         attached: _empty_pb2.Empty | None = ...,
+        warning: _builtins.str = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "ended", b"ended", "frame", b"frame", "output", b"output", "skipped_bytes", b"skipped_bytes"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "ended", b"ended", "frame", b"frame", "output", b"output", "skipped_bytes", b"skipped_bytes", "warning", b"warning"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "ended", b"ended", "frame", b"frame", "output", b"output", "skipped_bytes", b"skipped_bytes"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attached", b"attached", "ended", b"ended", "frame", b"frame", "output", b"output", "skipped_bytes", b"skipped_bytes", "warning", b"warning"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["output", "ended", "skipped_bytes", "attached"]  # noqa: Y015
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["output", "ended", "skipped_bytes", "attached", "warning"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
 

@@ -22,51 +22,58 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14hvd/v1/inspect.proto\x12\x06hvd.v1\"`\n\x11ReadMemoryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\x0f\n\x07virtual\x18\x04 \x01(\x08\x12\x0b\n\x03pid\x18\x05 \x01(\x03\"3\n\x12ReadMemoryResponse\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"R\n\x12WriteMemoryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0f\n\x07virtual\x18\x04 \x01(\x08\",\n\x13WriteMemoryResponse\x12\x15\n\rwritten_bytes\x18\x01 \x01(\x04\"0\n\x13GetMemoryMapRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x03\"^\n\tMemoryMap\x12%\n\x07regions\x18\x01 \x03(\x0b\x32\x14.hvd.v1.MemoryRegion\x12\x15\n\rcharged_bytes\x18\x02 \x01(\x03\x12\x13\n\x0blimit_bytes\x18\x03 \x01(\x03\"\xf8\x01\n\x0cMemoryRegion\x12\r\n\x05start\x18\x01 \x01(\x04\x12\x0e\n\x06length\x18\x02 \x01(\x04\x12\'\n\x04kind\x18\x03 \x01(\x0e\x32\x19.hvd.v1.MemoryRegion.Kind\x12\r\n\x05owner\x18\x04 \x01(\t\x12\x13\n\x0b\x66ile_offset\x18\x05 \x01(\x04\x12\x0b\n\x03pid\x18\x06 \x01(\x03\x12\x13\n\x0bpermissions\x18\x07 \x01(\t\x12\x16\n\x0eresident_bytes\x18\x08 \x01(\x03\"B\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x07\n\x03RAM\x10\x01\x12\x07\n\x03ROM\x10\x02\x12\x08\n\x04MMIO\x10\x03\x12\x08\n\x04HOLE\x10\x04\"E\n\x17TranslateAddressRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x04\x12\x0b\n\x03pid\x18\x03 \x01(\x03\"\xa0\x02\n\x12\x41\x64\x64ressTranslation\x12\x17\n\x0fvirtual_address\x18\x01 \x01(\x04\x12\x1d\n\x10physical_address\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x10\n\x08writable\x18\x03 \x01(\x08\x12\x0c\n\x04user\x18\x04 \x01(\x08\x12\x12\n\nexecutable\x18\x05 \x01(\x08\x12\x12\n\npage_bytes\x18\x06 \x01(\x04\x12\x13\n\x0bpaging_mode\x18\x07 \x01(\t\x12\'\n\x07\x65ntries\x18\x08 \x03(\x0b\x32\x16.hvd.v1.PageTableEntry\x12\x18\n\x0bhost_offset\x18\t \x01(\x04H\x01\x88\x01\x01\x12\r\n\x05\x66\x61ult\x18\n \x01(\tB\x13\n\x11_physical_addressB\x0e\n\x0c_host_offset\"?\n\x0ePageTableEntry\x12\r\n\x05level\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x04\x12\r\n\x05value\x18\x03 \x01(\x04\"1\n\x13GetRegistersRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04vcpu\x18\x02 \x01(\x05\"W\n\tRegisters\x12#\n\tregisters\x18\x01 \x03(\x0b\x32\x10.hvd.v1.Register\x12\x0c\n\x04mode\x18\x02 \x01(\t\x12\x17\n\x0fprivilege_level\x18\x03 \x01(\x05\"a\n\x08Register\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04\x12\x11\n\x04\x62\x61se\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x12\n\x05limit\x18\x04 \x01(\x04H\x01\x88\x01\x01\x42\x07\n\x05_baseB\x08\n\x06_limit\"L\n\x0c\x44\x65\x62ugRequest\x12#\n\x05setup\x18\x01 \x01(\x0b\x32\x12.hvd.v1.DebugSetupH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x07\n\x05\x66rame\"0\n\nDebugSetup\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\"S\n\rDebugResponse\x12)\n\x08\x61ttached\x18\x01 \x01(\x0b\x32\x15.hvd.v1.DebugAttachedH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x07\n\x05\x66rame\"6\n\rDebugAttached\x12\x0f\n\x07symbols\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t2\xaa\x03\n\x0eInspectService\x12\x45\n\nReadMemory\x12\x19.hvd.v1.ReadMemoryRequest\x1a\x1a.hvd.v1.ReadMemoryResponse0\x01\x12\x46\n\x0bWriteMemory\x12\x1a.hvd.v1.WriteMemoryRequest\x1a\x1b.hvd.v1.WriteMemoryResponse\x12>\n\x0cGetMemoryMap\x12\x1b.hvd.v1.GetMemoryMapRequest\x1a\x11.hvd.v1.MemoryMap\x12O\n\x10TranslateAddress\x12\x1f.hvd.v1.TranslateAddressRequest\x1a\x1a.hvd.v1.AddressTranslation\x12>\n\x0cGetRegisters\x12\x1b.hvd.v1.GetRegistersRequest\x1a\x11.hvd.v1.Registers\x12\x38\n\x05\x44\x65\x62ug\x12\x14.hvd.v1.DebugRequest\x1a\x15.hvd.v1.DebugResponse(\x01\x30\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x14hvd/v1/inspect.proto\x12\x06hvd.v1\x1a\x1egoogle/protobuf/duration.proto\"`\n\x11ReadMemoryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x04\x12\x0e\n\x06length\x18\x03 \x01(\x04\x12\x0f\n\x07virtual\x18\x04 \x01(\x08\x12\x0b\n\x03pid\x18\x05 \x01(\x03\"3\n\x12ReadMemoryResponse\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x02 \x01(\x0c\"R\n\x12WriteMemoryRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x04\x12\x0c\n\x04\x64\x61ta\x18\x03 \x01(\x0c\x12\x0f\n\x07virtual\x18\x04 \x01(\x08\",\n\x13WriteMemoryResponse\x12\x15\n\rwritten_bytes\x18\x01 \x01(\x04\"0\n\x13GetMemoryMapRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0b\n\x03pid\x18\x02 \x01(\x03\"^\n\tMemoryMap\x12%\n\x07regions\x18\x01 \x03(\x0b\x32\x14.hvd.v1.MemoryRegion\x12\x15\n\rcharged_bytes\x18\x02 \x01(\x03\x12\x13\n\x0blimit_bytes\x18\x03 \x01(\x03\"\xf8\x01\n\x0cMemoryRegion\x12\r\n\x05start\x18\x01 \x01(\x04\x12\x0e\n\x06length\x18\x02 \x01(\x04\x12\'\n\x04kind\x18\x03 \x01(\x0e\x32\x19.hvd.v1.MemoryRegion.Kind\x12\r\n\x05owner\x18\x04 \x01(\t\x12\x13\n\x0b\x66ile_offset\x18\x05 \x01(\x04\x12\x0b\n\x03pid\x18\x06 \x01(\x03\x12\x13\n\x0bpermissions\x18\x07 \x01(\t\x12\x16\n\x0eresident_bytes\x18\x08 \x01(\x03\"B\n\x04Kind\x12\x14\n\x10KIND_UNSPECIFIED\x10\x00\x12\x07\n\x03RAM\x10\x01\x12\x07\n\x03ROM\x10\x02\x12\x08\n\x04MMIO\x10\x03\x12\x08\n\x04HOLE\x10\x04\"E\n\x17TranslateAddressRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x04\x12\x0b\n\x03pid\x18\x03 \x01(\x03\"\xa0\x02\n\x12\x41\x64\x64ressTranslation\x12\x17\n\x0fvirtual_address\x18\x01 \x01(\x04\x12\x1d\n\x10physical_address\x18\x02 \x01(\x04H\x00\x88\x01\x01\x12\x10\n\x08writable\x18\x03 \x01(\x08\x12\x0c\n\x04user\x18\x04 \x01(\x08\x12\x12\n\nexecutable\x18\x05 \x01(\x08\x12\x12\n\npage_bytes\x18\x06 \x01(\x04\x12\x13\n\x0bpaging_mode\x18\x07 \x01(\t\x12\'\n\x07\x65ntries\x18\x08 \x03(\x0b\x32\x16.hvd.v1.PageTableEntry\x12\x18\n\x0bhost_offset\x18\t \x01(\x04H\x01\x88\x01\x01\x12\r\n\x05\x66\x61ult\x18\n \x01(\tB\x13\n\x11_physical_addressB\x0e\n\x0c_host_offset\"?\n\x0ePageTableEntry\x12\r\n\x05level\x18\x01 \x01(\t\x12\x0f\n\x07\x61\x64\x64ress\x18\x02 \x01(\x04\x12\r\n\x05value\x18\x03 \x01(\x04\"1\n\x13GetRegistersRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0c\n\x04vcpu\x18\x02 \x01(\x05\"W\n\tRegisters\x12#\n\tregisters\x18\x01 \x03(\x0b\x32\x10.hvd.v1.Register\x12\x0c\n\x04mode\x18\x02 \x01(\t\x12\x17\n\x0fprivilege_level\x18\x03 \x01(\x05\"a\n\x08Register\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\r\n\x05value\x18\x02 \x01(\x04\x12\x11\n\x04\x62\x61se\x18\x03 \x01(\x04H\x00\x88\x01\x01\x12\x12\n\x05limit\x18\x04 \x01(\x04H\x01\x88\x01\x01\x42\x07\n\x05_baseB\x08\n\x06_limit\"J\n\x10GetCensusRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x05\x63ount\x18\x02 \x01(\x0b\x32\x19.google.protobuf.Duration\"\xa2\x01\n\x06\x43\x65nsus\x12\x32\n\x0cinstructions\x18\x01 \x03(\x0b\x32\x1c.hvd.v1.SensitiveInstruction\x12\x1c\n\x14\x64\x65\x63oded_instructions\x18\x02 \x01(\x03\x12\x12\n\ncode_pages\x18\x03 \x01(\x03\x12\x0f\n\x07unknown\x18\x04 \x01(\x03\x12\x12\n\nincomplete\x18\x05 \x01(\x08\x12\r\n\x05\x65nded\x18\x06 \x01(\x08\"\x8d\x01\n\x14SensitiveInstruction\x12\x0f\n\x07\x61\x64\x64ress\x18\x01 \x01(\x04\x12\x0c\n\x04\x63ode\x18\x02 \x01(\x0c\x12\x0c\n\x04name\x18\x03 \x01(\t\x12\x0c\n\x04text\x18\x04 \x01(\t\x12\x0e\n\x06symbol\x18\x05 \x01(\t\x12\x0e\n\x06\x65\x66\x66\x65\x63t\x18\x06 \x01(\t\x12\x11\n\x04hits\x18\x07 \x01(\x03H\x00\x88\x01\x01\x42\x07\n\x05_hits\"L\n\x0c\x44\x65\x62ugRequest\x12#\n\x05setup\x18\x01 \x01(\x0b\x32\x12.hvd.v1.DebugSetupH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x07\n\x05\x66rame\"0\n\nDebugSetup\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t\"S\n\rDebugResponse\x12)\n\x08\x61ttached\x18\x01 \x01(\x0b\x32\x15.hvd.v1.DebugAttachedH\x00\x12\x0e\n\x04\x64\x61ta\x18\x02 \x01(\x0cH\x00\x42\x07\n\x05\x66rame\"6\n\rDebugAttached\x12\x0f\n\x07symbols\x18\x01 \x01(\t\x12\x14\n\x0c\x61rchitecture\x18\x02 \x01(\t2\xe1\x03\n\x0eInspectService\x12\x45\n\nReadMemory\x12\x19.hvd.v1.ReadMemoryRequest\x1a\x1a.hvd.v1.ReadMemoryResponse0\x01\x12\x46\n\x0bWriteMemory\x12\x1a.hvd.v1.WriteMemoryRequest\x1a\x1b.hvd.v1.WriteMemoryResponse\x12>\n\x0cGetMemoryMap\x12\x1b.hvd.v1.GetMemoryMapRequest\x1a\x11.hvd.v1.MemoryMap\x12O\n\x10TranslateAddress\x12\x1f.hvd.v1.TranslateAddressRequest\x1a\x1a.hvd.v1.AddressTranslation\x12>\n\x0cGetRegisters\x12\x1b.hvd.v1.GetRegistersRequest\x1a\x11.hvd.v1.Registers\x12\x35\n\tGetCensus\x12\x18.hvd.v1.GetCensusRequest\x1a\x0e.hvd.v1.Census\x12\x38\n\x05\x44\x65\x62ug\x12\x14.hvd.v1.DebugRequest\x1a\x15.hvd.v1.DebugResponse(\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hvapi.v1.inspect_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_READMEMORYREQUEST']._serialized_start=32
-  _globals['_READMEMORYREQUEST']._serialized_end=128
-  _globals['_READMEMORYRESPONSE']._serialized_start=130
-  _globals['_READMEMORYRESPONSE']._serialized_end=181
-  _globals['_WRITEMEMORYREQUEST']._serialized_start=183
-  _globals['_WRITEMEMORYREQUEST']._serialized_end=265
-  _globals['_WRITEMEMORYRESPONSE']._serialized_start=267
-  _globals['_WRITEMEMORYRESPONSE']._serialized_end=311
-  _globals['_GETMEMORYMAPREQUEST']._serialized_start=313
-  _globals['_GETMEMORYMAPREQUEST']._serialized_end=361
-  _globals['_MEMORYMAP']._serialized_start=363
-  _globals['_MEMORYMAP']._serialized_end=457
-  _globals['_MEMORYREGION']._serialized_start=460
-  _globals['_MEMORYREGION']._serialized_end=708
-  _globals['_MEMORYREGION_KIND']._serialized_start=642
-  _globals['_MEMORYREGION_KIND']._serialized_end=708
-  _globals['_TRANSLATEADDRESSREQUEST']._serialized_start=710
-  _globals['_TRANSLATEADDRESSREQUEST']._serialized_end=779
-  _globals['_ADDRESSTRANSLATION']._serialized_start=782
-  _globals['_ADDRESSTRANSLATION']._serialized_end=1070
-  _globals['_PAGETABLEENTRY']._serialized_start=1072
-  _globals['_PAGETABLEENTRY']._serialized_end=1135
-  _globals['_GETREGISTERSREQUEST']._serialized_start=1137
-  _globals['_GETREGISTERSREQUEST']._serialized_end=1186
-  _globals['_REGISTERS']._serialized_start=1188
-  _globals['_REGISTERS']._serialized_end=1275
-  _globals['_REGISTER']._serialized_start=1277
-  _globals['_REGISTER']._serialized_end=1374
-  _globals['_DEBUGREQUEST']._serialized_start=1376
-  _globals['_DEBUGREQUEST']._serialized_end=1452
-  _globals['_DEBUGSETUP']._serialized_start=1454
-  _globals['_DEBUGSETUP']._serialized_end=1502
-  _globals['_DEBUGRESPONSE']._serialized_start=1504
-  _globals['_DEBUGRESPONSE']._serialized_end=1587
-  _globals['_DEBUGATTACHED']._serialized_start=1589
-  _globals['_DEBUGATTACHED']._serialized_end=1643
-  _globals['_INSPECTSERVICE']._serialized_start=1646
-  _globals['_INSPECTSERVICE']._serialized_end=2072
+  _globals['_READMEMORYREQUEST']._serialized_start=64
+  _globals['_READMEMORYREQUEST']._serialized_end=160
+  _globals['_READMEMORYRESPONSE']._serialized_start=162
+  _globals['_READMEMORYRESPONSE']._serialized_end=213
+  _globals['_WRITEMEMORYREQUEST']._serialized_start=215
+  _globals['_WRITEMEMORYREQUEST']._serialized_end=297
+  _globals['_WRITEMEMORYRESPONSE']._serialized_start=299
+  _globals['_WRITEMEMORYRESPONSE']._serialized_end=343
+  _globals['_GETMEMORYMAPREQUEST']._serialized_start=345
+  _globals['_GETMEMORYMAPREQUEST']._serialized_end=393
+  _globals['_MEMORYMAP']._serialized_start=395
+  _globals['_MEMORYMAP']._serialized_end=489
+  _globals['_MEMORYREGION']._serialized_start=492
+  _globals['_MEMORYREGION']._serialized_end=740
+  _globals['_MEMORYREGION_KIND']._serialized_start=674
+  _globals['_MEMORYREGION_KIND']._serialized_end=740
+  _globals['_TRANSLATEADDRESSREQUEST']._serialized_start=742
+  _globals['_TRANSLATEADDRESSREQUEST']._serialized_end=811
+  _globals['_ADDRESSTRANSLATION']._serialized_start=814
+  _globals['_ADDRESSTRANSLATION']._serialized_end=1102
+  _globals['_PAGETABLEENTRY']._serialized_start=1104
+  _globals['_PAGETABLEENTRY']._serialized_end=1167
+  _globals['_GETREGISTERSREQUEST']._serialized_start=1169
+  _globals['_GETREGISTERSREQUEST']._serialized_end=1218
+  _globals['_REGISTERS']._serialized_start=1220
+  _globals['_REGISTERS']._serialized_end=1307
+  _globals['_REGISTER']._serialized_start=1309
+  _globals['_REGISTER']._serialized_end=1406
+  _globals['_GETCENSUSREQUEST']._serialized_start=1408
+  _globals['_GETCENSUSREQUEST']._serialized_end=1482
+  _globals['_CENSUS']._serialized_start=1485
+  _globals['_CENSUS']._serialized_end=1647
+  _globals['_SENSITIVEINSTRUCTION']._serialized_start=1650
+  _globals['_SENSITIVEINSTRUCTION']._serialized_end=1791
+  _globals['_DEBUGREQUEST']._serialized_start=1793
+  _globals['_DEBUGREQUEST']._serialized_end=1869
+  _globals['_DEBUGSETUP']._serialized_start=1871
+  _globals['_DEBUGSETUP']._serialized_end=1919
+  _globals['_DEBUGRESPONSE']._serialized_start=1921
+  _globals['_DEBUGRESPONSE']._serialized_end=2004
+  _globals['_DEBUGATTACHED']._serialized_start=2006
+  _globals['_DEBUGATTACHED']._serialized_end=2060
+  _globals['_INSPECTSERVICE']._serialized_start=2063
+  _globals['_INSPECTSERVICE']._serialized_end=2544
 # @@protoc_insertion_point(module_scope)

@@ -5,6 +5,7 @@ Looking into a guest: memory, registers, address translation."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf.internal import containers as _containers
 from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
@@ -433,6 +434,119 @@ class Register(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__limit) -> _WhichOneofReturnType__limit | None: ...
 
 Global___Register: _TypeAlias = Register  # noqa: Y015
+
+@_typing.final
+class GetCensusRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    COUNT_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    @_builtins.property
+    def count(self) -> _duration_pb2.Duration:
+        """Count for so long how often each is executed, by breakpoints: the guest is slower meanwhile, and no debugger can attach. At most 60 s;
+        absent = do not count.
+        """
+
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        count: _duration_pb2.Duration | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["count", b"count"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCensusRequest: _TypeAlias = GetCensusRequest  # noqa: Y015
+
+@_typing.final
+class Census(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    INSTRUCTIONS_FIELD_NUMBER: _builtins.int
+    DECODED_INSTRUCTIONS_FIELD_NUMBER: _builtins.int
+    CODE_PAGES_FIELD_NUMBER: _builtins.int
+    UNKNOWN_FIELD_NUMBER: _builtins.int
+    INCOMPLETE_FIELD_NUMBER: _builtins.int
+    ENDED_FIELD_NUMBER: _builtins.int
+    decoded_instructions: _builtins.int
+    """So many instructions in so many pages were looked at, from where the kernel was seen to execute."""
+    code_pages: _builtins.int
+    unknown: _builtins.int
+    """Places where the decoder met something that it does not know."""
+    incomplete: _builtins.bool
+    """Time or room ended before all was looked at."""
+    ended: _builtins.bool
+    """The guest has ended: this is what its kernel was then."""
+    @_builtins.property
+    def instructions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SensitiveInstruction]:
+        """By address."""
+
+    def __init__(
+        self,
+        *,
+        instructions: _abc.Iterable[Global___SensitiveInstruction] | None = ...,
+        decoded_instructions: _builtins.int = ...,
+        code_pages: _builtins.int = ...,
+        unknown: _builtins.int = ...,
+        incomplete: _builtins.bool = ...,
+        ended: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["code_pages", b"code_pages", "decoded_instructions", b"decoded_instructions", "ended", b"ended", "incomplete", b"incomplete", "instructions", b"instructions", "unknown", b"unknown"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Census: _TypeAlias = Census  # noqa: Y015
+
+@_typing.final
+class SensitiveInstruction(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    NAME_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    SYMBOL_FIELD_NUMBER: _builtins.int
+    EFFECT_FIELD_NUMBER: _builtins.int
+    HITS_FIELD_NUMBER: _builtins.int
+    address: _builtins.int
+    """Linear."""
+    code: _builtins.bytes
+    name: _builtins.str
+    """"popf", "mov from segment" """
+    text: _builtins.str
+    """As a disassembler writes it: "popfd", "mov eax, ds"."""
+    symbol: _builtins.str
+    """"interrupts_restore+0x8"; empty when the guest's symbols have no name for it, or there are none."""
+    effect: _builtins.str
+    """What it shows or changes wrongly."""
+    hits: _builtins.int
+    """How often it was executed while they were counted."""
+    def __init__(
+        self,
+        *,
+        address: _builtins.int = ...,
+        code: _builtins.bytes = ...,
+        name: _builtins.str = ...,
+        text: _builtins.str = ...,
+        symbol: _builtins.str = ...,
+        effect: _builtins.str = ...,
+        hits: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_hits", b"_hits", "hits", b"hits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_hits", b"_hits", "address", b"address", "code", b"code", "effect", b"effect", "hits", b"hits", "name", b"name", "symbol", b"symbol", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__hits: _TypeAlias = _typing.Literal["hits"]  # noqa: Y015
+    _WhichOneofArgType__hits: _TypeAlias = _typing.Literal["_hits", b"_hits"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__hits) -> _WhichOneofReturnType__hits | None: ...
+
+Global___SensitiveInstruction: _TypeAlias = SensitiveInstruction  # noqa: Y015
 
 @_typing.final
 class DebugRequest(_message.Message):

@@ -59,6 +59,11 @@ class InspectServiceStub:
                 request_serializer=hvd_dot_v1_dot_inspect__pb2.GetRegistersRequest.SerializeToString,
                 response_deserializer=hvd_dot_v1_dot_inspect__pb2.Registers.FromString,
                 _registered_method=True)
+        self.GetCensus = channel.unary_unary(
+                '/hvd.v1.InspectService/GetCensus',
+                request_serializer=hvd_dot_v1_dot_inspect__pb2.GetCensusRequest.SerializeToString,
+                response_deserializer=hvd_dot_v1_dot_inspect__pb2.Census.FromString,
+                _registered_method=True)
         self.Debug = channel.stream_stream(
                 '/hvd.v1.InspectService/Debug',
                 request_serializer=hvd_dot_v1_dot_inspect__pb2.DebugRequest.SerializeToString,
@@ -101,6 +106,14 @@ class InspectServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def GetCensus(self, request, context):
+        """The instructions of the guest's kernel that show or change what belongs to it without a trap, where the kernel itself runs unprivileged;
+        of a guest that has ended, as it was last.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def Debug(self, request_iterator, context):
         """The guest's GDB stub: the bytes of gdb's remote protocol, both ways. The first request names the guest; one debugger at a time.
         """
@@ -135,6 +148,11 @@ def add_InspectServiceServicer_to_server(servicer, server):
                     servicer.GetRegisters,
                     request_deserializer=hvd_dot_v1_dot_inspect__pb2.GetRegistersRequest.FromString,
                     response_serializer=hvd_dot_v1_dot_inspect__pb2.Registers.SerializeToString,
+            ),
+            'GetCensus': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetCensus,
+                    request_deserializer=hvd_dot_v1_dot_inspect__pb2.GetCensusRequest.FromString,
+                    response_serializer=hvd_dot_v1_dot_inspect__pb2.Census.SerializeToString,
             ),
             'Debug': grpc.stream_stream_rpc_method_handler(
                     servicer.Debug,
@@ -277,6 +295,33 @@ class InspectService:
             '/hvd.v1.InspectService/GetRegisters',
             hvd_dot_v1_dot_inspect__pb2.GetRegistersRequest.SerializeToString,
             hvd_dot_v1_dot_inspect__pb2.Registers.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetCensus(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hvd.v1.InspectService/GetCensus',
+            hvd_dot_v1_dot_inspect__pb2.GetCensusRequest.SerializeToString,
+            hvd_dot_v1_dot_inspect__pb2.Census.FromString,
             options,
             channel_credentials,
             insecure,

@@ -38,6 +38,10 @@ class InspectServiceStub:
     TranslateAddress: _grpc.UnaryUnaryMultiCallable[_inspect_pb2.TranslateAddressRequest, _inspect_pb2.AddressTranslation]
     """Guest-virtual to guest-physical to the host's view, with each page-table entry on the way."""
     GetRegisters: _grpc.UnaryUnaryMultiCallable[_inspect_pb2.GetRegistersRequest, _inspect_pb2.Registers]
+    GetCensus: _grpc.UnaryUnaryMultiCallable[_inspect_pb2.GetCensusRequest, _inspect_pb2.Census]
+    """The instructions of the guest's kernel that show or change what belongs to it without a trap, where the kernel itself runs unprivileged;
+    of a guest that has ended, as it was last.
+    """
     Debug: _grpc.StreamStreamMultiCallable[_inspect_pb2.DebugRequest, _inspect_pb2.DebugResponse]
     """The guest's GDB stub: the bytes of gdb's remote protocol, both ways. The first request names the guest; one debugger at a time."""
 
@@ -51,6 +55,10 @@ class InspectServiceAsyncStub(InspectServiceStub):
     TranslateAddress: _aio.UnaryUnaryMultiCallable[_inspect_pb2.TranslateAddressRequest, _inspect_pb2.AddressTranslation]  # type: ignore[assignment]
     """Guest-virtual to guest-physical to the host's view, with each page-table entry on the way."""
     GetRegisters: _aio.UnaryUnaryMultiCallable[_inspect_pb2.GetRegistersRequest, _inspect_pb2.Registers]  # type: ignore[assignment]
+    GetCensus: _aio.UnaryUnaryMultiCallable[_inspect_pb2.GetCensusRequest, _inspect_pb2.Census]  # type: ignore[assignment]
+    """The instructions of the guest's kernel that show or change what belongs to it without a trap, where the kernel itself runs unprivileged;
+    of a guest that has ended, as it was last.
+    """
     Debug: _aio.StreamStreamMultiCallable[_inspect_pb2.DebugRequest, _inspect_pb2.DebugResponse]  # type: ignore[assignment]
     """The guest's GDB stub: the bytes of gdb's remote protocol, both ways. The first request names the guest; one debugger at a time."""
 
@@ -91,6 +99,16 @@ class InspectServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _inspect_pb2.GetRegistersRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_inspect_pb2.Registers, _abc.Awaitable[_inspect_pb2.Registers]]: ...
+
+    @_abc_1.abstractmethod
+    def GetCensus(
+        self,
+        request: _inspect_pb2.GetCensusRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_inspect_pb2.Census, _abc.Awaitable[_inspect_pb2.Census]]:
+        """The instructions of the guest's kernel that show or change what belongs to it without a trap, where the kernel itself runs unprivileged;
+        of a guest that has ended, as it was last.
+        """
 
     @_abc_1.abstractmethod
     def Debug(

@@ -167,6 +167,7 @@ class Calls:
     get_registers = Unary(
         _INSPECT, "GetRegisters", inspect_pb2.GetRegistersRequest, inspect_pb2.Registers, idempotent=True
     )
+    get_census = Unary(_INSPECT, "GetCensus", inspect_pb2.GetCensusRequest, inspect_pb2.Census, waits=True)
     _debug = ClientStream(_INSPECT, "Debug", inspect_pb2.DebugRequest, inspect_pb2.DebugResponse)
 
     stream_trace = ServerStream(

@@ -59,6 +59,7 @@ VERBS: dict[str, Verb] = {
     "mem map": Verb("memory:map_", "The regions of guest-physical memory", ("GetMemoryMap",)),
     "mem translate": Verb("memory:translate", "Follow a guest-virtual address", ("TranslateAddress",)),
     "regs": Verb("memory:regs", "A virtual CPU's registers", ("GetRegisters",)),
+    "census": Verb("census:census", "Instructions of a guest's kernel that cannot trap though they should", ("GetCensus",)),
     "gdb": Verb("gdb:gdb", "Debug a guest with gdb", ("GetGuest", "GetImage", "DownloadBlob", "Debug")),
     "metrics": Verb("system:metrics", "Prometheus metrics", ("GetMetrics",)),
     "image": Verb("", "What guests start from"),

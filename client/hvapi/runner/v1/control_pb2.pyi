@@ -46,6 +46,7 @@ class RunnerRequest(_message.Message):
     GET_SCREEN_FIELD_NUMBER: _builtins.int
     TYPE_KEYS_FIELD_NUMBER: _builtins.int
     SAVE_SNAPSHOT_FIELD_NUMBER: _builtins.int
+    GET_CENSUS_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     @_builtins.property
     def get_status(self) -> Global___GetStatus: ...
@@ -89,6 +90,8 @@ class RunnerRequest(_message.Message):
     def save_snapshot(self) -> Global___SaveSnapshot:
         """Answered when the file is whole and on the disk; the guest goes on earlier."""
 
+    @_builtins.property
+    def get_census(self) -> Global___GetCensus: ...
     def __init__(
         self,
         *,
@@ -109,12 +112,13 @@ class RunnerRequest(_message.Message):
         get_screen: Global___GetScreen | None = ...,
         type_keys: Global___TypeKeys | None = ...,
         save_snapshot: Global___SaveSnapshot | None = ...,
+        get_census: Global___GetCensus | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "get_memory_map", b"get_memory_map", "get_registers", b"get_registers", "get_screen", b"get_screen", "get_status", b"get_status", "kill", b"kill", "pause", b"pause", "power_button", b"power_button", "read_memory", b"read_memory", "reset", b"reset", "resize_console", b"resize_console", "resume", b"resume", "save_snapshot", b"save_snapshot", "translate_address", b"translate_address", "type_keys", b"type_keys", "wait_status", b"wait_status", "write_memory", b"write_memory"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "get_census", b"get_census", "get_memory_map", b"get_memory_map", "get_registers", b"get_registers", "get_screen", b"get_screen", "get_status", b"get_status", "kill", b"kill", "pause", b"pause", "power_button", b"power_button", "read_memory", b"read_memory", "reset", b"reset", "resize_console", b"resize_console", "resume", b"resume", "save_snapshot", b"save_snapshot", "translate_address", b"translate_address", "type_keys", b"type_keys", "wait_status", b"wait_status", "write_memory", b"write_memory"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "get_memory_map", b"get_memory_map", "get_registers", b"get_registers", "get_screen", b"get_screen", "get_status", b"get_status", "id", b"id", "kill", b"kill", "pause", b"pause", "power_button", b"power_button", "read_memory", b"read_memory", "reset", b"reset", "resize_console", b"resize_console", "resume", b"resume", "save_snapshot", b"save_snapshot", "translate_address", b"translate_address", "type_keys", b"type_keys", "wait_status", b"wait_status", "write_memory", b"write_memory"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["call", b"call", "get_census", b"get_census", "get_memory_map", b"get_memory_map", "get_registers", b"get_registers", "get_screen", b"get_screen", "get_status", b"get_status", "id", b"id", "kill", b"kill", "pause", b"pause", "power_button", b"power_button", "read_memory", b"read_memory", "reset", b"reset", "resize_console", b"resize_console", "resume", b"resume", "save_snapshot", b"save_snapshot", "translate_address", b"translate_address", "type_keys", b"type_keys", "wait_status", b"wait_status", "write_memory", b"write_memory"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["get_status", "pause", "resume", "reset", "power_button", "kill", "read_memory", "write_memory", "get_memory_map", "translate_address", "get_registers", "resize_console", "wait_status", "get_screen", "type_keys", "save_snapshot"]  # noqa: Y015
+    _WhichOneofReturnType_call: _TypeAlias = _typing.Literal["get_status", "pause", "resume", "reset", "power_button", "kill", "read_memory", "write_memory", "get_memory_map", "translate_address", "get_registers", "resize_console", "wait_status", "get_screen", "type_keys", "save_snapshot", "get_census"]  # noqa: Y015
     _WhichOneofArgType_call: _TypeAlias = _typing.Literal["call", b"call"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_call) -> _WhichOneofReturnType_call | None: ...
 
@@ -135,6 +139,7 @@ class RunnerResponse(_message.Message):
     SCREEN_FIELD_NUMBER: _builtins.int
     KEYS_TYPED_FIELD_NUMBER: _builtins.int
     SNAPSHOT_SAVED_FIELD_NUMBER: _builtins.int
+    CENSUS_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     @_builtins.property
     def error(self) -> Global___Error: ...
@@ -156,6 +161,10 @@ class RunnerResponse(_message.Message):
     def keys_typed(self) -> Global___KeysTyped: ...
     @_builtins.property
     def snapshot_saved(self) -> Global___SnapshotSaved: ...
+    @_builtins.property
+    def census(self) -> _inspect_pb2.Census:
+        """Without text, symbol and effect."""
+
     def __init__(
         self,
         *,
@@ -170,12 +179,13 @@ class RunnerResponse(_message.Message):
         screen: _guest_pb2.Screen | None = ...,
         keys_typed: Global___KeysTyped | None = ...,
         snapshot_saved: Global___SnapshotSaved | None = ...,
+        census: _inspect_pb2.Census | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["address_translation", b"address_translation", "done", b"done", "error", b"error", "keys_typed", b"keys_typed", "memory_data", b"memory_data", "memory_map", b"memory_map", "registers", b"registers", "result", b"result", "screen", b"screen", "snapshot_saved", b"snapshot_saved", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["address_translation", b"address_translation", "census", b"census", "done", b"done", "error", b"error", "keys_typed", b"keys_typed", "memory_data", b"memory_data", "memory_map", b"memory_map", "registers", b"registers", "result", b"result", "screen", b"screen", "snapshot_saved", b"snapshot_saved", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address_translation", b"address_translation", "done", b"done", "error", b"error", "id", b"id", "keys_typed", b"keys_typed", "memory_data", b"memory_data", "memory_map", b"memory_map", "registers", b"registers", "result", b"result", "screen", b"screen", "snapshot_saved", b"snapshot_saved", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address_translation", b"address_translation", "census", b"census", "done", b"done", "error", b"error", "id", b"id", "keys_typed", b"keys_typed", "memory_data", b"memory_data", "memory_map", b"memory_map", "registers", b"registers", "result", b"result", "screen", b"screen", "snapshot_saved", b"snapshot_saved", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["error", "status", "memory_data", "memory_map", "address_translation", "registers", "done", "screen", "keys_typed", "snapshot_saved"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["error", "status", "memory_data", "memory_map", "address_translation", "registers", "done", "screen", "keys_typed", "snapshot_saved", "census"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
@@ -420,6 +430,7 @@ class WaitStatus(_message.Message):
     RESETS_FIELD_NUMBER: _builtins.int
     LOG_FAILING_FIELD_NUMBER: _builtins.int
     DEBUGGED_FIELD_NUMBER: _builtins.int
+    SENSITIVE_INSTRUCTIONS_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     resets: _builtins.int
     """When present: answered as well when the number of resets is no longer this one,"""
@@ -427,6 +438,8 @@ class WaitStatus(_message.Message):
     """and when the console log has begun (false) or ceased (true) to fail."""
     debugged: _builtins.bool
     """and when a debugger has come (false) or left (true)."""
+    sensitive_instructions: _builtins.int
+    """and when more or fewer sensitive instructions are known."""
     def __init__(
         self,
         *,
@@ -434,10 +447,11 @@ class WaitStatus(_message.Message):
         resets: _builtins.int | None = ...,
         log_failing: _builtins.bool | None = ...,
         debugged: _builtins.bool | None = ...,
+        sensitive_instructions: _builtins.int | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_debugged", b"_debugged", "_log_failing", b"_log_failing", "_resets", b"_resets", "debugged", b"debugged", "log_failing", b"log_failing", "resets", b"resets"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_debugged", b"_debugged", "_log_failing", b"_log_failing", "_resets", b"_resets", "_sensitive_instructions", b"_sensitive_instructions", "debugged", b"debugged", "log_failing", b"log_failing", "resets", b"resets", "sensitive_instructions", b"sensitive_instructions"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_debugged", b"_debugged", "_log_failing", b"_log_failing", "_resets", b"_resets", "debugged", b"debugged", "log_failing", b"log_failing", "resets", b"resets", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_debugged", b"_debugged", "_log_failing", b"_log_failing", "_resets", b"_resets", "_sensitive_instructions", b"_sensitive_instructions", "debugged", b"debugged", "log_failing", b"log_failing", "resets", b"resets", "sensitive_instructions", b"sensitive_instructions", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__debugged: _TypeAlias = _typing.Literal["debugged"]  # noqa: Y015
     _WhichOneofArgType__debugged: _TypeAlias = _typing.Literal["_debugged", b"_debugged"]  # noqa: Y015
@@ -445,12 +459,16 @@ class WaitStatus(_message.Message):
     _WhichOneofArgType__log_failing: _TypeAlias = _typing.Literal["_log_failing", b"_log_failing"]  # noqa: Y015
     _WhichOneofReturnType__resets: _TypeAlias = _typing.Literal["resets"]  # noqa: Y015
     _WhichOneofArgType__resets: _TypeAlias = _typing.Literal["_resets", b"_resets"]  # noqa: Y015
+    _WhichOneofReturnType__sensitive_instructions: _TypeAlias = _typing.Literal["sensitive_instructions"]  # noqa: Y015
+    _WhichOneofArgType__sensitive_instructions: _TypeAlias = _typing.Literal["_sensitive_instructions", b"_sensitive_instructions"]  # noqa: Y015
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__debugged) -> _WhichOneofReturnType__debugged | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__log_failing) -> _WhichOneofReturnType__log_failing | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__resets) -> _WhichOneofReturnType__resets | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__sensitive_instructions) -> _WhichOneofReturnType__sensitive_instructions | None: ...
 
 Global___WaitStatus: _TypeAlias = WaitStatus  # noqa: Y015
 
@@ -464,6 +482,7 @@ class Status(_message.Message):
     RESETS_FIELD_NUMBER: _builtins.int
     LOG_ERROR_FIELD_NUMBER: _builtins.int
     DEBUGGED_FIELD_NUMBER: _builtins.int
+    SENSITIVE_INSTRUCTIONS_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     """"STARTING", "RUNNING", "PAUSED", "STOPPED", "FAILED"."""
     reason: _builtins.str
@@ -474,6 +493,8 @@ class Status(_message.Message):
     """Set while the console log cannot be written."""
     debugged: _builtins.bool
     """A debugger is attached."""
+    sensitive_instructions: _builtins.int
+    """So many instructions of its kernel cannot trap though they should (hvd/cell/census.py)."""
     def __init__(
         self,
         *,
@@ -483,10 +504,11 @@ class Status(_message.Message):
         resets: _builtins.int = ...,
         log_error: _builtins.str = ...,
         debugged: _builtins.bool = ...,
+        sensitive_instructions: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["debugged", b"debugged", "log_error", b"log_error", "message", b"message", "reason", b"reason", "resets", b"resets", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["debugged", b"debugged", "log_error", b"log_error", "message", b"message", "reason", b"reason", "resets", b"resets", "sensitive_instructions", b"sensitive_instructions", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -558,6 +580,26 @@ class MemoryData(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___MemoryData: _TypeAlias = MemoryData  # noqa: Y015
+
+@_typing.final
+class GetCensus(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    COUNT_NS_FIELD_NUMBER: _builtins.int
+    count_ns: _builtins.int
+    """For so long their executions are counted."""
+    def __init__(
+        self,
+        *,
+        count_ns: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count_ns", b"count_ns"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetCensus: _TypeAlias = GetCensus  # noqa: Y015
 
 @_typing.final
 class GetScreen(_message.Message):
