@@ -1,5 +1,6 @@
 /* The monitor's own accesses to guest memory: by linear address, through the guest's page tables, as the processor would. */
 #include "cell.h"
+#include "translate.h"
 
 #define PAGE 4096u
 
@@ -25,8 +26,10 @@ static void write_within(uint32_t linear, unsigned size, uint64_t value, bool us
     if (walk.error)
         hv_raise_page_fault(linear, walk.error);
     uint8_t *at = hv_memory_at(walk.physical, true, NULL);
-    if (at)
+    if (at) {
+        hv_code_written(walk.physical, size);
         __builtin_memcpy(at, &value, size);
+    }
     else if (!hv_memory_at(walk.physical, false, NULL)) /* a store to ROM is lost */
         hv_mmio_write(walk.physical, size, value);
 }

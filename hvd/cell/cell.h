@@ -24,6 +24,10 @@
 
 #include "area.h"
 
+#define HV_WINDOW 0x300000000ull /* 4 GiB: what translated kernel code sees of the guest's linear addresses */
+#define HV_CACHE 0x200000000ull  /* translated code */
+#define HV_CACHE_BYTES (64ull << 20)
+
 struct hv_cell {
     struct hv_cpu cpu;
     struct hv_board board;

@@ -1,18 +1,26 @@
-/* Shadow paging: the guest's pages, mapped from the memory file into this process at the guest's own linear addresses, as they are touched.
+/* Shadow paging: the guest's pages, mapped from the memory file into this process as they are touched.
+ *
+ * There are two views of the guest's linear addresses: the low one, at the addresses themselves, in which code runs natively, and the
+ * kernel window at HV_WINDOW, which is what translated kernel code reads and writes. Where the kernel runs natively there is only the
+ * low one. A page's place in the tables below is its slot: linear page number, and 1 << 20 in the window.
  *
  * The mappings are a TLB: filled by faults, dropped by what drops a TLB's entries (CR3, CR0, CR4, INVLPG), and until then they may be
  * older than the guest's tables (SDM vol. 3A, "Caching Translation Information"). A page that is clean in the guest's tables is mapped
  * read-only, so that its first write sets the dirty bit.
  *
- * The guest's kernel and its programs share this address space, both in ring 3. What only the kernel may touch is therefore made
- * inaccessible before user code runs, run by run (struct run), and accessible again when the kernel needs it.
+ * A native kernel shares the low view with its programs, both in ring 3. What only the kernel may touch is therefore made inaccessible
+ * before user code runs, run by run (struct run), and accessible again when the kernel needs it.
+ *
+ * A frame that kernel code was translated from is mapped read-only everywhere: who writes there is heard (translate.h).
  */
 #include <errno.h>
 #include <sys/mman.h>
 
 #include "cell.h"
+#include "translate.h"
 
 #define PAGES (1u << 20)
+#define SLOTS (2 * PAGES)
 #define PAGE 4096u
 #define AROUND 64u            /* pages that are looked at before and behind a 4K page */
 #define UNPAGED_CHUNK 1024u   /* pages that are mapped at once without paging */
@@ -21,12 +29,17 @@
 
 /* Of a page, by linear page number: physical page << 8 | these. 0 = not mapped. */
 enum { MAPPED = 1, WRITABLE = 2, USER = 4, KERNEL_ONLY = 8, GLOBAL = 16, EXECUTABLE = 32, LARGE = 64 };
-static uint64_t table[PAGES];
+static uint64_t table[SLOTS];
+
+/* Of a frame of the memory file: the slots that map it, for those below 4 GiB, as lists of slot + 1; only where code is translated. */
+#define FRAMES (1u << 20)
+static uint32_t first_slot[FRAMES], next_slot[SLOTS];
+static uint8_t code_frames[FRAMES];
 
 /* Pages with an entry, in order: a bit each, and a bit for each word that is not zero. */
 struct page_set {
-    uint64_t summary[PAGES / 64 / 64];
-    uint64_t words[PAGES / 64];
+    uint64_t summary[SLOTS / 64 / 64];
+    uint64_t words[SLOTS / 64];
 };
 static struct page_set mapped, transient /* not global */;
 
@@ -55,15 +68,15 @@ static void set_remove(struct page_set *set, uint32_t page)
         set->summary[page / 64 / 64] &= ~(1ull << (page / 64 % 64));
 }
 
-/* The first member at or behind `page`; PAGES when there is none. */
+/* The first member at or behind `page`; SLOTS when there is none. */
 static uint32_t set_next(const struct page_set *set, uint32_t page)
 {
-    while (page < PAGES) {
+    while (page < SLOTS) {
         uint64_t word = set->words[page / 64] >> (page % 64);
         if (word)
             return page + (uint32_t)__builtin_ctzll(word);
         uint32_t index = page / 64 + 1;
-        while (index < PAGES / 64) {
+        while (index < SLOTS / 64) {
             uint64_t rest = set->summary[index / 64] >> (index % 64);
             if (rest) {
                 index += (uint32_t)__builtin_ctzll(rest);
@@ -73,10 +86,15 @@ static uint32_t set_next(const struct page_set *set, uint32_t page)
         }
         page = index * 64;
     }
-    return PAGES;
+    return SLOTS;
 }
 
-static void *address_of(uint32_t page) { return (void *)((uintptr_t)page * PAGE); }
+static uint32_t linear_of(uint32_t slot) { return (slot & (PAGES - 1)) * PAGE; }
+static void *address_of(uint32_t slot) { return (void *)((slot & PAGES ? HV_WINDOW : 0) + linear_of(slot)); }
+static bool has_window(void) { return cell.mode == HV_MODE_REWRITING; }
+static uint32_t slot_of(uint32_t linear, bool user) { return linear / PAGE | (has_window() && !user ? PAGES : 0); }
+/* With whose rights is a mapping filled again? */
+static bool for_user(uint32_t slot, uint64_t entry) { return has_window() ? !(slot & PAGES) : entry & USER && !(entry & KERNEL_ONLY); }
 
 void hv_shadow_init(uint32_t least_address, unsigned most)
 {
@@ -94,7 +112,7 @@ static int protection_of(uint64_t entry)
 static void protect(const struct run *run, int protection)
 {
     if (mprotect(address_of(run->first), (size_t)(run->end - run->first) * PAGE, protection) != 0)
-        hv_fail("mprotect of %u pages at %#x: error %d", run->end - run->first, run->first * PAGE, errno);
+        hv_fail("mprotect of %u pages at %#x: error %d", run->end - run->first, linear_of(run->first), errno);
 }
 
 static void hide(struct run *run)
@@ -181,8 +199,38 @@ static void runs_add(uint32_t first, uint32_t end, int protection)
 
 /* ---- mappings */
 
+static uint64_t frame_of(uint64_t physical)
+{
+    const struct hv_cell_region *region = hv_region_at(physical);
+    return region && region->kind != HV_REGION_MMIO ? (region->file_offset + (physical - region->start)) / PAGE : ~0ull;
+}
+
+static void list_add(uint32_t slot)
+{
+    uint64_t frame = frame_of((table[slot] >> 8) * PAGE);
+    if (frame >= FRAMES)
+        return;
+    next_slot[slot] = first_slot[frame];
+    first_slot[frame] = slot + 1;
+}
+
+static void list_remove(uint32_t slot)
+{
+    uint64_t frame = frame_of((table[slot] >> 8) * PAGE);
+    if (frame >= FRAMES)
+        return;
+    for (uint32_t *at = &first_slot[frame]; *at; at = &next_slot[*at - 1]) {
+        if (*at == slot + 1) {
+            *at = next_slot[slot];
+            return;
+        }
+    }
+}
+
 static void forget(uint32_t page)
 {
+    if (has_window())
+        list_remove(page);
     table[page] = 0;
     set_remove(&mapped, page);
     set_remove(&transient, page);
@@ -198,20 +246,23 @@ static void unmap(uint32_t first, uint32_t end)
     }
     runs_remove(first, end);
     if (munmap(address_of(first), (size_t)(end - first) * PAGE) != 0)
-        hv_fail("munmap of %u pages at %#x: error %d", end - first, first * PAGE, errno);
+        hv_fail("munmap of %u pages at %#x: error %d", end - first, linear_of(first), errno);
 }
 
 void hv_shadow_flush(bool globals)
 {
     if (globals) {
         unmap(0, PAGES);
+        if (has_window())
+            unmap(PAGES, SLOTS);
         mappings = 0;
         run_count = 0;
+        hv_code_verify(true);
         return;
     }
-    for (uint32_t page = set_next(&transient, 0); page < PAGES; page = set_next(&transient, page)) {
+    for (uint32_t page = set_next(&transient, 0); page < SLOTS; page = set_next(&transient, page)) {
         uint32_t end = page + 1;
-        while (end < PAGES && transient.words[end / 64] >> (end % 64) & 1)
+        while (end % PAGES && transient.words[end / 64] >> (end % 64) & 1)
             end++;
         unmap(page, end);
         page = end;
@@ -220,6 +271,7 @@ void hv_shadow_flush(bool globals)
     }
     if (run_count > RUNS - 4)
         hv_shadow_flush(true);
+    hv_code_verify(false);
 }
 
 /* Map first..end, whose entry for `first` is given: the following ones follow in physical memory. */
@@ -231,13 +283,17 @@ static void map(uint32_t first, uint32_t end, uint64_t entry, uint64_t file_offs
     int populate = end - first == 1 ? MAP_POPULATE : 0;
     void *at = mmap(address_of(first), length, protection_of(entry), MAP_SHARED | MAP_FIXED | populate, HV_CELL_FD_MEMORY, (off_t)file_offset);
     if (at == MAP_FAILED)
-        hv_fail("mmap of %u pages at %#x: error %d", end - first, first * PAGE, errno);
+        hv_fail("mmap of %u pages at %#x: error %d", end - first, linear_of(first), errno);
     mappings += 2;
     runs_remove(first, end);
     for (uint32_t page = first; page < end; page++) {
         if (!table[page])
             cell.area->counters.shadow_pages++;
+        else if (has_window())
+            list_remove(page);
         table[page] = entry + ((uint64_t)(page - first) << 8);
+        if (has_window())
+            list_add(page);
         set_add(&mapped, page);
         if (entry & GLOBAL)
             set_remove(&transient, page);
@@ -249,15 +305,19 @@ static void map(uint32_t first, uint32_t end, uint64_t entry, uint64_t file_offs
 }
 
 /* What a page's mapping would be; 0 = none. write: it is being written to. */
-static uint64_t wanted(const struct hv_walk *walk, bool write, bool user, const struct hv_cell_region *region)
+static uint64_t wanted(uint32_t slot, const struct hv_walk *walk, bool write, bool user, const struct hv_cell_region *region)
 {
     if (!region || region->kind == HV_REGION_MMIO)
         return 0;
+    uint64_t frame = (region->file_offset + (walk->physical - region->start)) / PAGE;
     bool by_supervisor = write && !user && !(HV_CPU->cr0 & HV_CR0_WP);
     bool writable = (walk->writable || by_supervisor) && (walk->dirty || write) && region->kind == HV_REGION_RAM;
-    bool kernel_only = !walk->user || (writable && !walk->writable);
+    if (frame < FRAMES && code_frames[frame])
+        writable = false;
+    bool kernel_only = !has_window() && (!walk->user || (writable && !walk->writable));
+    bool executable = !walk->no_execute && !(slot & PAGES);
     return walk->physical / PAGE << 8 | MAPPED | (writable ? WRITABLE : 0) | (walk->user ? USER : 0) | (kernel_only ? KERNEL_ONLY : 0) |
-           (walk->global ? GLOBAL : 0) | (walk->no_execute ? 0 : EXECUTABLE) | (walk->large ? LARGE : 0);
+           (walk->global ? GLOBAL : 0) | (executable ? EXECUTABLE : 0) | (walk->large ? LARGE : 0);
 }
 
 /* Would a fill of that page give the entry that continues `entry`, without changing the guest's tables? */
@@ -266,10 +326,23 @@ static bool continues(uint32_t page, uint64_t entry, bool user, const struct hv_
     struct hv_walk walk;
     if (table[page] || page < least_page)
         return false;
-    hv_walk(&walk, page * PAGE, false, user, false, false);
+    hv_walk(&walk, linear_of(page), false, user, false, false);
     if (walk.error || !walk.accessed || walk.physical - region->start >= region->length)
         return false;
-    return wanted(&walk, entry & WRITABLE && walk.dirty, user, region) == entry;
+    return wanted(page, &walk, entry & WRITABLE && walk.dirty, user, region) == entry;
+}
+
+/* Was code translated from one of these frames of guest-physical memory? */
+static bool has_code(const struct hv_cell_region *region, uint64_t first, uint64_t count)
+{
+    if (!has_window())
+        return false;
+    for (uint64_t i = first; i < first + count; i++) {
+        uint64_t frame = i - region->start / PAGE + region->file_offset / PAGE;
+        if (i * PAGE - region->start < region->length && frame < FRAMES && code_frames[frame])
+            return true;
+    }
+    return false;
 }
 
 /* How far does the mapping of `page` reach, as one piece of physical memory with the same rights? */
@@ -277,13 +350,18 @@ static void extent(uint32_t page, const struct hv_walk *walk, uint64_t entry, bo
 {
     uint32_t chunk = !(HV_CPU->cr0 & HV_CR0_PG) ? UNPAGED_CHUNK : walk->large ? (HV_CPU->cr4 & HV_CR4_PAE ? 512 : 1024) : 0;
     uint64_t frame = walk->physical / PAGE;
-    if (chunk) {
+    if (chunk && !has_code(region, frame - page % chunk, chunk)) {
         uint64_t before = page % chunk, behind = chunk - before;
         uint64_t room_before = frame - region->start / PAGE, room_behind = (region->start + region->length) / PAGE - frame;
         *first = page - (uint32_t)(before < room_before ? before : room_before);
         *end = page + (uint32_t)(behind < room_behind ? behind : room_behind);
         if (*first < least_page)
             *first = least_page;
+        return;
+    }
+    if (chunk) {
+        *first = page;
+        *end = page + 1;
         return;
     }
     uint32_t per_table = HV_CPU->cr4 & HV_CR4_PAE ? 512 : 1024;
@@ -310,7 +388,7 @@ static void note_code(uint32_t linear)
 
 enum hv_shadow hv_shadow_fault(uint32_t linear, bool write, bool user, bool fetch, struct hv_walk *walk)
 {
-    uint32_t page = linear / PAGE;
+    uint32_t page = slot_of(linear, user);
     if (!user && table[page] & KERNEL_ONLY) {
         unsigned i = run_at(page);
         if (i < run_count && runs[i].first <= page && runs[i].hidden) {
@@ -322,7 +400,9 @@ enum hv_shadow hv_shadow_fault(uint32_t linear, bool write, bool user, bool fetc
     if (walk->error)
         return HV_SHADOW_GUEST_FAULT;
     const struct hv_cell_region *region = hv_region_at(walk->physical);
-    uint64_t entry = wanted(walk, write, user, region);
+    if (write && region && region->kind == HV_REGION_RAM)
+        hv_code_written(walk->physical, 1);
+    uint64_t entry = wanted(page, walk, write, user, region);
     if (!entry || page < least_page || (write && !(entry & WRITABLE))) {
         hv_cross_here(HV_POINT_SHADOW_EMULATE, linear, walk->physical, 0, 0);
         return HV_SHADOW_EMULATE;
@@ -346,18 +426,20 @@ enum hv_shadow hv_shadow_fault(uint32_t linear, bool write, bool user, bool fetc
 
 void hv_shadow_flush_page(uint32_t linear)
 {
-    uint32_t page = linear / PAGE;
     if (run_count > RUNS - 4) {
         hv_shadow_flush(true);
         return;
     }
-    if (table[page] & LARGE) { /* one entry of a TLB, however many of its pages are mapped here */
-        uint32_t size = HV_CPU->cr4 & HV_CR4_PAE ? 512 : 1024;
-        unmap(page - page % size, page - page % size + size);
-    } else if (table[page]) {
-        unmap(page, page + 1);
-        mappings++;
+    for (uint32_t page = linear / PAGE; page < SLOTS; page += PAGES) {
+        if (table[page] & LARGE) { /* one entry of a TLB, however many of its pages are mapped here */
+            uint32_t size = HV_CPU->cr4 & HV_CR4_PAE ? 512 : 1024;
+            unmap(page - page % size, page - page % size + size);
+        } else if (table[page]) {
+            unmap(page, page + 1);
+            mappings++;
+        }
     }
+    hv_code_verify_page(linear);
 }
 
 /* A CR3 load drops what is not global. What the new tables map in the same way stays instead, as if it had been filled again at once, and
@@ -370,23 +452,23 @@ void hv_shadow_load_cr3(void)
         hv_shadow_flush(false);
         return;
     }
-    for (uint32_t page = set_next(&transient, 0); page < PAGES;) {
+    for (uint32_t page = set_next(&transient, 0); page < SLOTS;) {
         if (run_count > RUNS - 8 || mappings >= most_mappings - 4) {
             hv_shadow_flush(true);
             break;
         }
         uint64_t old = table[page];
-        bool user = old & USER && !(old & KERNEL_ONLY);
+        bool user = for_user(page, old);
         struct hv_walk walk;
-        hv_walk(&walk, page * PAGE, false, user, false, false);
+        hv_walk(&walk, linear_of(page), false, user, false, false);
         const struct hv_cell_region *region = walk.error ? NULL : hv_region_at(walk.physical);
-        uint64_t now = walk.error || !walk.accessed ? 0 : wanted(&walk, walk.dirty && old & WRITABLE, user, region);
+        uint64_t now = walk.error || !walk.accessed ? 0 : wanted(page, &walk, walk.dirty && old & WRITABLE, user, region);
         uint32_t end = page + 1;
         if (now == old) {
             kept++;
         } else if (!now) {
-            while (end < PAGES && table[end] && transient.words[end / 64] >> (end % 64) & 1) {
-                hv_walk(&walk, end * PAGE, false, false, false, false);
+            while (end % PAGES && table[end] && transient.words[end / 64] >> (end % 64) & 1) {
+                hv_walk(&walk, linear_of(end), false, false, false, false);
                 if (!walk.error && walk.accessed)
                     break;
                 end++;
@@ -399,11 +481,11 @@ void hv_shadow_load_cr3(void)
             unmap(page, end);
             mappings++;
         } else {
-            while (end < PAGES && transient.words[end / 64] >> (end % 64) & 1 && end - page < AROUND) {
-                hv_walk(&walk, end * PAGE, false, user, false, false);
+            while (end % PAGES && transient.words[end / 64] >> (end % 64) & 1 && end - page < AROUND) {
+                hv_walk(&walk, linear_of(end), false, user, false, false);
                 if (walk.error || !walk.accessed || walk.physical - region->start >= region->length)
                     break;
-                if (wanted(&walk, walk.dirty && table[end] & WRITABLE, user, region) != now + ((uint64_t)(end - page) << 8))
+                if (wanted(end, &walk, walk.dirty && table[end] & WRITABLE, user, region) != now + ((uint64_t)(end - page) << 8))
                     break;
                 end++;
             }
@@ -412,6 +494,7 @@ void hv_shadow_load_cr3(void)
         }
         page = set_next(&transient, end);
     }
+    hv_code_verify(false);
     hv_cross_here(HV_POINT_SHADOW_LOAD, HV_CPU->cr3, kept, dropped, 0);
 }
 
@@ -435,5 +518,37 @@ void hv_shadow_mode(unsigned cpl)
 
 void hv_shadow_physical_changed(uint64_t physical, uint64_t length)
 {
-    (void)physical, (void)length; /* the pages themselves are shared: there is nothing to drop */
+    hv_code_written(physical, length); /* the pages themselves are shared: there is nothing to drop */
+}
+
+/* ---- frames that code was translated from */
+
+void hv_shadow_protect_frame(uint64_t physical)
+{
+    uint64_t frame = frame_of(physical);
+    if (frame >= FRAMES || code_frames[frame])
+        return;
+    code_frames[frame] = 1;
+    for (uint32_t slot = first_slot[frame]; slot; slot = next_slot[slot - 1]) {
+        uint64_t *entry = &table[slot - 1];
+        if (!(*entry & WRITABLE))
+            continue;
+        *entry &= ~(uint64_t)WRITABLE;
+        mappings += 2;
+        if (mprotect(address_of(slot - 1), PAGE, protection_of(*entry)) != 0)
+            hv_fail("mprotect of a code page at %#x: error %d", linear_of(slot - 1), errno);
+    }
+}
+
+bool hv_shadow_is_code(uint64_t physical)
+{
+    uint64_t frame = frame_of(physical);
+    return frame < FRAMES && code_frames[frame];
+}
+
+void hv_shadow_release_frame(uint64_t physical)
+{
+    uint64_t frame = frame_of(physical);
+    if (frame < FRAMES)
+        code_frames[frame] = 0;
 }
