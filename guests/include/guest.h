@@ -70,7 +70,16 @@ struct frame {
 };
 typedef void handler(struct frame *);
 
+struct task_state {
+	uint32_t link, esp0, ss0, unused[22];
+	uint16_t trap, io_map;
+};
+
 void traps_init(void);
+/* attributes: type, S, DPL, P in bits 0-7; AVL, D, G in bits 12-15. Descriptors from selector 0x38 to 0x1f8 are free. */
+uint64_t descriptor(uint32_t base, uint32_t limit, uint32_t attributes);
+void set_descriptor(uint16_t selector, uint64_t descriptor);
+struct task_state *task_state(void);
 void set_handler(uint8_t vector, handler *);
 void set_gate(uint8_t vector, const void *target, uint32_t privilege); /* of an interrupt gate; NULL = the library's stub, which calls the handler */
 extern volatile bool reload_segments; /* entry.S: CPL 0 changes DS or ES; every handler leaves them KERNEL_DATA */

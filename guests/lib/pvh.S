@@ -13,7 +13,8 @@ _start:
 	movl	$stack_top, %esp
 	pushl	%ebx
 	pushl	(%ebx)
-	call	guest_start
+	pushl	$0 /* it does not return */
+	jmp	guest_start
 
 	.bss
 	.balign	16

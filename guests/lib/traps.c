@@ -6,16 +6,11 @@ struct pointer {
 	uint32_t base;
 } __attribute__((packed));
 
-struct task_state {
-	uint32_t link, esp0, ss0, unused[22];
-	uint16_t trap, io_map;
-};
-
 extern const uint32_t stubs[256];
 void load_tables(const struct pointer *gdt, const struct pointer *idt);
 void trap(struct frame *);
 
-static uint64_t gdt[] = {
+static uint64_t gdt[64] = {
 	0,
 	0x00cf9a000000ffff, /* KERNEL_CODE */
 	0x00cf92000000ffff, /* KERNEL_DATA */
@@ -53,6 +48,23 @@ void traps_init(void)
 	load_tables(&gdt_pointer, &idt_pointer);
 	outb(0x21, 0xff);
 	outb(0xa1, 0xff);
+}
+
+void set_descriptor(uint16_t selector, uint64_t descriptor)
+{
+	gdt[selector / 8] = descriptor;
+}
+
+uint64_t descriptor(uint32_t base, uint32_t limit, uint32_t attributes)
+{
+	uint64_t high = (base & 0xff000000) | (attributes & 0xf0ff) << 8 | (limit & 0xf0000) | (base >> 16 & 0xff);
+
+	return high << 32 | (base & 0xffff) << 16 | (limit & 0xffff);
+}
+
+struct task_state *task_state(void)
+{
+	return &task;
 }
 
 void set_gate(uint8_t vector, const void *target, uint32_t privilege)
