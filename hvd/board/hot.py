@@ -241,6 +241,10 @@ class HotBoard:
         self._memory = ctypes.create_string_buffer(self._lib.hv_board_size() + 63)
         start = ctypes.addressof(self._memory)
         self.address = (start + 63) & ~63  # struct hv_board *, for C
+        # For another process that shares them (hvd.cell.process).
+        self.out_event = out_event
+        self.counters_path = counters
+        self.trace_path = trace
         self._counters = _SharedFile(counters, COUNTERS_BYTES)
         self._trace = _SharedFile(trace, RECORD_BYTES * (1 + trace_records))
         # Written at once and by every crossing: better to find a full disk now than by SIGBUS later.

@@ -119,7 +119,9 @@ int hv_cell_descriptor(const struct hv_cell_host *host, enum hv_cell_fd which)
     return which == HV_CELL_FD_AREA ? host->area_fd : which == HV_CELL_FD_GO ? host->go : which == HV_CELL_FD_LEFT ? host->left : -1;
 }
 
-struct hv_cell_area *hv_cell_area(struct hv_cell_host *host) { return host->area; }
+struct hv_cell_counters *hv_cell_counters(struct hv_cell_host *host) { return &host->area->counters; }
+struct hv_cell_code *hv_cell_code(struct hv_cell_host *host) { return &host->area->code; }
+uint32_t hv_cell_sandbox(const struct hv_cell_host *host) { return host->area->sandbox; }
 struct hv_console *hv_cell_console(struct hv_cell_host *host) { return &host->area->console; }
 struct hv_cell_exit *hv_cell_exit(struct hv_cell_host *host) { return &host->exit; }
 struct hv_cpu *hv_cell_cpu(struct hv_cell_host *host) { return &host->cpu; }
@@ -163,7 +165,7 @@ static int reap(struct hv_cell_host *host)
     return info.si_code == CLD_EXITED ? info.si_status << 8 : info.si_status;
 }
 
-static void kill_it(struct hv_cell_host *host)
+void hv_cell_end(struct hv_cell_host *host)
 {
     if (host->dead || !host->started)
         return;
@@ -182,7 +184,7 @@ static int fail(struct hv_cell_host *host, const char *what, const char *why)
 
 static int break_off(struct hv_cell_host *host, const char *what, const char *why)
 {
-    kill_it(host);
+    hv_cell_end(host);
     return fail(host, what, why);
 }
 
@@ -336,11 +338,11 @@ void hv_cell_kick(struct hv_cell_host *host)
     }
 }
 
-void hv_cell_close(struct hv_cell_host *host)
+void hv_cell_free(struct hv_cell_host *host)
 {
     if (!host)
         return;
-    kill_it(host);
+    hv_cell_end(host);
     release(host);
 }
 

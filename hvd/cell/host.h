@@ -32,7 +32,9 @@ struct hv_cell_host *hv_cell_create(struct hv_board *, enum hv_cell_mode, unsign
 bool hv_cell_add_region(struct hv_cell_host *, uint64_t start, uint64_t length, uint64_t file_offset, uint32_t kind, bool hot); /* false: too many */
 bool hv_cell_set_cpuid(struct hv_cell_host *, const struct hv_cell_cpuid *, uint32_t count);                                   /* false: too many */
 int hv_cell_descriptor(const struct hv_cell_host *, enum hv_cell_fd); /* of AREA, GO, LEFT: what the cell inherits; -1: not one of these */
-struct hv_cell_area *hv_cell_area(struct hv_cell_host *);
+struct hv_cell_counters *hv_cell_counters(struct hv_cell_host *); /* the cell's own: any thread, not to be trusted */
+struct hv_cell_code *hv_cell_code(struct hv_cell_host *);         /* likewise */
+uint32_t hv_cell_sandbox(const struct hv_cell_host *);            /* likewise; enum hv_sandbox */
 struct hv_console *hv_cell_console(struct hv_cell_host *);
 void hv_cell_started(struct hv_cell_host *, int pidfd); /* the process is there; the descriptor is the host's from now on */
 /* Runs the guest; returns an enum hv_cell_reason. One thread at a time; blocks. */
@@ -44,7 +46,8 @@ struct hv_cell_debug *hv_cell_debug(struct hv_cell_host *); /* to be filled in, 
 void hv_cell_change_debug(struct hv_cell_host *);
 void hv_cell_memory_changed(struct hv_cell_host *, const uint64_t *ranges, uint32_t count); /* addresses and lengths in turn */
 void hv_cell_kick(struct hv_cell_host *);                   /* any thread */
-void hv_cell_close(struct hv_cell_host *);                  /* ends the process, waits for that, frees */
+void hv_cell_end(struct hv_cell_host *);                    /* ends the process and waits for that; no error when it has ended */
+void hv_cell_free(struct hv_cell_host *);                   /* and everything else. NULL is all right */
 
 /* CPUID and RDTSC of this host; false: not an x86-64. */
 bool hv_host_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t out[4]);

@@ -54,6 +54,11 @@ class Kernel(ABC):
     bits: int  # of the mode it is entered in: 32 or 64
     end: int  # first guest-physical address behind what it needs; RAM from 0 must reach there
 
+    @property
+    def code_bits(self) -> int:
+        """Of the code that it consists of: one that is entered in 32-bit mode may go over to 64 bits."""
+        return self.bits
+
     @abstractmethod
     def load(self, memory: GuestMemory, initrd: ImageFile | None, command_line: str, rsdp: int = 0) -> EntryState:
         """Put everything into memory, which is expected to be zero but for the tables. rsdp: where the ACPI

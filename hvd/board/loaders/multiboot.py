@@ -63,6 +63,10 @@ class Multiboot(Kernel):
     bits: int
     end: int
 
+    @property
+    def code_bits(self) -> int:
+        return self.content.bits if isinstance(self.content, elf.Elf) else self.bits
+
     def load(self, memory: GuestMemory, initrd: ImageFile | None, command_line: str, rsdp: int = 0) -> EntryState:
         self.check_fits(memory.low_ram_end)
         text = encode_command_line(command_line, _COMMAND_LINE_BYTES)

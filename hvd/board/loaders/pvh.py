@@ -36,6 +36,10 @@ class Pvh(Kernel):
     bits: int
     end: int
 
+    @property
+    def code_bits(self) -> int:
+        return self.elf.bits
+
     def load(self, memory: GuestMemory, initrd: ImageFile | None, command_line: str, rsdp: int = 0) -> EntryState:
         self.check_fits(memory.low_ram_end)
         text = encode_command_line(command_line, _COMMAND_LINE_BYTES)
