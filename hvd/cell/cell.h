@@ -27,6 +27,7 @@
 #define HV_WINDOW 0x300000000ull /* 4 GiB: what translated kernel code sees of the guest's linear addresses */
 #define HV_CACHE 0x200000000ull  /* translated code */
 #define HV_CACHE_BYTES (64ull << 20)
+#define HV_LOOKUP (1u << 16)
 
 struct hv_cell {
     struct hv_cpu cpu;
@@ -38,6 +39,23 @@ struct hv_cell {
     /* EIP has moved on while the instruction may still fault: INT n. A fault puts it back to fault_eip. */
     uint32_t fault_eip;
     bool fault_eip_valid;
+    /* ---- what translated code works with (translate.h) */
+    uint32_t virtual_if;    /* 0 or HV_IF */
+    uint32_t virtual_flags; /* those that are neither the host's nor IF */
+    uint32_t pending;       /* an interrupt waits for IF, or the runner wants the state */
+    uint32_t async;         /* a signal came while the monitor worked */
+    uint32_t host_flags;    /* in and out of translated code */
+    uint32_t user_flags;    /* of the guest's programs */
+    uint32_t callout_kind, callout_argument;
+    uint16_t host_selector[8]; /* for the guest's programs: twins */
+    uint32_t segment_base[8];
+    uint64_t segment_window[8]; /* HV_WINDOW; of a segment that only the monitor can access, an address that faults */
+    uint64_t callout, resume, monitor_sp;
+    uint64_t scratch_stack[8];  /* grows down from its end; PUSHF and POPF in translated code */
+    struct hv_lookup {
+        uint32_t negative_eip, reserved;
+        uint64_t host;
+    } lookup[HV_LOOKUP];
 };
 extern struct hv_cell cell;
 #define HV_CPU (&cell.cpu)
@@ -48,6 +66,7 @@ _Noreturn void hv_raise_error(unsigned vector, uint32_t error);
 _Noreturn void hv_raise_page_fault(uint32_t linear, uint32_t error);
 void hv_deliver(unsigned vector, bool has_error, uint32_t error, bool software); /* software: INT n, INT3, INTO; eip is behind it */
 bool hv_interrupts_wanted(void);                               /* an interrupt or NMI could be taken now, the interrupt shadow aside */
+bool hv_interrupts_pending(void);                              /* the same, were IF set */
 void hv_take_interrupt(void);
 
 /* ---- access.c: by linear address, with the rights of the present CPL (user) or those of the processor itself (system). Sizes 1, 2, 4, 8.

@@ -120,6 +120,11 @@ void hv_deliver(unsigned vector, bool has_error, uint32_t error, bool software)
     cpu->interrupt_shadow = 0;
 }
 
+bool hv_interrupts_pending(void)
+{
+    return (cell.board.lapic.nmi && !HV_CPU->nmi_blocked) || HV_CPU->injected || hv_board_peek(&cell.board) >= 0;
+}
+
 bool hv_interrupts_wanted(void)
 {
     if (cell.board.lapic.nmi && !HV_CPU->nmi_blocked)

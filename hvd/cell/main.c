@@ -18,6 +18,7 @@
 
 #include "cell.h"
 #include "start.h"
+#include "translate.h"
 
 #define STACK_BYTES (256u << 10)
 #define PAGE 4096u
@@ -144,6 +145,8 @@ int main(int argc, char **argv)
     make_board();
     prepare_signals();
     prepare_memory();
+    if (cell.mode == HV_MODE_REWRITING && !hv_translator_init())
+        give_up("no memory for translated code at %#llx", (unsigned long long)HV_CACHE);
     cell.area->sandbox = hv_sandbox_enter();
     /* Behind that, since a change of credentials may clear it. */
     if (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0 || getppid() != (pid_t)cell.area->runner)

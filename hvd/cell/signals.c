@@ -7,26 +7,33 @@
  * in guarded(), to which hv_raise() and hv_abandon() unwind.
  */
 #define _GNU_SOURCE
+#include <linux/audit.h>
 #include <string.h>
 #include <sys/syscall.h>
 #include <ucontext.h>
 #include <unistd.h>
 
 #include "cell.h"
+#include "translate.h"
 
 #define HOST_CODE_64 0x33
+#define HOST_DATA 0x2b
 #define NATIVE_FLAGS (HV_STATUS_FLAGS | HV_DF | HV_TF | HV_NT | HV_AC | HV_ID) /* that the guest has in the host's EFLAGS, too */
 #define LIVE_FLAGS (HV_STATUS_FLAGS | HV_DF | HV_NT | HV_ID)                   /* always as the guest has them */
 #define ERROR_WRITE 2u
 #define ERROR_FETCH 16u
 #define WALK_FAULT 0x80000000u
 #define CR0_AM 0x40000u
+#define HIGH_XMM 288 /* offset of XMM8 in an FXSAVE area */
 #define XSTATE_HEADER 512 /* offset of XSTATE_BV in an XSAVE area (SDM vol. 1, 13.4.2) */
 #define X87_AND_SSE 3u
 #define FRAME_HAS_XSAVE 0x46505853u /* FP_XSTATE_MAGIC1, in the last 48 bytes of the FXSAVE image */
 #define FRAME_MAGIC_AT 464
 
 struct hv_cell cell;
+
+static uint8_t *target;              /* of the frame: translated code, NULL = native code */
+static bool filled;
 
 static const int general[8] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI};
 
@@ -35,6 +42,7 @@ static uint16_t expected[HV_GS + 1]; /* the host selectors that the guest was en
 static uint16_t live[HV_GS + 1];     /* and those that it was left with */
 static uint64_t monitor_fs_base;
 static bool entered;
+static bool was_translated;          /* the frame goes back to 64-bit code that is not begun anew */
 static uint32_t shadow_eip;          /* where interrupt_shadow holds */
 static uint64_t running_since;       /* CLOCK_MONOTONIC */
 static bool stepping;                /* the host's TF is ours: one instruction, then see */
@@ -147,11 +155,18 @@ void hv_fpu_publish(void)
 {
     if (frame && frame->uc_mcontext.fpregs)
         memcpy(HV_CPU->fxsave, frame->uc_mcontext.fpregs, sizeof HV_CPU->fxsave);
+    else if (!frame) /* a callout: they are where the guest left them */
+        __asm__ volatile("fxsave %0" : "=m"(HV_CPU->fxsave));
+    memset(HV_CPU->fxsave + HIGH_XMM, 0, sizeof HV_CPU->fxsave - HIGH_XMM); /* 64-bit code's, and the kernel's own words */
 }
 
 void hv_fpu_adopt(void)
 {
-    if (!frame || !frame->uc_mcontext.fpregs)
+    if (!frame) {
+        __asm__ volatile("fxrstor %0" : : "m"(HV_CPU->fxsave));
+        return;
+    }
+    if (!frame->uc_mcontext.fpregs)
         return;
     uint8_t *image = (uint8_t *)frame->uc_mcontext.fpregs;
     uint32_t magic;
@@ -229,6 +244,15 @@ static void make_twins(void)
     hv_shadow_mode(HV_CPU->cpl);
 }
 
+static uint32_t native_flags(void)
+{
+    const struct hv_cpu *cpu = HV_CPU;
+    uint32_t flags = (cpu->eflags & (LIVE_FLAGS | HV_TF)) | HV_IF | 2;
+    if (cpu->cpl == 3 && cpu->cr0 & CR0_AM)
+        flags |= cpu->eflags & HV_AC;
+    return stepping ? flags | HV_TF : flags;
+}
+
 /* Registers, flags and segments into the frame. */
 static void give_state(void)
 {
@@ -237,12 +261,7 @@ static void give_state(void)
     for (int i = 0; i < 8; i++)
         g[general[i]] = cpu->r[i];
     g[REG_RIP] = cpu->eip;
-    uint32_t flags = (cpu->eflags & (LIVE_FLAGS | HV_TF)) | HV_IF | 2;
-    if (cpu->cpl == 3 && cpu->cr0 & CR0_AM)
-        flags |= cpu->eflags & HV_AC;
-    if (stepping)
-        flags |= HV_TF;
-    g[REG_EFL] = flags;
+    g[REG_EFL] = native_flags();
     g[REG_CSGSFS] = (greg_t)((uint64_t)expected[HV_CS] | (uint64_t)expected[HV_SS] << 48);
 }
 
@@ -254,7 +273,6 @@ static uint64_t host_address;
 
 static void emulate(void)
 {
-    HV_CPU->interrupt_shadow = 0;
     hv_emulate();
 }
 
@@ -371,8 +389,12 @@ static void (*cause_of(int signal, int trap))(void)
 static void wait_in_halt(void) { hv_halt(); }
 static void leave_interrupted(void) { hv_leave(HV_CELL_INTERRUPTED); }
 
-/* Prepare the guest's next instruction: interrupts, exits, HLT; then the frame. */
-static void resume(void)
+static void interpret(void) { hv_emulate(); }
+static void find_target(void) { target = hv_translated_target(); }
+
+/* Everything before the guest's next instruction: exceptions, exits, interrupts, HLT. Then `target` is where to go on: in translated code,
+ * or NULL for native code. */
+static void settle(void)
 {
     stepping = false;
     for (;;) {
@@ -387,25 +409,183 @@ static void resume(void)
             continue;
         }
         hv_board_advance(&cell.board);
-        bool wanted = hv_interrupts_wanted();
+        bool wanted = hv_interrupts_wanted(), translated = cell.mode == HV_MODE_REWRITING && HV_CPU->cpl < 3;
+        bool interpreted = translated && !hv_translatable();
         if (wanted && HV_CPU->interrupt_shadow && !HV_CPU->halted) {
+            /* One more instruction, then the interrupt. */
             shadow_eip = HV_CPU->eip;
-            stepping = true; /* one more instruction, then the interrupt */
+            if (translated)
+                interpreted = true;
+            else
+                stepping = true;
         } else if (wanted) {
             cell.entry_ns = hv_host_ns();
             guarded(hv_take_interrupt);
             continue;
         } else if (HV_CPU->halted) {
+            /* In a callout signals are not blocked: one that came before it sleeps would not wake it. */
+            uint64_t all = ~0ull, before;
+            syscall(SYS_rt_sigprocmask, SIG_BLOCK, &all, &before, sizeof all);
             guarded(wait_in_halt);
+            syscall(SYS_rt_sigprocmask, SIG_SETMASK, &before, NULL, sizeof before);
             continue;
         } else if (HV_CPU->interrupt_shadow) {
             shadow_eip = HV_CPU->eip;
         }
-        if (guarded(make_twins))
+        if (interpreted) {
+            guarded(interpret);
+            continue;
+        }
+        if (guarded(translated ? find_target : make_twins)) {
+            if (!translated)
+                target = NULL;
             break;
+        }
     }
-    give_state();
     hv_arm_timer();
+}
+
+/* The guest's next instruction, by the frame. */
+static void resume(void)
+{
+    settle();
+    if (!target) {
+        give_state();
+        return;
+    }
+    hv_translated_prepare();
+    greg_t *g = registers();
+    for (int i = 0; i < 8; i++)
+        g[general[i]] = HV_CPU->r[i];
+    g[REG_RIP] = (greg_t)(uintptr_t)target;
+    g[REG_EFL] = cell.host_flags;
+    g[REG_R15] = (greg_t)(uintptr_t)&cell;
+    g[REG_R13] = (greg_t)HV_WINDOW;
+    g[REG_CSGSFS] = (g[REG_CSGSFS] & 0x0000ffffffff0000ll) | HOST_CODE_64 | (greg_t)((uint64_t)HOST_DATA << 48);
+}
+
+uint64_t hv_settle_and_go(void (*work)(void))
+{
+    guarded(work);
+    settle();
+    if (target) {
+        hv_translated_prepare();
+        return (uint64_t)(uintptr_t)target;
+    }
+    for (unsigned i = 0; i <= HV_GS; i++)
+        cell.host_selector[i] = expected[i];
+    cell.user_flags = native_flags();
+    cell.host_flags = HV_IF | 2;
+    return (uint64_t)(uintptr_t)hv_stubs.enter_user;
+}
+
+/* ---- translated code */
+
+static enum { RUN, TO_INTERRUPT, OUT_OF_BLOCK } step; /* why translated code is stepped through: to where an interrupt may be taken; because
+                                                         its block has been written over */
+
+static struct hv_found found;
+
+static void take_translated(void)
+{
+    greg_t *g = registers();
+    for (int i = 0; i < 8; i++)
+        HV_CPU->r[i] = (uint32_t)g[general[i]];
+    if (found.popped)
+        HV_CPU->r[HV_ESP] -= 4;
+    HV_CPU->eip = found.eip;
+    cell.host_flags = (uint32_t)g[REG_EFL];
+    hv_translated_state();
+    step = RUN;
+}
+
+static void translated_page_fault(void)
+{
+    struct hv_walk walk;
+    uint32_t linear = (uint32_t)host_address;
+    bool write = host_error & ERROR_WRITE;
+    enum hv_shadow result = host_address >> 32 == HV_WINDOW >> 32 ? hv_shadow_fault(linear, write, false, false, &walk) : HV_SHADOW_EMULATE;
+    if (result == HV_SHADOW_MAPPED) {
+        filled = true;
+        return;
+    }
+    take_translated();
+    if (result == HV_SHADOW_EMULATE)
+        hv_emulate();
+    else
+        hv_raise_page_fault(linear, walk.error);
+}
+
+static void translated_fault(void)
+{
+    unsigned vector = (unsigned)registers()[REG_TRAPNO];
+    take_translated();
+    if (vector == HV_GP)
+        hv_raise_error(HV_GP, 0);
+    hv_raise(vector);
+}
+
+static void set_step(int reason)
+{
+    greg_t *g = registers();
+    step = reason;
+    g[REG_EFL] = reason == RUN ? g[REG_EFL] & ~(greg_t)HV_TF : g[REG_EFL] | HV_TF;
+}
+
+/* A timer, a kick, or a step: true = the state has been taken over. */
+static bool translated_async(bool known)
+{
+    cell.scratch_stack[7] &= ~(uint64_t)HV_TF; /* PUSHFQ under our own TF */
+    hv_board_advance(&cell.board);
+    bool wanted = hv_kicked() || (cell.virtual_if && hv_interrupts_pending());
+    if (known && found.exact && (wanted || step == OUT_OF_BLOCK)) {
+        take_translated();
+        return true;
+    }
+    if (!cell.virtual_if && hv_interrupts_pending())
+        cell.pending = 1;
+    if (wanted || step == OUT_OF_BLOCK)
+        set_step(step == OUT_OF_BLOCK ? OUT_OF_BLOCK : TO_INTERRUPT);
+    else
+        set_step(RUN);
+    return false;
+}
+
+/* A signal in 64-bit code: translated code, the stubs, or the monitor at work for a callout. Returns whether the frame goes elsewhere. */
+static bool in_64_bits(int signal)
+{
+    const uint8_t *rip = (const uint8_t *)registers()[REG_RIP];
+    bool async = signal == SIGALRM || signal == SIGUSR1 || (signal == SIGTRAP && step != RUN);
+    bool in_cache = cell.mode == HV_MODE_REWRITING && (uint64_t)rip - HV_CACHE < HV_CACHE_BYTES;
+    if (async && (!in_cache || (rip >= hv_stubs.callout && rip < hv_stubs.callout_end))) {
+        cell.async = 1;
+        set_step(RUN);
+        return false;
+    }
+    if (async && rip >= hv_stubs.resume && rip < hv_stubs.ready_end) { /* all is in struct hv_cell still */
+        set_step(RUN);
+        return true;
+    }
+    if (!in_cache)
+        hv_fail("the guest left its cell's segments: 64-bit code at %#llx%s", (unsigned long long)registers()[REG_RIP],
+                signal == SIGSYS ? " made a system call of the host" : "");
+    bool known = hv_blocks_locate(rip, &found);
+    if (async)
+        return translated_async(known);
+    if (!known)
+        hv_fail("signal %d between blocks of translated code, at %p", signal, (const void *)rip);
+    filled = false;
+    if (signal == SIGSEGV && registers()[REG_TRAPNO] == HV_PAGE_FAULT) {
+        guarded(translated_page_fault);
+        if (filled) {
+            if (host_error & ERROR_WRITE && hv_blocks_locate(rip, &found) && !found.valid)
+                set_step(OUT_OF_BLOCK);
+            return false;
+        }
+    } else {
+        guarded(translated_fault);
+    }
+    return true;
 }
 
 /* A fault that only a mapping cures, of code whose segments are as they were: the state stays in the frame. */
@@ -415,7 +595,6 @@ static bool only_fills(int signal, const greg_t *g)
            live[HV_FS] == expected[HV_FS] && live[HV_GS] == expected[HV_GS] && (uint16_t)g[REG_CSGSFS] == expected[HV_CS];
 }
 
-static bool filled;
 static void try_fill(void)
 {
     struct hv_walk walk;
@@ -438,12 +617,17 @@ static void handle(int signal)
         resume();
         return;
     }
-    if ((uint16_t)g[REG_CSGSFS] == HOST_CODE_64 || (uint64_t)g[REG_RIP] >> 32 ||
-        (signal == SIGSYS && info->si_arch != 0x40000003u /* AUDIT_ARCH_I386 */))
-        hv_fail("the guest left its cell's segments: 64-bit code at %#llx%s", (unsigned long long)g[REG_RIP],
-                signal == SIGSYS ? " made a system call of the host" : "");
     host_error = (uint32_t)g[REG_ERR];
     host_address = (uint64_t)g[REG_CR2];
+    if ((uint16_t)g[REG_CSGSFS] == HOST_CODE_64 || (uint64_t)g[REG_RIP] >> 32 || (signal == SIGSYS && info->si_arch != AUDIT_ARCH_I386)) {
+        was_translated = true;
+        if (in_64_bits(signal)) {
+            resume();
+            was_translated = false;
+        }
+        return;
+    }
+    target = NULL;
     if (only_fills(signal, g)) {
         filled = false;
         if (guarded(try_fill) && filled)
@@ -471,7 +655,12 @@ void hv_on_signal(int signal, siginfo_t *information, void *context)
     handle(signal);
     frame = NULL;
     running_since = hv_host_ns();
-    load_selectors();
+    if (was_translated)
+        was_translated = false; /* back to where it came from, whose segments are as they were */
+    else if (target)
+        __builtin_ia32_wrgsbase64(HV_WINDOW);
+    else
+        load_selectors();
 }
 
 void hv_enter_first(void)

@@ -3,6 +3,7 @@
  *   translate.c  a block's instructions, one by one      emit.h     machine code into the cache
  *   blocks.c     which blocks there are, chains, and what becomes of them when their code or its mapping changes
  *   stubs.c      the few pieces of code between blocks, the monitor and the guest's programs
+ *   callout.c    from translated code into the monitor and back
  *
  * In translated code the guest's general registers are in the host's, ESP in RSP, upper halves zero; the arithmetic flags and DF are the
  * host's. r15 points to struct hv_cell, r13 and the GS base hold HV_WINDOW; r8 to r12 are free between the guest's instructions. IF is
@@ -14,11 +15,93 @@
 #include "cell.h"
 
 #define HV_TRANSLATED_FLAGS 0xcd5u /* CF PF AF ZF SF DF OF */
+#define HV_BLOCK_NONE UINT32_MAX
+
+/* What translated code asks of the monitor: cell.callout_kind. */
+enum hv_callout {
+    HV_CALLOUT_EMULATE,   /* the instruction at EIP, by the monitor */
+    HV_CALLOUT_CHAIN,     /* a direct jump is taken for the first time: cell.callout_argument is its exit */
+    HV_CALLOUT_LOOKUP,    /* an indirect jump to EIP, which the table does not know */
+    HV_CALLOUT_INTERRUPT, /* at EIP interrupts are on, and something waits */
+    HV_CALLOUT_ASYNC,     /* a signal came while the monitor worked */
+    HV_CALLOUTS,
+};
+
+/* Where in the code of a block an instruction of the guest begins. */
+struct hv_place {
+    uint16_t host, guest; /* bytes from the block's starts; guest has HV_PLACE_* above 12 bits */
+};
+#define HV_PLACE_GUEST 0x0fffu
+#define HV_PLACE_SHADOW 0x8000u /* interrupts must not be taken here: behind STI, or in the middle of an instruction */
+#define HV_PLACE_POPPED 0x4000u /* ESP is one dword further than the guest may see, if this instruction faults */
+
+struct hv_block {
+    uint32_t eip, next_in_hash;
+    uint8_t *host;
+    uint32_t host_bytes;
+    uint32_t first_place;
+    uint16_t place_count, guest_bytes, instructions;
+    uint8_t page_count;
+    bool valid;
+    uint32_t page[2];     /* linear page numbers */
+    uint64_t frame[2];    /* guest-physical ones */
+    uint32_t next_in_frame[2];
+    uint32_t incoming;    /* exits that jump here */
+};
+
+/* A direct jump out of a block: to its stub, which calls out, or chained to a block. */
+struct hv_exit {
+    uint8_t *displacement, *stub;
+    uint32_t target, next; /* block, and the next exit that jumps there */
+};
+
+struct hv_found {
+    uint32_t eip;
+    bool exact;  /* RIP is where a guest instruction begins, and interrupts may be taken */
+    bool popped, valid;
+};
 
 /* ---- blocks.c */
+bool hv_blocks_init(void); /* false: no memory at the cache's address, or none at all */
+void hv_blocks_flush(void);
+uint32_t hv_block_find(uint32_t eip);                 /* translated and valid; HV_BLOCK_NONE */
+struct hv_block *hv_block(uint32_t index);
+bool hv_blocks_locate(const uint8_t *rip, struct hv_found *); /* false: in no block */
+void hv_block_chain(uint32_t exit, uint32_t block);
+/* For translate.c: room for one more block, then its parts. */
+struct hv_emitter;
+struct hv_block *hv_block_begin(uint32_t eip, uint32_t *index);
+void hv_block_place(struct hv_block *, const struct hv_emitter *, uint32_t guest);
+uint32_t hv_block_exit(uint8_t *displacement, uint8_t *stub);
+void hv_block_end(uint32_t index, const struct hv_emitter *);
 void hv_code_written(uint64_t physical, uint64_t length); /* before it is: blocks that were translated from there are gone */
 void hv_code_verify(bool all);             /* mappings changed: all, or those that are not global */
 void hv_code_verify_page(uint32_t linear);
+
+/* ---- translate.c */
+uint32_t hv_translate(uint32_t eip); /* a new block; raises #PF when its first byte cannot be fetched */
+
+/* ---- stubs.c */
+struct hv_stubs {
+    uint8_t *callout, *callout_end; /* state into struct hv_cell, then C */
+    uint8_t *resume;                /* the reverse: to cell.resume; between here and ready_end all state is in struct hv_cell */
+    uint8_t *enter_user;            /* the guest's programs, natively */
+    uint8_t *ready_end;
+    uint8_t *lookup, *miss;         /* r8d = EIP: to its block */
+    uint8_t *end;
+};
+extern struct hv_stubs hv_stubs;
+void hv_stubs_init(struct hv_emitter *);
+
+/* ---- callout.c */
+bool hv_translator_init(void);
+uint64_t hv_callout(void); /* called by translated code */
+bool hv_translatable(void);   /* can the code at EIP be translated: 32-bit, flat segments, privileged */
+void hv_translated_state(void);  /* cell.cpu from what translated code keeps elsewhere */
+void hv_translated_prepare(void); /* the reverse, before translated code runs */
+uint8_t *hv_translated_target(void); /* the code for EIP; raises #PF */
+/* signals.c: do that, then everything before the guest's next instruction; returns the host address to go to. */
+uint64_t hv_settle_and_go(void (*work)(void));
 
 /* ---- shadow.c */
 void hv_shadow_protect_frame(uint64_t physical);

@@ -138,6 +138,12 @@ SHADOW: dict[str, tuple[tuple[Argument, ...], str]] = {
     "load": (_arguments("cr3", "kept:dec", "dropped:dec"), "another address space"),
     "emulate": (_arguments("address", "physical"), "an access that no mapping can serve: done by the interpreter"),
 }
+TRANSLATION_BASE = 170
+TRANSLATION: dict[str, tuple[tuple[Argument, ...], str]] = {
+    "block": (_arguments("address", "instructions:dec", "bytes:dec", "host-bytes:dec"), "guest code from there was translated"),
+    "flush": (_arguments("blocks:dec", "host-bytes:dec"), "the cache was full: all translated code is dropped"),
+    "code-write": (_arguments("physical", "blocks:dec"), "the guest wrote where code was translated from: that code is dropped"),
+}
 
 POINTS: tuple[Point, ...] = (
     Point(1, "port-in", Kind.PORT_IO, _arguments("port", "size:dec", "value"), "IN, INS: read of an I/O port"),
@@ -175,6 +181,10 @@ POINTS: tuple[Point, ...] = (
     *(
         Point(SHADOW_BASE + index, f"shadow.{name}", Kind.PAGE_FAULT, arguments, description)
         for index, (name, (arguments, description)) in enumerate(SHADOW.items())
+    ),
+    *(
+        Point(TRANSLATION_BASE + index, f"translation.{name}", Kind.TRANSLATION, arguments, description)
+        for index, (name, (arguments, description)) in enumerate(TRANSLATION.items())
     ),
 )  # fmt: skip
 

@@ -1,0 +1,96 @@
+/* From translated code into the monitor and back, without a signal. */
+#include <sys/mman.h>
+
+#include "translate.h"
+
+#define STACK_BYTES (256u << 10)
+#define NOWHERE 0x100000000ull /* 4 GiB in which nothing is mapped */
+#define VIRTUAL_FLAGS (HV_IOPL | HV_NT | HV_AC | HV_ID)
+#define TYPE_CODE 8u
+#define TYPE_DOWN 4u
+#define TYPE_WRITABLE 2u
+
+void hv_translated_state(void) { HV_CPU->eflags = (cell.host_flags & HV_TRANSLATED_FLAGS) | cell.virtual_if | cell.virtual_flags | 2; }
+
+static bool is_flat_data(const struct hv_segment *segment)
+{
+    unsigned type = HV_SEGMENT_TYPE(segment);
+    return segment->attributes & HV_SEGMENT_PRESENT && segment->limit == ~0u && !(type & TYPE_CODE) && !(type & TYPE_DOWN) && type & TYPE_WRITABLE;
+}
+
+bool hv_translatable(void)
+{
+    const struct hv_segment *segment = HV_CPU->segment;
+    return HV_CPU->cpl == 0 && !(HV_CPU->eflags & (HV_TF | HV_VM)) && segment[HV_CS].base == 0 && segment[HV_CS].limit == ~0u &&
+           segment[HV_CS].attributes & HV_SEGMENT_32 && is_flat_data(&segment[HV_SS]) && segment[HV_SS].base == 0 && segment[HV_SS].attributes & HV_SEGMENT_32 &&
+           is_flat_data(&segment[HV_DS]) && segment[HV_DS].base == 0 && is_flat_data(&segment[HV_ES]) && segment[HV_ES].base == 0;
+}
+
+void hv_translated_prepare(void)
+{
+    struct hv_cpu *cpu = HV_CPU;
+    cell.host_flags = (cpu->eflags & HV_TRANSLATED_FLAGS) | HV_IF | 2;
+    cell.virtual_if = cpu->eflags & HV_IF;
+    cell.virtual_flags = cpu->eflags & VIRTUAL_FLAGS;
+    cell.pending = hv_interrupts_pending();
+    cpu->interrupt_shadow = 0;
+    for (unsigned i = HV_FS; i <= HV_GS; i++) {
+        cell.segment_base[i] = cpu->segment[i].base;
+        cell.segment_window[i] = is_flat_data(&cpu->segment[i]) ? HV_WINDOW : NOWHERE;
+    }
+}
+
+/* The block for EIP; made if need be. */
+static uint32_t block_here(void)
+{
+    uint32_t index = hv_block_find(HV_CPU->eip);
+    return index != HV_BLOCK_NONE ? index : hv_translate(HV_CPU->eip);
+}
+
+uint8_t *hv_translated_target(void) { return hv_block(block_here())->host; }
+
+/* ---- what is asked for */
+
+static void emulate(void) { hv_emulate(); }
+
+static void chain(void)
+{
+    uint64_t flushes = cell.area->counters.cache_flushes;
+    uint32_t index = block_here();
+    if (flushes == cell.area->counters.cache_flushes) /* or else the exit is gone */
+        hv_block_chain(cell.callout_argument, index);
+}
+
+static void look_up(void)
+{
+    uint32_t index = block_here(), eip = HV_CPU->eip;
+    if (eip) /* whose negative is the key of empty rows */
+        cell.lookup[eip % HV_LOOKUP] = (struct hv_lookup){-eip, 0, (uint64_t)hv_block(index)->host};
+}
+
+static void nothing(void) {}
+
+static void (*const work[HV_CALLOUTS])(void) = {
+    [HV_CALLOUT_EMULATE] = emulate, [HV_CALLOUT_CHAIN] = chain, [HV_CALLOUT_LOOKUP] = look_up, [HV_CALLOUT_INTERRUPT] = nothing, [HV_CALLOUT_ASYNC] = nothing,
+};
+
+uint64_t hv_callout(void)
+{
+    enum hv_callout kind = cell.callout_kind;
+    cell.async = 0;
+    cell.entry_ns = hv_host_ns();
+    cell.area->counters.callouts++;
+    if (kind != HV_CALLOUT_ASYNC) /* whose state is in cell.cpu already */
+        hv_translated_state();
+    return hv_settle_and_go(work[kind]);
+}
+
+bool hv_translator_init(void)
+{
+    uint8_t *stack = mmap(NULL, STACK_BYTES, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS, -1, 0);
+    if (stack == MAP_FAILED)
+        return false;
+    cell.monitor_sp = (uint64_t)(uintptr_t)(stack + STACK_BYTES - 64);
+    cell.callout = (uint64_t)(uintptr_t)hv_callout;
+    return hv_blocks_init();
+}
