@@ -1,0 +1,39 @@
+"""What CPUID tells a guest of the native cell, where it is emulated: no more than the cell keeps apart for each guest."""
+
+from __future__ import annotations
+
+import contextlib
+from typing import Final
+
+from hvd.cell import process
+from hvd.errors import HvdError
+
+
+def _bits(*names: int) -> int:
+    return sum(1 << bit for bit in names)
+
+
+# What a guest is told, in CPUID where it is emulated: no more than the cell keeps apart for it. In native code CPUID shows the host's own
+# (docs/trap.md).
+FEATURES: Final[dict[tuple[int, str], int]] = {
+    (1, "ecx"): 0,
+    # fpu, de, pse, tsc, msr, pae, cx8, pge, cmov, pat, clflush, mmx, fxsr, sse, sse2
+    (1, "edx"): _bits(0, 2, 3, 4, 5, 6, 8, 13, 15, 16, 19, 23, 24, 25, 26),
+    (0x8000_0001, "ecx"): 0,
+    (0x8000_0001, "edx"): _bits(20),  # nx
+}
+FEATURE_LEAVES: Final = frozenset(leaf for leaf, _ in FEATURES)
+
+
+def features(leaf: int, subleaf: int) -> tuple[int, int, int, int]:
+    """The host's own, cut down to FEATURES."""
+    eax, ebx, ecx, edx = process.native_cpuid(leaf, subleaf)
+    if leaf in FEATURE_LEAVES:
+        return eax, ebx, ecx & FEATURES[leaf, "ecx"], edx & FEATURES[leaf, "edx"]
+    return (0, 0, 0, 0) if leaf == 7 else (eax, ebx, ecx, edx)
+
+
+def preload() -> None:
+    """What every vcpu of this backend loads, ahead of the first (hvd.runner.template). What fails here fails there too, and is told then."""
+    with contextlib.suppress(HvdError):
+        process.preload()
