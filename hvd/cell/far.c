@@ -57,9 +57,12 @@ static void check_direct(const struct target *target)
 static uint32_t through_gate(struct target *target, bool *wide, unsigned *parameters)
 {
     unsigned type = target->words[1] >> 8 & 0x1f;
-    if (type == TASK_GATE || (!(target->words[1] & HV_SEGMENT_S) && (type & 5) == 1))
-        hv_fail("a far transfer to %#x switches tasks, which this backend does not do", target->selector);
     unsigned gate_level = level_of(target);
+    if (type == TASK_GATE || (!(target->words[1] & HV_SEGMENT_S) && (type & 5) == 1)) {
+        if (gate_level < HV_CPU->cpl || gate_level < (target->selector & 3u))
+            hv_raise_error(HV_GP, target->selector & 0xfffc);
+        hv_fail("a far transfer to %#x switches tasks, which this backend does not do", target->selector);
+    }
     if ((type != CALL_GATE_16 && type != CALL_GATE_32) || gate_level < HV_CPU->cpl || gate_level < (target->selector & 3u))
         hv_raise_error(HV_GP, target->selector & 0xfffc);
     require_present(target, HV_NP);

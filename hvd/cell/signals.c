@@ -40,7 +40,7 @@ static const int general[8] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_
 static ucontext_t *frame;
 static uint16_t expected[HV_GS + 1]; /* the host selectors that the guest was entered with */
 static uint16_t live[HV_GS + 1];     /* and those that it was left with */
-static uint64_t monitor_fs_base;
+static volatile uint64_t monitor_fs_base; /* volatile: the compiler takes no syscall() for one that lets a handler run */
 static bool entered;
 static bool was_translated;          /* the frame goes back to 64-bit code that is not begun anew */
 static uint32_t shadow_eip;          /* where interrupt_shadow holds */
