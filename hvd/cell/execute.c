@@ -308,10 +308,10 @@ static bool bound(const struct hv_insn *insn)
 
 static bool adjust_rpl(const struct hv_insn *insn) /* ARPL */
 {
-    struct place place = locate(insn, 2, true);
-    uint32_t selector = get(&place), rpl = HV_CPU->r[insn->reg] & 3;
+    uint32_t selector = hv_get_rm(insn, 2), rpl = HV_CPU->r[insn->reg] & 3;
     bool lower = (selector & 3) < rpl;
-    put(&place, lower ? (selector & ~3u) | rpl : selector);
+    if (lower)
+        hv_set_rm(insn, 2, (selector & ~3u) | rpl);
     HV_CPU->eflags = (HV_CPU->eflags & ~HV_ZF) | (lower ? HV_ZF : 0);
     return hv_done(insn);
 }
@@ -438,12 +438,18 @@ static bool two_byte(const struct hv_insn *insn)
     case 0xb7: return move_to_register(insn, insn->reg, size, hv_get_rm(insn, opcode == 0xb6 ? 1 : 2));
     case 0xbe: return move_to_register(insn, insn->reg, size, hv_sign_extended(hv_get_rm(insn, 1), 1));
     case 0xbf: return move_to_register(insn, insn->reg, size, hv_sign_extended(hv_get_rm(insn, 2), 2));
-    case 0xb8: return f3 && scan(insn, HV_POPCNT);
+    case 0xb8:
+        if (!f3)
+            hv_raise(HV_UD);
+        return scan(insn, HV_POPCNT);
     case 0xbc: return scan(insn, f3 ? HV_TZCNT : HV_BSF);
     case 0xbd: return scan(insn, f3 ? HV_LZCNT : HV_BSR);
     case 0xc0:
     case 0xc1: return exchange_add(insn);
-    case 0xc3: return insn->repeat == HV_REPEAT_NONE && move_to_rm(insn, 4, HV_CPU->r[insn->reg]); /* MOVNTI */
+    case 0xc3: /* MOVNTI */
+        if (insn->repeat != HV_REPEAT_NONE || insn->operand_prefix)
+            hv_raise(HV_UD);
+        return move_to_rm(insn, 4, HV_CPU->r[insn->reg]);
     case 0xc7: return insn->reg == 1 && insn->mod != 3 && compare_exchange_8(insn);
     case 0xc8 ... 0xcf: return swap_bytes(insn);
     default: return false;

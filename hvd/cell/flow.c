@@ -107,7 +107,7 @@ static bool pop_all(const struct hv_insn *insn)
 {
     unsigned size = insn->operand_size;
     uint32_t values[8];
-    for (unsigned i = 0; i < 8; i++)
+    for (unsigned i = 8; i-- > 0;)
         values[i] = hv_pop_at(size, (7 - i) * size);
     for (unsigned i = 0; i < 8; i++)
         if (i != HV_ESP)
