@@ -20,7 +20,8 @@ def decoder() -> Decoder:
 
 def random_code(rnd: random.Random) -> bytes:
     """15 bytes; the rarer maps and prefixes more often than chance has them."""
-    start = rnd.choice((b"", b"", b"", b"\x0f", b"\x0f", b"\x0f\x38", b"\x0f\x3a", bytes([rnd.choice((0xC4, 0xC5, 0x62, 0x8F, 0x66, 0x67, 0xF2, 0xF3))])))
+    prefix = bytes([rnd.choice((0xC4, 0xC5, 0x62, 0x8F, 0x66, 0x67, 0xF2, 0xF3))])
+    start = rnd.choice((b"", b"", b"", b"\x0f", b"\x0f", b"\x0f\x38", b"\x0f\x3a", prefix))
     return start + rnd.randbytes(15 - len(start))
 
 
@@ -69,7 +70,8 @@ def test_what_no_manual_has_is_unknown(decoder: Decoder, code: str) -> None:
     ("code", "code32", "parts"),
     [
         ("8b84881034", True, None),  # cut short
-        ("8b848878563412", True, {"length": 7, "has_sib": True, "base": 0, "index": 1, "scale": 2, "displacement": 0x12345678, "displacement_offset": 3}),
+        ("8b848878563412", True,
+         {"length": 7, "has_sib": True, "base": 0, "index": 1, "scale": 2, "displacement": 0x12345678, "displacement_offset": 3}),
         ("678b42fe", True, {"length": 4, "address_size": 2, "rm": 2, "displacement": -2, "displacement_size": 1}),
         ("8b16ffff", False, {"length": 4, "address_size": 2, "displacement": -1, "displacement_size": 2, "operand_size": 2}),
         ("668b05fcffffff", True, {"operand_size": 2, "operand_prefix": True, "displacement": -4}),
@@ -93,7 +95,7 @@ def test_what_no_manual_has_is_unknown(decoder: Decoder, code: str) -> None:
         ("c500", True, {"map": Map.ONE, "opcode": 0xC5, "length": 2}),  # LDS
         ("8fe878c0c101", True, {"map": Map.VEX, "vex_map": 8, "opcode": 0xC0, "length": 6}),  # XOP
     ],
-)
+)  # fmt: skip
 def test_parts(decoder: Decoder, code: str, code32: bool, parts: dict[str, int] | None) -> None:
     result = decoder.decode_bytes(bytes.fromhex(code), code32)
     if parts is None:

@@ -159,7 +159,8 @@ def test_sixteen_bit_code_and_stack(rig: Rig) -> None:
 @pytest.mark.parametrize(
     ("code", "registers", "vector"),
     [
-        ("f7f1", {"eax": 1, "edx": 0, "ecx": 0}, DE), ("f7f1", {"eax": 0, "edx": 2, "ecx": 2}, DE), ("f7f9", {"eax": 0, "edx": 0x80000000, "ecx": 0xFFFFFFFF}, DE),
+        ("f7f1", {"eax": 1, "edx": 0, "ecx": 0}, DE), ("f7f1", {"eax": 0, "edx": 2, "ecx": 2}, DE),
+        ("f7f9", {"eax": 0, "edx": 0x80000000, "ecx": 0xFFFFFFFF}, DE),
         ("f6f9", {"eax": 0x8000, "ecx": 0xFF}, DE), ("d400", {"eax": 5}, DE), ("6203", {"ebx": 0x4000, "eax": 7}, BR),
     ],
 )  # fmt: skip
