@@ -18,6 +18,8 @@ from hvd.errors import HvdError
 from hvd.guests import model
 from hvd.guests.events import now
 from hvd.guests.logs import Line, LogReader
+from hvd.guests.snapshot_clone import Cloner
+from hvd.guests.snapshot_restore import Restorer
 from hvd.guests.snapshots import Snapshots
 from hvd.guests.supervisor import Supervisor
 
@@ -32,6 +34,8 @@ class GuestService(ExecutionService, ScreenService, SnapshotService, guest_pb2_g
     def __init__(self, supervisor: Supervisor, snapshots: Snapshots) -> None:
         self._supervisor = supervisor
         self._snapshots = snapshots
+        self._restorer = Restorer(snapshots)
+        self._cloner = Cloner(self._restorer)
 
     async def CreateGuest(self, request: guest_pb2.CreateGuestRequest, context: Any) -> guest_pb2.Guest:
         return await self._supervisor.create(request)

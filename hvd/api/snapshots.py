@@ -10,7 +10,9 @@ from google.protobuf import empty_pb2
 from hvapi.v1 import guest_pb2, guest_pb2_grpc
 
 from hvd.errors import HvdError
+from hvd.guests.snapshot_clone import Cloner
 from hvd.guests.snapshot_import import Import
+from hvd.guests.snapshot_restore import Restorer
 from hvd.guests.snapshot_transfer import export
 from hvd.guests.snapshots import Snapshots
 
@@ -21,6 +23,8 @@ class SnapshotService(guest_pb2_grpc.GuestServiceServicer):
     """Errors are HvdError; the server's interceptor makes a Status of them."""
 
     _snapshots: Snapshots
+    _restorer: Restorer
+    _cloner: Cloner
 
     async def SnapshotGuest(self, request: guest_pb2.SnapshotGuestRequest, context: Any) -> guest_pb2.Snapshot:
         stored = await self._snapshots.take(request.name, request.snapshot_id, request.description)
@@ -37,16 +41,15 @@ class SnapshotService(guest_pb2_grpc.GuestServiceServicer):
         return empty_pb2.Empty()
 
     async def RestoreGuest(self, request: guest_pb2.RestoreGuestRequest, context: Any) -> guest_pb2.Guest:
-        return await self._snapshots.restore(request.snapshot, request.name, request.backend, request.paused)
+        return await self._restorer.restore(request.snapshot, request.name, request.backend, request.paused)
 
     async def CloneGuest(self, request: guest_pb2.CloneGuestRequest, context: Any) -> guest_pb2.Guest:
-        return await self._snapshots.clone(request.source, request.guest_id, request.request_id)
+        return await self._cloner.clone(request.source, request.guest_id, request.request_id)
 
     async def ExportSnapshot(
         self, request: guest_pb2.ExportSnapshotRequest, context: Any
     ) -> AsyncIterator[guest_pb2.ExportSnapshotResponse]:
-        stored = self._snapshots.get(request.name)
-        with stored.used_by("export"):
+        with self._snapshots.held(self._snapshots.get(request.name), "export") as stored:
             pieces = export(stored, self._snapshots.blobs)
             try:
                 while (piece := await asyncio.to_thread(_next, pieces)) is not None:

@@ -9,8 +9,6 @@ runtime directory tells it again anyway.
 from __future__ import annotations
 
 import asyncio
-import base64
-import binascii
 import contextlib
 import hashlib
 import uuid
@@ -26,9 +24,11 @@ from hvd.backends.contract import Backend, LaunchSpec
 from hvd.config import Config
 from hvd.errors import HvdError
 from hvd.guests import containers, disks, limits, model, records
+from hvd.guests.changes import asked_fields, take
 from hvd.guests.events import EventLog, now
 from hvd.guests.lifecycle import GuestLife
 from hvd.guests.model import Guest
+from hvd.guests.pages import decode_token, encode_token
 from hvd.guests.placement import Backends
 from hvd.guests.store import Store
 from hvd.network.cards import Cards
@@ -111,10 +111,10 @@ class Supervisor:
                 "FIELD_INVALID", field="page_size", value=size, problem="is negative", remedy="use 0 for the default"
             )
         size = min(size or 100, 1000)
-        after = _decode_token(token)
+        after = decode_token(token)
         fitting = [name for name in sorted(self._guests) if name > after and self._carries(name, labels)]
         page = fitting[:size]
-        return [self._guests[name].guest for name in page], _encode_token(page[-1]) if len(fitting) > size else ""
+        return [self._guests[name].guest for name in page], encode_token(page[-1]) if len(fitting) > size else ""
 
     def _carries(self, name: str, labels: dict[str, str]) -> bool:
         carried = self._guests[name].guest.labels
@@ -318,7 +318,7 @@ class Supervisor:
         Raises HvdError GUEST_NOT_FOUND, ETAG_MISMATCH, FIELD_IMMUTABLE, FIELD_INVALID, DISK_FULL (nothing is changed
         then), CAPABILITY_MISSING, LIMIT_*.
         """
-        return await self._whole(self._update(self.get(asked.name), asked, _update_paths(asked, paths)))
+        return await self._whole(self._update(self.get(asked.name), asked, asked_fields(asked, paths)))
 
     async def _update(
         self, life: GuestLife, asked: guest_pb2.Guest, wanted: Sequence[model.Mutable]
@@ -328,7 +328,7 @@ class Supervisor:
                 raise HvdError("ETAG_MISMATCH", name=life.guest.name)
             changed = guest_pb2.Guest()
             changed.CopyFrom(life.guest)
-            _take(changed, asked, wanted)
+            take(changed, asked, wanted)
             changed.on_reset = changed.on_reset or Guest.STOP
             changed.restart_policy.mode = changed.restart_policy.mode or guest_pb2.RestartPolicy.NEVER
             model.check_labels(changed.labels)
@@ -342,7 +342,7 @@ class Supervisor:
             if life.deleted:
                 raise HvdError("GUEST_NOT_FOUND", name=life.guest.name)
             # Only these: the guest's state may have moved on while the disk was busy.
-            _take(life.guest, changed, model.MUTABLE)
+            take(life.guest, changed, model.MUTABLE)
             life.guest.etag = changed.etag
             life.update(f"changed {', '.join(wanted)}")
             return life.guest
@@ -467,47 +467,3 @@ def _check_request_id(request_id: str) -> None:
             problem="is no UUID",
             remedy="use a new UUID4",
         ) from None
-
-
-def _take(target: guest_pb2.Guest, source: guest_pb2.Guest, wanted: Sequence[model.Mutable]) -> None:
-    for field in wanted:
-        target.ClearField(field)
-        target.MergeFrom(guest_pb2.Guest(**{field: getattr(source, field)}))
-
-
-def _update_paths(asked: guest_pb2.Guest, paths: Sequence[str]) -> list[model.Mutable]:
-    if not paths or list(paths) == ["*"]:
-        return [
-            field
-            for field in model.MUTABLE
-            if (asked.HasField(field) if field in ("restart_policy", "limits") else getattr(asked, field))
-        ]
-    for path in paths:
-        if path in model.MUTABLE:
-            continue
-        if path.partition(".")[0] in Guest.DESCRIPTOR.fields_by_name:
-            raise HvdError("FIELD_IMMUTABLE", field=path, mutable=", ".join(model.MUTABLE))
-        raise HvdError(
-            "FIELD_INVALID",
-            field="update_mask",
-            value=repr(path[:80]),
-            problem="is no field of a guest",
-            remedy=f"fields that can be changed: {', '.join(model.MUTABLE)}",
-        )
-    return [field for field in model.MUTABLE if field in paths]
-
-
-def _encode_token(name: str) -> str:
-    return base64.urlsafe_b64encode(b"after:" + name.encode()).decode()
-
-
-def _decode_token(token: str) -> str:
-    if not token:
-        return ""
-    try:
-        text = base64.b64decode(token.encode(), altchars=b"-_", validate=True).decode()
-    except (binascii.Error, ValueError):
-        text = ""
-    if not text.startswith("after:"):
-        raise HvdError("PAGE_TOKEN_INVALID", token=token[:80])
-    return text.removeprefix("after:")

@@ -25,18 +25,18 @@ WORKLOAD = f"i=0; while [ $i -lt {OPENS} ]; do : > {KNOWN}; i=$((i+1)); done"
 
 
 @pytest.fixture(autouse=True)
-def traceable() -> Iterator[None]:
+def traceable(daemon: RealDaemon) -> Iterator[None]:
     if Capability.TRACE not in BACKEND.capabilities:
         pytest.skip(BACKEND.limitations[Capability.TRACE])
-    assert programs() == []
+    assert programs(daemon) == []
     yield
-    wait_for(lambda: not programs(), "the programs are unloaded")
+    wait_for(lambda: not programs(daemon), "the programs are unloaded")
 
 
-def programs() -> list[str]:
-    """eBPF programs of ours that a process holds."""
+def programs(daemon: RealDaemon) -> list[str]:
+    """eBPF programs that this daemon holds; others may trace, too."""
     found = []
-    for info in Path("/proc").glob("[0-9]*/fdinfo/*"):
+    for info in Path(f"/proc/{daemon.pid}/fdinfo").iterdir():
         try:
             text = info.read_text()
         except OSError:

@@ -15,6 +15,7 @@ from hvd.snapshot import container
 from hvd.snapshot.container import Reader, Writer
 
 MIB = 1 << 20
+LARGE = "64M"
 
 
 def refused(done: Done, reason: str, code: int | None = None) -> None:
@@ -247,9 +248,9 @@ def test_pages_and_order(daemon: RealDaemon, ticker: str) -> None:
 @pytest.fixture
 def large(daemon: RealDaemon) -> str:
     """A guest with so much memory in use that saving it takes a while."""
-    daemon.run("spin.elf", "--memory", "400M", name="large")
+    daemon.run("spin.elf", "--memory", LARGE, name="large")
     daemon.wait_logs("large", "ok")
-    _fill(daemon, "large", 300)
+    _fill(daemon, "large", 50)
     return "large"
 
 
@@ -262,7 +263,7 @@ def _fill(daemon: RealDaemon, name: str, mebibytes: int) -> None:
 def test_cancelled_in_the_middle(daemon: RealDaemon, large: str) -> None:
     with Client(daemon.endpoint) as client:
         with pytest.raises(HvctlError) as error:
-            client.snapshot_guest(name=f"guests/{large}", snapshot_id="one", timeout=0.05)
+            client.snapshot_guest(name=f"guests/{large}", snapshot_id="one", timeout=0.02)
         assert error.value.reason == "TIMED_OUT"
         wait_for(lambda: ask(daemon, "snapshot", large, "one").returncode == 0, "what was begun is over, its name free")
         client.delete_snapshot(name=f"guests/{large}/snapshots/one")
@@ -307,6 +308,26 @@ def test_deleted_while_it_is_in_use(daemon: RealDaemon, large: str, tmp_path: Pa
             refused(ask(daemon, "snapshots", "delete", f"{large}/one"), "SNAPSHOT_IN_USE")
     wait_for(lambda: daemon.hvctl("snapshots", "delete", f"{large}/one").returncode == 0, "the export is over")
     assert files(daemon) == []
+
+
+@pytest.mark.parametrize("verb", ["restore", "clone", "export"])
+def test_its_guest_is_deleted_while_it_is_in_use(daemon: RealDaemon, large: str, verb: str, tmp_path: Path) -> None:
+    """What is made of a snapshot is made to the end."""
+    daemon.ok("snapshot", large, "one")
+    source = f"{large}/one"
+    if verb == "restore":
+        daemon.run("hello.elf", "--memory", LARGE, name="other")
+    words = {"restore": ("other", source), "clone": (source, "other"), "export": (source, str(tmp_path / "file"))}
+    incoming = daemon.state_dir / "snapshots-incoming"
+    process = daemon.spawn(*(("snapshots",) if verb == "export" else ()), verb, *words[verb])
+    wait_for(lambda: list(incoming.glob(f"*.{verb}")) or process.popen.poll() is not None, "it has begun, or is over")
+    daemon.ok("delete", "--force", large)
+    assert process.end() == 0, process.err
+    wait_for(lambda: not files(daemon), "nothing is left of it")
+    if verb == "export":
+        daemon.ok("snapshots", "import", str(tmp_path / "file"), "other/one")
+        daemon.ok("restore", "other", "one")
+    assert daemon.listed()["other"]["state"] == "RUNNING"
 
 
 def test_full_disk(own_daemon: RealDaemon) -> None:
