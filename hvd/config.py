@@ -75,6 +75,12 @@ def _host_port(text: str) -> str:
     return text
 
 
+def _registry(text: str) -> str:
+    if not re.fullmatch(r"[A-Za-z0-9.\[\]:-]{1,255}", text):
+        raise ValueError("is no HOST or HOST:PORT")
+    return text
+
+
 def _subnet(text: str) -> IPv4Network:
     try:
         return IPv4Network(text)
@@ -201,6 +207,25 @@ class Config:
         None,
         "certificate authority of the clients (PEM); their role is the URI hvd:role:ROLE "
         "among a certificate's alternative names, view without one",
+        shown="none",
+        value="FILE",
+    )
+
+    registry_ca: tuple[Path, ...] = _setting(
+        _path,
+        (),
+        "certificate authorities of registries (PEM), besides the host's (repeatable)",
+        shown="none",
+        value="FILE",
+        many=True,
+    )
+    insecure_registries: tuple[str, ...] = _setting(
+        _registry, (), "registries that are spoken to by plain HTTP (repeatable)", shown="none", value="HOST[:PORT]", many=True
+    )
+    registry_auth_file: Path | None = _setting(
+        _path,
+        None,
+        'logins for registries, as containers-auth.json(5): {"auths": {"HOST[:PORT]": {"auth": "BASE64"}}}',
         shown="none",
         value="FILE",
     )

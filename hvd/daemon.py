@@ -51,6 +51,7 @@ from hvd.images.builder import ImageBuilder
 from hvd.images.catalog import ImageCatalog
 from hvd.images.collector import collect_for_ever
 from hvd.images.layers import LayerStore
+from hvd.images.registry_access import RegistryAccess
 from hvd.metrics.endpoint import MetricsEndpoint
 from hvd.metrics.metrics import Metrics
 from hvd.network.cards import Cards
@@ -180,7 +181,11 @@ class Daemon:
             return None
 
     def _registrations(self) -> list[Register]:
-        guests, images = GuestService(self.supervisor, self.snapshots), ImageService(self.catalog, self.blobs, self._builder(), self.layers)
+        config = self.config
+        access = RegistryAccess(config.registry_ca, frozenset(config.insecure_registries), config.registry_auth_file)
+        access.tls()  # what is wrong with it is told now
+        guests = GuestService(self.supervisor, self.snapshots)
+        images = ImageService(self.catalog, self.blobs, self._builder(), self.layers, access)
         tracing = TraceService(self.supervisor, self.switch, self.metrics.trace_lost)
         networks = NetworkService(self.networks)
         inspection, metrics = InspectService(self.supervisor), MetricsService(self.metrics)

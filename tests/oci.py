@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import base64
 import contextlib
 import gzip
 import hashlib
@@ -10,11 +11,13 @@ import io
 import json
 import shutil
 import socket
+import ssl
 import subprocess
 import tarfile
 import threading
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
@@ -66,6 +69,7 @@ class OciImage:
         self.blobs: dict[str, bytes] = {}
         entries = [self._add(PACKED[how](content), f"{OCI}layer.v1.tar{how}") for content, how in layers]
         self.layers = [entry["digest"] for entry in entries]
+        self.plain = dict(zip(self.layers, (content for content, _ in layers), strict=True))  # unpacked
         document = {"os": "linux", "architecture": arch, "config": config or {}, "rootfs": {"type": "layers", "diff_ids": []}}
         self.manifest: dict[str, Any] = {
             "schemaVersion": 2,
@@ -116,8 +120,9 @@ def digest_of(content: bytes) -> str:
 class FakeRegistry:
     """Serves one image as "box:1". answers: path (or its beginning) -> what is done instead; requests: the paths asked for."""
 
-    def __init__(self, image: OciImage) -> None:
+    def __init__(self, image: OciImage, tls: ssl.SSLContext | None = None) -> None:
         self.image = image
+        self.basic = ""  # the "user:password" that it wants: itself, or, with a token, for that
         self.answers: dict[str, Callable[[BaseHTTPRequestHandler], None]] = {}
         self.requests: list[tuple[str, str | None]] = []
         self.token = ""  # what it wants to see
@@ -133,6 +138,10 @@ class FakeRegistry:
             def log_message(self, *words: object) -> None: ...
 
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
+        self.server.handle_error = lambda request, address: None  # type: ignore[method-assign]  # of clients that do not trust it
+        self.scheme = "https" if tls else "http"
+        if tls:
+            self.server.socket = tls.wrap_socket(self.server.socket, server_side=True, do_handshake_on_connect=False)
         self.host = f"127.0.0.1:{self.server.server_address[1]}"
         self.reference = f"{self.host}/box:1"
         self._thread = threading.Thread(target=self.server.serve_forever)
@@ -143,9 +152,12 @@ class FakeRegistry:
             if request.path.startswith(path):
                 return answer(request)
         kind, _, which = request.path.removeprefix("/v2/box/").partition("/")
-        if request.path.startswith("/v2/") and self.token and request.headers.get("Authorization") != f"Bearer {self.token}":
-            challenge = f'Bearer realm="http://{self.host}/token",service="me",scope="repository:box:pull"'
+        given, login = request.headers.get("Authorization"), f"Basic {base64.b64encode(self.basic.encode()).decode()}"
+        if request.path.startswith("/v2/") and self.token and given != f"Bearer {self.token}":
+            challenge = f'Bearer realm="{self.scheme}://{self.host}/token",service="me",scope="repository:box:pull"'
             return send(request, b"", status=401, headers={"WWW-Authenticate": challenge})
+        if self.basic and given != login and (request.path.startswith("/token?") or not self.token):
+            return send(request, b"", status=401, headers={"WWW-Authenticate": 'Basic realm="me"'})
         if request.path.startswith("/token?"):
             return send(request, json.dumps({"token": self.token}).encode())
         if kind == "manifests":
@@ -175,8 +187,48 @@ def send(
     request.wfile.write(content)
 
 
+@dataclass(frozen=True, slots=True)
+class Certificates:
+    """Of a private authority, for 127.0.0.1; made by openssl."""
+
+    ca: Path
+    certificate: Path
+    key: Path
+
+    @classmethod
+    def make(cls, directory: Path) -> Certificates:
+        """Raises FileNotFoundError without openssl."""
+
+        def openssl(*words: str) -> None:
+            subprocess.run(["openssl", *words], cwd=directory, check=True, capture_output=True)
+
+        fresh = ("-newkey", "rsa:2048", "-nodes")
+        openssl("req", "-x509", *fresh, "-keyout", "ca.key", "-out", "ca.pem", "-subj", "/CN=private", "-days", "2")
+        openssl("req", *fresh, "-keyout", "server.key", "-out", "server.csr", "-subj", "/CN=registry")
+        (directory / "names").write_text("subjectAltName=IP:127.0.0.1")
+        openssl("x509", "-req", "-in", "server.csr", "-CA", "ca.pem", "-CAkey", "ca.key", "-CAcreateserial", "-days", "2",
+                "-extfile", "names", "-out", "server.pem")  # fmt: skip
+        return cls(directory / "ca.pem", directory / "server.pem", directory / "server.key")
+
+    def server(self) -> ssl.SSLContext:
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.certificate, self.key)
+        return context
+
+
+def auth_file(path: Path, **logins: str) -> Path:
+    """registry -> "user:password"."""
+    entries = {registry: {"auth": base64.b64encode(login.encode()).decode()} for registry, login in logins.items()}
+    path.write_text(json.dumps({"auths": entries}))
+    return path
+
+
+# "user:pass:word", as htpasswd has it (bcrypt).
+LOGIN, HTPASSWD = "user:pass:word", "user:$2b$04$ilYFOBU0B/kfIfhZNNXXYOIEYOfPCVJo4qFmdvsyUWsilR5yW9NlW"
+
+
 @contextlib.contextmanager
-def docker_registry(directory: Path) -> Iterator[str]:
+def docker_registry(directory: Path, certificates: Certificates | None = None, login: bool = False) -> Iterator[str]:
     """Debian's; its "host:port". Raises FileNotFoundError when it is not installed."""
     program = shutil.which("docker-registry") or shutil.which("docker-registry", path=str(TOOLS))
     if program is None:
@@ -186,8 +238,12 @@ def docker_registry(directory: Path) -> Iterator[str]:
     config = directory / "registry.yml"
     config.write_text(
         f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {directory / 'registry'}}}}}\n"
-        f"http: {{addr: '127.0.0.1:{port}'}}\n"
+        f"http: {{addr: '127.0.0.1:{port}'"
+        + (f", tls: {{certificate: {certificates.certificate}, key: {certificates.key}}}" if certificates else "")
+        + "}\n"
+        + (f"auth: {{htpasswd: {{realm: me, path: {directory / 'htpasswd'}}}}}\n" if login else "")
     )
+    (directory / "htpasswd").write_text(HTPASSWD + "\n")
     with subprocess.Popen([program, "serve", str(config)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
         try:
             end = time.monotonic() + 60
@@ -204,12 +260,16 @@ def docker_registry(directory: Path) -> Iterator[str]:
             process.terminate()
 
 
-def push(registry: str, repository: str, tag: str, image: OciImage) -> None:
-    """By the distribution protocol, "Pushing Blobs" and "Pushing Manifests"."""
+def push(registry: str, repository: str, tag: str, image: OciImage, ca: Path | None = None, login: str = "") -> None:
+    """By the distribution protocol, "Pushing Blobs" and "Pushing Manifests". ca: of one that speaks HTTPS."""
+    scheme = "https" if ca else "http"
+    headers = {"Authorization": f"Basic {base64.b64encode(login.encode()).decode()}"} if login else {}
 
     def call(method: str, url: str, body: bytes = b"", media_type: str = "application/octet-stream") -> http.client.HTTPResponse:
         connection = http.client.HTTPConnection(registry, timeout=60)
-        connection.request(method, url.removeprefix(f"http://{registry}"), body, {"Content-Type": media_type})
+        if ca:
+            connection = http.client.HTTPSConnection(registry, timeout=60, context=ssl.create_default_context(cafile=ca))
+        connection.request(method, url.removeprefix(f"{scheme}://{registry}"), body, {"Content-Type": media_type, **headers})
         response = connection.getresponse()
         text = response.read()
         assert response.status < 300, (method, url, response.status, text)

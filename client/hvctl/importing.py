@@ -11,7 +11,7 @@ from typing import Any
 import click
 from hvapi.v1 import image_pb2
 
-from hvctl import layout, rootfs
+from hvctl import docker_archive, layout, rootfs
 from hvctl.filekind import HEAD_BYTES, check_raw, kind_of
 from hvctl.sdk.errors import HvctlError
 from hvctl.settings import Settings, say
@@ -29,8 +29,10 @@ def import_image(
     """options: of the verb. Raises HvctlError, click.UsageError."""
     files: dict[str, str] = {what: options[what] for what in ("kernel", "initrd", "symbols") if options[what]}
     with tempfile.TemporaryDirectory(prefix="hvctl-") as directory:
-        if source is not None and options["kind"] in (None, "rootfs") and not options["as_"] and layout.is_layout(source):
-            return _import_layout(settings, identifier, layout.read(source, Path(directory)), files, options)
+        if source is not None:
+            source = rootfs.without_zstd(source, Path(directory) / "zstd")
+            if options["kind"] in (None, "rootfs") and not options["as_"] and (found := _layout_of(source, Path(directory))):
+                return _import_layout(settings, identifier, found, files, options)
         if source is None:
             if options["kind"] or options["as_"] or options["size"]:
                 raise click.UsageError("--kind, --as and --size need a FILE or a FOLDER")
@@ -58,11 +60,18 @@ def import_image(
     return settings.client.create_image(image_id=identifier, image=image)
 
 
+def _layout_of(source: str, scratch: Path) -> layout.Layout | None:
+    """None = it is another thing than an image in layers. Raises HvctlError."""
+    if layout.is_layout(source):
+        return layout.read(source, scratch)
+    return docker_archive.read(source, scratch) if docker_archive.is_archive(source) else None
+
+
 def _import_layout(
     settings: Settings, identifier: str, found: layout.Layout, files: Mapping[str, str], options: Mapping[str, Any]
 ) -> image_pb2.Image:
     if files or options["append"] or options["size"]:
-        raise click.UsageError("an OCI image layout is a container's: --kernel, --initrd, --append and --size do not go with it")
+        raise click.UsageError("an image in layers is a container's: --kernel, --initrd, --append and --size do not go with it")
     for file in found.layers:
         upload(settings, str(file), is_large=True)
     image = image_pb2.Image(

@@ -99,7 +99,7 @@ class _Reader:
         if not layers:
             raise self._invalid("its manifest has no layers")
         config = self._described(index.get("config"), "the configuration")
-        return Layout(tuple(layers.values()), tuple(layers), self._config(config))
+        return Layout(tuple(layers.values()), tuple(layers), rootfs_config(config, self._source))
 
     def _chosen(self, index: Mapping[str, Any]) -> Any:
         """The only manifest, or the one for this kind of machine."""
@@ -116,26 +116,6 @@ class _Reader:
                 return entry
             known.append("/".join(str(each)[:20] for each in found))
         raise self._invalid(f"it has nothing for linux/amd64, only {', '.join(known[:10]) or 'nothing'}")
-
-    def _config(self, read: Mapping[str, Any]) -> image_pb2.RootfsConfig:
-        platform = (read.get("os"), read.get("architecture"))
-        if platform != _PLATFORM:
-            raise self._invalid(f"it is for {'/'.join(str(each)[:20] for each in platform)}, not linux/amd64")
-        config = read.get("config") or {}
-        stop = str(config.get("StopSignal") or "") if isinstance(config, dict) else ""
-        if stop.isdecimal() and len(stop) < 4 and int(stop) in set(signal.Signals):
-            stop = signal.Signals(int(stop)).name
-        try:
-            return image_pb2.RootfsConfig(
-                entrypoint=config.get("Entrypoint") or [],
-                command=config.get("Cmd") or [],
-                env=dict(each.split("=", 1) for each in config.get("Env") or []),
-                working_directory=config.get("WorkingDir") or "",
-                user=config.get("User") or "",
-                stop_signal=stop if stop in signal.Signals.__members__ else "",
-            )
-        except (TypeError, ValueError, AttributeError) as error:
-            raise self._invalid(f"its configuration is not what it should be ({error})") from error
 
     def _described(self, entry: Any, what: str) -> dict[str, Any]:
         return self._document(self._blob(entry)[1], what)
@@ -174,4 +154,30 @@ class _Reader:
         return found
 
     def _invalid(self, problem: str) -> HvctlError:
-        return HvctlError.local("LAYOUT_INVALID", path=self._source, problem=problem)
+        return _invalid(self._source, problem)
+
+
+def rootfs_config(read: Mapping[str, Any], source: str) -> image_pb2.RootfsConfig:
+    """Of an image's configuration (config.md). Raises HvctlError LAYOUT_INVALID."""
+    platform = (read.get("os"), read.get("architecture"))
+    if platform != _PLATFORM:
+        raise _invalid(source, f"it is for {'/'.join(str(each)[:20] for each in platform)}, not linux/amd64")
+    config = read.get("config") or {}
+    stop = str(config.get("StopSignal") or "") if isinstance(config, dict) else ""
+    if stop.isdecimal() and len(stop) < 4 and int(stop) in set(signal.Signals):
+        stop = signal.Signals(int(stop)).name
+    try:
+        return image_pb2.RootfsConfig(
+            entrypoint=config.get("Entrypoint") or [],
+            command=config.get("Cmd") or [],
+            env=dict(each.split("=", 1) for each in config.get("Env") or []),
+            working_directory=config.get("WorkingDir") or "",
+            user=config.get("User") or "",
+            stop_signal=stop if stop in signal.Signals.__members__ else "",
+        )
+    except (TypeError, ValueError, AttributeError) as error:
+        raise _invalid(source, f"its configuration is not what it should be ({error})") from error
+
+
+def _invalid(source: str, problem: str) -> HvctlError:
+    return HvctlError.local("LAYOUT_INVALID", path=source, problem=problem)

@@ -25,6 +25,7 @@ SBIN = "/usr/sbin:/sbin"
 SPARE_BYTES = 64 << 20
 BLOCK = 4096
 MIB = 1 << 20
+_ZSTD = b"\x28\xb5\x2f\xfd"
 
 
 def pack(folder: str, target: IO[bytes]) -> list[str]:
@@ -105,6 +106,21 @@ def unpacked_tar(path: str, target: IO[bytes]) -> bool:
     except (OSError, EOFError, gzip.BadGzipFile) as error:
         raise HvctlError.local("FILE_UNREADABLE", path=path, problem=error) from error
     return True
+
+
+def without_zstd(path: str, target: Path) -> str:
+    """The file itself or, when zstd packed it, what it was, at the target. Raises HvctlError FILE_UNREADABLE, PROGRAM_MISSING,
+    PROGRAM_FAILED."""
+    try:
+        if not os.path.isfile(path):
+            return path
+        with open(path, "rb") as file:
+            if file.read(len(_ZSTD)) != _ZSTD:
+                return path
+    except (OSError, ValueError) as error:
+        raise HvctlError.local("FILE_UNREADABLE", path=path, problem=getattr(error, "strerror", None) or error) from error
+    _run("zstd", "zstd", "-dqo", str(target), "--", path)
+    return str(target)
 
 
 def make_disk(source: str, target: Path, size: int) -> None:

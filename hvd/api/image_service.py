@@ -18,6 +18,7 @@ from hvd.images.catalog import ROOTFS, ImageCatalog, image_id, layer_digests
 from hvd.images.formats import check_rootfs
 from hvd.images.layers import LayerStore
 from hvd.images.puller import ImagePuller
+from hvd.images.registry_access import RegistryAccess
 
 MOST_CHUNK_BYTES = 1 << 20
 # They are hashed in one go, during which an upload cannot be cancelled.
@@ -32,12 +33,19 @@ _Context = Any
 class ImageService(image_pb2_grpc.ImageServiceServicer):
     """Images, their blobs and their builds. Errors are HvdError; the server's interceptor makes a Status of them."""
 
-    def __init__(self, catalog: ImageCatalog, blobs: BlobStore, builder: ImageBuilder, layers: LayerStore) -> None:
+    def __init__(
+        self,
+        catalog: ImageCatalog,
+        blobs: BlobStore,
+        builder: ImageBuilder,
+        layers: LayerStore,
+        access: RegistryAccess | None = None,
+    ) -> None:
         self.layers = layers
         self.catalog = catalog
         self.blobs = blobs
         self.builder = builder
-        self.puller = ImagePuller(blobs, catalog, layers)
+        self.puller = ImagePuller(blobs, catalog, layers, access)
 
     async def UploadBlob(
         self, request_iterator: AsyncIterator[image_pb2.UploadBlobRequest], context: _Context

@@ -21,6 +21,7 @@ from hvd.images.layers import LayerStore
 from hvd.images.manifest import Descriptor, Manifest
 from hvd.images.reference import Reference
 from hvd.images.registry import Registry
+from hvd.images.registry_access import RegistryAccess
 
 T = TypeVar("T")
 # After a cancellation, for a thread that is about to see it: a name's look-up cannot be ended.
@@ -36,11 +37,13 @@ class ImagePuller:
         blobs: BlobStore,
         catalog: ImageCatalog,
         layers: LayerStore,
-        open_registry: Callable[[Reference, bool], Registry] = Registry,
+        access: RegistryAccess | None = None,
+        open_registry: Callable[[Reference, bool, RegistryAccess | None], Registry] = Registry,
     ) -> None:
         self.blobs = blobs
         self.catalog = catalog
         self.layers = layers
+        self._access = access
         self._open = open_registry
 
     async def pull(
@@ -71,7 +74,7 @@ class ImagePuller:
                 await asyncio.wait([run.task])
 
     async def _make(self, run: Run, wanted: Reference, identifier: str, insecure: bool) -> image_pb2.Image:
-        registry = self._open(wanted, insecure)
+        registry = self._open(wanted, insecure, self._access)
         run.tell("fetch", -1, f"asking {wanted.registry} for {wanted}")
         digest, found, config = await _in_thread(registry, self._resolve, registry, wanted)
         total, done = sum(layer.size for layer in found.layers), 0

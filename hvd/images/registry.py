@@ -1,7 +1,8 @@
-"""Reading from a registry: the OCI distribution protocol (v2), anonymously. Calls block: they run in worker threads, and close()
-from another thread ends them.
+"""Reading from a registry: the OCI distribution protocol (v2), for anybody or with a login. Calls block: they run in worker
+threads, and close() from another thread ends them.
 
-HTTP is spoken to loopback addresses and where the client says so; elsewhere HTTPS. What HTTPS answers is not followed to HTTP.
+HTTPS is spoken; plain HTTP where the settings or the client say so, and to loopback addresses that know no TLS. What HTTPS
+answers is not followed to HTTP. A login goes over HTTPS, to a loopback address, or to where the settings allow plain HTTP.
 """
 
 from __future__ import annotations
@@ -22,6 +23,7 @@ from hvd.errors import HvdError
 from hvd.images import manifest
 from hvd.images.manifest import INDEXES, MANIFESTS, MOST_DOCUMENT_BYTES
 from hvd.images.reference import Reference, is_loopback
+from hvd.images.registry_access import RegistryAccess
 
 # Seconds without a byte, or for a whole answer's head and small documents.
 SILENCE: Final = 30.0
@@ -39,14 +41,22 @@ class Registry:
     """One pull from one repository; one call at a time."""
 
     def __init__(
-        self, reference: Reference, insecure: bool, silence: float = SILENCE, patience: float = PATIENCE
+        self,
+        reference: Reference,
+        insecure: bool,
+        access: RegistryAccess | None = None,
+        silence: float = SILENCE,
+        patience: float = PATIENCE,
     ) -> None:
+        """insecure: the client says that plain HTTP is right."""
         self.reference = reference
-        self._insecure = insecure
+        self._access = access or RegistryAccess()
+        self._trusted = self._access.is_insecure(reference)  # with plain HTTP
+        self._insecure = insecure or self._trusted
         self._silence, self._patience = silence, patience
-        scheme = "http" if self._may_be_plain(reference.host) else "https"
-        self._base = f"{scheme}://{reference.host}/v2/{reference.repository}"
-        self._token = ""
+        self._tls: ssl.SSLContext | None = None
+        self._base = ""  # known with the first call
+        self._authorization = ""
         self._lock = threading.Lock()
         # Of the present answer. Kept apart from its connection, which forgets it while the answer is read.
         self._socket: socket.socket | None = None
@@ -54,7 +64,7 @@ class Registry:
 
     def manifest(self, which: str) -> tuple[bytes, str, str]:
         """which: tag or digest. Content, media type, digest. Raises HvdError MANIFEST_NOT_FOUND and REGISTRY_*."""
-        with self._answered(f"{self._base}/manifests/{which}", ", ".join((*MANIFESTS, *INDEXES))) as response:
+        with self._answered(f"manifests/{which}", ", ".join((*MANIFESTS, *INDEXES))) as response:
             what = f"the manifest {which}"
             self._check(response, what)
             content = self._whole(response, MOST_DOCUMENT_BYTES, what)
@@ -66,7 +76,7 @@ class Registry:
 
     def blob(self, digest: str) -> Iterator[bytes]:
         """In pieces. Raises HvdError REGISTRY_*. Neither length nor digest are checked here."""
-        with self._answered(f"{self._base}/blobs/{digest}", "*/*") as response:
+        with self._answered(f"blobs/{digest}", "*/*") as response:
             self._check(response, f"blob {digest}")
             begin, received = time.monotonic(), 0
             while piece := self._read(response, _CHUNK_BYTES):
@@ -88,17 +98,22 @@ class Registry:
                 self._socket.shutdown(socket.SHUT_RDWR)
 
     @contextlib.contextmanager
-    def _answered(self, url: str, accept: str) -> Iterator[http.client.HTTPResponse]:
-        """The last answer, behind redirects and with a token."""
+    def _answered(self, path: str, accept: str) -> Iterator[http.client.HTTPResponse]:
+        """The last answer, behind redirects and with a token. path: below the repository."""
+        if not self._base:
+            self._base = f"{self._scheme()}://{self.reference.host}/v2/{self.reference.repository}"
+        url, asked = f"{self._base}/{path}", False
         for _ in range(MOST_REDIRECTS + 2):
-            response, connection = self._get(url, accept)
+            response, connection = self._get(url, accept, self._authorization if url.startswith(self._base) else "")
             try:
                 if response.status in _REDIRECTS:
                     url = self._target(url, response.headers.get("Location", ""))
-                elif response.status == 401 and not self._token and url.startswith(self._base):
+                elif response.status == 401 and not asked and url.startswith(self._base):
+                    # Once for each answer: tokens expire, and a long pull outlasts them.
+                    asked = True
                     challenge = response.headers.get("WWW-Authenticate", "")
                     connection.close()
-                    self._token = self._authenticate(challenge)
+                    self._authorization = self._authenticate(challenge)
                 else:
                     yield response
                     return
@@ -106,14 +121,45 @@ class Registry:
                 connection.close()
         raise self._answer(f"more than {MOST_REDIRECTS} redirects")
 
-    def _get(self, url: str, accept: str) -> tuple[http.client.HTTPResponse, http.client.HTTPConnection]:
+    def _scheme(self) -> str:
+        """A registry on this machine often knows no TLS: it is asked."""
+        host = self.reference.host
+        if self._insecure:
+            return "http"
+        if not self._may_be_plain(host):
+            return "https"
+        connection = http.client.HTTPSConnection(host, timeout=self._silence, context=self._context())
+        try:
+            with self._explained():
+                try:
+                    connection.connect()
+                except ssl.SSLCertVerificationError:
+                    return "https"  # and what is wrong with it is told by the call to come
+                except (ssl.SSLError, ConnectionResetError):
+                    return "http"
+        finally:
+            connection.close()
+        return "https"
+
+    def _context(self) -> ssl.SSLContext:
+        if self._tls is None:
+            self._tls = self._access.tls()
+        return self._tls
+
+    def _get(
+        self, url: str, accept: str, authorization: str = ""
+    ) -> tuple[http.client.HTTPResponse, http.client.HTTPConnection]:
         parts = urllib.parse.urlsplit(url)
-        kind = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         headers = {"Accept": accept, "User-Agent": "hvd", "Connection": "close"}
-        if self._token and url.startswith(self._base):  # not to where it redirects
-            headers["Authorization"] = f"Bearer {self._token}"
+        if authorization:
+            headers["Authorization"] = authorization
+        connection: http.client.HTTPConnection
+        context = self._context() if parts.scheme == "https" else None
         with self._explained():
-            connection = kind(parts.netloc, timeout=self._silence)
+            if context is not None:
+                connection = http.client.HTTPSConnection(parts.netloc, timeout=self._silence, context=context)
+            else:
+                connection = http.client.HTTPConnection(parts.netloc, timeout=self._silence)
             try:
                 connection.connect()
                 with self._lock:
@@ -190,19 +236,26 @@ class Registry:
         raise self._answer(f"status {response.status} for {what}")
 
     def _authenticate(self, challenge: str) -> str:
-        """A token for anybody ("Token Authentication Specification" of the distribution project)."""
+        """What Authorization has to say: the login itself (RFC 7617), or a token, for the login or for anybody ("Token
+        Authentication Specification" of the distribution project)."""
         scheme, _, rest = challenge.partition(" ")
         parameters = {name.lower(): value for name, value in _PARAMETER.findall(rest)}
+        login = self._access.login(self.reference)
+        if scheme.lower() == "basic":
+            if not login:
+                raise self._denied("it wants a login")
+            return self._over(self._base, login)
         if scheme.lower() != "bearer" or "realm" not in parameters:
-            raise self._denied(f"it wants {scheme[:40] or 'a login'}, not a token")
+            raise self._denied(f"it wants {scheme[:40] or 'a login'}, not a login or token")
         query = {name: parameters[name] for name in ("service", "scope") if name in parameters}
         query.setdefault("scope", f"repository:{self.reference.repository}:pull")
         realm = self._target(self._base, parameters["realm"])
         joint = "&" if "?" in realm else "?"
-        response, connection = self._get(f"{realm}{joint}{urllib.parse.urlencode(query)}", "application/json")
+        where = f"{realm}{joint}{urllib.parse.urlencode(query)}"
+        response, connection = self._get(where, "application/json", self._over(realm, login) if login else "")
         try:
             if response.status != 200:
-                raise self._denied(f"no token for anybody: status {response.status}")
+                raise self._denied(f"no token for {'this login' if login else 'anybody'}: status {response.status}")
             content = self._whole(response, _MOST_TOKEN_BYTES, "a token")
         finally:
             connection.close()
@@ -213,7 +266,14 @@ class Registry:
             token = None
         if not isinstance(token, str) or not _TOKEN.fullmatch(token):
             raise self._answer("no token where it sent for one")
-        return token
+        return f"Bearer {token}"
+
+    def _over(self, url: str, login: str) -> str:
+        """The login, where it may be said. Raises HvdError REGISTRY_DENIED."""
+        parts = urllib.parse.urlsplit(url)
+        if parts.scheme == "https" or is_loopback(parts.hostname or "") or self._trusted:
+            return login
+        raise self._denied("it wants the login over plain HTTP, which only the setting insecure-registries allows")
 
     def _target(self, base: str, location: str) -> str:
         """Where an answer points to. Raises HvdError REGISTRY_ANSWER when that is not as safe."""

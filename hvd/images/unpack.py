@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import json
 import os
+import resource
 import stat
 import sys
 import tarfile
@@ -19,10 +20,13 @@ from typing import IO, NoReturn
 
 WHITEOUT = ".wh."
 OPAQUE = ".wh..wh..opq"
+OVERLAY_OPAQUE = "trusted.overlay.opaque"
 # Capabilities of files, and what users attach; labels of security modules are the host's matter.
 _KEPT_ATTRIBUTES = ("security.capability", "user.")
 _PAX_ATTRIBUTE = "SCHILY.xattr."
 _COPY_BYTES = 1 << 20
+# Of headers as long as they like, and of what decompresses: it is more than any archive needs.
+MOST_MEMORY = 1 << 30
 
 
 class Refused(Exception):
@@ -46,10 +50,13 @@ class Unpacker:
         self.files = self.bytes = 0
         # Made writable while their contents come; their times change with those.
         self._directories: dict[str, tarfile.TarInfo] = {}
+        # What lower layers have there does not count; what this one has does, wherever in the archive its whiteout stands.
+        self._hidden: set[str] = set()
 
     def take(self, archive: tarfile.TarFile) -> None:
         """Raises Refused, tarfile.TarError, OSError."""
-        for member in archive:
+        while (member := archive.next()) is not None:
+            archive.members = []  # type: ignore[attr-defined]  # or it keeps them all
             self.files += 1
             if self.files > self._most_files:
                 raise Refused("ARCHIVE_TOO_LARGE", problem=f"more than {self._most_files} files")
@@ -65,19 +72,16 @@ class Unpacker:
                 self._directories[path] = member
             return
         parent, name = os.path.split(path)
-        os.makedirs(parent, mode=0o755, exist_ok=True)
+        self._make_parents(parent)
         if name == OPAQUE:
-            os.setxattr(parent, "trusted.overlay.opaque", b"y")
+            os.setxattr(parent, OVERLAY_OPAQUE, b"y")
             return
         if name.startswith(WHITEOUT):
-            hidden = os.path.join(parent, name.removeprefix(WHITEOUT))
-            _remove(hidden)
-            os.mknod(hidden, stat.S_IFCHR | 0o600, os.makedev(0, 0))
+            self._hide(os.path.join(parent, name.removeprefix(WHITEOUT)))
             return
         if member.isdir():
             if not os.path.isdir(path) or os.path.islink(path):
-                _remove(path)
-                os.mkdir(path)
+                self._make_directory(path)
             self._directories[path] = member
             return
         if member.ischr() or member.isblk():
@@ -96,18 +100,47 @@ class Unpacker:
         elif member.isreg():
             content = archive.extractfile(member)
             assert content is not None
-            self._copy(content, path)
+            self._copy(content, path, member.size)
         else:
             unsafe(member, f"is of unknown type {member.type!r}")
         self._own(path, member)
 
-    def _copy(self, content: IO[bytes], path: str) -> None:
+    def _hide(self, path: str) -> None:
+        if os.path.basename(path) in ("", ".", ".."):
+            raise Refused("ARCHIVE_UNSAFE", member=ascii(path), problem="its whiteout leaves its folder")
+        self._hidden.add(path)
+        if os.path.isdir(path) and not os.path.islink(path):
+            os.setxattr(path, OVERLAY_OPAQUE, b"y")
+        elif not os.path.lexists(path):
+            os.mknod(path, stat.S_IFCHR | 0o600, os.makedev(0, 0))
+
+    def _make_parents(self, path: str) -> None:
+        """Those that the archive does not have, or not yet. A link's target may be another layer's."""
+        if os.path.isdir(path):
+            return
+        if (real := os.path.realpath(path)) != path:
+            self._make_parents(real)
+            return
+        self._make_parents(os.path.dirname(path))
+        self._make_directory(path)
+
+    def _make_directory(self, path: str) -> None:
+        _remove(path)
+        os.mkdir(path, 0o755)
+        if path in self._hidden:  # in its place: nothing of the lower one is seen
+            os.setxattr(path, OVERLAY_OPAQUE, b"y")
+
+    def _copy(self, content: IO[bytes], path: str, size: int) -> None:
+        if self.bytes + size > self._most_bytes:
+            raise Refused("ARCHIVE_TOO_LARGE", problem=f"more than {self._most_bytes} bytes unpacked")
         with open(path, "xb", opener=lambda name, flags: os.open(name, flags | os.O_NOFOLLOW, 0o600)) as file:
             while block := content.read(_COPY_BYTES):
                 self.bytes += len(block)
-                if self.bytes > self._most_bytes:
-                    raise Refused("ARCHIVE_TOO_LARGE", problem=f"more than {self._most_bytes} bytes unpacked")
-                file.write(block)
+                if block.count(0) == len(block):  # as in a sparse file
+                    file.seek(len(block), os.SEEK_CUR)
+                else:
+                    file.write(block)
+            file.truncate()
 
     def _own(self, path: str, member: tarfile.TarInfo) -> None:
         os.chown(path, member.uid, member.gid, follow_symlinks=False)
@@ -150,7 +183,9 @@ def unpack(directory: str, most_bytes: int, most_files: int, source: IO[bytes]) 
             unpacker.take(archive)
     except Refused as refused:
         return {"error": refused.reason, "metadata": refused.metadata}
-    except (tarfile.TarError, EOFError, ValueError, ImportError) as error:
+    except MemoryError:
+        return {"error": "ARCHIVE_TOO_LARGE", "metadata": {"problem": f"more than {MOST_MEMORY} bytes of memory needed to unpack it"}}
+    except (tarfile.TarError, EOFError, ValueError, ImportError, RecursionError) as error:
         return {"error": "ARCHIVE_DAMAGED", "metadata": {"problem": str(error)[:300]}}
     except OSError as error:
         reason = "DISK_FULL" if error.errno in (28, 122) else "ARCHIVE_DAMAGED"
@@ -160,6 +195,8 @@ def unpack(directory: str, most_bytes: int, most_files: int, source: IO[bytes]) 
 
 
 if __name__ == "__main__":
+    _, hard = resource.getrlimit(resource.RLIMIT_AS)
+    resource.setrlimit(resource.RLIMIT_AS, (MOST_MEMORY if hard == resource.RLIM_INFINITY else min(hard, MOST_MEMORY), hard))
     # Encodings that names may need, before the root has no Python in it any more.
     "".encode("utf-8", "surrogateescape").decode("ascii", "replace")
     print(json.dumps(unpack(sys.argv[1], int(sys.argv[2]), int(sys.argv[3]), sys.stdin.buffer)))

@@ -22,6 +22,7 @@ from hvd.images.catalog import ImageCatalog
 from hvd.images.layers import LayerStore
 from hvd.images.puller import ImagePuller
 from hvd.images.registry import Registry
+from hvd.images.registry_access import RegistryAccess
 
 CONFIG = {"Entrypoint": ["/bin/sh", "-c"], "Cmd": ["true"], "Env": ["A=1", "B=x=y"], "WorkingDir": "/srv", "User": "33", "StopSignal": "2"}
 
@@ -32,11 +33,12 @@ class Puller:
         self.layers = LayerStore(directory / "layers", **limits)
         self.catalog = ImageCatalog(directory / "images.sqlite", self.blobs)
         self.silence = 30.0
-        self.puller = ImagePuller(self.blobs, self.catalog, self.layers, self._open)
+        self.access = RegistryAccess()
+        self.puller = ImagePuller(self.blobs, self.catalog, self.layers, self.access, self._open)
         self.progress: list[image_pb2.BuildProgress] = []
 
-    def _open(self, wanted: reference.Reference, insecure: bool) -> Registry:
-        return Registry(wanted, insecure, self.silence, self.silence)
+    def _open(self, wanted: reference.Reference, insecure: bool, _: RegistryAccess | None) -> Registry:
+        return Registry(wanted, insecure, self.access, self.silence, self.silence)
 
     async def pull(self, name: str, identifier: str = "", insecure: bool = False) -> image_pb2.Image:
         async with contextlib.aclosing(self.puller.pull(name, identifier, insecure)) as frames:

@@ -46,7 +46,7 @@ CLIENT_REASONS: dict[str, _Reason] = {
     ),
     "FILE_EMPTY": _Reason("INVALID_ARGUMENT", "{path} has 0 bytes", "check which file that is"),
     "LAYOUT_INVALID": _Reason(
-        "INVALID_ARGUMENT", "{path} is no OCI image layout that can be taken: {problem}", "export it anew"
+        "INVALID_ARGUMENT", "{path} is no image in layers that can be taken: {problem}", "export it anew"
     ),
     "FILE_KIND_UNKNOWN": _Reason(
         "INVALID_ARGUMENT",
