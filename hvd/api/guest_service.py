@@ -10,6 +10,7 @@ from google.protobuf import duration_pb2, empty_pb2
 from hvapi.v1 import guest_pb2, guest_pb2_grpc
 
 from hvd.api import console
+from hvd.api.copying import CopyService
 from hvd.api.execution import ExecutionService
 from hvd.api.screen import ScreenService
 from hvd.api.snapshots import SnapshotService
@@ -30,7 +31,7 @@ FOLLOW_SECONDS = 0.05
 _MOST_SECONDS = 366 * 86400.0
 
 
-class GuestService(ExecutionService, ScreenService, SnapshotService, guest_pb2_grpc.GuestServiceServicer):
+class GuestService(CopyService, ExecutionService, ScreenService, SnapshotService, guest_pb2_grpc.GuestServiceServicer):
     def __init__(self, supervisor: Supervisor, snapshots: Snapshots) -> None:
         self._supervisor = supervisor
         self._snapshots = snapshots

@@ -50,7 +50,8 @@ METHODS: dict[str, Permission] = {
         "PauseGuest": _O, "ResumeGuest": _O, "ResetGuest": _O,
         "GetScreen": _V, "TypeKeys": _O, "ListSnapshots": _V, "SnapshotGuest": _O, "DeleteSnapshot": _O, "RestoreGuest": _O,
         "CloneGuest": _O, "ImportSnapshot": _O,
-        "ExecGuest": _O,
+        "ExecGuest": _O, "CopyIn": _O,
+        "CopyOut": _O,  # what is inside a guest; whoever may run programs there can read it anyway
         "ExportSnapshot": _T,  # it holds the guest's memory
     }.items()},
     **{f"/hvd.v1.ImageService/{method}": permission for method, permission in {

@@ -42,6 +42,7 @@ class Capability(enum.StrEnum):
     HYPERCALL = "hypercall"
     CONTAINER = "container"  # runs root file systems as processes of the host
     EXEC = "exec"
+    COPY = "copy"  # files in and out, running or not
     LIMITS = "limits"  # of a running guest, too
     SIGNAL = "signal"
     DISK = "disk"
@@ -119,6 +120,30 @@ class SavedSnapshot:
 
     size_bytes: int
     paused_ns: int  # for so long the guest stood still
+
+
+@dataclass(frozen=True, slots=True)
+class CopyFound:
+    """What Files.copy_out gives: the fields of hvd.v1.CopyOutInfo."""
+
+    kind: str
+    base_name: str
+    size_bytes: int
+    mode: int
+    link_target: str
+
+
+class Files(ABC):
+    """The files of one guest, running or not."""
+
+    @abstractmethod
+    async def copy_in(self, path: str, place: bool, keep_owners: bool, chunks: AsyncIterator[bytes]) -> tuple[int, int]:
+        """Unpack a tar as hvd.v1.CopyInSetup says; how many entries and bytes it had. Raises HvdError COPY_*, DISK_FULL, RUNNER_GONE, and what
+        `chunks` raises: what has come until then is there."""
+
+    @abstractmethod
+    def copy_out(self, path: str, follow_link: bool) -> AsyncIterator[CopyFound | bytes]:
+        """What is there, then it as a tar. Raises HvdError COPY_*, RUNNER_GONE."""
 
 
 class Instance(ABC):
@@ -203,6 +228,9 @@ class Instance(ABC):
 
     def execute(self, spec: ExecSpec) -> Execution:
         raise missing(self, Capability.EXEC)
+
+    def files(self) -> Files:
+        raise missing(self, Capability.COPY)
 
     async def update_limits(self, old: LimitsSpec, new: LimitsSpec) -> None:
         """Raises HvdError LIMIT_UNAVAILABLE, LIMIT_BELOW_USE, LIMIT_REFUSED: then they are the old ones."""
@@ -350,6 +378,10 @@ class Backend(ABC):
         """What the guest of this directory has used in this run, where its process and its counters page do not tell; None = they do, or it
         does not run. Called in worker threads, for every guest at every reading of metrics: a few dozen small files at most."""
         return None
+
+    def stopped_files(self, spec: LaunchSpec) -> Files:
+        """Of a guest that does not run, and is not started while they are used."""
+        raise HvdError("CAPABILITY_MISSING", backend=self.name, capability=Capability.COPY.value)
 
     def check_limits(self, limits: LimitsSpec) -> None:
         """Can guests of this backend have them here? Raises HvdError LIMIT_UNAVAILABLE, CAPABILITY_MISSING."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
+from contextlib import AbstractAsyncContextManager
 from typing import Any
 
 import structlog
@@ -37,6 +38,10 @@ class SerialVerbs:
 
         await self._run(locked())
 
+    def standing_still(self) -> AbstractAsyncContextManager[None]:
+        """No verb changes the guest within the block, which ends with its caller. Raises HvdError GUEST_NOT_FOUND."""
+        return self._exclusively()
+
     def _exclusively(self) -> _Exclusively:
         return _Exclusively(self)
 
@@ -57,7 +62,7 @@ class SerialVerbs:
             log.error("verb failed", guest=self.guest.name, error=repr(error))
 
 
-class _Exclusively:
+class _Exclusively(AbstractAsyncContextManager[None]):
     """The guest's lock, for a guest that still exists when it is got."""
 
     def __init__(self, life: SerialVerbs) -> None:

@@ -161,6 +161,16 @@ class GuestServiceStub:
                 request_serializer=hvd_dot_v1_dot_guest__pb2.ExecGuestRequest.SerializeToString,
                 response_deserializer=hvd_dot_v1_dot_guest__pb2.ExecGuestResponse.FromString,
                 _registered_method=True)
+        self.CopyIn = channel.stream_unary(
+                '/hvd.v1.GuestService/CopyIn',
+                request_serializer=hvd_dot_v1_dot_guest__pb2.CopyInRequest.SerializeToString,
+                response_deserializer=hvd_dot_v1_dot_guest__pb2.CopyInResponse.FromString,
+                _registered_method=True)
+        self.CopyOut = channel.unary_stream(
+                '/hvd.v1.GuestService/CopyOut',
+                request_serializer=hvd_dot_v1_dot_guest__pb2.CopyOutRequest.SerializeToString,
+                response_deserializer=hvd_dot_v1_dot_guest__pb2.CopyOutResponse.FromString,
+                _registered_method=True)
 
 
 class GuestServiceServicer:
@@ -335,6 +345,20 @@ class GuestServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def CopyIn(self, request_iterator, context):
+        """Files into a container, running or not, as a tar archive. The first request says where.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def CopyOut(self, request, context):
+        """A file or folder of a container, running or not, as a tar archive. The first response says what it is.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_GuestServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -462,6 +486,16 @@ def add_GuestServiceServicer_to_server(servicer, server):
                     servicer.ExecGuest,
                     request_deserializer=hvd_dot_v1_dot_guest__pb2.ExecGuestRequest.FromString,
                     response_serializer=hvd_dot_v1_dot_guest__pb2.ExecGuestResponse.SerializeToString,
+            ),
+            'CopyIn': grpc.stream_unary_rpc_method_handler(
+                    servicer.CopyIn,
+                    request_deserializer=hvd_dot_v1_dot_guest__pb2.CopyInRequest.FromString,
+                    response_serializer=hvd_dot_v1_dot_guest__pb2.CopyInResponse.SerializeToString,
+            ),
+            'CopyOut': grpc.unary_stream_rpc_method_handler(
+                    servicer.CopyOut,
+                    request_deserializer=hvd_dot_v1_dot_guest__pb2.CopyOutRequest.FromString,
+                    response_serializer=hvd_dot_v1_dot_guest__pb2.CopyOutResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -1140,6 +1174,60 @@ class GuestService:
             '/hvd.v1.GuestService/ExecGuest',
             hvd_dot_v1_dot_guest__pb2.ExecGuestRequest.SerializeToString,
             hvd_dot_v1_dot_guest__pb2.ExecGuestResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CopyIn(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/hvd.v1.GuestService/CopyIn',
+            hvd_dot_v1_dot_guest__pb2.CopyInRequest.SerializeToString,
+            hvd_dot_v1_dot_guest__pb2.CopyInResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def CopyOut(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hvd.v1.GuestService/CopyOut',
+            hvd_dot_v1_dot_guest__pb2.CopyOutRequest.SerializeToString,
+            hvd_dot_v1_dot_guest__pb2.CopyOutResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -77,6 +77,10 @@ class GuestServiceStub:
     ImportSnapshot: _grpc.StreamUnaryMultiCallable[_guest_pb2.ImportSnapshotRequest, _guest_pb2.Snapshot]
     ExecGuest: _grpc.StreamStreamMultiCallable[_guest_pb2.ExecGuestRequest, _guest_pb2.ExecGuestResponse]
     """Runs another program in a running container. The first request says which; the last response how it ended."""
+    CopyIn: _grpc.StreamUnaryMultiCallable[_guest_pb2.CopyInRequest, _guest_pb2.CopyInResponse]
+    """Files into a container, running or not, as a tar archive. The first request says where."""
+    CopyOut: _grpc.UnaryStreamMultiCallable[_guest_pb2.CopyOutRequest, _guest_pb2.CopyOutResponse]
+    """A file or folder of a container, running or not, as a tar archive. The first response says what it is."""
 
 @_typing.type_check_only
 class GuestServiceAsyncStub(GuestServiceStub):
@@ -126,6 +130,10 @@ class GuestServiceAsyncStub(GuestServiceStub):
     ImportSnapshot: _aio.StreamUnaryMultiCallable[_guest_pb2.ImportSnapshotRequest, _guest_pb2.Snapshot]  # type: ignore[assignment]
     ExecGuest: _aio.StreamStreamMultiCallable[_guest_pb2.ExecGuestRequest, _guest_pb2.ExecGuestResponse]  # type: ignore[assignment]
     """Runs another program in a running container. The first request says which; the last response how it ended."""
+    CopyIn: _aio.StreamUnaryMultiCallable[_guest_pb2.CopyInRequest, _guest_pb2.CopyInResponse]  # type: ignore[assignment]
+    """Files into a container, running or not, as a tar archive. The first request says where."""
+    CopyOut: _aio.UnaryStreamMultiCallable[_guest_pb2.CopyOutRequest, _guest_pb2.CopyOutResponse]  # type: ignore[assignment]
+    """A file or folder of a container, running or not, as a tar archive. The first response says what it is."""
 
 class GuestServiceServicer(metaclass=_abc_1.ABCMeta):
     """Lifecycle of guests. Verbs are idempotent: starting a running guest is no error and changes nothing."""
@@ -322,5 +330,21 @@ class GuestServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_guest_pb2.ExecGuestResponse], _abc.AsyncIterator[_guest_pb2.ExecGuestResponse]]:
         """Runs another program in a running container. The first request says which; the last response how it ended."""
+
+    @_abc_1.abstractmethod
+    def CopyIn(
+        self,
+        request_iterator: _MaybeAsyncIterator[_guest_pb2.CopyInRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_guest_pb2.CopyInResponse, _abc.Awaitable[_guest_pb2.CopyInResponse]]:
+        """Files into a container, running or not, as a tar archive. The first request says where."""
+
+    @_abc_1.abstractmethod
+    def CopyOut(
+        self,
+        request: _guest_pb2.CopyOutRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_guest_pb2.CopyOutResponse], _abc.AsyncIterator[_guest_pb2.CopyOutResponse]]:
+        """A file or folder of a container, running or not, as a tar archive. The first response says what it is."""
 
 def add_GuestServiceServicer_to_server(servicer: GuestServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

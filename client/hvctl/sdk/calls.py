@@ -141,13 +141,13 @@ class Calls:
     )
     delete_snapshot = Unary(_GUEST, "DeleteSnapshot", guest_pb2.DeleteSnapshotRequest, empty_pb2.Empty)
     restore_guest = Unary(_GUEST, "RestoreGuest", guest_pb2.RestoreGuestRequest, guest_pb2.Guest, waits=True)
-    clone_guest = Unary(
-        _GUEST, "CloneGuest", guest_pb2.CloneGuestRequest, guest_pb2.Guest, idempotent=True, waits=True
-    )
+    clone_guest = Unary(_GUEST, "CloneGuest", guest_pb2.CloneGuestRequest, guest_pb2.Guest, idempotent=True, waits=True)
     export_snapshot = ServerStream(
         _GUEST, "ExportSnapshot", guest_pb2.ExportSnapshotRequest, guest_pb2.ExportSnapshotResponse
     )
     _exec_guest = ClientStream(_GUEST, "ExecGuest", guest_pb2.ExecGuestRequest, guest_pb2.ExecGuestResponse)
+    _copy_in = ClientStream(_GUEST, "CopyIn", guest_pb2.CopyInRequest, guest_pb2.CopyInResponse)
+    copy_out = ServerStream(_GUEST, "CopyOut", guest_pb2.CopyOutRequest, guest_pb2.CopyOutResponse)
     _import_snapshot = ClientStream(_GUEST, "ImportSnapshot", guest_pb2.ImportSnapshotRequest, guest_pb2.Snapshot)
 
     read_memory = ServerStream(

@@ -5,7 +5,7 @@ from __future__ import annotations
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self
 
@@ -14,6 +14,7 @@ from hvapi.v1 import guest_pb2, image_pb2, inspect_pb2
 
 from hvctl.sdk.blobs import MOST_LOADED_BYTES, Path, file_blob, frame_bytes, upload_frames
 from hvctl.sdk.calls import HEALTH_SERVING, HEALTH_WATCH, Calls, Q, R, ServerStream, Unary, channel_options
+from hvctl.sdk.copying import copy_in_frames
 from hvctl.sdk.endpoint import Endpoint, default_endpoint
 from hvctl.sdk.errors import HvctlError, from_rpc
 from hvctl.sdk.execution import Execution
@@ -336,6 +337,38 @@ class Client(Calls):
     def execute(self, setup: guest_pb2.ExecSetup, *, timeout: float | None = None) -> Execution:
         """Runs another program in a running guest; returns when it runs. timeout: seconds until it is killed."""
         return Execution(self, setup, timeout)
+
+    def copy_in(
+        self,
+        name: str,
+        path: str,
+        chunks: Iterable[bytes],
+        *,
+        place: bool = True,
+        keep_owners: bool = False,
+        timeout: float | None = None,
+    ) -> guest_pb2.CopyInResponse:
+        """Sends a tar (hvctl.sdk.copying.archive_of makes one) into a container, as CopyInSetup says. Raises HvctlError, and what `chunks` raises."""
+        call = Calls.__dict__["_copy_in"]
+        invoke = self.channel.stream_unary(
+            call.path, request_serializer=call.request.SerializeToString, response_deserializer=call.response.FromString
+        )
+        failures: list[Exception] = []
+
+        def frames() -> Iterator[guest_pb2.CopyInRequest]:
+            try:
+                yield from copy_in_frames(name, path, chunks, place, keep_owners)
+            except Exception as error:
+                failures.append(error)  # grpc would only say that there was one
+                raise
+
+        try:
+            answer: guest_pb2.CopyInResponse = invoke(frames(), timeout=timeout)
+        except grpc.RpcError as error:
+            if failures:
+                raise failures[0] from None
+            raise from_rpc(error, self.endpoint, call.method) from error
+        return answer
 
     def close(self) -> None:
         if self._channel is not None:

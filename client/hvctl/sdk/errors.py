@@ -65,6 +65,10 @@ CLIENT_REASONS: dict[str, _Reason] = {
     "FILE_UNWRITABLE": _Reason(
         "FAILED_PRECONDITION", "cannot write {path}: {problem}", "check the path, its permissions and the space left"
     ),
+    "COPY_TARGET": _Reason("FAILED_PRECONDITION", "{path} {problem}", "{remedy}"),
+    "COPY_UNSAFE": _Reason(
+        "DATA_LOSS", "the archive that the guest sent {problem}", "what came before is there; do not trust that guest"
+    ),
     "FONT_MISSING": _Reason(
         "FAILED_PRECONDITION",
         "a picture needs the font of a VGA BIOS, and there is none in {places}",
@@ -76,7 +80,9 @@ CLIENT_REASONS: dict[str, _Reason] = {
         "`apt-get install gdb`, or let another front end connect: --stdio or --port HOST:PORT",
     ),
     "PORT_UNUSABLE": _Reason("INVALID_ARGUMENT", "cannot listen on {address}: {problem}", "choose another --port"),
-    "NO_PICTURE": _Reason("FAILED_PRECONDITION", "there is no picture to save: {problem}", "try again when it shows text"),
+    "NO_PICTURE": _Reason(
+        "FAILED_PRECONDITION", "there is no picture to save: {problem}", "try again when it shows text"
+    ),
     "TEXT_INVALID": _Reason("INVALID_ARGUMENT", "{text} is no valid UTF-8", "write it in UTF-8"),
     "TIMED_OUT": _Reason(
         "DEADLINE_EXCEEDED", "no answer to {call} in time", "repeat it, with a longer --timeout if it needs one"

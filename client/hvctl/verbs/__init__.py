@@ -50,6 +50,7 @@ VERBS: dict[str, Verb] = {
     "screen": Verb("screen:screen", "What stands on a guest's screen", ("GetScreen",)),
     "type": Verb("screen:type_", "Type on a guest's keyboard", ("TypeKeys",)),
     "exec": Verb("execution:exec_", "Run another program in a container", ("ExecGuest",)),
+    "cp": Verb("copying:cp", "Copy files into a container, and out of it", ("CopyIn", "CopyOut")),
     "trace": Verb("trace:trace", "The crossings between guest and hypervisor, as they happen",
                   ("StreamTrace", "SummarizeTrace", "ListTracePoints")),
     "mem": Verb("", "A guest's memory"),

@@ -18,13 +18,15 @@ from hvd.backends.container.cgroup.limits import check
 from hvd.backends.container.cgroup.update import count_disk
 from hvd.backends.container.cgroup.usage import usage
 from hvd.backends.container.ending import settle
+from hvd.backends.container.files.copying import ContainerFiles
+from hvd.backends.container.files.enter import Stopped
 from hvd.backends.container.instance import CAPABILITIES, ContainerInstance
 from hvd.backends.container.record import Record
 from hvd.backends.container.runtime import RUNTIMES, Runtime
 from hvd.backends.container.trace import recorder
 from hvd.backends.container.trace.points import POINTS
 from hvd.backends.container_spec import LimitsSpec
-from hvd.backends.contract import Availability, Backend, Capability, EngineInfo, Instance, LaunchSpec
+from hvd.backends.contract import Availability, Backend, Capability, EngineInfo, Files, Instance, LaunchSpec
 from hvd.backends.usage import Usage
 from hvd.errors import HvdError
 from hvd.runner import directory as names
@@ -93,6 +95,13 @@ class ContainerBackend(Backend):
     def usage(self, directory: Path) -> Usage | None:
         record = Record.read(directory)
         return None if record is None else usage(record.uid, record.init)
+
+    def stopped_files(self, spec: LaunchSpec) -> Files:
+        assert spec.container is not None
+        container = spec.container
+        mapping = None if container.security.host_user_namespace else _mapping()
+        stopped = Stopped(container.layers, container.state_dir, container.mounts, container.read_only_root, mapping)
+        return ContainerFiles({"stopped": stopped.document()}, (mapping,) if mapping is not None else ())
 
     async def launch(self, spec: LaunchSpec, directory: Path) -> Instance:
         assert spec.container is not None

@@ -18,11 +18,12 @@ from hvd.backends.container.cgroup.hierarchy import hierarchy
 from hvd.backends.container.cgroup.update import change
 from hvd.backends.container.ending import settle
 from hvd.backends.container.execution import ContainerExecution
+from hvd.backends.container.files.copying import ContainerFiles
 from hvd.backends.container.record import Record
 from hvd.backends.container.runtime import Runtime
 from hvd.backends.container.trace.recorder import RECORDER
 from hvd.backends.container_spec import ExecSpec, LimitsSpec
-from hvd.backends.contract import Capability, ConsoleAttachment, Execution, Instance, InstanceStatus
+from hvd.backends.contract import Capability, ConsoleAttachment, Execution, Files, Instance, InstanceStatus
 from hvd.errors import HvdError
 from hvd.runner import directory as names
 from hvd.runner.protocol import socket_path
@@ -58,6 +59,7 @@ class ContainerInstance(Instance):
         except ProcessLookupError as error:
             raise HvdError("RUNNER_GONE", problem="its monitor has ended") from error
         self._ending: asyncio.Task[None] | None = None
+        self._files = ContainerFiles({"init": record.init, "uid": record.uid})
         asyncio.get_running_loop().add_reader(self._monitor, self._on_end)
 
     def adopt_paused(self) -> None:
@@ -72,6 +74,7 @@ class ContainerInstance(Instance):
 
     async def _end(self) -> None:
         try:
+            await self._files.end()  # they hold its root
             async with self._working, self._deleting:
                 status = await settle(self.directory, self._record, self._runtime, killed=self._killed)
         except Exception as error:  # whatever it was, the guest has ended
@@ -197,6 +200,9 @@ class ContainerInstance(Instance):
         root = Path(self._record.state_dir) / "rootfs"
         return ContainerExecution(self.directory, self._record.uid, root, self._runtime, spec)
 
+    def files(self) -> Files:
+        return self._files
+
     def attach_console(self, read_only: bool) -> ConsoleAttachment:
         return ContainerConsole(self.directory, read_only)
 
@@ -254,6 +260,6 @@ class ContainerConsole(ConsoleAttachment):
 
 
 CAPABILITIES = frozenset({
-    Capability.CONSOLE, Capability.PAUSE, Capability.STOP, Capability.CONTAINER, Capability.EXEC,
+    Capability.CONSOLE, Capability.PAUSE, Capability.STOP, Capability.CONTAINER, Capability.EXEC, Capability.COPY,
     Capability.SIGNAL, Capability.LIMITS, Capability.MEMORY_MAP, Capability.MEMORY_READ, Capability.TRANSLATE,
 })  # fmt: skip

@@ -1,0 +1,1 @@
+"""Files into a container and out of it (hvctl cp)."""
