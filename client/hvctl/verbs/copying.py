@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 import click
 
+from hvctl.output import document, is_document, print_document
 from hvctl.sdk.errors import HvctlError
 from hvctl.sdk.names import guest_name
 from hvctl.settings import Settings, verb
@@ -18,7 +19,7 @@ if TYPE_CHECKING:
 STREAM = "-"
 
 
-@verb(formats=("text",), timeout_help="Give up after so long (exit code 124).")
+@verb(formats=("text", "json", "jsonl", "yaml"), timeout_help="Give up after so long (exit code 124).")
 @click.argument("source", metavar="SOURCE")
 @click.argument("target", metavar="TARGET")
 @click.option("--archive", "-a", is_flag=True, help="Keep the numbers of users and groups.")
@@ -54,9 +55,11 @@ def _copy_in(settings: Settings, source: str, name: str, path: str, archive: boo
 
     is_stream = source == STREAM
     chunks = pieces_of(sys.stdin.buffer) if is_stream else archive_of(source, follow_link)
-    settings.client.copy_in(
+    answer = settings.client.copy_in(
         name, path, chunks, place=not is_stream, keep_owners=archive or is_stream, timeout=settings.timeout
     )
+    if is_document(settings.output):
+        print_document(settings.output, document(answer))
 
 
 def _copy_out(settings: Settings, name: str, path: str, target: str, archive: bool, follow_link: bool) -> None:
@@ -72,6 +75,8 @@ def _copy_out(settings: Settings, name: str, path: str, target: str, archive: bo
         chunks = _chunks(responses)
         if target != STREAM:
             unpack(first.info, chunks, target, archive)
+            if is_document(settings.output):
+                print_document(settings.output, document(first.info))
             return
         for chunk in chunks:
             write_all(STDOUT, chunk)

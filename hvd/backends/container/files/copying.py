@@ -33,14 +33,17 @@ class ContainerFiles(Files):
 
     async def copy_in(self, path: str, place: bool, keep_owners: bool, chunks: AsyncIterator[bytes]) -> tuple[int, int]:
         async with self._helper({"in": [path, place, keep_owners]}) as helper:
-            assert helper.stdin is not None
+            feeding = asyncio.create_task(_feed(helper, chunks))
+            # It may end first, and takes nothing more then: because something is wrong, or the container has ended.
+            ended = asyncio.create_task(helper.wait())
             try:
-                async for chunk in chunks:
-                    helper.stdin.write(chunk)
-                    await helper.stdin.drain()
-                helper.stdin.close()
-            except ConnectionError:
-                pass  # it says why it takes no more
+                await asyncio.wait((feeding, ended), return_when=asyncio.FIRST_COMPLETED)
+                if feeding.done():
+                    await feeding
+            finally:
+                feeding.cancel()
+                ended.cancel()
+                await asyncio.gather(feeding, ended, return_exceptions=True)
             answer = await self._answer(helper)
             return int(answer["entries"]), int(answer["bytes"])
 
@@ -90,6 +93,15 @@ class ContainerFiles(Files):
         if "error" in answer:
             raise HvdError(str(answer["error"]), **answer["metadata"])
         return dict(answer)
+
+
+async def _feed(helper: asyncio.subprocess.Process, chunks: AsyncIterator[bytes]) -> None:
+    assert helper.stdin is not None
+    with contextlib.suppress(ConnectionError):  # it says why it takes no more
+        async for chunk in chunks:
+            helper.stdin.write(chunk)
+            await helper.stdin.drain()
+        helper.stdin.close()
 
 
 async def _end(helper: asyncio.subprocess.Process) -> None:
