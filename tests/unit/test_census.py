@@ -116,7 +116,7 @@ def _segments(path: Path) -> tuple[int, dict[int, bytes]]:
 
 CLEAN = (
     "hello", "interrupts", "exceptions", "paging", "hypercalls", "compute", "echo", "ticker", "ports", "nonsense", "nano", "isolation",
-    "spin", "halt", "triple", "reset", "wild", "flood", "exits", "virtio", "screen", "pvh", "modes",
+    "spin", "halt", "triple", "reset", "wild", "flood", "exits", "virtio", "screen", "pvh", "modes", "garbage",
 )  # fmt: skip
 
 
