@@ -389,7 +389,7 @@ static void software_interrupts(void)
 	faults("IRET to the null selector", 13, 0);
 	TRY("pushl $2; pushl $0x10; pushl $0; iretl", "b"(0));
 	faults("IRET to a data segment", 13, KERNEL_DATA);
-	TRY("ljmp $0x30, $0", "b"(0));
+	TRY("ljmp $0x38, $0", "b"(0));
 	faults("a far jump to a data segment", 13, ABSENT_DATA);
 	TRY("ljmp $0x08, $8f; hlt; 8: movl $77, %%eax", "b"(0));
 	no_fault("a far jump");

@@ -1,22 +1,53 @@
-/* uint32_t compute(uint32_t turns): a hash of 1000 numbers a turn, in registers. The same bytes run in a guest's kernel, in its user
- * mode, and in a process of the host (bench/native_compute.c), so that their times can be compared. */
+/* uint32_t compute(uint32_t turns): what programs do, on registers, stack and a table of 4 KiB of its own: recursion, and a table that is
+ * filled, summed and folded. The same bytes run in a guest's kernel, in its user mode, and in a process of the host
+ * (bench/native_compute.c), so that their times can be compared. */
 	.globl	compute
 	.balign	64
 compute:
-	movl	4(%esp), %ecx
 	pushl	%ebx
-	movl	$2166136261, %eax
-1:	movl	$1000, %edx
-	.balign	16
-2:	xorl	%edx, %eax
-	imull	$16777619, %eax, %eax
-	roll	$5, %eax
-	movl	%eax, %ebx
-	shrl	$7, %ebx
-	addl	%ebx, %eax
-	decl	%edx
-	jnz	2b
+	pushl	%esi
+	pushl	%edi
+	pushl	%ebp
+	movl	20(%esp), %ecx
+	xorl	%ebp, %ebp
+1:	movl	$14, %eax
+	call	fibonacci
+	addl	%eax, %ebp
+	movl	$compute_table, %edi
+	xorl	%edx, %edx
+2:	leal	(%ebp, %edx, 4), %eax
+	movl	%eax, (%edi, %edx, 4)
+	incl	%edx
+	cmpl	$1024, %edx
+	jne	2b
+	xorl	%eax, %eax
+3:	decl	%edx
+	addl	(%edi, %edx, 4), %eax
+	testl	%edx, %edx
+	jnz	3b
+	roll	$7, %eax
+	addl	%eax, %ebp
 	decl	%ecx
 	jnz	1b
+	movl	%ebp, %eax
+	popl	%ebp
+	popl	%edi
+	popl	%esi
 	popl	%ebx
 	ret
+
+	.balign	16
+fibonacci: /* eax -> eax; keeps ecx, edx is lost */
+	cmpl	$2, %eax
+	jb	4f
+	pushl	%eax
+	decl	%eax
+	call	fibonacci
+	movl	(%esp), %edx
+	movl	%eax, (%esp)
+	movl	%edx, %eax
+	subl	$2, %eax
+	call	fibonacci
+	popl	%edx
+	addl	%edx, %eax
+4:	ret

@@ -154,6 +154,8 @@ user_compute:
 user_turns:
 	.long	0
 	.balign	4096
+compute_table: /* code and what it writes are not in one page, as in programs */
+	.skip	4096
 user_end:
 
 	.bss

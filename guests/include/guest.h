@@ -57,7 +57,7 @@ static inline void wait_for_interrupt(void)
 #define USER_CODE 0x1b
 #define USER_DATA 0x23
 #define TASK_STATE 0x28
-#define ABSENT_DATA 0x30 /* a data segment that is not present */
+#define ABSENT_DATA 0x38 /* a data segment that is not present; 0x30 is a code segment of any Linux host (docs/trap.md) */
 
 #define VECTOR_IRQ0 0x20
 #define VECTOR_SYSCALL 0x80 /* the gate that CPL 3 may use */
@@ -76,7 +76,7 @@ struct task_state {
 };
 
 void traps_init(void);
-/* attributes: type, S, DPL, P in bits 0-7; AVL, D, G in bits 12-15. Descriptors from selector 0x38 to 0x1f8 are free. */
+/* attributes: type, S, DPL, P in bits 0-7; AVL, D, G in bits 12-15. Descriptors from selector 0x40 to 0x1f8 are free. */
 uint64_t descriptor(uint32_t base, uint32_t limit, uint32_t attributes);
 void set_descriptor(uint16_t selector, uint64_t descriptor);
 struct task_state *task_state(void);

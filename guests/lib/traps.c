@@ -17,6 +17,7 @@ static uint64_t gdt[64] = {
 	0x00cffa000000ffff, /* USER_CODE */
 	0x00cff2000000ffff, /* USER_DATA */
 	0,		    /* TASK_STATE */
+	0,
 	0x00cf12000000ffff, /* ABSENT_DATA */
 };
 static uint64_t idt[256];

@@ -10,7 +10,8 @@
 
 #include "cell.h"
 
-#define HALF 4096u /* the LDT's lower half is for the guest's GDT, the upper one for its LDT */
+#define FIRST 1024u  /* below: nothing, so that a selector of the guest's own LDT does not mean a twin: its loads trap */
+#define PLACES 1024u /* first those for the guest's GDT, then those for its LDT; a large LDT is dear to change */
 #define HOST_LDT 4u
 #define GUEST_LDT 4u
 #define TYPE_CODE 8u
@@ -18,14 +19,14 @@
 
 static struct twin {
     uint32_t base, limit, attributes; /* attributes 0 = not made yet */
-} twins[2 * HALF];
+} twins[2 * PLACES];
 
 static void make(unsigned index, const struct hv_segment *segment)
 {
     unsigned type = HV_SEGMENT_TYPE(segment);
     bool code = type & TYPE_CODE;
     struct user_desc wish = {
-        .entry_number = index,
+        .entry_number = FIRST + index,
         .base_addr = segment->base,
         .limit = segment->attributes & HV_SEGMENT_PAGES ? segment->limit >> 12 : segment->limit,
         .limit_in_pages = segment->attributes & HV_SEGMENT_PAGES ? 1 : 0,
@@ -47,13 +48,13 @@ uint16_t hv_twin(const struct hv_segment *segment)
     if (!(segment->attributes & HV_SEGMENT_PRESENT))
         return segment->selector & 3; /* null */
     unsigned place = segment->selector >> 3;
-    if (place >= HALF)
-        hv_fail("selector %#x: this backend has room for the first %u descriptors of a table", segment->selector, HALF);
-    unsigned index = place + (segment->selector & GUEST_LDT ? HALF : 0);
+    if (place >= PLACES)
+        hv_fail("selector %#x: this backend has room for the first %u descriptors of a table", segment->selector, PLACES);
+    unsigned index = place + (segment->selector & GUEST_LDT ? PLACES : 0);
     struct twin *twin = &twins[index];
     if (twin->base != segment->base || twin->limit != segment->limit || twin->attributes != (segment->attributes & KEPT))
         make(index, segment);
-    return (uint16_t)(index << 3 | HOST_LDT | 3);
+    return (uint16_t)((FIRST + index) << 3 | HOST_LDT | 3);
 }
 
 bool hv_twin_guest_selector(uint16_t host, uint16_t *guest)
@@ -64,7 +65,9 @@ bool hv_twin_guest_selector(uint16_t host, uint16_t *guest)
     }
     if (!(host & HOST_LDT))
         return false;
-    unsigned index = host >> 3;
-    *guest = (uint16_t)((index % HALF) << 3 | (index >= HALF ? GUEST_LDT : 0) | HV_CPU->cpl);
+    unsigned index = (host >> 3) - FIRST;
+    if (index >= 2 * PLACES)
+        return false;
+    *guest = (uint16_t)((index % PLACES) << 3 | (index >= PLACES ? GUEST_LDT : 0) | HV_CPU->cpl);
     return true;
 }
