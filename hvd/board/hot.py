@@ -460,7 +460,7 @@ class HotBoard:
 
     def use_console(self, address: int | None) -> None:
         """Its rings are those at `address` (struct hv_console, initialised) from now on, which stay there until close();
-        None: the board's own. What was typed and not read yet goes along, output that was not taken does not."""
+        None: the board's own. What was typed and not read, or written and not taken yet, goes along."""
         with self._console_lock:
             self._lib.hv_board_use_console(self.address, address)
             self._console = self._lib.hv_board_console(self.address)

@@ -78,11 +78,18 @@ struct hv_console *hv_board_console(struct hv_board *board)
 
 void hv_board_use_console(struct hv_board *board, struct hv_console *console)
 {
-    uint8_t typed[HV_CONSOLE_IN];
-    size_t length = hv_console_unread(board->console, typed, sizeof typed);
-    board->console = console ? console : &board->own_console;
-    board->console->out_notify = 1; /* the reader may have gone to sleep at the other one */
-    hv_console_put(board->console, typed, length);
+    struct hv_console *old = board->console, *new = console ? console : &board->own_console;
+    uint8_t bytes[HV_CONSOLE_IN];
+    size_t length;
+    if (old == new)
+        return;
+    new->out_notify = 1; /* the reader may have gone to sleep at the other one */
+    board->console = new;
+    hv_console_put(new, bytes, hv_console_unread(old, bytes, sizeof bytes));
+    old->in_tail = old->in_head;
+    /* So often at most: in the old one there may stand anything. */
+    for (unsigned i = 0; i < HV_CONSOLE_OUT / sizeof bytes && (length = hv_console_take(old, bytes, sizeof bytes)) != 0; i++)
+        hv_console_write(new, board->out_event, bytes, length);
 }
 
 struct hv_counters *hv_board_counters(struct hv_board *board)

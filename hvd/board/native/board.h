@@ -230,8 +230,8 @@ size_t hv_board_size(void);
 struct hv_clock *hv_board_clock(struct hv_board *);
 struct hv_pic *hv_board_pic(struct hv_board *);
 struct hv_console *hv_board_console(struct hv_board *);
-/* From now on the rings at `console`, which are initialised; NULL = the board's own. What was typed and not read yet moves there, output that
- * was not taken yet does not. No other thread may use the console meanwhile, and it asks for hv_board_console anew. The reader is woken by the
+/* From now on the rings at `console`, which are initialised; NULL = the board's own. What was typed and not read, and what
+ * was written and not taken yet, moves there. No other thread may use the console meanwhile, and it asks for hv_board_console anew. The reader is woken by the
  * next output. */
 void hv_board_use_console(struct hv_board *, struct hv_console *console);
 struct hv_crossings *hv_board_crossings(struct hv_board *);
