@@ -157,9 +157,5 @@ int main(int argc, char **argv)
     cell.area->sandbox |= HV_SANDBOX_SECCOMP;
     hv_wait_for_turn();
     cell.cpu = cell.area->cpu;
-    /* The runner has blocked all signals, so that none came before there was a handler for it. */
-    sigset_t none;
-    sigemptyset(&none);
-    sigprocmask(SIG_SETMASK, &none, NULL);
     hv_enter_first();
 }

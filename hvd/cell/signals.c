@@ -666,6 +666,11 @@ void hv_on_signal(int signal, siginfo_t *information, void *context)
 void hv_enter_first(void)
 {
     monitor_fs_base = __builtin_ia32_rdfsbase64();
-    for (;;)
+    /* The runner has blocked all signals, so that none came too early: a kick may be pending. */
+    sigset_t none;
+    sigemptyset(&none);
+    for (;;) {
         syscall(SYS_tgkill, getpid(), (pid_t)syscall(SYS_gettid), SIGUSR1);
+        sigprocmask(SIG_SETMASK, &none, NULL);
+    }
 }
