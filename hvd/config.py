@@ -200,6 +200,12 @@ class Config:
     network_pool: IPv4Network = _setting(
         _subnet, IPv4Network("10.77.0.0/16"), "subnets of networks that name none are taken from here", value="SUBNET"
     )
+    container_tracer: str = _setting(
+        _choice("auto", "ebpf", "tracefs", "off"),
+        "auto",
+        "how system calls of containers are learnt: by eBPF, by the kernel's trace files (no path names), the best of them, or not at all",
+        value="WAY",
+    )
     tls_cert: Path | None = _setting(_path, None, "the daemon's certificate chain (PEM)", shown="none", value="FILE")
     tls_key: Path | None = _setting(_path, None, "its private key (PEM)", shown="none", value="FILE")
     tls_client_ca: Path | None = _setting(

@@ -157,6 +157,8 @@ class Daemon:
         self.catalog = ImageCatalog(
             config.state_dir / "images.sqlite", self.blobs, lambda name: self.supervisor.users_of(name)
         )
+        for backend in backends.values():
+            backend.configure(config)
         self.switch = TraceSwitch()
         self.networks = Networks(config.state_dir / "networks.sqlite", config.network_pool, self._guest_messages)
         self.layers = LayerStore(config.layers_dir)

@@ -53,6 +53,7 @@ class SystemService(system_pb2_grpc.SystemServiceServicer):
             host_memory_bytes=host_memory_bytes(),
             findings=[
                 *(_backend_finding(backend, probe) for backend, probe in probes),
+                *(finding for backend, probe in probes if probe.availability.available for finding in _remarks(backend)),
                 *self._daemon_findings(),
                 *await asyncio.to_thread(self._host_findings),
             ],
@@ -147,6 +148,13 @@ def _backend_finding(backend: Backend, probe: Probe) -> system_pb2.Finding:
         message=backend.description if availability.available else availability.reason,
         remedy=availability.remedy,
     )
+
+
+def _remarks(backend: Backend) -> list[Finding]:
+    """What it could do elsewhere, or better."""
+    found = [f"no {capability}: {problem}" for capability, problem in backend.limitations.items()]
+    messages = (*found, *backend.remarks)
+    return [Finding(level=Finding.NOTE, subject=f"backend {backend.name}", message=message) for message in messages]
 
 
 def _backend(backend: Backend, probe: Probe) -> system_pb2.Backend:

@@ -48,6 +48,10 @@ class TraceService(trace_pb2_grpc.TraceServiceServicer):
         try:
             for index, life in enumerate(lives):
                 traces[index] = GuestTrace(life.directory, wanted, self._switch)
+            for life in lives:
+                await self._switch.settled(life.directory)
+            for trace in traces.values():
+                trace.check()
             header = trace_pb2.TraceHeader(
                 guests=[life.guest.name for life in lives],
                 points=[_message(point, who) for point, who in points.values()],

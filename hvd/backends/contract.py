@@ -20,9 +20,10 @@ from hvapi.v1 import guest_pb2, inspect_pb2
 from hvd.backends.container_spec import ContainerSpec, ExecSpec, LimitsSpec
 from hvd.backends.usage import Usage
 from hvd.board.spec import DiskSpec, NetworkSpec
+from hvd.config import Config
 from hvd.errors import HvdError
 from hvd.runner.directory import LogPosition
-from hvd.trace.points import POINTS, BackendId, Point
+from hvd.trace.points import NOTHING, POINTS, BackendId, Point, Wanted
 
 
 class Capability(enum.StrEnum):
@@ -96,6 +97,7 @@ class LaunchSpec:
     card_descriptors: Sequence[int] = ()  # for the guest's process to inherit; the caller's own
     symbols: Path | None = None
     snapshot: Path | None = None  # where to begin, instead of loading the kernel
+    traced: Wanted = NOTHING  # somebody listens already
     container: ContainerSpec | None = None  # then there is no machine: memory_bytes, cpus, kernel, ... say nothing
 
 
@@ -206,8 +208,8 @@ class Instance(ABC):
         """Without texts, symbols and effects. count_seconds: for so long their executions are counted; 0 = not at all."""
         raise missing(self, Capability.CENSUS)
 
-    def trace(self, mask: int) -> None:  # noqa: B027  most guests' processes see it in their ring
-        """Somebody listens to these kinds of crossings (bit n = kind n), or to none any more. Raises HvdError TRACE_UNAVAILABLE."""
+    async def trace(self, wanted: Wanted) -> None:  # noqa: B027  most guests' processes see it in their ring
+        """Somebody listens to these crossings, or to none any more. Raises HvdError TRACE_UNAVAILABLE, DISK_FULL."""
 
     async def resize_console(self, rows: int, columns: int) -> None:
         raise missing(self, Capability.CONSOLE)
@@ -335,12 +337,17 @@ class Backend(ABC):
     capabilities: frozenset[Capability]
     # Capability that it would have elsewhere -> why not here.
     limitations: Mapping[Capability, str] = MappingProxyType({})
+    # What is worse here than elsewhere, for `hvctl doctor`.
+    remarks: Sequence[str] = ()
     # Of the backends that can run a guest, the highest is chosen when nobody asked for one.
     preference: int
     # Points of its own, besides hvd.trace.points.POINTS.
     own_trace_points: tuple[Point, ...] = ()
     # The streams of the log that are the guest's console. A VM's stderr is what it logged by hypercalls.
     console_streams: frozenset[str] = frozenset({"stdout"})
+
+    def configure(self, config: Config) -> None:  # noqa: B027  most have no settings
+        """Called once, before anything else, by the daemon."""
 
     @abstractmethod
     def probe(self) -> Availability:

@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 from pathlib import Path
 
 import structlog
@@ -328,7 +329,7 @@ class GuestLife(PolicyRestarts):
         try:
             spec = adapt(self._host.resolve(self.guest, paused))
             await asyncio.to_thread(records.prepare_directory, self.directory, self.guest)
-            self._host.trace.before_launch(self.directory)
+            spec = replace(spec, traced=self._host.trace.before_launch(self.directory))
             self.run += 1  # only now: whoever sees it finds nothing of the run before
             async with self._host.plugged(self.guest, spec) as plugged:
                 instance = await backend.launch(plugged, self.directory)

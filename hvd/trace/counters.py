@@ -47,7 +47,7 @@ NIC_FIELDS = (
 COUNTERS_BYTES = NICS_OFFSET + NICS * NIC_WORDS * 8
 # Points of higher numbers (system calls), count and histogram together; only in pages that the daemon writes (hvd/trace/writer.py).
 EXTENDED_BASE = 512
-EXTENDED_POINTS = 512
+EXTENDED_POINTS = 1024
 EXTENDED_OFFSET = COUNTERS_BYTES
 PAGE_BYTES = EXTENDED_OFFSET + EXTENDED_POINTS * (POINT_WORDS + BUCKETS) * 8
 
@@ -118,8 +118,7 @@ def decode_counters(page: bytes) -> Counters:
         if count:
             start = buckets + point * BUCKETS
             points[point] = PointCounter(count, total_ns, max_ns, tuple(words[start : start + BUCKETS]))
-    if len(page) >= PAGE_BYTES:
-        points |= _extended(page)
+    points |= _extended(page)
     return Counters(
         **dict(zip(HEADER_FIELDS, header, strict=True)),
         points=points,
@@ -129,8 +128,10 @@ def decode_counters(page: bytes) -> Counters:
 
 
 def _extended(page: bytes) -> dict[int, PointCounter]:
+    """Of a page that a daemon wrote, perhaps an earlier one with fewer points."""
     size = POINT_WORDS + BUCKETS
-    words = array("Q", page[EXTENDED_OFFSET:PAGE_BYTES])
+    whole = max(0, len(page) - EXTENDED_OFFSET) // (8 * size)
+    words = array("Q", page[EXTENDED_OFFSET : EXTENDED_OFFSET + whole * 8 * size])
     if sys.byteorder == "big":
         words.byteswap()
     return {

@@ -7,6 +7,7 @@ so that a decoder needs nothing but the stream. Numbers are stable: new points g
     64-127    hypercalls, 64 + number           128-191  privileged instructions and memory of the native cell (docs/cell.md)
     192-255   a backend's own (Backend.trace_points)
     512-1023  system calls of the host's kernel, 512 + number: a backend's own, too
+    1024-1535 the same of 32-bit programs, where they differ, 1024 + number
 """
 
 from __future__ import annotations
@@ -59,7 +60,8 @@ class BackendId(enum.IntEnum):
 @dataclass(frozen=True, slots=True)
 class Argument:
     """One of a point's arguments, up to four in one record. format: hex, dec, signed, octal, vector, ns, errno, errno-hex, bool,
-    fd, open-flags, protection, signal, path (the pointer; the text comes with it)."""
+    fd, signal, path (the pointer; the text comes with it), socket-address (likewise), open-flags and other sets of named values
+    (client/hvctl/sdk/trace_formats.py); whoever does not know a format prints the number."""
 
     name: str
     format: str = "hex"
@@ -72,6 +74,24 @@ class Point:
     kind: Kind
     arguments: tuple[Argument, ...] = ()
     description: str = ""
+    family: str = ""  # who chooses this name chooses this point, too
+
+
+@dataclass(frozen=True, slots=True)
+class Wanted:
+    """What somebody listens to: kinds of crossings (bit n = kind n), and of them only these points; None = all."""
+
+    mask: int = 0
+    points: frozenset[int] | None = None
+
+    def __or__(self, other: Wanted) -> Wanted:
+        if not self.mask or not other.mask:
+            return self if self.mask else other
+        points = None if self.points is None or other.points is None else self.points | other.points
+        return Wanted(self.mask | other.mask, points)
+
+
+NOTHING = Wanted()
 
 
 def _arguments(*words: str) -> tuple[Argument, ...]:
@@ -80,6 +100,7 @@ def _arguments(*words: str) -> tuple[Argument, ...]:
 
 HYPERCALL_BASE = 64
 SYSTEM_CALL_BASE = 512
+SYSTEM_CALL_32_BASE = 1024
 EXCEPTION_BASE = 32
 
 # Intel SDM vol. 3A, table 6-1. The flag says whether the vector pushes an error code.

@@ -7,9 +7,10 @@ The last session that goes switches it off. What a session does not want but ano
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from pathlib import Path
 from typing import TypeVar
 
@@ -17,7 +18,7 @@ from hvapi.record import RECORD_BYTES
 
 from hvd.errors import HvdError
 from hvd.runner import directory as names
-from hvd.trace.points import Kind, Point
+from hvd.trace.points import Kind, Point, Wanted
 from hvd.trace.ring import RingReader, create_ring, write_enabled
 
 _ARGUMENTS_OFFSET = 32
@@ -28,6 +29,9 @@ MOST_RUNS = 8
 T = TypeVar("T")
 
 
+Listener = Callable[[Wanted], Awaitable[None]]
+
+
 class Filter:
     """Which records a session wants."""
 
@@ -35,10 +39,13 @@ class Filter:
         """kinds: labels of Kind; reasons: names of points; empty = all. Raises HvdError FIELD_INVALID for one that does
         not exist.
         """
-        known_points = {point.name: point for point in points}
+        known_points: dict[str, list[Point]] = {}
+        for point in points:
+            for name in {point.name, point.family or point.name}:
+                known_points.setdefault(name, []).append(point)
         known_kinds: dict[str, Kind] = {kind.label: kind for kind in Kind if kind is not Kind.LOST}
         wanted_kinds: set[Kind] = {_known(known_kinds, "kinds", kind) for kind in kinds}
-        wanted_points = {_known(known_points, "reasons", reason) for reason in reasons}
+        wanted_points = {point for reason in reasons for point in _known(known_points, "reasons", reason)}
         if wanted_points:
             # Both given = both must hold.
             wanted_points = {point for point in wanted_points if not wanted_kinds or point.kind in wanted_kinds}
@@ -46,6 +53,7 @@ class Filter:
         self.mask = sum(1 << kind for kind in wanted_kinds or known_kinds.values())
         self._kinds = bytes(sorted(wanted_kinds)) if wanted_kinds else b""
         self._points = {point.id for point in wanted_points}
+        self.wanted = Wanted(self.mask, frozenset(self._points) if self._points else None)
 
     def apply(self, block: bytes) -> bytes:
         """The records of the block that are wanted."""
@@ -84,7 +92,7 @@ class TraceSwitch:
     def __init__(self) -> None:
         self._sessions: dict[Path, list[GuestTrace]] = {}
         # Of running guests: who is told what is wanted, besides the ring.
-        self._recorders: dict[Path, Callable[[int], None]] = {}
+        self._followers: dict[Path, _Follower] = {}
 
     def add(self, directory: Path, session: GuestTrace) -> None:
         """Raises HvdError DISK_FULL when the ring has no room; nothing is added then."""
@@ -103,41 +111,54 @@ class TraceSwitch:
         with contextlib.suppress(HvdError):  # no room: those who are left were told so themselves
             self.apply(directory)
 
-    def mask(self, directory: Path) -> int:
-        union = 0
+    def wanted(self, directory: Path) -> Wanted:
+        union = Wanted()
         for session in self._sessions.get(directory, ()):
-            union |= session.mask
+            union |= session.wanted
         return union
 
     def apply(self, directory: Path) -> None:
-        """Write the union; also for a ring that an earlier daemon left switched on. Raises HvdError DISK_FULL, TRACE_UNAVAILABLE."""
-        write_enabled(directory / names.TRACE, self.mask(directory))
-        if (recorder := self._recorders.get(directory)) is not None:
-            recorder(self.mask(directory))
+        """Write the union; also for a ring that an earlier daemon left switched on. Who is told of it besides may take a while: settled().
+        Raises HvdError DISK_FULL."""
+        wanted = self.wanted(directory)
+        write_enabled(directory / names.TRACE, wanted.mask)
+        if (follower := self._followers.get(directory)) is not None:
+            follower.tell(wanted)
 
-    def begin(self, directory: Path, recorder: Callable[[int], None]) -> None:
-        """A guest runs in this directory: recorder (Instance.trace) is told which kinds are wanted, now and whenever that changes."""
-        self._recorders[directory] = recorder
+    async def settled(self, directory: Path) -> None:
+        """What is wanted now is done, or has become the sessions' error."""
+        if (follower := self._followers.get(directory)) is not None and follower.task is not None:
+            await asyncio.shield(follower.task)
+
+    def begin(self, directory: Path, listener: Listener) -> None:
+        """A guest runs in this directory: listener (Instance.trace) is told what is wanted, now and whenever that changes, one after the
+        other; an HvdError that it raises is the sessions' error. In the event loop."""
+        self._followers[directory] = _Follower(listener, lambda error: self._fail(directory, error))
         try:
             self.apply(directory)
         except HvdError as error:
-            for session in self._sessions.get(directory, ()):
-                session.fail(error)
+            self._fail(directory, error)
+
+    def _fail(self, directory: Path, error: HvdError) -> None:
+        for session in self._sessions.get(directory, ()):
+            session.fail(error)
 
     def end(self, directory: Path) -> None:
         """It has ended."""
-        self._recorders.pop(directory, None)
+        self._followers.pop(directory, None)
 
-    def before_launch(self, directory: Path) -> None:
+    def before_launch(self, directory: Path) -> Wanted:
         """A guest is about to be started in its (new) directory: if anybody listens, its ring is made and switched on
         now, so that its first crossing is seen. What goes wrong with that is the sessions' error, not the guest's.
+        Answers what is wanted of it.
         """
         sessions = self._sessions.get(directory, ())
         if not sessions:
-            return
+            return Wanted()
+        wanted = self.wanted(directory)
         path = directory / names.TRACE
         try:
-            create_ring(path, names.TRACE_RECORDS, self.mask(directory))
+            create_ring(path, names.TRACE_RECORDS, wanted.mask)
             for session in sessions:
                 session.follow(RingReader(path, from_start=True))
         except (HvdError, OSError) as error:
@@ -145,6 +166,32 @@ class TraceSwitch:
             path.unlink(missing_ok=True)
             for session in sessions:
                 session.fail(problem)
+            return Wanted()
+        return wanted
+
+
+class _Follower:
+    """Tells a listener what is wanted, in tasks of the event loop: never two at a time, and of what changed meanwhile the last."""
+
+    def __init__(self, listener: Listener, fail: Callable[[HvdError], None]) -> None:
+        self._listener = listener
+        self._fail = fail
+        self._wanted = self._told = Wanted()
+        self.task: asyncio.Task[None] | None = None
+
+    def tell(self, wanted: Wanted) -> None:
+        self._wanted = wanted
+        if self._told != wanted and (self.task is None or self.task.done()):
+            self.task = asyncio.get_running_loop().create_task(self._keep())
+
+    async def _keep(self) -> None:
+        while self._told != self._wanted:
+            wanted = self._wanted
+            try:
+                await self._listener(wanted)
+            except HvdError as error:
+                self._fail(error)
+            self._told = wanted
 
 
 class GuestTrace:
@@ -155,7 +202,7 @@ class GuestTrace:
 
     def __init__(self, directory: Path, wanted: Filter, switch: TraceSwitch) -> None:
         """Raises HvdError DISK_FULL when there is no room for the ring's records."""
-        self.mask = wanted.mask
+        self.wanted = wanted.wanted
         self._directory = directory
         self._filter = wanted
         self._switch = switch
@@ -191,6 +238,11 @@ class GuestTrace:
         """The next read() raises it."""
         self._problem = problem
 
+    def check(self) -> None:
+        """Raises the HvdError that the next read() would."""
+        if self._problem is not None:
+            raise self._problem
+
     def close(self) -> None:
         self._close_rings()
         self._switch.remove(self._directory, self)
@@ -204,8 +256,7 @@ class GuestTrace:
 
         Raises HvdError DISK_FULL, TRACE_UNREADABLE: a run of the guest could not be traced.
         """
-        if self._problem is not None:
-            raise self._problem
+        self.check()
         if not self._rings:
             if not self._looks or not self._open(from_start=True):
                 return b"", 0, False

@@ -2,7 +2,7 @@
 same form, so that whoever reads them need not know who wrote them.
 
 A crossing that does not fit into one record goes on in the next ones, which have the flag FLAG_MORE and the same point and kind
-(client/hvapi/record.py). A record of kind LOST tells how many were lost before they came here.
+(client/hvapi/record.py). A record of kind LOST tells how many records were lost before they came here.
 """
 
 from __future__ import annotations
@@ -83,14 +83,14 @@ class RecordWriter:
             number = (head + len(pending)) & _MOST_NS
             pending.append(PIECE.pack(time_ns, PAYLOAD_BYTES, point, kind, backend, 0, FLAG_MORE, number, payload))
         for position, text in texts.items():
-            for at in range(0, len(text), PAYLOAD_BYTES):
+            for at in range(0, max(1, len(text)), PAYLOAD_BYTES):
                 piece = text[at : at + PAYLOAD_BYTES]
                 number = (head + len(pending)) & _MOST_NS
                 flags = FLAG_MORE | FLAG_TEXT
                 pending.append(PIECE.pack(time_ns, len(piece), point, kind, backend, position, flags, number, piece))
 
     def lose(self, count: int) -> None:
-        """So many crossings did not come here."""
+        """So many records (of 64 bytes) did not come here."""
         number = (self._head + len(self._pending)) & _MOST_NS
         self._pending.append(
             RECORD.pack(time.monotonic_ns(), 0, _LOST.id, _LOST.kind, self._backend, 0, FLAG_UNTIMED, number, 0, count, 0, 0, 0)

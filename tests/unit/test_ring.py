@@ -225,7 +225,7 @@ def test_a_full_disk_is_the_readers_error(
     with pytest.raises(HvdError) as caught:
         GuestTrace(ring.path.parent, wanted, switch)
     assert caught.value.reason == "DISK_FULL"
-    assert ring.enabled == 0 and switch.mask(ring.path.parent) == 0
+    assert ring.enabled == 0 and switch.wanted(ring.path.parent).mask == 0
     assert start(stopped, switch).record("halt") == 0  # it runs, and records nothing
     assert [file.name for file in stopped.iterdir()] == ["trace"]
     with pytest.raises(HvdError) as caught:

@@ -23,15 +23,16 @@ from hvd.backends.container.files.enter import Stopped
 from hvd.backends.container.instance import CAPABILITIES, ContainerInstance
 from hvd.backends.container.record import Record
 from hvd.backends.container.runtime import RUNTIMES, Runtime
-from hvd.backends.container.trace import recorder
+from hvd.backends.container.trace.choice import choose
 from hvd.backends.container.trace.points import POINTS
+from hvd.backends.container.trace.recorder import RECORDER
 from hvd.backends.container_spec import LimitsSpec
 from hvd.backends.contract import Availability, Backend, Capability, EngineInfo, Files, Instance, LaunchSpec
 from hvd.backends.usage import Usage
+from hvd.config import Config
 from hvd.errors import HvdError
 from hvd.runner import directory as names
 from hvd.trace.points import BackendId
-from hvd.trace.ring import read_enabled
 
 # Runtimes keep a folder for each container below this folder of the daemon's guests.
 STATE = ".runtime"
@@ -56,9 +57,17 @@ class ContainerBackend(Backend):
     console_streams = frozenset({"stdout", "stderr"})
 
     def __init__(self) -> None:
-        why = recorder.reason()
-        self.capabilities = CAPABILITIES if why else CAPABILITIES | {Capability.TRACE}
-        self.limitations = {Capability.TRACE: why} if why else {}
+        self._choose_tracer("auto")
+
+    def configure(self, config: Config) -> None:
+        self._choose_tracer(config.container_tracer)
+
+    def _choose_tracer(self, setting: str) -> None:
+        choice = choose(setting)
+        RECORDER.use(choice.ways)
+        self.capabilities = CAPABILITIES if choice.reason else CAPABILITIES | {Capability.TRACE}
+        self.limitations = {Capability.TRACE: choice.reason} if choice.reason else {}
+        self.remarks = [choice.remark] if choice.remark else []
 
     def probe(self) -> Availability:
         if os.geteuid() != 0:
@@ -135,7 +144,7 @@ class ContainerBackend(Backend):
                 raise HvdError("CONTAINER_FAILED", what="its bundle", problem=error) from error
             raise
         with contextlib.suppress(HvdError):  # whoever listens is told when the guest is there (TraceSwitch.begin)
-            instance.trace(read_enabled(directory / names.TRACE))
+            await instance.trace(spec.traced)
         if not spec.start_paused:
             try:
                 await instance.begin()

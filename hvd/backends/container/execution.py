@@ -22,6 +22,7 @@ from typing import Any
 from hvd.backends.container import conmon
 from hvd.backends.container.bundle import resolve_user
 from hvd.backends.container.runtime import Runtime, last_line
+from hvd.backends.container.trace.recorder import RECORDER
 from hvd.backends.container_spec import ExecSpec
 from hvd.backends.contract import Execution
 from hvd.errors import HvdError
@@ -100,6 +101,7 @@ class ContainerExecution(Execution):
                 os.close(slave)
             readers = [self._read_terminal()]
         self._tasks = [asyncio.create_task(self._feed(readers))]
+        await asyncio.to_thread(RECORDER.follow_process, self._uid, self._process.pid)
 
     def _document(self) -> dict[str, Any]:
         process: dict[str, Any] = json.loads((self._directory / "config.json").read_text("utf-8"))["process"]

@@ -27,7 +27,7 @@ from hvd.backends.contract import Capability, ConsoleAttachment, Execution, File
 from hvd.errors import HvdError
 from hvd.runner import directory as names
 from hvd.runner.protocol import socket_path
-from hvd.trace.points import Kind
+from hvd.trace.points import Kind, Wanted
 
 log = structlog.get_logger()
 
@@ -50,6 +50,7 @@ class ContainerInstance(Instance):
         self._changed = asyncio.Event()
         self._final: InstanceStatus | None = None
         self._killed = False
+        self._over = False  # it has ended, or was let go of
         # Held while the runtime works on it: a program may end before its `start` has tidied up.
         self._working = asyncio.Lock()
         # Held while it is taken down: a container that is killed ends before the runtime has tidied up.
@@ -70,6 +71,7 @@ class ContainerInstance(Instance):
 
     def _on_end(self) -> None:
         asyncio.get_running_loop().remove_reader(self._monitor)
+        self._over = True
         self._ending = asyncio.create_task(self._end())
 
     async def _end(self) -> None:
@@ -101,19 +103,21 @@ class ContainerInstance(Instance):
         if self._monitor < 0:
             return
         monitor, self._monitor = self._monitor, -1
-        RECORDER.end(self._record.uid)
+        self._over = True
         asyncio.get_running_loop().remove_reader(monitor)
+        await asyncio.to_thread(RECORDER.end, self._record.uid)
         if self._ending is not None:
             await self._ending
         os.close(monitor)
 
     # ---- verbs
 
-    def trace(self, mask: int) -> None:
-        if mask >> Kind.SYSTEM_CALL & 1 and self._final is None:
-            RECORDER.begin(self._record.uid, self.directory, self.pid, mask)
-        else:
-            RECORDER.end(self._record.uid)
+    async def trace(self, wanted: Wanted) -> None:
+        uid = self._record.uid
+        if wanted.mask >> Kind.SYSTEM_CALL & 1 and not self._over:
+            await asyncio.to_thread(RECORDER.begin, uid, self.directory, self.pid, wanted.mask, wanted.points)
+        if self._over or not wanted.mask >> Kind.SYSTEM_CALL & 1:  # it may have ended meanwhile
+            await asyncio.to_thread(RECORDER.end, uid)
 
     async def begin(self) -> None:
         """Let its program run for the first time. Raises HvdError CONTAINER_FAILED."""

@@ -165,6 +165,23 @@ class Assembler:
     def shift_right(self, target: int, value: int) -> None:
         self._add(0x77, target, value=value)
 
+    def shift_right_by(self, target: int, source: int) -> None:
+        self._add(0x7F, target, source)
+
+    def shift_left(self, target: int, value: int) -> None:
+        self._add(0x67, target, value=value)
+
+    def divide(self, target: int, value: int) -> None:
+        """Unsigned."""
+        self._add(0x37, target, value=value)
+
+    def low_half(self, target: int) -> None:
+        """Clear the upper 32 bits."""
+        self._add(0xBC, target, target)
+
+    def or_register(self, target: int, source: int) -> None:
+        self._add(0x4F, target, source)
+
     def map(self, target: int, descriptor: int) -> None:
         """The address of a map (BPF_PSEUDO_MAP_FD)."""
         self._add(0x18, target, 1, value=descriptor)

@@ -1,54 +1,76 @@
 """The two programs that trace containers, one at the entry of system calls and one at their end: one pair for all containers.
 
-    guests   hash: id of a control group (version 2) -> slot and pid namespace; whoever is not in it is left alone
-    wanted   array: number of a system call -> where its paths stand in struct pt_regs
+    guests   hash: id of a control group (version 2) -> pid namespace, slot, and which calls are wanted; whoever is not in it, and a call
+             that is not wanted, is left alone
+    about    array: key of a system call -> where its paths stand in struct pt_regs, and more (_word)
     calls    hash: thread -> its call that has not ended (struct EVENT)
     scratch  per CPU: where such a call is put together, since the stack is too small for it
-    lost     array: slot -> calls that could not be told
+    lost     array: slot -> records of calls that could not be told
     ring     the calls that ended
 """
 
 from __future__ import annotations
 
 import os
+import re
 import struct
 from collections.abc import Iterator
 from contextlib import ExitStack
 
+from hvapi.record import PAYLOAD_BYTES
+
 from hvd.backends.container.trace import bpf
 from hvd.backends.container.trace.bpf import Assembler, Map, RingBuffer
-from hvd.backends.container.trace.syscalls import CALLS, NO_RETURN
+from hvd.backends.container.trace.points import BY_KEY, COMPATIBLE, KEYS, UNNAMED
 
 SLOTS = 1024
-NUMBERS = 512
 TEXT_BYTES = 256  # of a path, its NUL included; longer ones are cut
+ADDRESS_BYTES = 112  # of a socket; longer ones are cut
 RING_BYTES = 8 << 20
 PENDING = 16384
-# time_ns, duration_ns, number, slot, pid, tgid (of the container), ip, result, r10, r9, r8, ax, cx, dx, si, di,
-# bytes of the first and of the second path (with their NUL; 0 = none), code segment.
-EVENT = struct.Struct("<QQIIIIQQ8QIIQ")
+# time_ns, duration_ns, number, slot, pid, tgid (of the container), ip, result, registers, bytes of the first and of the second text
+# (and 1; 0 = none), key, records beyond the first that its arguments need.
+EVENT = struct.Struct("<QQIIIIQQ11QIIII")
 TEXT = EVENT.size
-_TIME, _DURATION, _NUMBER, _SLOT, _PID, _IP, _RESULT, _REGISTERS, _LENGTHS, _SEGMENT = 0, 8, 16, 20, 24, 32, 40, 48, 112, 120
+_TIME, _DURATION, _NUMBER, _SLOT, _PID, _IP, _RESULT, _REGISTERS, _LENGTHS, _KEY, _PIECES = 0, 8, 16, 20, 24, 32, 40, 48, 136, 144, 148
 EVENT_BYTES = TEXT + 2 * TEXT_BYTES
-# Offsets in struct pt_regs of x86-64 (arch/x86/include/asm/ptrace.h), by an argument's position.
+# Offsets in struct pt_regs of x86-64 (arch/x86/include/asm/ptrace.h): bp, bx, r11, r10, r9, r8, ax, cx, dx, si, di stand in a row.
+_PT_BP, _PT_IP, _PT_BYTES = 32, 128, 11 * 8
+# By an argument's position: di, si, dx, r10, r8, r9; of 32-bit programs bx, cx, dx, si, di, bp.
 _ARGUMENTS = (112, 104, 96, 56, 72, 64)
-_PT_R10, _PT_IP = 56, 128
-USER32_CS = 0x23
-_GUEST = struct.Struct("<QQQ")  # device and inode of the pid namespace, slot
+_ARGUMENTS_32 = (40, 88, 96, 104, 112, 32)
+# The same as places in the registers of EVENT.
+PLACES, PLACES_32 = (tuple((offset - _PT_BP) // 8 for offset in offsets) for offsets in (_ARGUMENTS, _ARGUMENTS_32))
+_GUEST = struct.Struct(f"<QQQ{KEYS // 8}s")  # device and inode of the pid namespace, slot, wanted calls
+_GUEST_WANTED = 24
+# struct thread_info, which begins struct task_struct (arch/x86/include/asm/thread_info.h): status, and its bit for a 32-bit call.
+_TS_COMPAT = 2
+_STATUS_OFFSETS = ((5, 11), 16, 8)  # from this version on, and before
 
 # enum bpf_func_id
-_LOOKUP, _UPDATE, _DELETE, _KTIME, _PID_TGID, _READ_KERNEL, _READ_USER_STRING = 1, 2, 3, 5, 14, 113, 114
+_LOOKUP, _UPDATE, _DELETE, _KTIME, _PID_TGID, _TASK, _READ_USER, _READ_KERNEL, _READ_USER_STRING = 1, 2, 3, 5, 14, 35, 112, 113, 114
 _NS_PID_TGID, _ANCESTOR_CGROUP, _RING_OUTPUT = 120, 123, 130
-_NEVER_RETURNS = 1 << 16
 _STACK = 10
+# Bits of _word.
+_ADDRESS, _ADDRESS_LENGTH, _NEVER_RETURNS, _MORE = 16, 24, 32, 33
 
 
-def _paths_word(number: int) -> int:
-    call = CALLS[number]
-    word = _NEVER_RETURNS if call.name in NO_RETURN else 0
+def _word(key: int) -> int:
+    """Offsets of the registers with the first and the second path, with a socket's address and its length, and two flags."""
+    call = BY_KEY[key]
+    offsets = _ARGUMENTS_32 if key & COMPATIBLE else _ARGUMENTS
+    word = call.endless << _NEVER_RETURNS | call.pieces << _MORE
     for index, position in enumerate(call.paths):
-        word |= _ARGUMENTS[position] << 8 * index
+        word |= offsets[position] << 8 * index
+    if call.address is not None:
+        word |= offsets[call.address] << _ADDRESS | offsets[call.address + 1] << _ADDRESS_LENGTH
     return word
+
+
+def _status_offset(release: str) -> int:
+    since, offset, before = _STATUS_OFFSETS
+    found = re.match(r"(\d+)\.(\d+)", release)
+    return before if found and (int(found[1]), int(found[2])) < since else offset
 
 
 class Programs:
@@ -63,14 +85,14 @@ class Programs:
                 return new
 
             self.guests = make(bpf.HASH, 8, _GUEST.size, SLOTS)
-            self.wanted = make(bpf.ARRAY, 4, 4, NUMBERS)
+            self.about = make(bpf.ARRAY, 4, 8, KEYS)
             self.calls = make(bpf.HASH, 4, EVENT_BYTES, PENDING, bpf.NO_PREALLOC)
             self.scratch = make(bpf.PERCPU_ARRAY, 4, EVENT_BYTES, 1)
             self.lost = make(bpf.ARRAY, 4, 8, SLOTS)
             self.ring = RingBuffer(RING_BYTES)
             stack.callback(self.ring.close)
-            for number in CALLS:
-                self.wanted.put(struct.pack("<I", number), struct.pack("<I", _paths_word(number)))
+            for key in BY_KEY:
+                self.about.put(struct.pack("<I", key), struct.pack("<Q", _word(key)))
             for tracepoint, code in (("sys_exit", self._leave()), ("sys_enter", self._enter(level))):
                 program = bpf.load(code)
                 stack.callback(os.close, program)
@@ -80,16 +102,17 @@ class Programs:
     def close(self) -> None:
         self._stack.close()
 
-    def follow(self, group: int, slot: int, namespace: os.stat_result) -> None:
-        """Trace what is in this control group (and below); namespace: /proc/PID/ns/pid, whose numbers are told."""
+    def follow(self, group: int, slot: int, namespace: os.stat_result, wanted: bytes) -> None:
+        """Trace what is in this control group (and below), or choose its calls anew. namespace: /proc/PID/ns/pid, whose numbers are told;
+        wanted: points.chosen()."""
         device = os.major(namespace.st_dev) << 20 | os.minor(namespace.st_dev)  # as the kernel has it, not as stat does
-        self.guests.put(struct.pack("<Q", group), _GUEST.pack(device, namespace.st_ino, slot))
+        self.guests.put(struct.pack("<Q", group), _GUEST.pack(device, namespace.st_ino, slot, wanted))
 
     def leave(self, group: int) -> None:
         self.guests.remove(struct.pack("<Q", group))
 
     def losses(self, slot: int) -> int:
-        """Calls of this slot that were not told since the programs are loaded."""
+        """Records of this slot's calls that were not told since the programs are loaded."""
         return int.from_bytes(self.lost.get(struct.pack("<I", slot)) or b"", "little")
 
     def events(self) -> Iterator[bytes]:
@@ -104,6 +127,7 @@ class Programs:
         a.store(_STACK, -8, 0)
         _find(a, self.guests, -8, "exit")
         a.move(7, 0)
+        self._choose(a)
         a.store_value32(_STACK, -12, 0)
         _find(a, self.scratch, -12, "exit")
         a.move(8, 0)
@@ -112,6 +136,7 @@ class Programs:
         a.store_value(8, _DURATION, 0)
         a.store_value(8, _RESULT, 0)
         a.store_value(8, _LENGTHS, 0)
+        a.store32(8, _KEY, 9)
         a.load(1, 6, 8)
         a.store32(8, _NUMBER, 1)
         a.load(1, 7, 16)
@@ -128,17 +153,16 @@ class Programs:
         a.label("numbered")
         a.load(1, _STACK, -24)
         a.store(8, _PID, 1)
-        _read_kernel(a, _REGISTERS, 64, _PT_R10)
+        _read_kernel(a, _REGISTERS, _PT_BYTES, _PT_BP)
         _read_kernel(a, _IP, 8, _PT_IP)
-        _read_kernel(a, _SEGMENT, 8, _PT_IP + 8)
-        a.set(9, 0)
-        a.load(1, 8, _SEGMENT)
-        a.if_equal(1, USER32_CS, "read")  # other numbers, other registers
-        self._wanted(a, "read")
-        a.load32(9, 0, 0)
-        a.label("read")
-        _read_paths(a)
-        a.shift_right(9, 16)
+        self._about(a, "exit")
+        a.load(9, 0, 0)
+        a.move(1, 9)
+        a.shift_right(1, _MORE)
+        a.store32(8, _PIECES, 1)
+        _read_texts(a)
+        a.shift_right(9, _NEVER_RETURNS)
+        a.mask(9, 1)
         a.if_not_equal(9, 0, "tell")
         a.call(_PID_TGID)
         a.store32(_STACK, -12, 0)
@@ -173,11 +197,9 @@ class Programs:
         # A path in a page that nobody had touched could not be read before; the kernel has touched it now.
         a.load(1, 8, _LENGTHS)
         a.if_not_equal(1, 0, "known")
-        a.load(1, 8, _SEGMENT)
-        a.if_equal(1, USER32_CS, "known")
-        self._wanted(a, "known")
-        a.load32(9, 0, 0)
-        _read_paths(a)
+        self._about(a, "known")
+        a.load(9, 0, 0)
+        _read_texts(a)
         a.label("known")
         self._tell(a, "told")
         a.label("told")
@@ -189,11 +211,42 @@ class Programs:
         a.exit()
         return a.code()
 
-    def _wanted(self, a: Assembler, otherwise: str) -> None:
+    def _choose(self, a: Assembler) -> None:
+        """r9 = the key of this call; whoever does not want it leaves. r7: the guest."""
+        a.call(_TASK)
+        a.move(3, 0)
+        a.add(3, _status_offset(os.uname().release))
+        _stack_address(a, 1, -16)
+        a.set(2, 4)
+        a.call(_READ_KERNEL)
+        a.load32(1, _STACK, -16)
+        a.mask(1, _TS_COMPAT)
+        a.shift_left(1, COMPATIBLE.bit_length() - _TS_COMPAT.bit_length())
+        a.load(9, 6, 8)
+        a.low_half(9)
+        a.if_greater(9, UNNAMED, "unnamed")
+        a.jump("named")
+        a.label("unnamed")
+        a.set(9, UNNAMED)
+        a.label("named")
+        a.or_register(9, 1)
+        a.move(1, 9)
+        a.shift_right(1, 6)
+        a.shift_left(1, 3)
+        a.mask(1, KEYS // 8 - 8)
+        a.add_register(1, 7)
+        a.load(1, 1, _GUEST_WANTED)
+        a.move(2, 9)
+        a.mask(2, 63)
+        a.shift_right_by(1, 2)
+        a.mask(1, 1)
+        a.if_equal(1, 0, "exit")
+
+    def _about(self, a: Assembler, otherwise: str) -> None:
         """r0 = the word of this call."""
-        a.load32(1, 8, _NUMBER)
+        a.load32(1, 8, _KEY)
         a.store32(_STACK, -12, 1)
-        _find(a, self.wanted, -12, otherwise)
+        _find(a, self.about, -12, otherwise)
 
     def _tell(self, a: Assembler, done: str = "exit") -> None:
         """The event at r8, as much of it as is filled, into the ring."""
@@ -213,7 +266,19 @@ class Programs:
         a.load32(1, 8, _SLOT)
         a.store32(_STACK, -12, 1)
         _find(a, self.lost, -12, done)
-        a.set(1, 1)
+        # As many records as RecordWriter would have made of it: texts in pieces of 40 bytes.
+        a.load32(1, 8, _PIECES)
+        a.add(1, 1)
+        for index in (0, 1):
+            a.load32(2, 8, _LENGTHS + 4 * index)
+            a.if_equal(2, 0, f"no text {index}")
+            a.add(2, PAYLOAD_BYTES - 2)
+            a.divide(2, PAYLOAD_BYTES)
+            a.if_not_equal(2, 0, f"text {index}")
+            a.set(2, 1)
+            a.label(f"text {index}")
+            a.add_register(1, 2)
+            a.label(f"no text {index}")
         a.atomic_add(0, 0, 1)
 
 
@@ -240,20 +305,11 @@ def _read_kernel(a: Assembler, offset: int, size: int, source: int) -> None:
     a.call(_READ_KERNEL)
 
 
-def _read_paths(a: Assembler) -> None:
-    """The paths that r9 tells of."""
+def _read_texts(a: Assembler) -> None:
+    """The paths that r9 tells of, or the socket's address."""
     for index in (0, 1):
         skip = f"path {index}"
-        a.move(1, 9)
-        a.shift_right(1, 8 * index)
-        a.mask(1, 0xFF)
-        a.if_equal(1, 0, skip)
-        a.load(3, 6, 0)
-        a.add_register(3, 1)
-        _stack_address(a, 1, -24)
-        a.set(2, 8)
-        a.call(_READ_KERNEL)
-        a.load(3, _STACK, -24)
+        _pointer(a, 8 * index, skip)
         a.move(1, 8)
         a.add(1, TEXT + index * TEXT_BYTES)
         a.set(2, TEXT_BYTES)
@@ -263,3 +319,40 @@ def _read_paths(a: Assembler) -> None:
         a.label(f"{skip} is there")
         a.store32(8, _LENGTHS + 4 * index, 0)
         a.label(skip)
+    _pointer(a, _ADDRESS_LENGTH, "no address")
+    a.low_half(3)
+    a.move(7, 3)
+    a.if_greater(7, ADDRESS_BYTES, "long address")
+    a.jump("address")
+    a.label("long address")
+    a.set(7, ADDRESS_BYTES)
+    a.label("address")
+    a.if_equal(7, 0, "no address")
+    _pointer(a, _ADDRESS, "no address")
+    a.move(1, 8)
+    a.add(1, TEXT)
+    a.move(2, 7)
+    a.call(_READ_USER)
+    a.if_not_equal(0, 0, "no address")
+    a.add(7, 1)
+    a.store32(8, _LENGTHS, 7)
+    a.label("no address")
+
+
+def _pointer(a: Assembler, shift: int, otherwise: str) -> None:
+    """r3 = the register of whose offset r9 tells in the byte from this bit on."""
+    a.move(1, 9)
+    a.shift_right(1, shift)
+    a.mask(1, 0xFF)
+    a.if_equal(1, 0, otherwise)
+    a.load(3, 6, 0)
+    a.add_register(3, 1)
+    _stack_address(a, 1, -24)
+    a.set(2, 8)
+    a.call(_READ_KERNEL)
+    a.load(3, _STACK, -24)
+    a.load32(1, 8, _KEY)
+    a.mask(1, COMPATIBLE)
+    a.if_equal(1, 0, f"wide {otherwise} {shift}")
+    a.low_half(3)
+    a.label(f"wide {otherwise} {shift}")

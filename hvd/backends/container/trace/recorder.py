@@ -1,214 +1,251 @@
-"""Fills the trace rings of all traced containers from the one pair of programs, which is loaded while any is traced.
+"""Fills the trace rings of all traced containers. For each way of learning system calls (Source) that is in use, a thread reads and
+writes records; what could not be told becomes a record of its own.
 
-A thread takes what the kernel has told and writes records. What the kernel could not tell because the ring buffer was full is
-counted per container and becomes a record of its own.
+Nothing here is called in the event loop: a thread that reads a flood is told what to do between two turns, and whoever tells it waits.
 """
 
 from __future__ import annotations
 
 import contextlib
-import itertools
 import os
 import select
 import threading
-from dataclasses import dataclass, field
+import time
+from collections import deque
+from collections.abc import Callable, Collection, Sequence
+from concurrent.futures import Future
+from dataclasses import dataclass
 from pathlib import Path
 
 import structlog
 
-from hvd.backends.container.cgroup.hierarchy import PARENT, hierarchy
-from hvd.backends.container.trace.points import BY_NUMBER, COMPATIBILITY, UNKNOWN
-from hvd.backends.container.trace.program import EVENT, SLOTS, TEXT, TEXT_BYTES, USER32_CS, Programs
+from hvd.backends.container.trace.choice import choose, open_source
+from hvd.backends.container.trace.points import chosen
+from hvd.backends.container.trace.source import Source
 from hvd.errors import HvdError
-from hvd.trace.points import BackendId, Kind
+from hvd.trace.points import BackendId
 from hvd.trace.writer import RecordWriter
 
 log = structlog.get_logger()
 
-LEVEL = PARENT.count("/") + 2  # of the containers' control groups: hvd/<uid>
-# Records that are written at once; far fewer than a ring holds.
-BATCH_RECORDS = 1024
 # How long a loss may go unreported.
 LOSS_SECONDS = 0.25
-# After so many, the lock is let go once.
-TURN_EVENTS = 4096
-# Places of a call's arguments in EVENT: di, si, dx, r10, r8, r9.
-_ARGUMENTS = (15, 14, 13, 8, 10, 9)
+# To the end of what had been told when a container was left; others may go on telling.
+LAST_TURNS = 64
+# So many calls are read in one turn.
+TURN_CALLS = 1024  # of up to 15 records each: less than a ring holds
+# After a turn that left something, the thread rests for this share of the time that it took: the rest of the daemon needs the interpreter, too.
+REST_SHARE = 0.5
+_REMEDY = "see docs/containers.md, Tracing"
 
 
 @dataclass(slots=True)
-class _Guest:
-    group: int
-    slot: int
-    writer: RecordWriter
-    lost: int = 0
-    broken: bool = field(default=False)
+class _Traced:
+    reader: _Reader
+    wanted: bytes
 
 
 class Recorder:
-    """Thread-safe."""
+    """Thread-safe; every method may wait, for a turn of the thread that reads or for the kernel."""
 
-    def __init__(self) -> None:
+    def __init__(self, ways: Sequence[str] | None = None) -> None:
+        """ways: names of sources, best first; None = what the kernel can."""
+        self._ways = ways
         self._lock = threading.Lock()
-        self._programs: Programs | None = None
-        self._guests: dict[str, _Guest] = {}
-        self._slots: dict[int, _Guest] = {}
-        self._thread: threading.Thread | None = None
-        self._stop = -1
+        self._readers: dict[str, _Reader] = {}
+        self._guests: dict[str, _Traced] = {}
 
-    def begin(self, uid: str, directory: Path, init: int, mask: int) -> None:
-        """Trace the container from now on; no error when it is traced. init: its process 1.
+    def use(self, ways: Sequence[str]) -> None:
+        self._ways = ways
+
+    def begin(self, uid: str, directory: Path, init: int, mask: int, points: Collection[int] | None) -> None:
+        """Trace the container from now on, or choose its calls anew. init: its process 1; points: of the calls that are wanted, None = all.
         Raises HvdError TRACE_UNAVAILABLE, DISK_FULL."""
+        wanted = chosen(points)
         with self._lock:
-            if uid in self._guests:
-                return
-            group = _group(uid)
+            known = self._guests.get(uid)
             try:
-                if self._programs is None:
-                    self._start()
-                assert self._programs is not None
-                namespace = os.stat(f"/proc/{init}/ns/pid")
-                slot = next((slot for slot in range(SLOTS) if slot not in self._slots), None)
-                if slot is None:
-                    raise OSError(f"{SLOTS} containers are traced already")
-                guest = _Guest(group, slot, RecordWriter(directory, BackendId.CONTAINER, mask))
-                guest.lost = self._programs.losses(slot)
-                self._guests[uid] = self._slots[slot] = guest
-                self._programs.follow(group, slot, namespace)
-            except (OSError, HvdError) as error:
-                self._forget(uid)
-                if isinstance(error, HvdError):
+                if known is None:
+                    self._begin(uid, directory, init, mask, wanted)
+                elif known.wanted != wanted:
+                    known.reader.source.follow(uid, init, wanted)
+                    known.wanted = wanted
+            except OSError as error:
+                raise HvdError("TRACE_UNAVAILABLE", problem=str(error), remedy=_REMEDY) from error
+
+    def _begin(self, uid: str, directory: Path, init: int, mask: int, wanted: bytes) -> None:
+        ways = choose("auto").ways if self._ways is None else self._ways
+        problem: HvdError | OSError = HvdError("TRACE_UNAVAILABLE", problem="there is no way to learn its calls here", remedy=_REMEDY)
+        for way in ways:
+            try:
+                reader = self._readers.get(way) or _Reader(open_source(way))
+                self._readers[way] = reader
+                reader.add(uid, RecordWriter(directory, BackendId.CONTAINER, mask))
+                try:
+                    reader.source.follow(uid, init, wanted)
+                except BaseException:
+                    reader.remove(uid)
                     raise
-                raise HvdError("TRACE_UNAVAILABLE", problem=str(error), remedy="see docs/containers.md, Tracing") from error
+            except (OSError, HvdError) as error:
+                self._tidy()
+                if isinstance(error, HvdError) and error.reason != "TRACE_UNAVAILABLE":
+                    raise
+                problem = error
+            else:
+                reader.watch()
+                self._guests[uid] = _Traced(reader, wanted)
+                return
+        raise problem
+
+    def follow_process(self, uid: str, pid: int) -> None:
+        """A process of the host that starts a program in the container, which may be traced or not."""
+        with self._lock:
+            if (guest := self._guests.get(uid)) is not None:
+                guest.reader.source.follow_process(uid, pid)
 
     def end(self, uid: str) -> None:
-        """No more of this container; what was told so far is written."""
+        """No more of this container; what was told so far is written when this returns. No error when it is not traced."""
         with self._lock:
-            if uid in self._guests and self._programs is not None:
-                self._programs.leave(self._guests[uid].group)
-                self._drain()
-                self._losses()
-                self._flush()
-            self._forget(uid)
+            guest = self._guests.pop(uid, None)
+            if guest is not None:
+                guest.reader.source.leave(uid)
+                guest.reader.remove(uid)
+                self._tidy()
 
-    def _forget(self, uid: str) -> None:
-        guest = self._guests.pop(uid, None)
-        if guest is not None:
-            del self._slots[guest.slot]
-            guest.writer.close()
-        if not self._guests and self._programs is not None:
-            os.eventfd_write(self._stop, 1)
-            self._programs.close()
-            self._programs = None
+    def _tidy(self) -> None:
+        used = {id(guest.reader) for guest in self._guests.values()}
+        for way, reader in list(self._readers.items()):
+            if id(reader) not in used:
+                del self._readers[way]
+                reader.close()
 
-    def _start(self) -> None:
-        """Under the lock."""
-        self._programs = Programs(LEVEL)
-        self._stop = os.eventfd(0, os.EFD_CLOEXEC)
-        self._thread = threading.Thread(
-            target=self._run, args=(os.dup(self._programs.ring.fd), self._stop), name="container-trace", daemon=True
-        )
+
+class _Reader:
+    """A source and the thread that reads it, which owns the writers."""
+
+    def __init__(self, source: Source) -> None:
+        self.source = source
+        self._writers: dict[str, RecordWriter] = {}
+        self._lost: dict[str, int] = {}
+        self._broken: set[str] = set()
+        self._orders: deque[tuple[Callable[[], bool | None], Future[None]]] = deque()
+        self._watched: list[int] = []
+        self._epoll = select.epoll()
+        self._bell = os.eventfd(0, os.EFD_CLOEXEC | os.EFD_NONBLOCK)
+        self._epoll.register(self._bell, select.EPOLLIN)
+        self._ends = False
+        self._thread = threading.Thread(target=self._run, name=f"container-trace-{source.name}", daemon=True)
         self._thread.start()
 
-    def _run(self, ring: int, stop: int) -> None:
-        """Owns both descriptors. Ends when the programs are unloaded."""
-        epoll = select.epoll()
+    # ---- for others
+
+    def add(self, uid: str, writer: RecordWriter) -> None:
+        def order() -> None:
+            self._writers[uid], self._lost[uid] = writer, 0
+
+        self._order(order)
+
+    def remove(self, uid: str) -> None:
+        """What was told so far is written, and its writer closed."""
+        self._order(lambda: self._remove(uid))
+
+    def watch(self) -> None:
+        """The source has other descriptors."""
+        self._order(self._watch)
+
+    def close(self) -> None:
+        self._order(self._end)
+        self._thread.join()
+        self._epoll.close()
+        os.close(self._bell)
+        self.source.close()
+
+    def _order(self, work: Callable[[], bool | None]) -> None:
+        done: Future[None] = Future()
+        self._orders.append((work, done))
+        os.eventfd_write(self._bell, 1)
+        done.result()
+
+    # ---- the thread
+
+    def _run(self) -> None:
+        more, rest = False, 0.0
+        while not self._ends:
+            if not more:
+                self._epoll.poll(LOSS_SECONDS)
+                with contextlib.suppress(BlockingIOError):
+                    os.eventfd_read(self._bell)
+            elif rest > 0 and not self._orders:
+                time.sleep(rest)
+            while self._orders:
+                work, done = self._orders.popleft()
+                try:
+                    work()
+                except Exception as error:  # for whoever ordered it
+                    done.set_exception(error)
+                else:
+                    done.set_result(None)
+            if self._ends:
+                return
+            began = time.monotonic()
+            more = self._turn()
+            rest = (time.monotonic() - began) * REST_SHARE
+
+    def _turn(self) -> bool:
         try:
-            epoll.register(ring, select.EPOLLIN | select.EPOLLET)
-            epoll.register(stop, select.EPOLLIN)
-            more = False
-            while True:
-                events = epoll.poll(0 if more else LOSS_SECONDS)
-                if any(descriptor == stop for descriptor, _ in events):
-                    return
-                with self._lock:
-                    if stop != self._stop or self._programs is None:
-                        return
-                    more = self._drain(TURN_EVENTS)
-                    if not more:
-                        self._losses()
-                    self._flush()
-        finally:
-            epoll.close()
-            os.close(ring)
-            os.close(stop)
-
-    def _drain(self, most: int | None = None) -> bool:
-        """Is there more than `most` events?"""
-        assert self._programs is not None
-        slots, count = self._slots, 0
-        for count, event in enumerate(itertools.islice(self._programs.events(), most), 1):  # noqa: B007
-            fields = EVENT.unpack_from(event)
-            guest = slots.get(fields[3])
-            if guest is not None:  # else of one that is traced no more
-                _record(guest.writer, fields, event)
-                if guest.writer.pending >= BATCH_RECORDS:
-                    self._write(guest)
-        return count == most
-
-    def _losses(self) -> None:
-        assert self._programs is not None
-        for guest in self._slots.values():
-            if (lost := self._programs.losses(guest.slot)) != guest.lost:
-                guest.writer.lose(lost - guest.lost)
-                guest.lost = lost
-
-    def _flush(self) -> None:
-        for guest in self._slots.values():
-            self._write(guest)
-
-    def _write(self, guest: _Guest) -> None:
-        try:
-            guest.writer.flush()
+            more = self.source.read(self._writers, TURN_CALLS)
         except OSError as error:
-            if not guest.broken:
-                log.warning("a trace ring cannot be written", error=str(error))
-            guest.broken = True
+            log.warning("system calls cannot be read", source=self.source.name, error=str(error))
+            more = False
+        for uid in self._writers:
+            if not more:
+                self._report_losses(uid)
+            self._flush(uid)
+        return more
 
+    def _report_losses(self, uid: str) -> None:
+        try:
+            lost = self.source.losses(uid)
+        except (OSError, KeyError):  # it is not followed yet, or no more
+            return
+        if lost > self._lost[uid]:
+            self._writers[uid].lose(lost - self._lost[uid])
+            self._lost[uid] = lost
 
-def _record(writer: RecordWriter, fields: tuple[int, ...], event: bytes) -> None:
-    time_ns, duration_ns, number, pid, rip, result = *fields[:3], fields[4], fields[6], fields[7]
-    call = BY_NUMBER.get(number)
-    if fields[18] == USER32_CS or call is None:
-        point = COMPATIBILITY if fields[18] == USER32_CS else UNKNOWN
-        writer.add(point.id, point.kind, time_ns, duration_ns, rip, (result, pid, number, fields[15]), {})
-        return
-    words = [result, pid, *(fields[place] for place in _ARGUMENTS[: call.arguments])]
-    words += [0] * (4 - len(words))
-    texts = {}
-    at = TEXT
-    for position, length in zip(call.paths, (fields[16], fields[17]), strict=False):
-        if length:
-            text = event[at : at + length - 1]
-            texts[position] = text + b"..." if length == TEXT_BYTES else text
-        at += TEXT_BYTES
-    writer.add(call.point, Kind.SYSTEM_CALL, time_ns, None if call.endless else duration_ns, rip, words, texts)
+    def _flush(self, uid: str) -> None:
+        try:
+            self._writers[uid].flush()
+        except OSError as error:
+            if uid not in self._broken:
+                log.warning("a trace ring cannot be written", guest=uid, error=str(error))
+                self._broken.add(uid)
 
+    def _remove(self, uid: str) -> None:
+        if uid not in self._writers:
+            return
+        for _ in range(LAST_TURNS):
+            if not self._turn():
+                break
+        self._report_losses(uid)
+        self._flush(uid)
+        self.source.forget(uid)
+        self._watch()
+        self._writers.pop(uid).close()
+        del self._lost[uid]
+        self._broken.discard(uid)
 
-def _group(uid: str) -> int:
-    """The id of its control group: its inode (kernfs_node_id of a 64-bit kernel). Raises HvdError TRACE_UNAVAILABLE."""
-    directory = hierarchy().unified_directory(uid)
-    with contextlib.suppress(OSError):
-        if directory is not None:
-            return directory.stat().st_ino
-    raise HvdError(
-        "TRACE_UNAVAILABLE",
-        problem="it has no control group of version 2 to tell it by (as with engine crun on a host that has controllers of both versions)",
-        remedy="use engine runc",
-    )
+    def _watch(self) -> None:
+        for descriptor in self._watched:
+            try:
+                self._epoll.unregister(descriptor)
+            except OSError:  # closed since
+                continue
+        self._watched = self.source.descriptors()
+        for descriptor in self._watched:
+            self._epoll.register(descriptor, select.EPOLLIN | select.EPOLLET)
 
-
-def reason() -> str:
-    """Why containers cannot be traced here; empty = they can."""
-    if os.geteuid() != 0:
-        return "it needs root, for bpf(2)"
-    if hierarchy().unified is None:
-        return "the host has no control groups of version 2 mounted, by which containers are told apart"
-    try:
-        Programs(LEVEL).close()
-    except OSError as error:
-        return f"the kernel refuses the eBPF programs: {error.strerror}"
-    return ""
+    def _end(self) -> None:
+        self._ends = True
 
 
 RECORDER = Recorder()

@@ -1,0 +1,37 @@
+"""Where system calls are learnt from: by eBPF (ebpf.py) or by the kernel's trace files (tracefs.py)."""
+
+from __future__ import annotations
+
+from typing import Protocol
+
+from hvd.trace.writer import RecordWriter
+
+
+class Source(Protocol):
+    """Made and closed by whoever begins and ends traces; everything else but follow() is for the thread that reads. follow() may be called
+    at any time by another."""
+
+    name: str
+
+    def descriptors(self) -> list[int]:
+        """Readable when there is something to read, or there may be. May change with follow() and leave()."""
+
+    def follow(self, uid: str, init: int, wanted: bytes) -> None:
+        """Trace this container, or choose its calls anew. wanted: points.chosen(). Raises OSError, HvdError TRACE_UNAVAILABLE."""
+
+    def follow_process(self, uid: str, pid: int) -> None:
+        """What this process of the host starts in the container belongs to it."""
+
+    def leave(self, uid: str) -> None:
+        """Learn no more of it; what was learnt so far is still to be read."""
+
+    def forget(self, uid: str) -> None:
+        """It was read."""
+
+    def read(self, writers: dict[str, RecordWriter], most: int) -> bool:
+        """Records of up to about so many calls to their writers. Is there more?"""
+
+    def losses(self, uid: str) -> int:
+        """Records of this container that could not be told, since follow()."""
+
+    def close(self) -> None: ...
