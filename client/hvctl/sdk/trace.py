@@ -246,7 +246,8 @@ class TraceEvent:
         words = [f"{time} {guest} {self.name}({', '.join(f'{a.name}={a.text}' for a in self.arguments)})"]
         if (result := self.result) is not None:
             words.append(f"= {result.text}")
-        words.append(f"rip={self.rip:#x}")
+        if self.rip:  # 0: whoever saw it does not know
+            words.append(f"rip={self.rip:#x}")
         if self.user:
             words.append("user")
         if (duration := self.duration_ns) is not None:

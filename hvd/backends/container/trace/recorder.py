@@ -181,7 +181,7 @@ class _Reader:
                 work, done = self._orders.popleft()
                 try:
                     work()
-                except Exception as error:  # for whoever ordered it
+                except Exception as error:  # noqa: BLE001  for whoever ordered it
                     done.set_exception(error)
                 else:
                     done.set_result(None)

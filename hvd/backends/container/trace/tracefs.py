@@ -13,7 +13,7 @@ import os
 import struct
 import time
 from bisect import bisect_right
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -56,6 +56,16 @@ def _mount() -> int:
         return call(_FSMOUNT, context, _CLOEXEC, 0)
     finally:
         os.close(context)
+
+
+@contextlib.contextmanager
+def mounted() -> Iterator[Path]:
+    """The trace files, for a look. Raises OSError."""
+    descriptor = _mount()
+    try:
+        yield Path(f"/proc/self/fd/{descriptor}")
+    finally:
+        os.close(descriptor)
 
 
 class Tracefs:
