@@ -7,7 +7,7 @@ from fake_daemon import POINTS, make_record
 from hvapi import record
 from hvapi.v1 import trace_pb2
 from hvctl.sdk import HvctlError, TraceDecoder, TraceEvent
-from hvctl.sdk.trace import FORMATS, duration_text
+from hvctl.sdk.trace_formats import FORMATS, duration_text
 from hypothesis import given
 from hypothesis import strategies as st
 

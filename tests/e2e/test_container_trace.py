@@ -91,12 +91,12 @@ def test_a_known_workload_gives_exactly_its_calls_and_no_other_container_appears
         box.ok("start", "c")
         found = records(process)
     assert not [r for r in found if r["point"] == "lost"]
-    seen = [r for r in creating(found) if r["arguments"]["pid"] == 1]
+    seen = [r for r in creating(found) if r["arguments"]["tid"] == 1]
     assert len(seen) == OPENS
     assert all(r["result"] >= 0 and r["duration_ns"] > 0 and r["kind"] == "system-call" for r in seen)
-    pids = {r["arguments"]["pid"] for r in found}
-    assert len(pids) >= 3  # the shell and what it forked
-    assert max(pids) < 100  # the container's own numbers
+    threads = {r["arguments"]["tid"] for r in found}
+    assert len(threads) >= 3  # the shell and what it forked
+    assert max(threads) < 100  # the container's own numbers
     if tracer == "ebpf":
         assert opens(found) == seen
         paths = {path for r in found for path in r.get("texts", {}).values()}
@@ -164,7 +164,7 @@ def test_only_chosen_calls_leave_the_kernel(box: RealDaemon) -> None:
             closes = records(other)
         found = records(process)
     assert {r["point"] for r in found} <= {"open", "openat"} and {r["point"] for r in closes} == {"close"}
-    assert len([r for r in creating(found) if r["arguments"]["pid"] == 1]) == 2 * OPENS
+    assert len([r for r in creating(found) if r["arguments"]["tid"] == 1]) == 2 * OPENS
 
 
 def test_without_a_group_of_version_2_by_trace_files_or_refused_with_the_reason(box: RealDaemon, tracer: str) -> None:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from hvapi.record import RECORD
 from hvapi.v1 import trace_pb2
-from hvctl.sdk.trace import FORMATS, TraceDecoder, TraceEvent
+from hvctl.sdk.trace import TraceDecoder, TraceEvent
+from hvctl.sdk.trace_formats import FORMATS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -58,7 +59,7 @@ def test_long_crossings_come_whole_wherever_the_blocks_are_cut(tmp_path: Path, m
     writer.flush()
     events = decoded(read_all(trace, most))
     assert len(events) == 40
-    assert [a.text for a in events[2].arguments] == ["7", "AT_FDCWD", f'"{old.decode()}"', "5", '"/neu/ü\\""', "0x1"]
+    assert [a.text for a in events[2].arguments] == ["7", "AT_FDCWD", f'"{old.decode()}"', "5", '"/neu/ü\\""', "RENAME_NOREPLACE"]
     assert events[2].result is not None and events[2].result.text == "-ENOENT"
     assert events[2].document()["texts"] == {"oldpath": old.decode(), "newpath": new.decode()}
     assert [a.text for a in events[3].arguments] == ["7", "0", "0x3000", "4096"] and events[3].duration_ns is None
@@ -115,7 +116,7 @@ def test_names_of_flags_protections_and_signals() -> None:
     assert texts("kill", (1 << 64) - 1, 15) == ["-1", "SIGTERM"]
     assert texts("kill", 5, 0) == ["5", "0"]
     assert texts("open", 0, 0o2101102) == ["NULL", "O_RDWR|O_CREAT|O_TRUNC|O_LARGEFILE|O_CLOEXEC"]
-    assert FORMATS["protection"](0) == "PROT_NONE" and FORMATS["protection"](0x1000003) == "PROT_READ|PROT_WRITE|0x1000000"
+    assert FORMATS["protection"](0) == "PROT_NONE" and FORMATS["protection"](0x4000003) == "PROT_READ|PROT_WRITE|0x4000000"
 
 
 def test_the_table() -> None:

@@ -11,8 +11,6 @@ A block holds up to 1000 records. An event is cheap until its arguments are aske
 
 from __future__ import annotations
 
-import errno
-import signal
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
@@ -23,109 +21,7 @@ from hvapi.v1 import trace_pb2
 
 from hvctl.sdk.errors import HvctlError
 from hvctl.sdk.names import guest_id
-
-_SIGN_64, _MODULUS_64 = 1 << 63, 1 << 64
-# Linux's convention, which the hypercall ABI shares: the last 4095 values are negative errnos. 32-bit guests return
-# 32 bits of them.
-_ERRNO_MAX = 4095
-
-
-def duration_text(nanoseconds: int) -> str:
-    """1234 -> "1.2us"."""
-    for unit, size in (("s", 1_000_000_000), ("ms", 1_000_000), ("us", 1_000)):
-        if nanoseconds >= size:
-            return f"{nanoseconds / size:.1f}{unit}"
-    return f"{nanoseconds}ns"
-
-
-def _errno_text(value: int) -> str:
-    for modulus in (_MODULUS_64, 1 << 32):
-        number = modulus - value
-        if 0 < number <= _ERRNO_MAX:
-            return f"-{errno.errorcode.get(number, number)}"
-    return str(value)
-
-
-def _bytes_text(value: int) -> str:
-    text = "".join(
-        chr(byte) if 0x20 <= byte < 0x7F and byte not in b'"\\' else f"\\x{byte:02x}" for byte in _trimmed(value)
-    )
-    return f'"{text}"'
-
-
-def _trimmed(value: int) -> bytes:
-    return value.to_bytes(8, "little").rstrip(b"\0")
-
-
-def _signed(value: int) -> int:
-    if value >= _SIGN_64:
-        return value - _MODULUS_64
-    # An int in a register: -1 may come as 32 bits of it.
-    return value - (1 << 32) if 0xFFFFF000 <= value < 1 << 32 else value
-
-
-def _descriptor_text(value: int) -> str:
-    number = _signed(value)
-    return "AT_FDCWD" if number == -100 else str(number)
-
-
-def _quoted(text: bytes) -> str:
-    return '"' + "".join(
-        f"\\{char}" if char in '"\\' else char if char.isprintable() else f"\\x{ord(char):02x}"
-        for char in text.decode("utf-8", "replace")
-    ) + '"'
-
-
-# Linux, x86-64 (asm-generic/fcntl.h, asm-generic/mman-common.h). A name of several bits stands before those that it holds.
-_OPEN_FLAGS = {
-    "O_TMPFILE": 0o20200000, "O_SYNC": 0o4010000, "O_CREAT": 0o100, "O_EXCL": 0o200, "O_NOCTTY": 0o400, "O_TRUNC": 0o1000,
-    "O_APPEND": 0o2000, "O_NONBLOCK": 0o4000, "O_DSYNC": 0o10000, "FASYNC": 0o20000, "O_DIRECT": 0o40000, "O_LARGEFILE": 0o100000,
-    "O_DIRECTORY": 0o200000, "O_NOFOLLOW": 0o400000, "O_NOATIME": 0o1000000, "O_CLOEXEC": 0o2000000, "O_PATH": 0o10000000,
-}  # fmt: skip
-_ACCESS_MODES = ("O_RDONLY", "O_WRONLY", "O_RDWR", "O_ACCMODE")
-_PROTECTIONS = {"PROT_READ": 1, "PROT_WRITE": 2, "PROT_EXEC": 4}
-
-
-def _names(value: int, names: Mapping[str, int]) -> list[str]:
-    found = []
-    for name, bits in names.items():
-        if value & bits == bits:
-            found.append(name)
-            value &= ~bits
-    return [*found, *([f"{value:#x}"] if value else [])]
-
-
-def _open_flags_text(value: int) -> str:
-    return "|".join([_ACCESS_MODES[value & 3], *_names(value & ~3, _OPEN_FLAGS)])
-
-
-def _protection_text(value: int) -> str:
-    return "|".join(_names(value, _PROTECTIONS)) or "PROT_NONE"
-
-
-def _signal_text(value: int) -> str:
-    number = _signed(value)
-    return signal.Signals(number).name if number in {known.value for known in signal.Signals} else str(number)
-
-
-# TraceArgument.format -> how a 64-bit value is printed.
-FORMATS: dict[str, Callable[[int], str]] = {
-    "hex": lambda value: f"{value:#x}",
-    "dec": str,
-    "signed": lambda value: str(_signed(value)),
-    "vector": lambda value: f"{value:#04x}",
-    "bool": lambda value: "true" if value else "false",
-    "ns": duration_text,
-    "errno": _errno_text,
-    "errno-hex": lambda value: _errno_text(value) if value > _MODULUS_64 - 4096 else f"{value:#x}",
-    "fd": _descriptor_text,
-    "octal": lambda value: f"0{value:o}" if value else "0",
-    "open-flags": _open_flags_text,
-    "protection": _protection_text,
-    "signal": _signal_text,
-    "path": lambda value: f"{value:#x}" if value else "NULL",
-    "bytes": _bytes_text,
-}
+from hvctl.sdk.trace_formats import FORMATS, TEXTS, duration_text, quoted
 
 RESULT = "result"
 _PLACEHOLDERS = ("-", "")
@@ -139,12 +35,17 @@ class Argument(NamedTuple):
     text: str
 
 
+def _plain(text: bytes) -> str:
+    return text.decode("utf-8", "replace")
+
+
 @dataclass(frozen=True, slots=True)
 class _Point:
     name: str
     kind: str
     slots: tuple[tuple[int, str, Callable[[int], str]], ...]  # position, name, format; without the result
     result: tuple[int, Callable[[int], str]] | None
+    texts: Mapping[int, Callable[[bytes], str]] = field(default_factory=dict)  # position -> format of its text, if not quoted
 
 
 def _point(point: trace_pb2.TracePoint) -> _Point:
@@ -156,7 +57,8 @@ def _point(point: trace_pb2.TracePoint) -> _Point:
             result = (position, form)
         elif argument.name not in _PLACEHOLDERS:
             slots.append((position, argument.name, form))
-    return _Point(point.name, point.kind, tuple(slots), result)
+    texts = {position: TEXTS[argument.format] for position, argument in enumerate(point.arguments) if argument.format in TEXTS}
+    return _Point(point.name, point.kind, tuple(slots), result, texts)
 
 
 _LOST = _Point("lost", "lost", ((0, "records", str),), None)
@@ -224,7 +126,7 @@ class TraceEvent:
 
     def _argument_text(self, position: int, form: Callable[[int], str], value: int) -> str:
         text = self.texts.get(position)
-        return form(value) if text is None else _quoted(text)
+        return form(value) if text is None else self._point.texts.get(position, quoted)(text)
 
     @property
     def result(self) -> Argument | None:
@@ -266,7 +168,7 @@ class TraceEvent:
         }
         if self.texts:
             document["texts"] = {
-                name: self.texts[position].decode("utf-8", "replace")
+                name: self._point.texts.get(position, _plain)(self.texts[position])
                 for position, name, _ in self._point.slots
                 if position in self.texts
             }

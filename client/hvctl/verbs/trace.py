@@ -126,7 +126,7 @@ def _stream(
 
 
 def _nanoseconds(value: int) -> str:
-    from hvctl.sdk.trace import duration_text
+    from hvctl.sdk.trace_formats import duration_text
 
     return duration_text(value) if value else "-"
 
