@@ -96,8 +96,8 @@ def test_a_known_workload_gives_exactly_its_calls_and_no_other_container_appears
     assert all(r["result"] >= 0 and r["duration_ns"] > 0 and r["kind"] == "system-call" for r in seen)
     threads = {r["arguments"]["tid"] for r in found}
     assert len(threads) >= 3  # the shell and what it forked
-    assert max(threads) < 100  # the container's own numbers
     if tracer == "ebpf":
+        assert max(threads) < 100  # the container's own numbers
         assert opens(found) == seen
         paths = {path for r in found for path in r.get("texts", {}).values()}
         assert "/etc/group" not in paths and "/etc/passwd" in paths
