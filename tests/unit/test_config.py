@@ -18,7 +18,6 @@ SAMPLES = {
     "log_format": "json", "stop_grace": "2.5", "max_guests": "7", "default_memory": "96M", "log_max_bytes": "1M",
     "image_dirs": "/d", "cache_dir": "/e", "tls_cert": "/f", "tls_key": "/g", "tls_client_ca": "/h",
     "network_pool": "10.5.0.0/16", "registry_ca": "/i", "insecure_registries": "registry:5000", "registry_auth_file": "/j",
-    "network_pool": "10.5.0.0/16",
     "container_tracer": "tracefs",
 }  # fmt: skip
 
