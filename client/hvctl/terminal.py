@@ -36,14 +36,15 @@ class Detached(Exception):
     """The viewer has let go; the guest goes on."""
 
 
-def follow(settings: Settings, name: str, *, replay_bytes: int, read_only: bool = False) -> guest_pb2.Guest:
+def follow(settings: Settings, name: str, *, replay_bytes: int, read_only: bool = False, is_terminal: bool = True) -> guest_pb2.Guest:
     """Shows the console until the guest ends, and returns it as it ended. Raises Detached, or HvctlError.
 
-    On two terminals the keyboard is raw and ^] detaches; otherwise stdin is passed on as it is, and its end changes
-    nothing. When the daemon restarts, the console is attached again.
+    On two terminals the keyboard is raw and ^] detaches, unless the guest has no terminal (is_terminal); otherwise stdin
+    is passed on as it is, and its end is that of the standard input of a container that was started with attach_stdin.
+    When the daemon restarts, the console is attached again.
     """
     end = None if settings.timeout is None else time.monotonic() + settings.timeout
-    raw = not read_only and os.isatty(STDIN) and os.isatty(STDOUT)
+    raw = not read_only and is_terminal and os.isatty(STDIN) and os.isatty(STDOUT)
     attached = warned = False
     while True:
         left = None if end is None else max(0.001, end - time.monotonic())
@@ -88,6 +89,11 @@ def _warn(guest: guest_pb2.Guest) -> None:
     for condition in guest.conditions:
         if condition.type == "SENSITIVE_INSTRUCTIONS":
             say(f"warning: {condition.message}")
+
+
+def has_terminal(guest: guest_pb2.Guest) -> bool:
+    """Is its console one? A container's is when it was asked for."""
+    return guest.container.tty if guest.HasField("container") else True
 
 
 def _as_it_ended(settings: Settings, name: str, error: HvctlError | None, show_log: bool = False) -> guest_pb2.Guest:
@@ -142,6 +148,9 @@ class _Keyboard:
             self._thread.start()
 
     def _read(self) -> None:
+        if sys.stdin is None:  # closed from the beginning: the number may be something else's now
+            self._console.end_input()
+            return
         while True:
             try:
                 ready, _, _ = select.select([STDIN, self._wake_reader], [], [])
@@ -149,8 +158,9 @@ class _Keyboard:
                     return
                 data = os.read(STDIN, 4096)
             except (OSError, ValueError):  # closed or not readable (a background job): nothing will be typed any more
-                return
+                data = b""
             if not data:
+                self._console.end_input()
                 return
             before, detach, _ = data.partition(DETACH) if self._raw else (data, b"", b"")
             if before:

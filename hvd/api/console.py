@@ -201,6 +201,9 @@ async def _type(
                 )
             if frame == "input":
                 await attachment.write(request.input)
+            elif frame == "input_end":
+                if not read_only:
+                    await attachment.end_input()
             elif not read_only:
                 await instance.resize_console(request.size.rows, request.size.columns)
     except Exception as error:  # noqa: BLE001 - raised again by the reader of the queue

@@ -61,7 +61,7 @@ class GuestService(CopyService, ExecutionService, ScreenService, SnapshotService
 
     async def StartGuest(self, request: guest_pb2.StartGuestRequest, context: Any) -> guest_pb2.Guest:
         life = self._supervisor.get(request.name)
-        await life.start(request.paused)
+        await life.start(request.paused, request.attach_stdin)
         return life.guest
 
     async def StopGuest(self, request: guest_pb2.StopGuestRequest, context: Any) -> guest_pb2.Guest:

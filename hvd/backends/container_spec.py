@@ -62,6 +62,7 @@ class ContainerSpec:
     security: SecuritySpec
     init: bool
     host_network: bool = False
+    stdin_ends: bool = False  # with `stdin`: a client can end it
     hosts: str = ""  # its /etc/hosts; empty = the image's
     name_servers: str = ""  # its /etc/resolv.conf; empty = the image's
     # Given its first process, which waits in its network namespace: plugs it in before its program begins. Raises HvdError.

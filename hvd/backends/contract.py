@@ -305,6 +305,9 @@ class ConsoleAttachment(ABC):
     @abstractmethod
     async def write(self, data: bytes) -> None: ...
 
+    async def end_input(self) -> None:  # noqa: B027  a terminal's input has no end
+        """Nothing more will be typed. No error when that means nothing to the guest."""
+
 
 class DebugConnection(ABC):
     """The one debugger of a guest, and gdb's remote protocol. Entering it stops the guest; leaving it lets the guest go on."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 import signal
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Protocol
 
@@ -205,6 +205,13 @@ def _spec(guest: guest_pb2.Guest, image: image_pb2.Image, places: Places) -> Con
         init=container.init,
         host_network=interfaces.HOST in networks,
     )
+
+
+def with_stdin(spec: LaunchSpec) -> LaunchSpec:
+    """For a run whose standard input a client gives and ends; a terminal's has no end."""
+    if spec.container is None or spec.container.tty:
+        return spec
+    return replace(spec, container=replace(spec.container, stdin=True, stdin_ends=True))
 
 
 def limits_spec(limits: guest_pb2.Limits) -> LimitsSpec:

@@ -23,6 +23,7 @@ from hvapi.v1 import guest_pb2
 from hvd.backends.contract import Backend, Capability, Instance, InstanceStatus, LaunchSpec
 from hvd.errors import HvdError
 from hvd.guests import adoption, conditions, records
+from hvd.guests.containers import with_stdin
 from hvd.guests.events import now
 from hvd.guests.host import Host
 from hvd.guests.model import ALIVE, ENDED, Guest, State, copy_of, state_name
@@ -39,6 +40,12 @@ KILL_SECONDS = 10.0
 CLOSE_SECONDS = 5.0
 # What a verb changes in what a backend is told for a start.
 Adapt = Callable[[LaunchSpec], LaunchSpec]
+
+
+def unchanged(spec: LaunchSpec) -> LaunchSpec:
+    return spec
+
+
 _FINAL = frozenset({"STOPPED", "FAILED", "LOST"})
 
 
@@ -76,8 +83,9 @@ class GuestLife(PolicyRestarts):
 
     # --- verbs ---
 
-    async def start(self, paused: bool) -> None:
-        """Raises HvdError GUEST_BUSY while it stops, and whatever keeps it from starting (it is FAILED then)."""
+    async def start(self, paused: bool, attach_stdin: bool = False) -> None:
+        """attach_stdin: of a container without a terminal, for this run. Raises HvdError GUEST_BUSY while it stops, and whatever
+        keeps it from starting (it is FAILED then)."""
 
         async def work() -> None:
             async with self._exclusively():
@@ -88,7 +96,7 @@ class GuestLife(PolicyRestarts):
                     return
                 self.guest.restart_count = 0
                 self._restarts.forget()
-                await self._launch(paused, by_hand=True)
+                await self._launch(paused, by_hand=True, adapt=with_stdin if attach_stdin else unchanged)
 
         await self._run(work())
 
@@ -312,7 +320,7 @@ class GuestLife(PolicyRestarts):
             raise HvdError("GUEST_BUSY", verb="stop", name=self.guest.name)
         return self.reachable(verb, capability)
 
-    async def _launch(self, paused: bool, by_hand: bool, adapt: Adapt = lambda spec: spec) -> None:
+    async def _launch(self, paused: bool, by_hand: bool, adapt: Adapt = unchanged) -> None:
         """Under the lock. The policy retries its own starts that fail, not those that somebody is told about."""
         backend = self.backend
         if await self._readopt(backend):

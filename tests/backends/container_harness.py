@@ -20,7 +20,7 @@ from hvd.runner.directory import process_start_time
 BUSYBOX = Path("/bin/busybox")
 APPLETS = (
     *("sh", "ls", "cat", "sleep", "echo", "id", "ps", "mount", "true", "false", "env", "hostname", "head", "dd", "kill"),
-    *("touch", "rm", "stat", "wc", "grep", "tail", "mkdir"),
+    *("touch", "rm", "stat", "wc", "grep", "tail", "mkdir", "stty", "sed", "seq", "ln"),
 )
 PASSWD = "root:x:0:0::/root:/bin/sh\nwww:x:33:33::/srv:/bin/sh\n"
 GROUP = "root:x:0:\nwww:x:33:\nlogs:x:44:www\n"

@@ -967,18 +967,24 @@ class StartGuestRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     PAUSED_FIELD_NUMBER: _builtins.int
+    ATTACH_STDIN_FIELD_NUMBER: _builtins.int
     name: _builtins.str
     paused: _builtins.bool
     """Load everything but leave it PAUSED before its first instruction."""
+    attach_stdin: _builtins.bool
+    """Of a container without a terminal, for this run: its standard input is open, and ends when a client that attached says so
+    (AttachConsoleRequest.input_end), or with the daemon.
+    """
     def __init__(
         self,
         *,
         name: _builtins.str = ...,
         paused: _builtins.bool = ...,
+        attach_stdin: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name", "paused", b"paused"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["attach_stdin", b"attach_stdin", "name", b"name", "paused", b"paused"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -1219,6 +1225,7 @@ class AttachConsoleRequest(_message.Message):
     SETUP_FIELD_NUMBER: _builtins.int
     INPUT_FIELD_NUMBER: _builtins.int
     SIZE_FIELD_NUMBER: _builtins.int
+    INPUT_END_FIELD_NUMBER: _builtins.int
     input: _builtins.bytes
     """What was typed."""
     @_builtins.property
@@ -1227,18 +1234,23 @@ class AttachConsoleRequest(_message.Message):
 
     @_builtins.property
     def size(self) -> Global___ConsoleSize: ...
+    @_builtins.property
+    def input_end(self) -> _empty_pb2.Empty:
+        """Nothing more will be typed: the end of the standard input of a container that was started with attach_stdin. For others it means nothing."""
+
     def __init__(
         self,
         *,
         setup: Global___AttachConsoleSetup | None = ...,
         input: _builtins.bytes = ...,
         size: Global___ConsoleSize | None = ...,
+        input_end: _empty_pb2.Empty | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "input", b"input", "setup", b"setup", "size", b"size"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "input", b"input", "input_end", b"input_end", "setup", b"setup", "size", b"size"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "input", b"input", "setup", b"setup", "size", b"size"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["frame", b"frame", "input", b"input", "input_end", b"input_end", "setup", b"setup", "size", b"size"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["setup", "input", "size"]  # noqa: Y015
+    _WhichOneofReturnType_frame: _TypeAlias = _typing.Literal["setup", "input", "size", "input_end"]  # noqa: Y015
     _WhichOneofArgType_frame: _TypeAlias = _typing.Literal["frame", b"frame"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_frame) -> _WhichOneofReturnType_frame | None: ...
 

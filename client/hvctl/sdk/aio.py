@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any, Generic, Self
 
 import grpc
 import grpc.aio
+from google.protobuf import empty_pb2
 from hvapi.v1 import guest_pb2, image_pb2, inspect_pb2
 
 from hvctl.sdk.blobs import MOST_LOADED_BYTES, Path, file_blob, frame_bytes, upload_frames
@@ -151,6 +152,11 @@ class AsyncConsole:
         """Type this. Does not wait for the guest to read it."""
         await self._begin()
         await self._stream.write(guest_pb2.AttachConsoleRequest(input=data))
+
+    async def end_input(self) -> None:
+        """Nothing more will be typed: the end of the standard input of a container that was started with attach_stdin."""
+        await self._begin()
+        await self._stream.write(guest_pb2.AttachConsoleRequest(input_end=empty_pb2.Empty()))
 
     async def resize(self, rows: int, columns: int) -> None:
         await self._begin()

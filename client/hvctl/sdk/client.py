@@ -10,6 +10,7 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self
 
 import grpc
+from google.protobuf import empty_pb2
 from hvapi.v1 import guest_pb2, image_pb2, inspect_pb2
 
 from hvctl.sdk.blobs import MOST_LOADED_BYTES, Path, file_blob, frame_bytes, upload_frames
@@ -146,6 +147,10 @@ class Console:
             self._room.release()  # for the next writer that waits
             return
         self._requests.put(guest_pb2.AttachConsoleRequest(input=data))
+
+    def end_input(self) -> None:
+        """Nothing more will be typed: the end of the standard input of a container that was started with attach_stdin."""
+        self._requests.put(guest_pb2.AttachConsoleRequest(input_end=empty_pb2.Empty()))
 
     def resize(self, rows: int, columns: int) -> None:
         self._requests.put(guest_pb2.AttachConsoleRequest(size=guest_pb2.ConsoleSize(rows=rows, columns=columns)))

@@ -46,7 +46,7 @@ VERBS: dict[str, Verb] = {
     "stats": Verb("live:stats", "Figures of guests, live", ("WatchStats",)),
     "events": Verb("live:events", "What happens to guests, as it happens", ("WatchGuests",)),
     "logs": Verb("console:logs", "What a guest wrote to its console", ("GetLogs",)),
-    "console": Verb("console:console", "Attach to a guest's console", ("AttachConsole",)),
+    "console": Verb("console:console", "Attach to a guest's console", ("GetGuest", "AttachConsole")),
     "screen": Verb("screen:screen", "What stands on a guest's screen", ("GetScreen",)),
     "type": Verb("screen:type_", "Type on a guest's keyboard", ("TypeKeys",)),
     "exec": Verb("execution:exec_", "Run another program in a container", ("ExecGuest",)),

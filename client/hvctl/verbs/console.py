@@ -21,11 +21,13 @@ from hvctl.verbs.outcome import tell_end
 @click.option("--no-replay", is_flag=True, help="Show only what comes from now on.")
 def console(settings: Settings, guest: str, read_only: bool, replay: int, no_replay: bool) -> int:
     """Attaches to a guest's console; ^] detaches. Ends with 0 when the guest does."""
-    from hvctl.terminal import Detached, follow
+    from hvctl.terminal import Detached, follow, has_terminal
 
     name = guest_name(guest)
+    is_terminal = has_terminal(settings.client.get_guest(name=name))
+    replay_bytes = 0 if no_replay else min(replay, 1 << 20)
     try:
-        ended = follow(settings, name, replay_bytes=0 if no_replay else min(replay, 1 << 20), read_only=read_only)
+        ended = follow(settings, name, replay_bytes=replay_bytes, read_only=read_only, is_terminal=is_terminal)
     except Detached:
         say(f"detached; {guest_id(name)} goes on")
         return failures.OK

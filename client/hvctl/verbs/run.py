@@ -166,7 +166,9 @@ def run(settings: Settings, rm: bool, detach: bool, **spec: Any) -> int:
         settings.client.delete_guest(name=name, force=True, allow_missing=True)
 
     try:
-        guest = settings.client.start_guest(name=name)
+        # A keyboard is only taken to it when asked for; what is piped always is.
+        attach_stdin = not detach and (spec["stdin"] or sys.stdin is None or not sys.stdin.isatty())
+        guest = settings.client.start_guest(name=name, attach_stdin=attach_stdin)
     except (HvctlError, KeyboardInterrupt):
         if rm:
             remove()
@@ -179,11 +181,11 @@ def run(settings: Settings, rm: bool, detach: bool, **spec: Any) -> int:
         print_made(settings, guest)
         return failures.OK
 
-    from hvctl.terminal import Detached, follow
+    from hvctl.terminal import Detached, follow, has_terminal
 
     goes_on = f"{short} goes on: `hvctl console {short}` attaches, `hvctl kill {short}` ends it"
     try:
-        ended = follow(settings, name, replay_bytes=REPLAY_BYTES)
+        ended = follow(settings, name, replay_bytes=REPLAY_BYTES, is_terminal=has_terminal(guest))
     except Detached:
         say(f"detached; {goes_on}" + ("; it is not deleted at its end" if rm else ""))
         return failures.OK

@@ -124,11 +124,17 @@ class ContainerBackend(Backend):
             (directory / "config.json").write_text(json.dumps(config), "utf-8")
             made = await conmon.create(
                 directory, spec.uid, spec.name, engine,
-                tty=container.tty, stdin=container.stdin, log_max_bytes=spec.log_max_bytes,
+                tty=container.tty, stdin=container.stdin, stdin_ends=container.stdin_ends, log_max_bytes=spec.log_max_bytes,
             )  # fmt: skip
             await asyncio.to_thread(count_disk, hierarchy(), spec.uid, container.limits, container.state_dir)
             record = Record(
-                spec.uid, engine.name, str(container.state_dir), container.stop_signal, container.tty, *made
+                spec.uid,
+                engine.name,
+                str(container.state_dir),
+                container.stop_signal,
+                container.tty,
+                *made,
+                stdin_ends=container.stdin_ends,
             )
             record.write(directory)
             names.write_json(str(directory / names.PID), names.process_identity(made.monitor))

@@ -7,7 +7,6 @@ import contextlib
 import os
 import signal
 import socket
-from collections.abc import AsyncIterator
 from pathlib import Path
 
 import structlog
@@ -16,6 +15,7 @@ from hvapi.v1 import inspect_pb2
 from hvd.backends.container import conmon, memory
 from hvd.backends.container.cgroup.hierarchy import hierarchy
 from hvd.backends.container.cgroup.update import change
+from hvd.backends.container.console import ContainerConsole
 from hvd.backends.container.ending import settle
 from hvd.backends.container.execution import ContainerExecution
 from hvd.backends.container.files.copying import ContainerFiles
@@ -25,8 +25,6 @@ from hvd.backends.container.trace.recorder import RECORDER
 from hvd.backends.container_spec import ExecSpec, LimitsSpec
 from hvd.backends.contract import Capability, ConsoleAttachment, Execution, Files, Instance, InstanceStatus
 from hvd.errors import HvdError
-from hvd.runner import directory as names
-from hvd.runner.protocol import socket_path
 from hvd.trace.points import Kind, Wanted
 
 log = structlog.get_logger()
@@ -60,6 +58,8 @@ class ContainerInstance(Instance):
         except ProcessLookupError as error:
             raise HvdError("RUNNER_GONE", problem="its monitor has ended") from error
         self._ending: asyncio.Task[None] | None = None
+        # Of viewers that have left: closing one would end the container's standard input.
+        self._left: list[socket.socket] = []
         self._files = ContainerFiles({"init": record.init, "uid": record.uid})
         asyncio.get_running_loop().add_reader(self._monitor, self._on_end)
 
@@ -83,7 +83,13 @@ class ContainerInstance(Instance):
             log.exception("container could not be put away", guest=self._record.uid)
             status = InstanceStatus("FAILED", "INTERNAL", f"putting it away failed: {error!r}")
         self._final = status
+        self._let_go()
         self._notify()
+
+    def _let_go(self) -> None:
+        for viewer in self._left:
+            viewer.close()
+        self._left.clear()
 
     def _notify(self) -> None:
         self._changed.set()
@@ -108,6 +114,7 @@ class ContainerInstance(Instance):
         await asyncio.to_thread(RECORDER.end, self._record.uid)
         if self._ending is not None:
             await self._ending
+        self._let_go()
         os.close(monitor)
 
     # ---- verbs
@@ -208,59 +215,7 @@ class ContainerInstance(Instance):
         return self._files
 
     def attach_console(self, read_only: bool) -> ConsoleAttachment:
-        return ContainerConsole(self.directory, read_only)
-
-
-class ContainerConsole(ConsoleAttachment):
-    """A viewer on conmon's attach socket: a packet is one byte stream (2 = stdout, 3 = stderr) and the output."""
-
-    def __init__(self, directory: Path, read_only: bool) -> None:
-        self._directory = directory
-        self._read_only = read_only
-        self._socket: socket.socket | None = None
-
-    async def __aenter__(self) -> ContainerConsole:
-        sock = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_NONBLOCK)
-        try:
-            with socket_path(self._directory, names.ATTACH) as path:
-                await asyncio.get_running_loop().sock_connect(sock, path)
-        except OSError as error:
-            sock.close()
-            raise HvdError("RUNNER_GONE", problem=str(error)) from error
-        self._socket = sock
-        return self
-
-    async def __aexit__(self, *exc: object) -> None:
-        if self._socket is not None:
-            self._socket.close()
-            self._socket = None
-
-    @property
-    def _open_socket(self) -> socket.socket:
-        if self._socket is None:
-            raise HvdError("RUNNER_GONE", problem="the console is not attached")
-        return self._socket
-
-    async def output(self) -> AsyncIterator[bytes | int]:
-        loop = asyncio.get_running_loop()
-        while True:
-            try:
-                packet = await loop.sock_recv(self._open_socket, names.ATTACH_PACKET + 1)
-            except ConnectionError:
-                return
-            if not packet:
-                return
-            yield packet[1:]
-
-    async def write(self, data: bytes) -> None:
-        if self._read_only:
-            raise HvdError("REQUEST_INVALID", problem="this attachment is read-only", remedy="attach without read_only")
-        loop = asyncio.get_running_loop()
-        for at in range(0, len(data), names.ATTACH_PACKET):
-            try:
-                await loop.sock_sendall(self._open_socket, data[at : at + names.ATTACH_PACKET])
-            except ConnectionError as error:
-                raise HvdError("RUNNER_GONE", problem="the container has ended") from error
+        return ContainerConsole(self.directory, read_only, self._left if self._record.stdin_ends else None)
 
 
 CAPABILITIES = frozenset({

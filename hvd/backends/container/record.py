@@ -21,6 +21,8 @@ class Record:
     tty: bool
     init: int
     monitor: int
+    # A client can end its standard input. Older daemons did not say so.
+    stdin_ends: bool = False
 
     def write(self, directory: Path) -> None:
         names.write_json(str(directory / CONTAINER), {field: getattr(self, field) for field in self.__slots__})
@@ -40,4 +42,4 @@ class Record:
         }
         if document is None or any(not isinstance(document.get(field), kind) for field, kind in kinds.items()):
             return None
-        return cls(**{field: document[field] for field in kinds})
+        return cls(**{field: document[field] for field in kinds}, stdin_ends=document.get("stdin_ends") is True)
