@@ -1,11 +1,12 @@
-"""A whole machine in the test's own process: quicker than a runner, when only its end and its console matter."""
+"""A whole machine in the test's own process: quicker than a runner, when only its end, its console and its last state matter."""
 
 from __future__ import annotations
 
 import threading
+from dataclasses import dataclass
+from importlib import import_module
 from pathlib import Path
 
-from hvd.backends.emulation.vcpu import create
 from hvd.board.end import End
 from hvd.board.hot import HotBoard
 from hvd.board.machine import Machine
@@ -14,19 +15,46 @@ from hvd.board.spec import MachineSpec
 from hvd.trace.points import BackendId
 
 DRAIN_SECONDS = 0.002
+MEMORY_BYTES = 16 << 20
 
 
-def run_machine(
-    kernel: Path, engine: str, command_line: str = "", typed: bytes = b"", seconds: float = 60
-) -> tuple[End, str]:
-    """Its end and what it wrote, without carriage returns. Killed after that time."""
-    board = HotBoard(BackendId.EMULATION)
-    with GuestMemory(16 << 20) as memory:
+@dataclass(frozen=True)
+class Final:
+    """A machine as it ended. console: without carriage returns."""
+
+    end: End
+    console: str
+    registers: dict[str, int]
+    memory: bytes
+
+
+def run_to_end(
+    kernel: Path,
+    command_line: str = "",
+    typed: bytes = b"",
+    seconds: float = 60,
+    *,
+    backend: str = "emulation",
+    engine: str = "native",
+    memory_bytes: int = MEMORY_BYTES,
+) -> Final:
+    """Killed after that time. typed: when it has written its first line."""
+    create = import_module(f"hvd.backends.{backend}.vcpu").create
+    board = HotBoard(BackendId.of(backend))
+    output = b""
+    last: list[bytes] = []
+    states: list[tuple[dict[str, int], bytes]] = []
+    with GuestMemory(memory_bytes) as memory:
         flat = 0x100000 if kernel.suffix == ".bin" else 0
-        spec = MachineSpec(
-            kernel.stem, "emulation", engine, 16 << 20, str(kernel), command_line=command_line, flat_load_address=flat
-        )
+        spec = MachineSpec(kernel.stem, backend, engine, memory_bytes, str(kernel), command_line=command_line, flat_load_address=flat)
         machine = Machine(spec, board, memory, create)
+
+        def final() -> None:
+            while data := board.console_take():
+                last.append(data)
+            states.append((machine.vcpu.registers(), memory.read(0, memory_bytes)))
+
+        machine.before_close = final
         ends: list[End] = []
         over = threading.Event()
 
@@ -38,7 +66,6 @@ def run_machine(
         killer = threading.Timer(seconds, lambda: machine.call(machine.kill, lambda result, error: None))
         vcpu.start()
         killer.start()
-        output = b""
         while not over.wait(DRAIN_SECONDS):
             output += board.console_take()
             machine.console_drained()
@@ -47,6 +74,15 @@ def run_machine(
                 machine.kick()
         vcpu.join()
         killer.cancel()
-        output += board.console_take()
+        output += b"".join(last) + board.console_take()
         board.close()
-    return ends[0], output.replace(b"\r", b"").decode(errors="replace")
+    registers, content = states[0] if states else ({}, b"")
+    return Final(ends[0], output.replace(b"\r", b"").decode(errors="replace"), registers, content)
+
+
+def run_machine(
+    kernel: Path, engine: str, command_line: str = "", typed: bytes = b"", seconds: float = 60
+) -> tuple[End, str]:
+    """On emulation: its end and what it wrote."""
+    final = run_to_end(kernel, command_line, typed, seconds, engine=engine)
+    return final.end, final.console

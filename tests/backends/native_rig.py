@@ -8,7 +8,9 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from importlib import import_module
 from pathlib import Path
+from typing import Any
 
 from hvd.backends.emulation.vcpu import NativeVcpu
 from hvd.board import cpuid
@@ -119,17 +121,22 @@ def entry(bits: int) -> EntryState:
 
 
 class Rig:
-    def __init__(self, image: bytes, bits: int = 32, memory_bytes: int = RAM, devices: bool = True) -> None:
+    def __init__(
+        self, image: bytes, bits: int = 32, memory_bytes: int = RAM, devices: bool = True, backend: str = "emulation"
+    ) -> None:
         self.bits = bits
         self.memory = GuestMemory(memory_bytes)
         if devices:
             self.memory.add_mmio(DEVICE, 0x1000, "device")
             for name, where in MMIO.items():
                 self.memory.add_mmio(where.start, len(where), name, hot=True)
-        self.board = HotBoard(BackendId.EMULATION)
+        self.board = HotBoard(BackendId.of(backend))
         self.board.claim(range(PORT, PORT + 8))
         self.board.claim(range(EXIT_PORT, EXIT_PORT + 1))
-        self.vcpu = NativeVcpu(self.board, self.memory, cpuid.leaves)
+        if backend == "emulation":
+            self.vcpu: Any = NativeVcpu(self.board, self.memory, cpuid.leaves)
+        else:
+            self.vcpu = import_module(f"hvd.backends.{backend}.vcpu").create(self.board, self.memory, cpuid.leaves, "")
         self.image = image
         self.load()
 

@@ -16,6 +16,9 @@ FLAGS_OFFSET: Final = BUFFER_BYTES + 4  # a hash over EFLAGS at the end of each 
 REGISTERS: Final = (0, 1, 2, 3, 5, 7)  # eax ecx edx ebx ebp edi
 ESI, EDI = 6, 7
 STATUS_AND_DIRECTION: Final = 0x0CD5
+# Makers of what leaves flags undefined.
+UNDEFINED: Final = frozenset({"_shift", "_double_shift", "_multiply", "_divide", "_bits", "_scan", "_adjust"})
+COMPARE: Final = b"\x39\xe4"  # cmp esp, esp
 
 
 def _imm32(rng: random.Random) -> bytes:
@@ -26,7 +29,8 @@ def _imm32(rng: random.Random) -> bytes:
 class Stream:
     """One stream, made from a seed."""
 
-    def __init__(self, seed: int, length: int = 50) -> None:
+    def __init__(self, seed: int, length: int = 50, *, defined: bool = False) -> None:
+        """defined: what leaves flags undefined is followed by a comparison, so that processors agree."""
         self._rng = random.Random(seed)
         makers: list[Callable[[], bytes]] = [
             self._alu, self._alu, self._alu_imm, self._unary, self._shift, self._double_shift, self._move, self._extend, self._exchange,
@@ -35,7 +39,8 @@ class Stream:
         ]  # fmt: skip
         self.code = b""
         for _ in range(length):
-            made = self._rng.choice(makers)()
+            maker = self._rng.choice(makers)
+            made = maker() + (COMPARE if defined and maker.__name__ in UNDEFINED else b"")
             if self._rng.random() < 0.1 and len(made) < 128:  # Jcc over it
                 made = bytes((0x70 | self._rng.randrange(16), len(made))) + made
             self.code += made
