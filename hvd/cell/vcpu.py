@@ -42,6 +42,7 @@ class CellVcpu(Vcpu):
         self._lib, self._blocking = area.library(), area.blocking_library()
         self._board = board
         self._name = backend.name.lower()
+        self._mode = mode
         self.cpuid: dict[tuple[int, int], tuple[int, ...]] = {}
         host: int | None = self._lib.hv_cell_create(board.address, int(mode), int(backend), memory.whole.nbytes, tsc_hz)
         if host is None:
@@ -199,7 +200,9 @@ class CellVcpu(Vcpu):
         count = len(ranges)
         self._lib.hv_cell_memory_changed(self._host, struct.pack(f"{count}Q", *ranges), count // 2)
 
-    def executed_code(self) -> Sequence[int]:
+    def executed_code(self) -> Sequence[int] | None:
+        if self._mode is Mode.REWRITING:  # sensitive instructions are rewritten, whether they trap or not
+            return None
         return list(self._code.entry[: min(self._code.count, area.CODE_PAGES)])
 
     def figures(self) -> dict[str, int]:

@@ -31,7 +31,8 @@ KERNELS = {
     "hello.elf": "one two", "flat.bin": "", "pvh.elf": "three", "hypercalls.elf": "", "interrupts.elf": "", "exceptions.elf": "",
     "paging.elf": "", "halt.elf": "", "triple.elf": "", "reset.elf": "", "wild.elf": "", "compute.elf": "n=300000", "echo.elf": "",
     "isolation.elf": "", "modes.elf": "", "garbage.elf": "", "ports.elf": "n=500", "ticker.elf": "count=2", "flood.elf": "count=200",
-    "nonsense.elf": "count=300", "exits.elf": "slow=20 fast=200", "virtio.elf": "", "modes.elf rest": "skip=0", "compute.elf memory": "n=100000 memory=1 timer=100",
+    "nonsense.elf": "count=300", "exits.elf": "slow=20 fast=200", "virtio.elf": "", "modes.elf rest": "skip=0",
+    "compute.elf memory": "n=100000 memory=1 timer=100",
 } | {f"garbage.elf {n}": f"case={n}" for n in range(10)}  # fmt: skip
 # Their consoles or memory hold figures of time or of devices' state at a moment.
 MOMENTARY_CONSOLE = frozenset({"compute.elf memory"})
