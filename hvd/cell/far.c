@@ -37,11 +37,12 @@ static void go(struct target *target, unsigned level, uint32_t offset)
     hv_unpack(&segment, (uint16_t)((target->selector & ~3u) | level), target->words);
     if (offset > segment.limit)
         hv_raise_error(HV_GP, 0);
-    hv_cross_here(HV_POINT_PRIVILEGED_FAR_TRANSFER, segment.selector, offset, 0, 0);
     HV_CPU->segment[HV_CS] = segment;
     HV_CPU->cpl = (uint8_t)level;
     HV_CPU->eip = offset;
 }
+
+static void record(uint16_t selector, uint32_t offset) { hv_cross_here(HV_POINT_PRIVILEGED_FAR_TRANSFER, selector, offset, 0, 0); }
 
 /* Code in the same level: what a direct JMP or CALL may reach. */
 static void check_direct(const struct target *target)
@@ -90,6 +91,7 @@ void hv_far_jump(uint16_t selector, uint32_t offset)
             hv_raise_error(HV_GP, target.selector & 0xfffc);
     }
     go(&target, HV_CPU->cpl, offset);
+    record(selector, offset);
 }
 
 static void call_inner(struct target *target, uint32_t offset, unsigned size, uint32_t next, unsigned parameters)
@@ -141,6 +143,7 @@ void hv_far_call(uint16_t selector, uint32_t offset, unsigned size, uint32_t nex
         size = wide ? 4 : 2;
         if (!is_conforming(&target) && level_of(&target) < HV_CPU->cpl) {
             call_inner(&target, offset, size, next, parameters);
+            record(selector, offset);
             return;
         }
     }
@@ -155,6 +158,7 @@ void hv_far_call(uint16_t selector, uint32_t offset, unsigned size, uint32_t nex
     HV_CPU->r[HV_ESP] = esp;
     go(&target, HV_CPU->cpl, offset);
     HV_CPU->r[HV_ESP] = second;
+    record(selector, offset);
 }
 
 /* Data segments that the outer level may not use are lost (SDM vol. 2B, "RET"). */
@@ -213,6 +217,7 @@ void hv_far_return(unsigned size, uint32_t release)
     uint32_t eip = hv_pop_at(size, 0);
     uint16_t selector = (uint16_t)hv_pop_at(size, size);
     return_to(selector, eip, size, 2 * size, release, NULL);
+    record(selector, eip);
 }
 
 void hv_interrupt_return(unsigned size)

@@ -602,17 +602,30 @@ static bool translate_one(struct translation *t)
 
 /* ---- a block */
 
-static bool fetch(uint32_t eip, uint8_t bytes[HV_LONGEST_INSTRUCTION], unsigned *available)
+/* The guest's code of the page in which a block begins, and of the next where an instruction reaches into it. */
+struct source {
+    const uint8_t *page; /* NULL: no memory */
+    uint32_t linear;
+};
+
+/* Bytes at eip, at most 15, into insn's decoder; 0 = there is no code to be fetched. */
+static unsigned fetch(const struct source *source, uint32_t eip, const uint8_t **bytes, uint8_t buffer[HV_LONGEST_INSTRUCTION])
 {
-    uint32_t before = HV_CPU->eip;
+    uint32_t offset = eip - source->linear;
+    if (source->page && offset <= PAGE - HV_LONGEST_INSTRUCTION) {
+        *bytes = source->page + offset;
+        return HV_LONGEST_INSTRUCTION;
+    }
     struct hv_walk walk;
     hv_walk(&walk, eip, false, false, true, false);
     if (walk.error)
-        return false;
+        return 0;
+    uint32_t before = HV_CPU->eip;
     HV_CPU->eip = eip;
-    *available = hv_fetch(bytes);
+    unsigned available = hv_fetch(buffer);
     HV_CPU->eip = before;
-    return *available != 0;
+    *bytes = buffer;
+    return available;
 }
 
 /* The frame of a page of code, if it lies where blocks can come from. */
@@ -635,22 +648,25 @@ uint32_t hv_translate(uint32_t eip)
     uint8_t first[HV_LONGEST_INSTRUCTION];
     HV_CPU->eip = eip;
     hv_fetch(first); /* raises what the first byte has */
-    t = (struct translation){.block = hv_block_begin(eip, &index), .next = eip};
+    t.block = hv_block_begin(eip, &index);
     t.e.at = t.block->host;
+    t.next = eip;
+    t.ends = false;
+    t.exits = 0;
     bool in_memory = add_page(t.block, eip), after_sti = false;
+    const struct source source = {in_memory ? hv_memory_at(t.block->frame[0] * PAGE, false, NULL) : NULL, eip & ~(PAGE - 1)};
     while (!t.ends) {
-        uint8_t bytes[HV_LONGEST_INSTRUCTION];
-        unsigned available = 0;
+        uint8_t buffer[HV_LONGEST_INSTRUCTION];
+        const uint8_t *bytes = buffer;
         uint32_t at = t.next;
         bool full = t.block->instructions &&
                     (at / PAGE != eip / PAGE || t.block->instructions >= MOST_INSTRUCTIONS || t.exits >= MOST_EXITS || at - eip > MOST_GUEST_BYTES ||
                      t.e.at - t.block->host > MOST_HOST_BYTES);
-        if (full || (t.block->instructions && !fetch(at, bytes, &available))) {
+        unsigned available = full ? 0 : fetch(&source, at, &bytes, buffer);
+        if (!available && t.block->instructions) {
             jump_out(&t, at);
             break;
         }
-        if (!t.block->instructions)
-            fetch(at, bytes, &available);
         bool decoded = hv_decode(&t.insn, bytes, available, true) == HV_DECODED;
         t.eip = at;
         t.next = at + (decoded ? t.insn.length : 1);
