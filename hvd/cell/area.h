@@ -24,7 +24,7 @@ enum hv_cell_reason {
     HV_CELL_SHUTDOWN, HV_CELL_DEBUG, HV_CELL_ERROR, HV_CELL_CONSOLE_FULL, HV_CELL_REASONS,
 };
 
-enum hv_cell_mode { HV_MODE_TRAP, HV_MODE_REWRITING, HV_MODE_PARAVIRT };
+enum hv_cell_mode { HV_MODE_TRAP, HV_MODE_REWRITING, HV_MODE_PARAVIRT, HV_MODE_BREAKPOINT /* rewriting, engine breakpoint */ };
 
 struct hv_cell_exit {
     uint32_t reason, size;
@@ -113,6 +113,7 @@ struct hv_cell_area {
 enum hv_cell_fd {
     HV_CELL_FD_AREA = 3, HV_CELL_FD_MEMORY, HV_CELL_FD_GO, HV_CELL_FD_LEFT, HV_CELL_FD_CONSOLE /* eventfd: output */, HV_CELL_FD_COUNTERS, HV_CELL_FD_TRACE,
     HV_CELL_FDS,
+    HV_CELL_FD_BREAKPOINT = HV_CELL_FDS, /* of engine breakpoint: the cell's own */
 };
 #define HV_CELL_KICK_SIGNAL 10 /* SIGUSR1: after area->kick was set */
 

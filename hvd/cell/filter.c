@@ -7,6 +7,7 @@
  */
 #include <linux/audit.h>
 #include <linux/filter.h>
+#include <linux/perf_event.h>
 #include <linux/seccomp.h>
 #include <stddef.h>
 #include <sys/mman.h>
@@ -49,6 +50,7 @@ static const struct rule rules[] = {
     {SYS_exit_group, {{END, 0, 0, 0}}},
     {SYS_getpid, {{END, 0, 0, 0}}},
     {SYS_gettid, {{END, 0, 0, 0}}},
+    {SYS_ioctl, {{EQUAL, 0, HV_CELL_FD_BREAKPOINT, 0}, {EQUAL, 1, (uint32_t)PERF_EVENT_IOC_MODIFY_ATTRIBUTES, 0}}},
     {SYS_rt_sigprocmask, {{END, 0, 0, 0}}}, /* once, at the start; a signal frame can do the same */
 };
 

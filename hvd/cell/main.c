@@ -16,6 +16,7 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "breakpoint.h"
 #include "cell.h"
 #include "start.h"
 #include "translate.h"
@@ -147,6 +148,8 @@ int main(int argc, char **argv)
     prepare_memory();
     if (cell.mode == HV_MODE_REWRITING && !hv_translator_init())
         give_up("no memory for translated code at %#llx", (unsigned long long)HV_CACHE);
+    if (cell.mode == HV_MODE_BREAKPOINT && !hv_breakpoint_init())
+        give_up("no breakpoint register can be had (perf_event_open: %s); use engine translate", strerror(errno));
     cell.area->sandbox = hv_sandbox_enter();
     /* Behind that, since a change of credentials may clear it. */
     if (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0 || getppid() != (pid_t)cell.area->runner)

@@ -92,6 +92,7 @@ static uint32_t set_next(const struct page_set *set, uint32_t page)
 static uint32_t linear_of(uint32_t slot) { return (slot & (PAGES - 1)) * PAGE; }
 static void *address_of(uint32_t slot) { return (void *)((slot & PAGES ? HV_WINDOW : 0) + linear_of(slot)); }
 static bool has_window(void) { return cell.mode == HV_MODE_REWRITING; }
+static bool tracks_code(void) { return cell.mode == HV_MODE_REWRITING || cell.mode == HV_MODE_BREAKPOINT; }
 static uint32_t slot_of(uint32_t linear, bool user) { return linear / PAGE | (has_window() && !user ? PAGES : 0); }
 /* With whose rights is a mapping filled again? */
 static bool for_user(uint32_t slot, uint64_t entry) { return has_window() ? !(slot & PAGES) : entry & USER && !(entry & KERNEL_ONLY); }
@@ -229,7 +230,7 @@ static void list_remove(uint32_t slot)
 
 static void forget(uint32_t page)
 {
-    if (has_window())
+    if (tracks_code())
         list_remove(page);
     table[page] = 0;
     set_remove(&mapped, page);
@@ -289,10 +290,10 @@ static void map(uint32_t first, uint32_t end, uint64_t entry, uint64_t file_offs
     for (uint32_t page = first; page < end; page++) {
         if (!table[page])
             cell.area->counters.shadow_pages++;
-        else if (has_window())
+        else if (tracks_code())
             list_remove(page);
         table[page] = entry + ((uint64_t)(page - first) << 8);
-        if (has_window())
+        if (tracks_code())
             list_add(page);
         set_add(&mapped, page);
         if (entry & GLOBAL)
@@ -335,7 +336,7 @@ static bool continues(uint32_t page, uint64_t entry, bool user, const struct hv_
 /* Was code translated from one of these frames of guest-physical memory? */
 static bool has_code(const struct hv_cell_region *region, uint64_t first, uint64_t count)
 {
-    if (!has_window())
+    if (!tracks_code())
         return false;
     for (uint64_t i = first; i < first + count; i++) {
         uint64_t frame = i - region->start / PAGE + region->file_offset / PAGE;
@@ -537,6 +538,10 @@ void hv_shadow_protect_frame(uint64_t physical)
         mappings += 2;
         if (mprotect(address_of(slot - 1), PAGE, protection_of(*entry)) != 0)
             hv_fail("mprotect of a code page at %#x: error %d", linear_of(slot - 1), errno);
+        if (*entry & KERNEL_ONLY) { /* accessible now, and of another protection than its run */
+            runs_remove(slot - 1, slot);
+            runs_add(slot - 1, slot, protection_of(*entry));
+        }
     }
 }
 

@@ -13,9 +13,13 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+#include "breakpoint.h"
 #include "cell.h"
 #include "translate.h"
 
+#ifndef TRAP_PERF
+#define TRAP_PERF 6 /* si_code of a breakpoint set by perf_event_open(2) */
+#endif
 #define HOST_CODE_64 0x33
 #define HOST_DATA 0x2b
 #define NATIVE_FLAGS (HV_STATUS_FLAGS | HV_DF | HV_TF | HV_NT | HV_AC | HV_ID) /* that the guest has in the host's EFLAGS, too */
@@ -392,6 +396,9 @@ static void leave_interrupted(void) { hv_leave(HV_CELL_INTERRUPTED); }
 static void interpret(void) { hv_emulate(); }
 static void find_target(void) { target = hv_translated_target(); }
 
+static bool may_run;
+static void find_breakpoint(void) { may_run = hv_breakpoint_prepare(); }
+
 /* Everything before the guest's next instruction: exceptions, exits, interrupts, HLT. Then `target` is where to go on: in translated code,
  * or NULL for native code. */
 static void settle(void)
@@ -410,11 +417,11 @@ static void settle(void)
         }
         hv_board_advance(&cell.board);
         bool wanted = hv_interrupts_wanted(), translated = cell.mode == HV_MODE_REWRITING && HV_CPU->cpl < 3;
-        bool interpreted = translated && !hv_translatable();
+        bool interpreted = translated && !hv_translatable(), by_breakpoint = cell.mode == HV_MODE_BREAKPOINT && HV_CPU->cpl < 3;
         if (wanted && HV_CPU->interrupt_shadow && !HV_CPU->halted) {
             /* One more instruction, then the interrupt. */
             shadow_eip = HV_CPU->eip;
-            if (translated)
+            if (translated || by_breakpoint)
                 interpreted = true;
             else
                 stepping = true;
@@ -436,6 +443,8 @@ static void settle(void)
             guarded(interpret);
             continue;
         }
+        if (by_breakpoint && (!guarded(find_breakpoint) || !may_run))
+            continue;
         if (guarded(translated ? find_target : make_twins)) {
             if (!translated)
                 target = NULL;
@@ -636,6 +645,13 @@ static void handle(int signal)
     }
     void (*work)(void) = cause_of(signal, (int)g[REG_TRAPNO]);
     take_state();
+    if (signal == SIGTRAP && info->si_code == TRAP_PERF) {
+        work = nothing; /* a breakpoint was reached: resume() sees to it */
+        if (HV_CPU->cpl == 3) { /* not meant for programs: step over it */
+            g[REG_EFL] |= HV_RF;
+            return;
+        }
+    }
     if (!work)
         hv_fail("signal %d with trap %lld at %#x", signal, (long long)g[REG_TRAPNO], HV_CPU->eip);
     guarded(work);

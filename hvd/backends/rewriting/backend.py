@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from hvd.backends.cell import CellBackend
+from hvd.backends.contract import EngineInfo
 from hvd.trace.points import BackendId
 
 
@@ -12,6 +15,17 @@ class RewritingBackend(CellBackend):
     kind = "binary rewriting"
     description = "kernel code is translated at run time, so that nothing sensitive slips through; programs run natively: unmodified kernels, fast"
     preference = 20  # as complete as emulation for 32-bit guests, and many times faster
+
+    def engines(self) -> Sequence[EngineInfo]:
+        available = self.probe()
+        return (
+            EngineInfo("translate", "kernel code is translated, block by block, into 64-bit code: real kernels", available),
+            EngineInfo(
+                "breakpoint",
+                "a breakpoint register is set to the next sensitive instruction or jump, which is emulated: the textbook's, slow",
+                available,
+            ),
+        )
 
 
 BACKEND = RewritingBackend()

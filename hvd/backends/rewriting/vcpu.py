@@ -1,8 +1,8 @@
-"""The vcpu of binary rewriting: a cell that translates."""
+"""The vcpu of binary rewriting: a cell that translates kernel code, or runs it from breakpoint to breakpoint."""
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Final
 
 from hvd.board.hot import HotBoard
 from hvd.board.memory import GuestMemory
@@ -16,10 +16,12 @@ from hvd.trace.points import BackendId
 
 __all__ = ["create", "preload"]
 
+ENGINES: Final = {"": Mode.REWRITING, "translate": Mode.REWRITING, "breakpoint": Mode.BREAKPOINT}
+
 
 def create(board: HotBoard, memory: GuestMemory, cpuid: Cpuid, engine: str) -> Vcpu:
     """The vcpu of one machine. Raises HvdError ENGINE_UNKNOWN, NATIVE_MISSING, RUNNER_START_FAILED."""
-    if engine:
-        raise HvdError("ENGINE_UNKNOWN", backend="rewriting", engine=engine, known="one way of executing, which has no name")
+    if engine not in ENGINES:
+        raise HvdError("ENGINE_UNKNOWN", backend="rewriting", engine=engine, known="translate, breakpoint")
     table: dict[Any, Any] = cpuid(features, process.tsc_hz())
-    return CellVcpu(board, memory, BackendId.REWRITING, Mode.REWRITING, table, tsc_hz=0)
+    return CellVcpu(board, memory, BackendId.REWRITING, ENGINES[engine], table, tsc_hz=0)

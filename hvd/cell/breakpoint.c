@@ -1,0 +1,130 @@
+/* Rewriting's engine `breakpoint`, the textbook's: kernel code runs natively from one place to the next at which something must be seen to.
+ *
+ * From EIP the code is scanned to the first instruction that is sensitive and does not trap, or that goes elsewhere. A breakpoint register
+ * is set to it, the code runs natively up to there, the monitor executes that instruction, and so on from where it leads to. What traps by
+ * itself needs no breakpoint. The registers are set through perf_event_open(2), whose signal comes before the instruction is executed.
+ *
+ * Pages that were scanned are write-protected: a store there is executed by the monitor, and what follows it is scanned anew.
+ */
+#define _GNU_SOURCE
+#include <errno.h>
+#include <linux/hw_breakpoint.h>
+#include <linux/perf_event.h>
+#include <sys/ioctl.h>
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "breakpoint.h"
+#include "translate.h"
+
+#define PAGE 4096u
+#define MOST_SCANNED 512u /* bytes */
+
+static struct perf_event_attr event;
+static uint32_t set_to; /* 0 = nowhere yet */
+bool hv_breakpoint_init(void)
+{
+    event = (struct perf_event_attr){
+        .type = PERF_TYPE_BREAKPOINT, .size = sizeof event, .bp_type = HW_BREAKPOINT_X, .bp_addr = HV_LOW_LAST, .bp_len = sizeof(long),
+        .sample_period = 1, .exclude_kernel = 1, .exclude_hv = 1, .sigtrap = 1, .remove_on_exec = 1,
+    };
+    int fd = (int)syscall(SYS_perf_event_open, &event, 0, -1, -1, 0);
+    if (fd < 0)
+        return false;
+    if (fd != HV_CELL_FD_BREAKPOINT && (dup2(fd, HV_CELL_FD_BREAKPOINT) < 0 || close(fd) != 0))
+        return false;
+    return true;
+}
+
+/* What ends a run: by opcode, a bit for each /reg of a group. */
+struct stop {
+    uint8_t map, opcode, registers;
+};
+static const struct stop stops[] = {
+    /* sensitive and not trapping: PUSH and POP of segment registers, MOV from and to them, PUSHF, POPF, LDS and the like */
+    {HV_MAP_ONE, 0x06, 0xff}, {HV_MAP_ONE, 0x07, 0xff}, {HV_MAP_ONE, 0x0e, 0xff}, {HV_MAP_ONE, 0x16, 0xff}, {HV_MAP_ONE, 0x17, 0xff},
+    {HV_MAP_ONE, 0x1e, 0xff}, {HV_MAP_ONE, 0x1f, 0xff}, {HV_MAP_ONE, 0x8c, 0xff}, {HV_MAP_ONE, 0x8e, 0xff}, {HV_MAP_ONE, 0x9c, 0xff},
+    {HV_MAP_ONE, 0x9d, 0xff}, {HV_MAP_ONE, 0xc4, 0xff}, {HV_MAP_ONE, 0xc5, 0xff}, {HV_MAP_0F, 0x00, 0xff}, {HV_MAP_0F, 0x01, 0xff},
+    {HV_MAP_0F, 0x02, 0xff}, {HV_MAP_0F, 0x03, 0xff}, {HV_MAP_0F, 0x05, 0xff}, {HV_MAP_0F, 0x31, 0xff}, {HV_MAP_0F, 0x34, 0xff},
+    {HV_MAP_0F, 0xa0, 0xff}, {HV_MAP_0F, 0xa1, 0xff}, {HV_MAP_0F, 0xa2, 0xff}, {HV_MAP_0F, 0xa8, 0xff}, {HV_MAP_0F, 0xa9, 0xff},
+    {HV_MAP_0F, 0xb2, 0xff}, {HV_MAP_0F, 0xb4, 0xff}, {HV_MAP_0F, 0xb5, 0xff},
+    /* transfers */
+    {HV_MAP_ONE, 0x9a, 0xff}, {HV_MAP_ONE, 0xc2, 0xff}, {HV_MAP_ONE, 0xc3, 0xff}, {HV_MAP_ONE, 0xca, 0xff}, {HV_MAP_ONE, 0xcb, 0xff},
+    {HV_MAP_ONE, 0xcc, 0xff}, {HV_MAP_ONE, 0xcd, 0xff}, {HV_MAP_ONE, 0xce, 0xff}, {HV_MAP_ONE, 0xcf, 0xff}, {HV_MAP_ONE, 0xe0, 0xff},
+    {HV_MAP_ONE, 0xe1, 0xff}, {HV_MAP_ONE, 0xe2, 0xff}, {HV_MAP_ONE, 0xe3, 0xff}, {HV_MAP_ONE, 0xe8, 0xff}, {HV_MAP_ONE, 0xe9, 0xff},
+    {HV_MAP_ONE, 0xea, 0xff}, {HV_MAP_ONE, 0xeb, 0xff}, {HV_MAP_ONE, 0xf1, 0xff}, {HV_MAP_ONE, 0xff, 0x3c},
+};
+
+static bool is_stop(const struct hv_insn *insn)
+{
+    unsigned op = insn->opcode;
+    if (insn->map == HV_MAP_ONE ? op >= 0x70 && op < 0x80 : insn->map == HV_MAP_0F && op >= 0x80 && op < 0x90) /* Jcc */
+        return true;
+    for (size_t i = 0; i < sizeof stops / sizeof *stops; i++)
+        if (stops[i].map == insn->map && stops[i].opcode == op)
+            return !insn->has_modrm || stops[i].registers >> insn->reg & 1;
+    return false;
+}
+
+static bool fetch(uint32_t eip, uint8_t bytes[HV_LONGEST_INSTRUCTION], unsigned *available)
+{
+    uint32_t before = HV_CPU->eip, linear = HV_CPU->segment[HV_CS].base + eip;
+    struct hv_walk walk;
+    hv_walk(&walk, linear, false, HV_CPU->cpl == 3, true, false);
+    if (walk.error || eip > HV_CPU->segment[HV_CS].limit)
+        return false;
+    HV_CPU->eip = eip;
+    *available = hv_fetch(bytes);
+    HV_CPU->eip = before;
+    return true;
+}
+
+static void set(uint32_t linear)
+{
+    if (linear == set_to)
+        return;
+    event.bp_addr = linear;
+    if (ioctl(HV_CELL_FD_BREAKPOINT, PERF_EVENT_IOC_MODIFY_ATTRIBUTES, &event) != 0)
+        hv_fail("the breakpoint register cannot be set to %#x: error %d", linear, errno);
+    set_to = linear;
+}
+
+static void protect(uint32_t linear)
+{
+    struct hv_walk walk;
+    hv_walk(&walk, linear, false, false, true, false);
+    if (!walk.error)
+        hv_shadow_protect_frame(walk.physical);
+}
+
+bool hv_breakpoint_prepare(void)
+{
+    uint32_t base = HV_CPU->segment[HV_CS].base, eip = HV_CPU->eip;
+    bool code32 = HV_CPU->segment[HV_CS].attributes & HV_SEGMENT_32;
+    uint32_t stop = eip;
+    for (;;) {
+        uint8_t bytes[HV_LONGEST_INSTRUCTION];
+        unsigned available;
+        struct hv_insn insn;
+        if (!fetch(stop, bytes, &available) || hv_decode(&insn, bytes, available, code32) != HV_DECODED) {
+            if (stop == eip) { /* raises what it has */
+                hv_emulate();
+                return false;
+            }
+            break;
+        }
+        if (is_stop(&insn) || (HV_CPU->eflags & HV_TF)) {
+            if (stop != eip)
+                break;
+            hv_emulate();
+            return false;
+        }
+        if (stop + insn.length - eip > MOST_SCANNED)
+            break;
+        protect(base + stop);
+        protect(base + stop + insn.length - 1);
+        stop += insn.length;
+    }
+    set(base + stop);
+    return true;
+}
