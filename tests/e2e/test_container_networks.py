@@ -281,3 +281,52 @@ def test_a_machine_and_a_container_on_one_network(namespace: Namespace, box: Rea
     assert "2 packets received" in shell(f"ping -c 2 {address_of(box, 'lan', 'web')}")
     done = box.ok("exec", "web", "--", "ping", "-c", "2", address_of(box, "lan", "vm"))
     assert "2 packets received" in done.stdout
+
+
+def figures(box: RealDaemon, guest: str) -> dict[str, dict[str, float]]:
+    """Of its networks: "transmit_bytes" -> device -> value."""
+    found: dict[str, dict[str, float]] = {}
+    text = box.ok("metrics", guest).stdout
+    for name, labels, value in re.findall(r"^hvd_guest_network_(\w+)_total\{([^}]*)\} (\S+)$", text, re.MULTILINE):
+        found.setdefault(name, {})[labels.split('device="')[1].split('"')[0]] = float(value)
+    return found
+
+
+def test_what_goes_over_a_bridge_is_in_the_figures_of_both_ends(box: RealDaemon) -> None:
+    box.ok("network", "create", "lan", "--subnet", "10.9.0.0/24")
+    size = 3 << 20
+    serve = "mkdir -p /srv/www; dd if=/dev/zero of=/srv/www/x bs=1M count=3 2>/dev/null; echo up; exec busybox httpd -f -p 80 -h /srv/www"
+    box.ok("run", "-d", "--name", "source", "--image", "box", "--network", "lan", "--", "sh", "-c", serve)
+    box.wait_logs("source", "up")
+    url = f"http://{address_of(box, 'lan', 'source')}/x"
+    fetch_it = f"echo up; [ -e /srv/x ] || {{ while ! wget -q -O /srv/x {url}; do :; done; wc -c < /srv/x; }}; exec sleep 1000"
+    box.ok("run", "-d", "--name", "sink", "--image", "box", "--network", "lan", "--", "sh", "-c", fetch_it)
+    box.ok("run", "-d", "--name", "guest-of-host", "--image", "box", "--network", "host", "--", "sleep", "1000")
+    box.wait_logs("sink", str(size))
+    source, sink = figures(box, "source"), figures(box, "sink")
+    sent, received = source["transmit_bytes"], sink["receive_bytes"]
+    assert sent.keys() == received.keys() == {"eth0"}
+    # With the headers of Ethernet, IP and TCP, and with what little else is said on a bridge.
+    assert size < received["eth0"] < 1.2 * size and size < sent["eth0"] < 1.2 * size
+    assert source["transmit_packets"]["eth0"] > 40 and source["transmit_dropped"] == {"eth0": 0}
+    assert sink["transmit_bytes"]["eth0"] < size / 4  # acknowledgements
+    assert figures(box, "guest-of-host") == {}
+    rows = json.loads(box.ok("stats", "--every", "100ms", "--count", "1", "-o", "jsonl").stdout.splitlines()[-1])["stats"]
+    row = next(row for row in rows if row["name"].endswith("/sink"))
+    assert any(size < int(value) < 1.2 * size for value in _numbers(row)), row
+    # Another run counts from zero.
+    box.ok("kill", "sink")
+    assert figures(box, "sink")["receive_bytes"]["eth0"] >= received["eth0"]
+    box.ok("start", "sink")
+    assert figures(box, "sink")["receive_bytes"]["eth0"] < size / 4
+
+
+def _numbers(document: object) -> Iterator[int]:
+    if isinstance(document, dict):
+        for value in document.values():
+            yield from _numbers(value)
+    elif isinstance(document, list):
+        for value in document:
+            yield from _numbers(value)
+    elif isinstance(document, str) and document.isdecimal():
+        yield int(document)

@@ -129,7 +129,9 @@ def translate(uid: str, pid: int, address: int) -> inspect_pb2.AddressTranslatio
             mapping.owner != "[vsyscall]",
         )
         entry = _entry(directory, address)
-    if entry & _PRESENT and entry & _FRAME:
+    if mapping.owner == "[vsyscall]":
+        answer.fault = "the kernel's own page, which has no frame of the process"
+    elif entry & _PRESENT and entry & _FRAME:
         answer.physical_address = (entry & _FRAME) * _PAGE + address % _PAGE
         answer.page_bytes = _PAGE
     elif entry & _PRESENT:
