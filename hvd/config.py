@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any
 
 from hvd.errors import HvdError
+from hvd.runner.directory import LEAST_LOG_FILES, MOST_LOG_FILES
 
 ENV_PREFIX = "HVD_"
 LOG_LEVELS = ("debug", "info", "warning", "error")
@@ -41,6 +42,12 @@ def parse_size(text: str) -> int:
 def _positive_int(text: str) -> int:
     if not text.strip().isdecimal() or int(text) < 1:
         raise ValueError("is no whole number above 0")
+    return int(text)
+
+
+def _log_files(text: str) -> int:
+    if not text.strip().isdecimal() or not LEAST_LOG_FILES <= int(text) <= MOST_LOG_FILES:
+        raise ValueError(f"is no whole number from {LEAST_LOG_FILES} to {MOST_LOG_FILES}")
     return int(text)
 
 
@@ -182,6 +189,7 @@ class Config:
         parse_size, 128 << 20, "guest memory where neither guest nor image say", shown="128M", value="SIZE"
     )
     log_max_bytes: int = _setting(parse_size, 16 << 20, "console log kept of each guest", shown="16M", value="SIZE")
+    log_files: int = _setting(_log_files, LEAST_LOG_FILES, "files in which that is kept: the oldest goes when all are full", value="N")
     image_dirs: tuple[Path, ...] = _setting(
         _path,
         (),

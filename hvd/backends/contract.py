@@ -90,6 +90,7 @@ class LaunchSpec:
     start_paused: bool
     args: Sequence[str] = ()
     log_max_bytes: int = 16 << 20
+    log_files: int = 2
     settings: Mapping[str, str] | None = None
     boot: str = "kernel"  # otherwise "disk" or "cdrom": there is no kernel then
     disks: Sequence[DiskSpec] = ()

@@ -58,6 +58,7 @@ class MachineSpec:
     restart_on_reset: bool = False
     start_paused: bool = False
     log_max_bytes: int = 16 << 20
+    log_files: int = 2
     uid: str = ""  # of the guest, a UUID: whatever in the machine must differ from other machines comes of it
     boot: str = "kernel"  # "disk", "cdrom": by the firmware, from the first one of that kind
     disks: tuple[DiskSpec, ...] = ()

@@ -1,4 +1,4 @@
-"""The console log of a guest: k8s-file lines in console.log and, older, console.log.1, written by the guest's own
+"""The console log of a guest: k8s-file lines in console.log and, older, console.log.1 and so on, written by the guest's own
 process.
 
     2026-11-23T12:00:00.000000000+00:00 stdout F text
@@ -12,6 +12,7 @@ from __future__ import annotations
 import calendar
 import contextlib
 import os
+import time
 from collections import deque
 from collections.abc import Container, Iterator
 from dataclasses import dataclass
@@ -54,6 +55,12 @@ class _Parser:
         # Torn by a crash or a full disk: shown as it is, rather than lost.
         return Line(self._last, "stdout", raw + b"\n")
 
+    @property
+    def stamp(self) -> bytes:
+        """The time of the last line, as it stands in the log."""
+        seconds, nanoseconds = divmod(self._last, 1_000_000_000)
+        return b"%s.%09d+00:00" % (time.strftime("%Y-%m-%dT%H:%M:%S", time.gmtime(seconds)).encode(), nanoseconds)
+
     def _time(self, text: bytes) -> int | None:
         second, fraction = text[:19], text[20:29]
         if second != self._second:
@@ -69,69 +76,113 @@ class _Parser:
         return self._epoch + int(digits.ljust(9, b"0")) if digits.isdigit() else self._epoch
 
 
+def log_names(directory: Path) -> list[str]:
+    """The files of a log, the oldest first."""
+    try:
+        present = set(os.listdir(directory))
+    except FileNotFoundError:  # the guest is being deleted
+        return []
+    older = map(names.older_log, range(names.MOST_LOG_FILES - 1, -1, -1))
+    return [name for name in (*older, names.LOG) if name in present]
+
+
+def opened_files(directory: Path, until: contextlib.ExitStack) -> list[int]:
+    """The same, open for reading until then, each once whatever names it has."""
+    while True:
+        with contextlib.ExitStack() as opened:
+            found: list[int] = []
+            try:
+                for name in log_names(directory):
+                    descriptor = os.open(directory / name, os.O_RDONLY | os.O_CLOEXEC)
+                    opened.callback(os.close, descriptor)
+                    if not any(os.path.sameopenfile(descriptor, other) for other in found):
+                        found.append(descriptor)
+                # A rotation in between may have hidden one.
+                seen = [_identity(directory / name) for name in log_names(directory)]
+            except FileNotFoundError:
+                continue
+            if list(dict.fromkeys(seen)) == [_identity(descriptor) for descriptor in found]:
+                until.push(opened.pop_all())
+                return found
+
+
+def _identity(file: Path | int) -> tuple[int, int]:
+    status = os.stat(file)
+    return status.st_dev, status.st_ino
+
+
 class LogReader:
     """One reader's way through a log; `read` goes on where the last call ended."""
 
     def __init__(self, directory: Path) -> None:
         self._directory = directory
         self._file: int | None = None
-        self._identity = (0, 0)
         self._rest = b""
         self._parser = _Parser()
-        self._begun = False
 
     def close(self) -> None:
         if self._file is not None:
             os.close(self._file)
             self._file = None
 
-    def _open(self, name: str) -> bool:
-        try:
-            descriptor = os.open(self._directory / name, os.O_RDONLY | os.O_CLOEXEC)
-        except FileNotFoundError:
-            return False
-        self.close()
-        status = os.fstat(descriptor)
-        self._file, self._identity = descriptor, (status.st_dev, status.st_ino)
-        return True
-
-    def _rotated(self) -> bool:
-        """Is console.log another file than the one being read?"""
-        try:
-            status = os.stat(self._directory / names.LOG)
-        except FileNotFoundError:
-            return False
-        return (status.st_dev, status.st_ino) != self._identity
+    def _next(self) -> tuple[int, bool] | None:
+        """The file that follows the one being read, opened, and whether it does so directly: False when rotations were faster than the
+        reader. None = there is none yet."""
+        while True:
+            with contextlib.ExitStack() as opened:
+                files = opened_files(self._directory, opened)
+                place = -1
+                if self._file is not None:
+                    own = os.fstat(self._file)
+                    place = next((n for n, each in enumerate(files) if os.path.sameopenfile(each, self._file)), -1)
+                    if place < 0 and (own.st_nlink or not files):
+                        if not files:
+                            return None
+                        continue  # it got another name while they were looked up
+                if place + 1 == len(files):
+                    return None
+                return os.dup(files[place + 1]), self._file is None or place >= 0
 
     def has_news(self) -> bool:
         """Is there anything that was not read yet? Quick: asked again and again by those who follow."""
+        try:
+            present = _identity(self._directory / names.LOG)
+        except FileNotFoundError:
+            present = None
         if self._file is None:
-            return (self._directory / names.LOG).exists()
-        return os.fstat(self._file).st_size > os.lseek(self._file, 0, os.SEEK_CUR) or self._rotated()
+            return present is not None or bool(log_names(self._directory))
+        if os.fstat(self._file).st_size > os.lseek(self._file, 0, os.SEEK_CUR):
+            return True
+        return present is not None and present != _identity(self._file)
 
     def raw_lines(self) -> Iterator[bytes]:
         """What there is now and was not read yet, without line ends; a last line that is not complete waits for the
         next call.
         """
-        if not self._begun:
-            self._begun = self._open(names.LOG + ".1") or self._open(names.LOG)
-        if self._file is None:
-            return
         while True:
             # Asked before reading: what was written before the rotation is then read to its end.
-            rotated = self._rotated()
-            while block := os.read(self._file, _CHUNK):
-                lines = (self._rest + block).split(b"\n")
-                self._rest = lines.pop()
-                yield from lines
-                if len(self._rest) > _MOST_LINE:
+            follows = self._next()
+            try:
+                while self._file is not None and (block := os.read(self._file, _CHUNK)):
+                    lines = (self._rest + block).split(b"\n")
+                    self._rest = lines.pop()
+                    yield from lines
+                    if len(self._rest) > _MOST_LINE:
+                        yield self._rest
+                        self._rest = b""
+                if follows is None:
+                    return
+                if self._rest:
                     yield self._rest
                     self._rest = b""
-            if not rotated or not self._open(names.LOG):
-                return
-            if self._rest:
-                yield self._rest
-                self._rest = b""
+                descriptor, is_next = follows
+                if not is_next:
+                    yield b"%s stderr F hvd: output is missing here: it was written faster than it was read" % self._parser.stamp
+                self.close()
+                self._file, follows = descriptor, None
+            finally:
+                if follows is not None:
+                    os.close(follows[0])
 
     def read(self, most_lines: int, most_bytes: int) -> list[Line]:
         """The next lines, up to these bounds (the last may exceed most_bytes); empty = all is read."""
@@ -188,21 +239,12 @@ def read_before(position: LogPosition, size: int, streams: Container[str], since
 
 def read_end(directory: Path, size: int, streams: Container[str], since_ns: int = 0) -> bytes:
     """The same of all that is in a guest's log now. Raises OSError."""
-    descriptors: list[int] = []
-    try:
-        # In this order, a rotation in between shows the same file twice rather than losing one.
-        for name in (names.LOG, f"{names.LOG}.1"):
-            with contextlib.suppress(FileNotFoundError):
-                descriptors.insert(0, os.open(directory / name, os.O_RDONLY | os.O_CLOEXEC))
-        if len(descriptors) > 1 and os.path.sameopenfile(*descriptors):
-            os.close(descriptors.pop())
+    with contextlib.ExitStack() as opened:
+        descriptors = opened_files(directory, opened)
         if not descriptors:
             return b""
         end = os.fstat(descriptors[-1]).st_size
         return read_before(LogPosition(tuple(descriptors), 0, end), size, streams, since_ns)
-    finally:
-        for descriptor in descriptors:
-            os.close(descriptor)
 
 
 def _backwards(position: LogPosition) -> Iterator[bytes]:

@@ -30,7 +30,7 @@ DELETED = ".deleted"
 _MOST_BYTES = 1 << 20
 # From SIGKILL to the end of a process with much memory, on a busy host.
 KILL_SECONDS = 5.0
-_KEPT = frozenset({names.LOG, f"{names.LOG}.1"})
+_KEPT = frozenset({names.LOG, *map(names.older_log, range(names.MOST_LOG_FILES))})
 
 
 @dataclass(frozen=True, slots=True)

@@ -176,16 +176,18 @@ class Supervisor:
         config = self.config
         if containers.is_container(guest):
             image = self._images.get(guest.image) if guest.image else image_pb2.Image()
-            return containers.resolve(guest, image, self._places, config.log_max_bytes, paused)
-        return model.resolve(
-            guest,
-            self._images,
-            self._blobs,
-            self.disks_directory(guest.uid),
-            config.default_memory,
-            config.log_max_bytes,
-            paused,
-        )
+            spec = containers.resolve(guest, image, self._places, config.log_max_bytes, paused)
+        else:
+            spec = model.resolve(
+                guest,
+                self._images,
+                self._blobs,
+                self.disks_directory(guest.uid),
+                config.default_memory,
+                config.log_max_bytes,
+                paused,
+            )
+        return replace(spec, log_files=config.log_files)
 
     @contextlib.asynccontextmanager
     async def plugged(self, guest: guest_pb2.Guest, spec: LaunchSpec) -> AsyncIterator[LaunchSpec]:

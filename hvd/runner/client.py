@@ -98,6 +98,7 @@ class RunnerInstance(Instance):
             restart_on_reset=spec.restart_on_reset,
             start_paused=spec.start_paused,
             log_max_bytes=spec.log_max_bytes,
+            log_files=spec.log_files,
             uid=spec.uid,
             boot=spec.boot,
             disks=tuple(spec.disks),

@@ -10,7 +10,15 @@ from pathlib import Path
 
 from hvd.backends.contract import ConsoleAttachment
 from hvd.errors import HvdError
-from hvd.runner.directory import ATTACH, ATTACH_PACKET, LOG_POSITION, STREAM_LOG, STREAM_SKIPPED, LogPosition
+from hvd.runner.directory import (
+    ATTACH,
+    ATTACH_PACKET,
+    LOG_POSITION,
+    MOST_LOG_FILES,
+    STREAM_LOG,
+    STREAM_SKIPPED,
+    LogPosition,
+)
 from hvd.runner.protocol import socket_path
 
 # A runner that lives greets within this time, or it hangs.
@@ -92,7 +100,7 @@ async def _greeting(sock: socket.socket) -> LogPosition:
         await readable.wait()
     finally:
         loop.remove_reader(sock)
-    packet, descriptors, _, _ = socket.recv_fds(sock, ATTACH_PACKET, 2, socket.MSG_CMSG_CLOEXEC)
+    packet, descriptors, _, _ = socket.recv_fds(sock, ATTACH_PACKET, MOST_LOG_FILES, socket.MSG_CMSG_CLOEXEC)
     if len(packet) != LOG_POSITION.size or packet[0] != STREAM_LOG:
         for descriptor in descriptors:
             os.close(descriptor)

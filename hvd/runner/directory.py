@@ -13,8 +13,10 @@ In conmon's form, so that conmon can provide it for containers and the runner fo
                    log the viewer's first byte stands, so that the log up to there and the packets from there on are
                    the whole output, without gap or repetition. The log's files come with it (SCM_RIGHTS)
     console.log    k8s-file lines: `2026-11-23T12:00:00.000000000+00:00 stdout F text` (P = no line end follows yet);
-                   rotated to console.log.1 at half of log_max_bytes. stderr is what the guest logged by hypercalls,
-                   and hvd's own notes. Both files survive the guest's next start, which appends
+                   when it has log_max_bytes / log_files, it becomes console.log.1, that console.log.2, and so on. stderr
+                   is what the guest logged by hypercalls, and hvd's own notes. They survive the guest's next start, which
+                   appends. console.log.0, of containers, is another name of console.log, or what has just been it
+                   (hvd/backends/container/rotation.py)
     exit.json      the exit record, written last and atomically: {"state", "reason", "message", "exit_code", "time_ns",
                    "metadata"}
     control        SOCK_STREAM: length-prefixed hvd.runner.v1 messages
@@ -57,6 +59,10 @@ SCREEN = "screen.json"
 CENSUS = "census.json"
 RUNNER_LOG = "runner.log"
 
+# Files of one console log. More than a few descriptors do not go with one packet.
+LEAST_LOG_FILES, MOST_LOG_FILES = 2, 32
+LEAST_LOG_FILE_BYTES = 4096
+
 # 1 MiB.
 TRACE_RECORDS = 1 << 14
 
@@ -88,12 +94,22 @@ EXIT_RECORD_BYTES = 16384
 _MESSAGE_BYTES = 2048
 
 
+def older_log(number: int) -> str:
+    """The name of what was console.log so many rotations ago; 0 = at the present one, or just before it."""
+    return f"{LOG}.{number}"
+
+
+def log_file_bytes(max_bytes: int, files: int) -> int:
+    """What each file of a log of so many bytes may have."""
+    return max(max_bytes // files, LEAST_LOG_FILE_BYTES)
+
+
 class LogPosition(NamedTuple):
     """A place in the console log between two bytes of the guest's output: all before it is in the log, whole lines only
     (an unfinished one is written as a piece, tag P). What the log lost on a full disk is missing there, too.
     """
 
-    # console.log.1, if it has any of the present run, and console.log, open for reading; whoever has them closes them.
+    # Those that have any of the present run, console.log the last, open for reading; whoever has them closes them.
     # Empty = there is no log that could be read.
     descriptors: tuple[int, ...]
     begin: int  # offset in the first file at which the guest's present run begins

@@ -9,24 +9,25 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from itertools import pairwise
 
-from hvd.runner.directory import LogPosition
+from hvd.runner.directory import LEAST_LOG_FILES, LogPosition, log_file_bytes
 
 STDOUT, STDERR = b"stdout", b"stderr"
 # A line without an end is cut here, or when nothing was added to it for so long.
 LONGEST_LINE = 8192
 PARTIAL_SECONDS = 0.1
-LEAST_FILE = 4096
 
 
 class ConsoleLog:
-    """console.log and, after a rotation, console.log.1; each at most half of max_bytes (but at least 4 KiB). What runs
-    before this one left is kept and counts.
+    """console.log and, after rotations, console.log.1 and so on, so many files in all; each has at most its part of max_bytes
+    (but at least 4 KiB). What runs before this one left is kept and counts.
     """
 
-    def __init__(self, path: str, max_bytes: int) -> None:
+    def __init__(self, path: str, max_bytes: int, files: int = LEAST_LOG_FILES) -> None:
         self._path = path
-        self._half = max(max_bytes // 2, LEAST_FILE)
+        self._files = files
+        self._most = log_file_bytes(max_bytes, files)
         self._fd: int | None = None
         self._size = 0
         # Where this run begins: offset in the file that was console.log then; None = nothing was opened yet.
@@ -76,7 +77,8 @@ class ConsoleLog:
     def position(self) -> LogPosition:
         """The place behind all that was given to console() so far."""
         self.flush()
-        names = (f"{self._path}.1", self._path) if self._rotations else (self._path,)
+        older = range(min(self._rotations, self._files - 1), 0, -1)
+        names = [*(f"{self._path}.{number}" for number in older), self._path]
         descriptors: list[int] = []
         try:
             self._open()
@@ -107,7 +109,7 @@ class ConsoleLog:
         while block:
             try:
                 self._open()
-                room = self._half - self._size
+                room = self._most - self._size
                 cut = len(block)
                 if cut > room:
                     cut = block.rfind(b"\n", 0, max(room, 0)) + 1
@@ -152,14 +154,21 @@ class ConsoleLog:
         self._size += len(lines)
 
     def _rotate(self) -> None:
-        with contextlib.suppress(FileNotFoundError):  # somebody took it away
-            os.rename(self._path, f"{self._path}.1")
+        rotate(self._path, self._files)
         if self._fd is not None:
             os.close(self._fd)
             self._fd = None
         self._size = 0
         self._rotations += 1
         self._open()
+
+
+def rotate(path: str, files: int, newest: str = "") -> None:
+    """Make room for a new file: `newest` (the log itself unless given) becomes the first of the older ones, the oldest goes."""
+    names = [newest or path, *(f"{path}.{number}" for number in range(1, files))]
+    for old, new in reversed(list(pairwise(names))):
+        with contextlib.suppress(FileNotFoundError):  # not so many yet, or somebody took it away
+            os.rename(old, new)
 
 
 def _end_last_line(fd: int, size: int) -> int:

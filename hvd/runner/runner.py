@@ -77,7 +77,7 @@ class Runner:
         self._control: ControlServer | None = None
         self._debug: DebugServer | None = None
         self._census: CensusWatch | None = None
-        self._log = ConsoleLog(LOG, spec.log_max_bytes)
+        self._log = ConsoleLog(LOG, spec.log_max_bytes, spec.log_files)
         self._log_failing = False
         board = HotBoard(
             BackendId.of(spec.backend),

@@ -15,7 +15,7 @@ from hvd.errors import HvdError
 
 SAMPLES = {
     "state_dir": "/a", "runtime_dir": "/b", "listen": "unix:///c", "metrics_listen": "127.0.0.1:9", "log_level": "debug",
-    "log_format": "json", "stop_grace": "2.5", "max_guests": "7", "default_memory": "96M", "log_max_bytes": "1M",
+    "log_format": "json", "stop_grace": "2.5", "max_guests": "7", "default_memory": "96M", "log_max_bytes": "1M", "log_files": "3",
     "image_dirs": "/d", "cache_dir": "/e", "tls_cert": "/f", "tls_key": "/g", "tls_client_ca": "/h",
     "network_pool": "10.5.0.0/16", "registry_ca": "/i", "insecure_registries": "registry:5000", "registry_auth_file": "/j",
     "container_tracer": "tracefs",

@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from hvd.backends.container import bundle, conmon, mounts, rootfs, runtime
+from hvd.backends.container import bundle, conmon, mounts, rootfs, rotation, runtime
 from hvd.backends.container.cgroup.hierarchy import PARENT, hierarchy
 from hvd.backends.container.cgroup.limits import check
 from hvd.backends.container.cgroup.update import count_disk
@@ -122,9 +122,11 @@ class ContainerBackend(Backend):
             container = replace(container, mounts=await asyncio.to_thread(mounts.prepare, container, mapping))
             config = bundle.config(container, spec.uid, root, f"/{PARENT}/{spec.uid}")
             (directory / "config.json").write_text(json.dumps(config), "utf-8")
+            rotation.before_start(directory, spec.log_max_bytes, spec.log_files)
             made = await conmon.create(
                 directory, spec.uid, spec.name, engine,
-                tty=container.tty, stdin=container.stdin, stdin_ends=container.stdin_ends, log_max_bytes=spec.log_max_bytes,
+                tty=container.tty, stdin=container.stdin, stdin_ends=container.stdin_ends,
+                log_file_bytes=names.log_file_bytes(spec.log_max_bytes, spec.log_files),
             )  # fmt: skip
             await asyncio.to_thread(count_disk, hierarchy(), spec.uid, container.limits, container.state_dir)
             record = Record(
@@ -135,6 +137,7 @@ class ContainerBackend(Backend):
                 container.tty,
                 *made,
                 stdin_ends=container.stdin_ends,
+                log_files=spec.log_files,
             )
             record.write(directory)
             names.write_json(str(directory / names.PID), names.process_identity(made.monitor))

@@ -41,7 +41,7 @@ def find() -> str | None:
 
 
 async def create(
-    directory: Path, uid: str, name: str, runtime: Runtime, *, tty: bool, stdin: bool, stdin_ends: bool, log_max_bytes: int
+    directory: Path, uid: str, name: str, runtime: Runtime, *, tty: bool, stdin: bool, stdin_ends: bool, log_file_bytes: int
 ) -> Created:
     """Make a container of the bundle in `directory`, under a monitor of its own. Raises HvdError CONTAINER_FAILED."""
     (directory / EXIT_DIRECTORY).mkdir(exist_ok=True)
@@ -52,7 +52,7 @@ async def create(
         "--bundle", str(directory), "--full-attach",
         "--container-pidfile", str(directory / INIT_PID), "--conmon-pidfile", str(directory / MONITOR_PID),
         "--exit-dir", str(directory / EXIT_DIRECTORY), "--log-path", f"k8s-file:{directory / LOG}",
-        "--log-size-max", str(log_max_bytes), "--no-new-keyring",
+        "--log-size-max", str(log_file_bytes), "--no-new-keyring",
         *(["--terminal"] if tty else []), *(["--stdin"] if stdin or tty else []), *([] if stdin_ends else ["--leave-stdin-open"]),
     ]  # fmt: skip
     with open(directory / RUNNER_LOG, "ab") as log:  # noqa: ASYNC230  a file of a runtime directory, in memory

@@ -20,6 +20,7 @@ from hvd.backends.container.ending import settle
 from hvd.backends.container.execution import ContainerExecution
 from hvd.backends.container.files.copying import ContainerFiles
 from hvd.backends.container.record import Record
+from hvd.backends.container.rotation import Rotation
 from hvd.backends.container.runtime import Runtime
 from hvd.backends.container.trace.recorder import RECORDER
 from hvd.backends.container_spec import ExecSpec, LimitsSpec
@@ -60,6 +61,7 @@ class ContainerInstance(Instance):
         self._ending: asyncio.Task[None] | None = None
         # Of viewers that have left: closing one would end the container's standard input.
         self._left: list[socket.socket] = []
+        self._rotation = Rotation(directory, record.log_files)
         self._files = ContainerFiles({"init": record.init, "uid": record.uid})
         asyncio.get_running_loop().add_reader(self._monitor, self._on_end)
 
@@ -83,6 +85,7 @@ class ContainerInstance(Instance):
             log.exception("container could not be put away", guest=self._record.uid)
             status = InstanceStatus("FAILED", "INTERNAL", f"putting it away failed: {error!r}")
         self._final = status
+        self._rotation.end()
         self._let_go()
         self._notify()
 
@@ -114,6 +117,7 @@ class ContainerInstance(Instance):
         await asyncio.to_thread(RECORDER.end, self._record.uid)
         if self._ending is not None:
             await self._ending
+        self._rotation.end()
         self._let_go()
         os.close(monitor)
 

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hvd.runner import directory as names
+from hvd.runner.directory import LEAST_LOG_FILES, MOST_LOG_FILES
 
 CONTAINER = "container.json"
 
@@ -23,6 +24,7 @@ class Record:
     monitor: int
     # A client can end its standard input. Older daemons did not say so.
     stdin_ends: bool = False
+    log_files: int = 2
 
     def write(self, directory: Path) -> None:
         names.write_json(str(directory / CONTAINER), {field: getattr(self, field) for field in self.__slots__})
@@ -42,4 +44,12 @@ class Record:
         }
         if document is None or any(not isinstance(document.get(field), kind) for field, kind in kinds.items()):
             return None
-        return cls(**{field: document[field] for field in kinds}, stdin_ends=document.get("stdin_ends") is True)
+        return cls(
+            **{field: document[field] for field in kinds},
+            stdin_ends=document.get("stdin_ends") is True,
+            log_files=_files(document.get("log_files")),
+        )
+
+
+def _files(value: object) -> int:
+    return value if isinstance(value, int) and LEAST_LOG_FILES <= value <= MOST_LOG_FILES else LEAST_LOG_FILES
