@@ -11,7 +11,7 @@ GUEST_HEADERS := guests/include/guest.h guests/include/pci.h guests/include/hv/h
 include guests/teach/teach.mk
 
 GUEST_MULTIBOOT := hello hypercalls interrupts apic exceptions paging spin halt triple reset flood wild echo compute ticker ports nonsense screen exits virtio hole isolation modes garbage
-GUEST_FILES := $(GUEST_MULTIBOOT:%=$(GUEST_BUILD)/%.elf) $(GUEST_BUILD)/nano.elf $(GUEST_BUILD)/pvh.elf $(GUEST_BUILD)/long.elf $(GUEST_BUILD)/alias.elf $(GUEST_BUILD)/flat.bin $(GUEST_BUILD)/boot.img \
+GUEST_FILES := $(GUEST_MULTIBOOT:%=$(GUEST_BUILD)/%.elf) $(GUEST_BUILD)/nano.elf $(GUEST_BUILD)/pvh.elf $(GUEST_BUILD)/long.elf $(GUEST_BUILD)/alias.elf $(GUEST_BUILD)/flat.bin $(GUEST_BUILD)/hostile.bin $(GUEST_BUILD)/boot.img \
 	$(GUEST_BUILD)/diskrate $(TEACH_GUEST)
 
 GUEST_LIB := $(addprefix $(GUEST_BUILD)/lib/,start.o print.o check.o traps.o pic.o entry.o)
@@ -52,7 +52,12 @@ $(GUEST_BUILD)/flat.elf: guests/flat.S guests.mk
 	@mkdir -p $(@D)
 	$(GUEST_CC) -m32 $(GUEST_LDFLAGS) -Wl,-Ttext=0x100000 -o $@ $<
 
-$(GUEST_BUILD)/flat.bin: $(GUEST_BUILD)/flat.elf
+# Half of it is 64-bit code.
+$(GUEST_BUILD)/hostile.elf: guests/hostile.S guests.mk
+	@mkdir -p $(@D)
+	$(GUEST_CC) -m64 $(GUEST_LDFLAGS) -Wl,-Ttext=0x100000 -o $@ $<
+
+$(GUEST_BUILD)/flat.bin $(GUEST_BUILD)/hostile.bin: $(GUEST_BUILD)/%.bin: $(GUEST_BUILD)/%.elf
 	$(GUEST_OBJCOPY) -O binary -j .text $< $@
 
 # A disk of 1 MiB whose boot sector is at its beginning; on a virtio disk of less than a cylinder (504 KiB) SeaBIOS finds no sector at all.

@@ -36,6 +36,7 @@ from hvd.trace.points import BY_NAME
 # In bytes.
 LONGEST_INSTRUCTION: Final = 15
 PAGE: Final = 4096
+CONSOLE_SECONDS: Final = 0.1
 
 PORT_IN: Final = BY_NAME["port-in"].id
 PORT_OUT: Final = BY_NAME["port-out"].id
@@ -421,8 +422,9 @@ class Machine(Verbs):
         return code.hex(" ")
 
     def _console_full(self, exit_: Exit) -> None:
-        # Set after every drain and cleared only here, so a drain between the exit and this wait is not missed.
-        self._console_drained.wait()
+        # Set after every drain and cleared only here, so a drain between the exit and this wait is not missed. A vcpu that says so of a
+        # console which is not full would wait for ever, and nobody could speak to it.
+        self._console_drained.wait(CONSOLE_SECONDS)
         self._console_drained.clear()
 
     def _pull_reset(self) -> None:

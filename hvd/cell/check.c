@@ -88,6 +88,7 @@ static const char *check_exit(const struct hv_cell_known *known, struct hv_cell_
         hv_cell_text(text, exit->detail, sizeof text);
         memcpy(exit->detail, text, sizeof text);
         exit->address = exit->value = 0;
+        exit->size = 0;
         return NULL;
     }
     default:

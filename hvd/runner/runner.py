@@ -225,7 +225,11 @@ class Runner:
         machine = self.machine
         if machine.end is None:
             machine.end = end
-        while data := self._board.console_take():
+        # More than this does not fit in. (A vcpu that did not stop may go on writing.)
+        for _ in range(CONSOLE_TURNS):
+            data = self._board.console_take()
+            if not data:
+                break
             self._log.console(data)
             self._attach.output(data)
         self._run_posted()

@@ -1,4 +1,5 @@
-"""The decoder and the interpreters under the address and undefined-behaviour sanitizers, on random code."""
+"""The decoder, the interpreters and the judge of exit records under the address and undefined-behaviour sanitizers, on random code
+and random run areas."""
 
 from __future__ import annotations
 
@@ -6,13 +7,15 @@ import subprocess
 from pathlib import Path
 
 import pytest
-from cell_rig import CELL, INTERPRETERS, SANITIZE, build, sanitizers_work
+from cell_rig import CELL, INTERPRETERS, ROOT, SANITIZE, build, sanitizers_work
 
 HERE = Path(__file__).parent
 PROGRAMS = {
     "fuzz_decoder": [HERE / "fuzz_decoder.c", CELL / "decode.c"],
     "fuzz_interpreters": [HERE / "fuzz_interpreters.c", HERE / "rig.c", *INTERPRETERS],
+    "fuzz_area": [HERE / "fuzz_area.c", CELL / "check.c", *(ROOT / "hvd" / "board" / "native").glob("*.c")],
 }
+STEPS = {"fuzz_area": "60000"}
 
 
 @pytest.fixture(scope="module", params=PROGRAMS)
@@ -24,6 +27,6 @@ def fuzzer(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
 
 
 @pytest.mark.parametrize("seed", [1, 2])
-def test_random_code(fuzzer: Path, seed: int) -> None:
-    done = subprocess.run([fuzzer, str(seed), "300000"], capture_output=True, text=True, timeout=60)
+def test_random_input(fuzzer: Path, seed: int) -> None:
+    done = subprocess.run([fuzzer, str(seed), STEPS.get(fuzzer.name, "300000")], capture_output=True, text=True, timeout=60)
     assert done.returncode == 0, done.stderr

@@ -1,0 +1,147 @@
+/* The judge of what a cell says (hvd/cell/check.c) under the sanitizers: fuzz_area SEED STEPS. Half of the run areas are wholly random,
+ * half were sound and got a few random bytes; while some are looked at, a second thread goes on writing, as a cell may. What was
+ * accepted must be safe to use: the board runs on with it. */
+#include <pthread.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "host.h"
+#include "state.h"
+
+#define CHECK(condition) \
+    do { \
+        if (!(condition)) { \
+            fprintf(stderr, "%s:%d: %s, step %lu\n", __FILE__, __LINE__, #condition, step); \
+            exit(1); \
+        } \
+    } while (0)
+
+static uint64_t state;
+
+static uint32_t next(void) /* xorshift64* (Vigna 2014) */
+{
+    state ^= state >> 12;
+    state ^= state << 25;
+    state ^= state >> 27;
+    return (uint32_t)(state * 0x2545f4914f6cdd1dull >> 32);
+}
+
+static struct hv_cell_area area;
+static bool stop;
+
+__attribute__((no_sanitize("thread"))) static void *scribble(void *argument)
+{
+    uint32_t number = 1;
+    (void)argument;
+    while (!__atomic_load_n(&stop, __ATOMIC_RELAXED)) {
+        number = number * 1664525 + 1013904223;
+        ((volatile uint8_t *)&area.cpu)[number % (sizeof area.cpu + sizeof area.devices + sizeof area.exit)] = (uint8_t)(number >> 24);
+    }
+    return NULL;
+}
+
+static void use(struct hv_board *board)
+{
+    static const uint16_t ports[] = {0x20, 0x21, 0xa0, 0xa1, 0x40, 0x42, 0x43, 0x61, 0x3f8, 0x3fa, 0x3fd};
+    uint8_t buffer[64];
+    uint32_t value;
+    uint64_t wide;
+    hv_board_advance(board);
+    hv_board_deadline(board);
+    if (hv_board_peek(board) >= 0 && next() % 2)
+        hv_board_acknowledge(board);
+    for (int i = 0; i < 6; i++) {
+        uint16_t port = ports[next() % (sizeof ports / sizeof *ports)];
+        if (next() % 2)
+            hv_board_port_in(board, port, 1, &value);
+        else
+            hv_board_port_out(board, port, 1, next());
+    }
+    hv_board_mmio_read(board, HV_LAPIC_ADDRESS + (next() & 0xff0), 4, &wide);
+    hv_board_mmio_write(board, HV_LAPIC_ADDRESS + (next() & 0xff0), 4, next());
+    hv_console_take(board->console, buffer, sizeof buffer);
+    hv_console_put(board->console, buffer, next() % sizeof buffer);
+    hv_console_unread(board->console, buffer, sizeof buffer);
+}
+
+static void make_sound(const struct hv_board *board)
+{
+    memset(&area.exit, 0, sizeof area.exit);
+    memset(&area.cpu, 0, sizeof area.cpu);
+    hv_cell_give_devices(&area, board);
+    area.exit.reason = next() % HV_CELL_REASONS;
+    area.exit.size = 1u << next() % 3;
+    area.exit.address = next() % 2 ? next() & 0xffff : 0xe0000000u;
+    area.exit.value = next();
+}
+
+int main(int argc, char **argv)
+{
+    if (argc != 3)
+        return 2;
+    state = strtoull(argv[1], NULL, 0) | 1;
+    unsigned long steps = strtoul(argv[2], NULL, 0), accepted = 0, refused = 0;
+    struct hv_board *board = malloc(sizeof *board);
+    hv_board_init(board, -1, NULL, 0, NULL, 0, HV_BACKEND_TRAP);
+    hv_clock_start(&board->clock);
+    board->console = &area.console;
+    struct hv_cell_known known = {
+        .mode = HV_MODE_TRAP,
+        .region_count = 3,
+        .regions = {{.start = 0, .length = 1 << 20, .kind = HV_REGION_RAM},
+                    {.start = 0xe0000000u, .length = 0x1000, .kind = HV_REGION_MMIO},
+                    {.start = 0xfee00000u, .length = 0x1000, .kind = HV_REGION_MMIO, .hot = 1}},
+        .start_ns = hv_host_ns(),
+    };
+    struct hv_cell_exit exit_record = {0};
+    struct hv_cpu cpu = {0};
+    pthread_t other;
+
+    for (unsigned long step = 0; step < steps; step++) {
+        uint8_t *bytes = (uint8_t *)&area;
+        known.debugged = next() % 2;
+        if (step == steps * 3 / 4 && pthread_create(&other, NULL, scribble, NULL) != 0)
+            return 3;
+        make_sound(board);
+        unsigned changes = next() % 4 ? next() % 4 : 4096;
+        size_t from = offsetof(struct hv_cell_area, cpu), room = sizeof area - from;
+        for (unsigned i = 0; i < changes; i++)
+            bytes[from + next() % room] = (uint8_t)next();
+        if (next() % 8 == 0)
+            for (size_t i = 0; i < sizeof area.devices; i++)
+                area.devices[i] = (uint8_t)next();
+        struct hv_cell_exit before = exit_record;
+        const char *wrong = hv_cell_take(&known, &area, &exit_record, &cpu, board);
+        if (wrong) {
+            refused++;
+            CHECK(memcmp(&before, &exit_record, sizeof before) == 0);
+            use(board);
+            continue;
+        }
+        accepted++;
+        CHECK(exit_record.reason < HV_CELL_REASONS && exit_record.reason != HV_CELL_HYPERCALL);
+        CHECK(exit_record.size == 0 || exit_record.size == 1 || exit_record.size == 2 || exit_record.size == 4 || exit_record.size == 8);
+        CHECK(exit_record.rip <= UINT32_MAX && !(exit_record.flags & ~HV_RECORD_USER));
+        CHECK(exit_record.start_ns >= known.start_ns && exit_record.start_ns <= hv_host_ns());
+        CHECK(memchr(exit_record.detail, 0, sizeof exit_record.detail));
+        for (const char *at = exit_record.detail; *at; at++)
+            CHECK(*at >= ' ' && *at <= '~');
+        CHECK(cpu.cpl < 4 && cpu.halted < 2 && cpu.injected < 2);
+        for (size_t i = 0; i < hv_board_field_count(); i++)
+            for (uint32_t element = 0; element < hv_board_field(i)->count; element++) {
+                uint64_t value = hv_board_get_field(board, i, element);
+                CHECK(value >= hv_board_field(i)->least && value <= hv_board_field(i)->most);
+            }
+        use(board);
+    }
+    __atomic_store_n(&stop, true, __ATOMIC_RELAXED);
+    if (steps)
+        pthread_join(other, NULL);
+    if (!accepted || !refused) {
+        fprintf(stderr, "%lu accepted, %lu refused\n", accepted, refused);
+        return 4;
+    }
+    free(board);
+    return 0;
+}
