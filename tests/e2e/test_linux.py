@@ -6,6 +6,7 @@ What is fetched or built lies in the daemon's cache; a guest that cannot be had 
 from __future__ import annotations
 
 import hashlib
+import json
 import re
 import shutil
 from collections.abc import Iterator
@@ -46,6 +47,13 @@ def own(request: pytest.FixtureRequest, shared_daemon: RealDaemon) -> str:
     return str(name)
 
 
+def needs_backend(daemon: RealDaemon, name: str) -> None:
+    """Skips the test, with the backend's own reason, where it cannot run."""
+    for backend in json.loads(daemon.ok("-o", "json", "backends").stdout)["backends"]:
+        if backend["name"] == f"backends/{name}" and not backend.get("available"):
+            pytest.skip(f"backend {name} does not run here: {backend['reason']}")
+
+
 def work(shell: Shell) -> None:
     """What shows whether code is stale or state is lost: the same programs again and again, in fresh processes, by pipes."""
     assert shell("echo $((6*7))") == "42"
@@ -64,6 +72,24 @@ def work(shell: Shell) -> None:
     # A child that changes memory it shares with its parent (copy on write), and a fault that is caught.
     assert shell("x=1; (x=2; echo $x); echo $x") == "2\n1"
     assert shell("sh -c 'kill -SEGV $$'; echo status $?").endswith("status 139")
+
+
+own_linux_i386 = pytest.mark.parametrize("own", [_own("linux", "i386")], indirect=True)
+
+
+@own_linux_i386
+def test_own_linux_rewritten(daemon: RealDaemon, own: str) -> None:
+    """Unmodified, and its kernel code translated: the same as under emulation."""
+    needs_backend(daemon, "rewriting")
+    process = daemon.spawn("run", "--name", "a", "--backend", "rewriting", "--image", own)
+    shell = Shell(process)
+    assert re.fullmatch("i[3456]86", shell("uname -m"))
+    work(shell)
+    summary = daemon.ok("trace", "summary", "a").stdout
+    assert "translation.block" in summary
+    shell.type("reboot -f\n")
+    assert process.end() == 0
+    assert daemon.listed()["a"]["reason"] == "RESET"
 
 
 @own_linux
@@ -135,19 +161,19 @@ def test_own_linux_under_gdb_shows_function_names(daemon: RealDaemon, own: str) 
     assert shell("echo $((6*7))").endswith("42")
 
 
-def _debian(daemon: RealDaemon, name: str) -> Iterator[tuple[Process, Shell]]:
+def _debian(daemon: RealDaemon, name: str, backend: str) -> Iterator[tuple[Process, Shell]]:
     try:
         image = guest_image(name)
     except GuestUnavailable as error:
         pytest.skip(str(error))
     # As the issue writes it, with the memory that a guest has by default.
-    process = daemon.spawn("run", "--backend", "emulation", "--name", "a", "--kernel", str(image.kernel),
+    process = daemon.spawn("run", "--backend", backend, "--name", "a", "--kernel", str(image.kernel),
                            "--initrd", str(image.initrd), "--append", "console=ttyS0")  # fmt: skip
     yield process, Shell(process)
 
 
-def _check_debian(daemon: RealDaemon, name: str, machine: str) -> None:
-    for process, shell in _debian(daemon, name):
+def _check_debian(daemon: RealDaemon, name: str, machine: str, backend: str = "emulation") -> None:
+    for process, shell in _debian(daemon, name, backend):
         assert "Linux version" in shell.boot
         assert re.fullmatch(machine, shell("uname -m"))
         work(shell)
@@ -166,6 +192,14 @@ def test_debians_cloud_kernel(daemon: RealDaemon) -> None:
 @pytest.mark.timeout(600)
 def test_debians_686_kernel(daemon: RealDaemon) -> None:
     _check_debian(daemon, "debian-686", "i[3456]86")
+
+
+@pytest.mark.parametrize("name", ["debian-686", pytest.param("debian-686-pae", marks=pytest.mark.slow)])
+@pytest.mark.timeout(600)
+def test_debians_32_bit_kernels_rewritten(daemon: RealDaemon, name: str) -> None:
+    """With their default command line: ACPI, the APICs, alternatives patched at boot, exception tables."""
+    needs_backend(daemon, "rewriting")
+    _check_debian(daemon, name, "i[3456]86", "rewriting")
 
 
 @pytest.mark.parametrize(
