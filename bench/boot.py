@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
 from bench.figure import Figure, alone, compared, in_turns
@@ -19,25 +19,30 @@ GUESTS: Final = {
     "debian-686": ("Debian's 686 kernel", "i386", 256),
 }
 TARGET: Final = "<= 2.5"
+# Of the same kernels under binary rewriting.
+REWRITTEN: Final = {"linux-i386": "<= 0.2", "debian-686": "<= 0.33"}
+REWRITING: Final = ("--backend", "rewriting")
 NAME: Final = "boot"
 
 
 def measure(lab: Lab) -> Iterator[Figure]:
     with lab.daemon() as daemon:
         for guest in GUESTS:
-            yield _boot(lab, daemon, guest)
+            yield _boot(lab, daemon, guest, NATIVE, TARGET)
+        for guest, target in REWRITTEN.items():
+            yield _boot(lab, daemon, guest, REWRITING, target)
 
 
-def _boot(lab: Lab, daemon: Daemon, guest: str) -> Figure:
+def _boot(lab: Lab, daemon: Daemon, guest: str, backend: Sequence[str], target: str) -> Figure:
     what, arch, mebibytes = GUESTS[guest]
-    lab.say(f"boot of {what}")
+    lab.say(f"boot of {what}, {backend[1]}")
     try:
         image = guest_image(guest)
     except GuestUnavailable as error:
         raise Unavailable(str(error)) from error
-    name = f"boot of {what} to the prompt"
+    name = f"boot of {what} to the prompt, {backend[1]}"
     runs = lab.runs(5)
-    ways: dict[str, Callable[[], float]] = {"hvd": lambda: _hvd(daemon, image, mebibytes)}
+    ways: dict[str, Callable[[], float]] = {"hvd": lambda: _hvd(daemon, image, mebibytes, backend)}
     note = f"{mebibytes} MiB, {image.append}"
     try:
         program = qemu(arch)
@@ -46,7 +51,7 @@ def _boot(lab: Lab, daemon: Daemon, guest: str) -> Figure:
     ways["qemu"] = lambda: _to_prompt(_qemu(program, image, mebibytes))
     samples = in_turns(ways, runs)
     peer = f"qemu-system-{arch} -accel tcg, same kernel, initrd, command line"
-    return compared(name, "s", samples["hvd"], samples["qemu"], peer, target=TARGET, note=note)
+    return compared(name, "s", samples["hvd"], samples["qemu"], peer, target=target, note=note)
 
 
 def _qemu(program: str, image: GuestImage, mebibytes: int) -> list[str]:
@@ -56,9 +61,9 @@ def _qemu(program: str, image: GuestImage, mebibytes: int) -> list[str]:
     ]  # fmt: skip
 
 
-def _hvd(daemon: Daemon, image: GuestImage, mebibytes: int) -> float:
+def _hvd(daemon: Daemon, image: GuestImage, mebibytes: int, backend: Sequence[str]) -> float:
     command = daemon.hvctl(
-        "run", *NATIVE, "--name", NAME, "--memory", f"{mebibytes}M", "--kernel", str(image.kernel),
+        "run", *backend, "--name", NAME, "--memory", f"{mebibytes}M", "--kernel", str(image.kernel),
         "--initrd", str(image.initrd), "--append", image.append,
     )  # fmt: skip
     seconds = _to_prompt(command, daemon.environment)
