@@ -17,12 +17,14 @@ from bench import (
     firmware,
     host,
     memory,
+    nano,
     network,
     rpc,
     smallest,
     snapshot,
     syscall_trace,
     trace,
+    trap,
     virtio_blk,
 )
 from bench.figure import Figure, table
@@ -42,6 +44,8 @@ FIGURES: Final[dict[str, Callable[[Lab], Iterable[Figure]]]] = {
     "snapshot": snapshot.measure,
     "exit-cost": exit_cost.measure,
     "network": network.measure,
+    "trap": trap.measure,
+    "nano": nano.measure,
     "container": container.measure,
 }
 

@@ -14,10 +14,12 @@ from typing import Any, Final
 # unit -> how a value in SI base units is written: factor and suffix, the first whose threshold it reaches.
 SCALES: Final[dict[str, tuple[tuple[float, float, str], ...]]] = {
     "s": ((1, 1, "s"), (1e-3, 1e3, "ms"), (1e-6, 1e6, "us"), (0, 1e9, "ns")),
+    "us": ((0, 1e6, "us"),),
     "bytes": ((1 << 30, 1 / (1 << 30), "GiB"), (1 << 20, 1 / (1 << 20), "MiB"), (0, 1 / 1024, "KiB")),
     "instructions/s": ((1e9, 1e-9, "G instructions/s"), (1e6, 1e-6, "M instructions/s"), (0, 1, "instructions/s")),
     "records/s": ((1e6, 1e-6, "M records/s"), (1e3, 1e-3, "k records/s"), (0, 1, "records/s")),
     "calls/s": ((0, 1, "calls/s"),),
+    "turns/s": ((1e3, 1e-3, "k turns/s"), (0, 1, "turns/s")),
     "bytes/s": ((1e9, 1e-9, "GB/s"), (1e6, 1e-6, "MB/s"), (0, 1e-3, "kB/s")),
 }  # fmt: skip
 COLUMNS: Final = ("figure", "hvd", "peer", "peer is", "ratio", "range", "target", "runs", "note")

@@ -183,10 +183,10 @@ class Lab:
             process.send_signal(signal.SIGTERM)
             process.wait(START_SECONDS)
 
-    def run_guest(self, path: Path, append: str) -> GuestRun:
+    def run_guest(self, path: Path, append: str, backend: str = "emulation", engine: str = "native") -> GuestRun:
         """A guest in a runner of its own, as the daemon starts it, without the daemon."""
         directory = self.new_directory(path.stem)
-        machine = MachineSpec(path.stem, "emulation", "native", SMALL_MEMORY, str(path), command_line=append)
+        machine = MachineSpec(path.stem, backend, engine, SMALL_MEMORY, str(path), command_line=append)
         write_json(str(directory / MACHINE), machine.document())
         read, write = os.pipe()
         try:

@@ -1,6 +1,6 @@
 /* Nanobenchmarks, after Adams and Agesen, "A Comparison of Software and Hardware Techniques for x86 Virtualization" (ASPLOS 2006): what one
  * of the operations costs that virtualisation makes dearer, and two that it should not. A line for each: "nano NAME PICOSECONDS COUNT".
- * "ms=N": each is measured for at least so long; "only=N": the one in row N. */
+ * "ms=N": each is measured for about so long; "only=N": the one in row N. */
 #include "guest.h"
 #include "hv/hypercall.h"
 
@@ -12,12 +12,13 @@ const char guest_name[] = "nano";
 #define WINDOW 0x40000000u /* linear: 4 MiB of one table, pages that come and go */
 #define WINDOW_PAGES 1024u
 #define PRIVATE 0x40400000u /* linear: a page that is another one in each address space */
-#define FRAMES 0x00a00000u /* guest-physical: pages for them */
+#define FRAMES 0x00800000u /* guest-physical: 4 MiB of pages for them */
 #define IDENTITY_TABLES 4
+#define RUNS 8
 #define PM_TIMER 0x608 /* of QEMU's "pc", as SeaBIOS sets it up; 24 bits, 3.579545 MHz */
 
 typedef void op(uint32_t turns);
-op op_in, op_cr_write, op_cli_sti, op_call_ret, op_divide_error, op_kernel_int, op_page_fault, op_pte_change, op_context_switch, op_copy,
+op op_in, op_cr_write, op_cli, op_shadow_fill, op_cli_sti, op_call_ret, op_divide_error, op_kernel_int, op_page_fault, op_pte_change, op_context_switch, op_copy,
 	op_kernel_compute;
 extern const char on_divide_error[], on_syscall[], on_kernel_int[], on_page_fault[], user_start[], user_end[], user_stack_bottom[],
 	user_stack_top[];
@@ -75,7 +76,7 @@ static void map(void)
 			directories[space][n] = (uint32_t)identity[n] | U | W | P;
 		directories[space][WINDOW >> 22] = (uint32_t)fault_table | W | P;
 		directories[space][PRIVATE >> 22] = (uint32_t)private_table[space] | W | P;
-		private_table[space][0] = (FRAMES + 0x10000 + space * 0x1000) | W | P;
+		private_table[space][0] = (FRAMES + 0x400000 + space * 0x1000) | W | P;
 		spaces[space] = (uint32_t)directories[space];
 	}
 	__asm__ volatile("movl %0, %%cr3; movl %%cr0, %%eax; orl $0x80010000, %%eax; movl %%eax, %%cr0"
@@ -89,6 +90,14 @@ static void unmap_window(void)
 	for (unsigned n = 0; n < WINDOW_PAGES; n++)
 		fault_table[n] = 0;
 	__asm__ volatile("movl %0, %%cr3" : : "r"(spaces[0]) : "memory");
+}
+
+/* All pages of the window, no two neighbours of neighbouring frames. */
+static void map_window(void)
+{
+	unmap_window();
+	for (unsigned n = 0; n < WINDOW_PAGES; n++)
+		fault_table[n] = (FRAMES + (n * 7 % WINDOW_PAGES & 0x3ff) * 4096) | W | P;
 }
 
 /* ---- operations at CPL 3 */
@@ -127,6 +136,8 @@ static const struct row {
 	{"sti-cli", op_cli_sti, NULL, 0, 1},
 	{"call-ret", op_call_ret, NULL, 0, 1},
 	{"kernel-int", op_kernel_int, NULL, 0, 1},
+	{"cli", op_cli, NULL, 0, 1},
+	{"shadow-fill", op_shadow_fill, map_window, WINDOW_PAGES, 1},
 	{"page-fault", op_page_fault, unmap_window, WINDOW_PAGES, 1},
 	{"divide-error", op_divide_error, NULL, 0, 1},
 	{"pte-change", op_pte_change, NULL, 0, 1},
@@ -151,14 +162,19 @@ static uint64_t run(const struct row *row, uint32_t turns)
 	return spent;
 }
 
+/* The quickest of some runs of equal length: whatever else the host does hits some of them only. */
 static void measure(const struct row *row, uint64_t least_ns)
 {
 	uint32_t turns = 16;
-	uint64_t spent;
+	uint64_t spent, best;
 
-	while ((spent = run(row, turns)) < least_ns && turns < 1u << 30)
-		turns *= spent < least_ns / 16 ? 8 : 2;
-	print("nano %s %u %u\n", row->name, (uint32_t)(spent * 1000 / turns / row->operations), turns * row->operations);
+	least_ns /= RUNS;
+	while ((best = run(row, turns)) < least_ns && turns < 1u << 30)
+		turns *= best < least_ns / 16 ? 8 : 2;
+	for (unsigned n = 1; n < RUNS; n++)
+		if ((spent = run(row, turns)) < best)
+			best = spent;
+	print("nano %s %u %u\n", row->name, (uint32_t)(best * 1000 / turns / row->operations), turns * row->operations);
 }
 
 int main(void)

@@ -24,6 +24,10 @@ OP op_cli_sti /* with nothing pending, and off again at the end */
 	cli
 	TURN
 
+OP op_cli
+1:	cli
+	TURN
+
 OP op_call_ret
 1:	call	2f
 	TURN
@@ -55,6 +59,10 @@ OP op_page_fault
 1:	movl	(%eax), %edx
 	addl	$4096, %eax
 	TURN
+
+/* Touches pages that are mapped: of them, too, nothing is known yet. */
+	.globl	op_shadow_fill
+	.set	op_shadow_fill, op_page_fault
 
 /* The handler maps frame_entry at the address. It does not look at what fault_window's table had there. */
 	.globl	on_page_fault

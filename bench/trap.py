@@ -1,0 +1,74 @@
+"""Trap and emulate: native code beside the same code without a hypervisor, and its two dear things beside what they are made of."""
+
+from __future__ import annotations
+
+import re
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Final
+
+from bench.figure import Figure, compared, in_turns
+from bench.lab import ROOT, Lab, Unavailable, kernel
+from bench.nano import OPERATIONS, available, costs
+
+SOURCES: Final = ROOT / "bench" / "native"
+COMPUTE: Final = ROOT / "guests" / "nano_compute.S"
+MILLISECONDS: Final = 200
+TURNS: Final = 60_000
+_LINE = re.compile(r"^(\S+) (\d+) \d+$", re.MULTILINE)
+
+
+def measure(lab: Lab) -> Iterator[Figure]:
+    if "trap" not in dict(available()):
+        raise Unavailable("backend trap does not run here: `hvctl doctor` says why")
+    path = kernel("nano.elf")
+    directory = lab.new_directory("native")
+    compute = _compiled(directory, "compute", "-m32", "-Os", "-ffreestanding", "-fno-pic", "-fno-stack-protector", "-static", "-nostdlib",
+                        "-Wl,-z,noexecstack", str(COMPUTE))  # fmt: skip
+    signals = _compiled(directory, "signals", "-O2")
+    share = 8 if lab.quick else 1
+    lab.say("trap: computing, traps and shadows beside the bare ones")
+
+    def guest(row: str, backend: str = "trap", engine: str = "") -> float:
+        append = f"ms={MILLISECONDS // share} only={list(OPERATIONS).index(row)}"
+        return costs(lab.run_guest(path, append, backend, engine).console, (row,))[row]
+
+    def native(program: Path, row: str, *words: str) -> float:
+        done = subprocess.run([str(program), *words], capture_output=True, text=True, timeout=120, check=True)
+        return int(dict(_LINE.findall(done.stdout))[row]) * 1e-12
+
+    def rates(row: str) -> tuple[list[float], list[float], list[float]]:
+        samples = in_turns(
+            {
+                "own": lambda: 1 / guest(row),
+                "bare": lambda: 1 / native(compute, "native-compute", str(TURNS // share)),
+                "emulation": lambda: 1 / guest(row, "emulation", "native"),
+            },
+            lab.runs(7),
+        )
+        return samples["own"], samples["bare"], samples["emulation"]
+
+    for row, where in (("user-compute", "user mode"), ("kernel-compute", "the kernel")):
+        own, bare, emulated = rates(row)
+        yield compared(f"trap: computing in {where}", "turns/s", own, bare, "the same code in a process of the host", target=">= 0.95")
+        yield compared(f"trap: computing in {where}, beside emulation", "turns/s", own, emulated, "backend emulation", target=">= 10")
+    for row, what, bare_row, peer in (
+        ("cli", "a trapped cli", "signal", "a bare signal and its return"),
+        ("shadow-fill", "a shadow fill", "fill", "a bare fault, mmap of a page and return"),
+    ):
+        pair = in_turns({"own": lambda row=row: guest(row), "bare": lambda row=bare_row: native(signals, row)}, lab.runs(7))  # type: ignore[misc]
+        yield compared(f"trap: {what}", "us", pair["own"], pair["bare"], peer, target="<= 1.5")
+
+
+def _compiled(directory: Path, name: str, *options: str) -> Path:
+    """Raises Unavailable."""
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        raise Unavailable("gcc is missing: apt install gcc")
+    made = directory / name
+    done = subprocess.run([compiler, "-o", str(made), str(SOURCES / f"{name}.c"), *options], capture_output=True, text=True, timeout=120, check=False)
+    if done.returncode:
+        raise Unavailable(f"{name}.c cannot be compiled: {done.stderr[-300:]}")
+    return made
