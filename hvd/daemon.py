@@ -25,6 +25,7 @@ from hvapi.v1 import (
     network_pb2_grpc,
     system_pb2_grpc,
     trace_pb2_grpc,
+    volume_pb2_grpc,
 )
 
 from hvd import config as settings
@@ -37,6 +38,7 @@ from hvd.api.network_service import NetworkService
 from hvd.api.server import ApiServer, Register
 from hvd.api.system_service import SystemService
 from hvd.api.trace_service import TraceService
+from hvd.api.volume_service import VolumeService
 from hvd.backends import all_backends
 from hvd.backends.contract import Backend
 from hvd.backends.usage import Usage
@@ -46,6 +48,7 @@ from hvd.guests.placement import Backends
 from hvd.guests.snapshots import Snapshots
 from hvd.guests.store import Store
 from hvd.guests.supervisor import Supervisor
+from hvd.guests.volumes import Volumes
 from hvd.images.blobs import BlobStore
 from hvd.images.builder import ImageBuilder
 from hvd.images.catalog import ImageCatalog
@@ -62,7 +65,7 @@ from hvd.trace.session import TraceSwitch
 log = structlog.get_logger()
 
 LOCK = "lock"
-SERVICES = tuple(f"hvd.v1.{noun}Service" for noun in ("Guest", "Image", "Inspect", "Trace", "Metrics", "Network", "System"))
+SERVICES = tuple(f"hvd.v1.{noun}Service" for noun in ("Guest", "Image", "Inspect", "Trace", "Metrics", "Network", "Volume", "System"))
 
 
 class _Unfailing(io.TextIOBase):
@@ -166,6 +169,7 @@ class Daemon:
         self.supervisor = Supervisor(
             config, self.store, Backends(backends), self.catalog, self.blobs, self.switch, self.cards, self.layers
         )
+        self.volumes = Volumes(config.volumes_dir, self.supervisor.messages)
         self.snapshots = Snapshots(self.supervisor, self.catalog, self.blobs)
         self.metrics = Metrics(
             self._guests, lambda: self.supervisor.backends.available, self._points, usage=self._usage
@@ -189,7 +193,7 @@ class Daemon:
         guests = GuestService(self.supervisor, self.snapshots)
         images = ImageService(self.catalog, self.blobs, self._builder(), self.layers, access)
         tracing = TraceService(self.supervisor, self.switch, self.metrics.trace_lost)
-        networks = NetworkService(self.networks)
+        networks, volumes = NetworkService(self.networks), VolumeService(self.volumes)
         inspection, metrics = InspectService(self.supervisor), MetricsService(self.metrics)
         return [
             lambda server: guest_pb2_grpc.add_GuestServiceServicer_to_server(guests, server),
@@ -198,6 +202,7 @@ class Daemon:
             lambda server: trace_pb2_grpc.add_TraceServiceServicer_to_server(tracing, server),
             lambda server: metrics_pb2_grpc.add_MetricsServiceServicer_to_server(metrics, server),
             lambda server: network_pb2_grpc.add_NetworkServiceServicer_to_server(networks, server),
+            lambda server: volume_pb2_grpc.add_VolumeServiceServicer_to_server(volumes, server),
             lambda server: system_pb2_grpc.add_SystemServiceServicer_to_server(self.system, server),
         ]
 
@@ -227,6 +232,7 @@ class Daemon:
             self.system.metrics_address = f"http://{host}:{port}/metrics"
         await self.server.start(self.endpoints, self.config)
         await self.networks.start()
+        await self.volumes.start()
         await self.supervisor.start()
         self.metrics.adoption_finished()
         self._begin(self.metrics.follow(self.supervisor.events))

@@ -152,6 +152,8 @@ REASONS: dict[str, Reason] = {
                            "use a volume or another folder; --host-userns needs no id-mapped mounts, but is not safe"),
     "LINK_FAILED": Reason("INTERNAL", "{what} failed: {problem}", "`ip -d link` shows the host's interfaces"),
     "FILTER_FAILED": Reason("INTERNAL", "the host's packet filter could not be set: {problem}", "`nft list ruleset` shows what it holds"),
+    "VOLUME_NOT_FOUND": Reason("NOT_FOUND", "there is no volume '{name}'", "`hvctl volume list` shows the volumes there are"),
+    "VOLUME_IN_USE": Reason("FAILED_PRECONDITION", "volume '{name}' is used by {guests}", "delete those first"),
     # inspection
     "ADDRESS_OUTSIDE": Reason("OUT_OF_RANGE", "{length} bytes at {address} are not within the guest's memory", "`hvctl mem map` shows the regions"),
     "ADDRESS_UNMAPPED": Reason("FAILED_PRECONDITION", "guest-virtual {address} is not mapped: {problem}",

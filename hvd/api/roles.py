@@ -70,6 +70,9 @@ METHODS: dict[str, Permission] = {
         "GetNetwork": _V, "ListNetworks": _V,
         "CreateNetwork": _A, "DeleteNetwork": _A,  # they change the host's network
     }.items()},
+    **{f"/hvd.v1.VolumeService/{method}": permission for method, permission in {
+        "GetVolume": _V, "ListVolumes": _V, "CreateVolume": _O, "DeleteVolume": _O,
+    }.items()},
     "/hvd.v1.MetricsService/GetMetrics": _V,
     "/hvd.v1.MetricsService/WatchStats": _V,
     "/hvd.v1.SystemService/GetInfo": _V,

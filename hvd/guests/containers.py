@@ -14,7 +14,7 @@ from hvapi.v1 import guest_pb2, image_pb2
 from hvd.backends.container_spec import ContainerSpec, LimitsSpec, MountSpec, SecuritySpec
 from hvd.backends.contract import LaunchSpec
 from hvd.errors import HvdError
-from hvd.guests import interfaces
+from hvd.guests import interfaces, volumes
 from hvd.images.catalog import ROOTFS, layer_digests
 from hvd.network import ports
 
@@ -31,7 +31,6 @@ LEAST_MEMORY = 4 << 20
 _HOSTNAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?")
 _ENVIRONMENT_NAME = re.compile(r"[^=\0]+")
 _CAPABILITY = re.compile(r"(CAP_)?[A-Z_]{2,40}")
-_VOLUME = re.compile(r"[a-z0-9]([a-z0-9._-]{0,61}[a-z0-9])?")
 
 
 class Layers(Protocol):
@@ -117,7 +116,7 @@ def _check_mount(field: str, mount: guest_pb2.Mount) -> None:
         raise _invalid(
             f"{field}.target", repr(mount.target[:80]), "is no place for a mount", "use an absolute path below /"
         )
-    if mount.kind == Mount.VOLUME and not _VOLUME.fullmatch(mount.source):
+    if mount.kind == Mount.VOLUME and not volumes.is_id(mount.source):
         raise _invalid(f"{field}.source", repr(mount.source[:80]), "is no volume's name", "use 1-63 of [a-z0-9._-]")
     if mount.kind == Mount.BIND and (not mount.source.startswith("/") or "\0" in mount.source):
         raise _invalid(f"{field}.source", repr(mount.source[:80]), "is not absolute", "begin it with /")

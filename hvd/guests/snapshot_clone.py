@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import errno
 import os
 import subprocess
 import uuid
+from collections.abc import AsyncIterator
 from pathlib import Path
 
 from hvapi.v1 import guest_pb2
 
+from hvd.backends.contract import Capability
 from hvd.board.block.sparse import copy_sparse
 from hvd.errors import HvdError
 from hvd.guests import model
@@ -29,12 +33,13 @@ class Cloner:
 
     async def clone(self, source: str, identifier: str, request_id: str) -> guest_pb2.Guest:
         """Another guest, with a name, uid and network addresses of its own: from a snapshot, of a guest as it is now
-        (it pauses shortly), or of a stopped guest's disks. Nothing is left when it fails."""
+        (it pauses shortly), of a stopped guest's disks, or of what a container has written (which pauses, too, if it runs;
+        its processes are not copied). Nothing is left when it fails."""
         if COLLECTION in source:
             stored = self.snapshots.get(source)
             return await self.snapshots.whole(self._clone_from(stored, identifier, request_id))
         life = self.supervisor.get(source)
-        if not life.is_alive:
+        if not life.is_alive or life.guest.HasField("container"):
             return await self.snapshots.whole(self._clone_stopped(life, identifier, request_id))
         if identifier:
             model.check_id(identifier)
@@ -71,7 +76,14 @@ class Cloner:
 
         async def copy() -> None:
             if life.is_alive:
-                raise HvdError("GUEST_BUSY", verb="start", name=life.guest.name)
+                if from_.container is None:
+                    raise HvdError("GUEST_BUSY", verb="start", name=life.guest.name)
+                async with _frozen(life):
+                    await copy_files()
+            else:
+                await copy_files()
+
+        async def copy_files() -> None:
             for source, target in pairs:
                 if source.overlay:
                     await asyncio.to_thread(_copy_overlay, Path(source.overlay), Path(target.overlay))
@@ -104,6 +116,22 @@ class Cloner:
         return life, made.name.removeprefix(model.PREFIX) not in before
 
 
+@contextlib.asynccontextmanager
+async def _frozen(life: GuestLife) -> AsyncIterator[None]:
+    """A running container stands still within the block. Raises HvdError GUEST_BUSY."""
+    if life.guest.state == guest_pb2.Guest.STOPPING:
+        raise HvdError("GUEST_BUSY", verb="stop", name=life.guest.name)
+    instance = life.reachable("clone", Capability.PAUSE)
+    runs = life.guest.state == guest_pb2.Guest.RUNNING
+    if runs:
+        await instance.pause()
+    try:
+        yield
+    finally:
+        if runs:
+            await instance.resume()
+
+
 def _copy_overlay(source: Path, target: Path) -> None:
     new = target.with_name(f"{target.name}.new")
     try:
@@ -122,7 +150,9 @@ def _copy_written(source: Path, target: Path) -> None:
     if not (source / "upper").is_dir():
         return
     target.mkdir(mode=0o711, parents=True, exist_ok=True)
-    words = ["cp", "--archive", "--reflink=auto", "--", str(source / "upper"), str(target)]
+    words = ["env", "LC_ALL=C", "cp", "--archive", "--reflink=auto", "--", str(source / "upper"), str(target)]
     done = subprocess.run(words, capture_output=True, text=True, errors="replace", check=False)
     if done.returncode:
+        if os.strerror(errno.ENOSPC) in done.stderr:
+            raise HvdError("DISK_FULL", directory=target, what="what a container wrote")
         raise HvdError("CONTAINER_FAILED", what="copying what it wrote", problem=done.stderr.strip()[-300:])

@@ -133,13 +133,14 @@ class Supervisor:
     def users_of(self, image: str) -> list[str]:
         """Names of the guests that an image has, as theirs or behind a disk."""
         wanted = image.removeprefix("images/")
-        return [guest.name for guest in self._all() if wanted in model.images_of(guest)]
+        return [guest.name for guest in self.messages() if wanted in model.images_of(guest)]
 
     def references(self) -> set[str]:
         """Digests of the blobs that guests name themselves."""
-        return {digest for guest in self._all() for digest in model.digests_of(guest)}
+        return {digest for guest in self.messages() for digest in model.digests_of(guest)}
 
-    def _all(self) -> Iterator[guest_pb2.Guest]:
+    def messages(self) -> Iterator[guest_pb2.Guest]:
+        """Every guest, and the one that is being made."""
         yield from (life.guest for life in self)
         if self._coming is not None:
             yield self._coming

@@ -12,7 +12,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from hvapi.v1 import guest_pb2, image_pb2, inspect_pb2, metrics_pb2, network_pb2, system_pb2, trace_pb2
+from hvapi.v1 import guest_pb2, image_pb2, inspect_pb2, metrics_pb2, network_pb2, system_pb2, trace_pb2, volume_pb2
 from hvctl.sdk import Client, Endpoint, HvctlError, default_endpoint
 from hvctl.sdk.calls import ClientStream, ServerStream, Unary, channel_options, table
 from hvctl.verbs import VERBS
@@ -20,7 +20,7 @@ from hvctl.verbs import VERBS
 PACKAGE = Path(importlib.util.find_spec("hvctl.cli").origin).parent  # type: ignore[union-attr,arg-type]
 METHODS = {
     f"/{service.full_name}/{method.name}": method
-    for module in (guest_pb2, image_pb2, inspect_pb2, metrics_pb2, network_pb2, system_pb2, trace_pb2)
+    for module in (guest_pb2, image_pb2, inspect_pb2, metrics_pb2, network_pb2, system_pb2, trace_pb2, volume_pb2)
     for service in module.DESCRIPTOR.services_by_name.values()
     for method in service.methods
 }

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
 from google.protobuf import empty_pb2
 from google.protobuf.message import Message
-from hvapi.v1 import guest_pb2, image_pb2, inspect_pb2, metrics_pb2, network_pb2, system_pb2, trace_pb2
+from hvapi.v1 import guest_pb2, image_pb2, inspect_pb2, metrics_pb2, network_pb2, system_pb2, trace_pb2, volume_pb2
 
 if TYPE_CHECKING:
     from hvctl.sdk.aio import AsyncClient, AsyncServerStreamMethod, AsyncUnaryMethod
@@ -105,6 +105,7 @@ _METRICS = "MetricsService"
 _IMAGE = "ImageService"
 _SYSTEM = "SystemService"
 _NETWORK = "NetworkService"
+_VOLUME = "VolumeService"
 
 
 class Calls:
@@ -209,6 +210,13 @@ class Calls:
         _NETWORK, "ListNetworks", network_pb2.ListNetworksRequest, network_pb2.ListNetworksResponse, idempotent=True
     )
     delete_network = Unary(_NETWORK, "DeleteNetwork", network_pb2.DeleteNetworkRequest, empty_pb2.Empty)
+
+    create_volume = Unary(_VOLUME, "CreateVolume", volume_pb2.CreateVolumeRequest, volume_pb2.Volume)
+    get_volume = Unary(_VOLUME, "GetVolume", volume_pb2.GetVolumeRequest, volume_pb2.Volume, idempotent=True)
+    list_volumes = Unary(
+        _VOLUME, "ListVolumes", volume_pb2.ListVolumesRequest, volume_pb2.ListVolumesResponse, idempotent=True
+    )
+    delete_volume = Unary(_VOLUME, "DeleteVolume", volume_pb2.DeleteVolumeRequest, empty_pb2.Empty)
 
     get_info = Unary(_SYSTEM, "GetInfo", system_pb2.GetInfoRequest, system_pb2.SystemInfo, idempotent=True)
     list_backends = Unary(

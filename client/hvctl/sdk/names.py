@@ -33,6 +33,16 @@ def network_id(name: str) -> str:
     return name.removeprefix("networks/")
 
 
+def volume_name(volume: str) -> str:
+    """data or volumes/data -> volumes/data"""
+    return volume if volume.startswith("volumes/") else f"volumes/{volume}"
+
+
+def volume_id(name: str) -> str:
+    """volumes/data -> data"""
+    return name.removeprefix("volumes/")
+
+
 def snapshot_name(snapshot: str) -> str:
     """web-1/before or guests/web-1/snapshots/before -> guests/web-1/snapshots/before"""
     guest, _, name = snapshot.removeprefix("guests/").replace("/snapshots/", "/").partition("/")

@@ -75,5 +75,10 @@ VERBS: dict[str, Verb] = {
     "network list": Verb("networks:list_networks", "The networks there are", ("ListNetworks",), ("ls",)),
     "network show": Verb("networks:show", "A network and the guests on it", ("GetNetwork",)),
     "network delete": Verb("networks:delete", "Delete networks", ("DeleteNetwork",), ("rm",)),
+    "volume": Verb("", "Folders that containers mount, and that outlive them"),
+    "volume create": Verb("volumes:create", "Make an empty volume", ("CreateVolume",)),
+    "volume list": Verb("volumes:list_volumes", "The volumes there are", ("ListVolumes",), ("ls",)),
+    "volume show": Verb("volumes:show", "A volume and the guests that name it", ("GetVolume",)),
+    "volume delete": Verb("volumes:delete", "Delete volumes with what is in them", ("DeleteVolume",), ("rm",)),
     "completion": Verb("completion:completion", "A completion script for bash, zsh or fish"),
 }  # fmt: skip
