@@ -73,6 +73,19 @@ class Segment:
 
 
 @dataclass(frozen=True, slots=True)
+class Shadow:
+    """How a page of the guest is mapped in the process that executes it natively. file_offset: in the memory file."""
+
+    view: str
+    host_address: int
+    mapped: bool = False
+    readable: bool = False
+    writable: bool = False
+    executable: bool = False
+    file_offset: int = 0
+
+
+@dataclass(frozen=True, slots=True)
 class EntryState:
     """The vcpu's state at the guest's first instruction, as a loader wants it (Multiboot 1, PVH, Linux boot protocol)."""
 
@@ -125,6 +138,10 @@ class Vcpu(ABC):
     def set_fpu(self, image: bytes) -> None:
         """The reverse. Raises HvdError CAPABILITY_MISSING; ValueError for another length."""
         raise HvdError("CAPABILITY_MISSING", backend="this way of executing", capability="debug")
+
+    def shadows(self, linear: int) -> Sequence[Shadow]:
+        """How the page of a linear address is mapped by what executes the guest natively; none for other ways. Raises OSError."""
+        return ()
 
     @abstractmethod
     def inject(self, vector: int) -> None:

@@ -11,10 +11,11 @@ from typing import Any, Final
 from hvd.board import ia32
 from hvd.board.hot import HotBoard
 from hvd.board.memory import GuestMemory, RegionKind
-from hvd.board.vcpu import FPU_BYTES, EntryState, Exit, ExitReason, Segment, Vcpu, Watchpoint
+from hvd.board.vcpu import FPU_BYTES, EntryState, Exit, ExitReason, Segment, Shadow, Vcpu, Watchpoint
 from hvd.cell import area, process
 from hvd.cell.area import GENERAL, SEGMENTS, Mode
 from hvd.cell.saving import restore, save
+from hvd.cell.shadows import shadows
 from hvd.errors import HvdError
 from hvd.trace.points import BackendId
 
@@ -42,6 +43,7 @@ class CellVcpu(Vcpu):
         self._lib, self._blocking = area.library(), area.blocking_library()
         self._board = board
         self._name = backend.name.lower()
+        self._mode = mode
         self._mode = mode
         self.cpuid: dict[tuple[int, int], tuple[int, ...]] = {}
         host: int | None = self._lib.hv_cell_create(board.address, int(mode), int(backend), memory.whole.nbytes, tsc_hz)
@@ -188,6 +190,9 @@ class CellVcpu(Vcpu):
             raise ValueError(f"an image of {len(image)} bytes")
         ctypes.memmove(self.cpu.fxsave, image, FPU_BYTES)
         self._lib.hv_cell_change_cpu(self._host)
+
+    def shadows(self, linear: int) -> Sequence[Shadow]:
+        return shadows(self.pid, self._mode, linear & MASK)
 
     def inject(self, vector: int) -> None:
         self.cpu.injected, self.cpu.injected_vector = 1, vector

@@ -8,7 +8,7 @@ from __future__ import annotations
 import contextlib
 import selectors
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +22,7 @@ from hvd.board.keys import KEYS, Stroke
 from hvd.board.machine import Machine
 from hvd.board.memory import Region
 from hvd.board.paging import CR0_PE, EFER_LMA, Translation
+from hvd.board.vcpu import Shadow
 from hvd.errors import HvdError
 from hvd.runner.directory import ENDS
 from hvd.runner.protocol import LENGTH_BYTES, MOST_BYTES, FrameError, frame, frame_length
@@ -309,11 +310,11 @@ class ControlServer:
         self._in_vcpu(
             connection,
             id_,
-            lambda: self._machine.translate(request.address),
-            lambda found: {"address_translation": self._translation(found)},
+            lambda: (self._machine.translate(request.address), self._machine.vcpu.shadows(request.address)),
+            lambda found: {"address_translation": self._translation(*found)},
         )
 
-    def _translation(self, found: Translation) -> inspect_pb2.AddressTranslation:
+    def _translation(self, found: Translation, shadows: Sequence[Shadow]) -> inspect_pb2.AddressTranslation:
         answer = inspect_pb2.AddressTranslation(
             virtual_address=found.virtual_address,
             writable=found.writable,
@@ -325,6 +326,11 @@ class ControlServer:
         )
         for entry in found.entries:
             answer.entries.add(level=entry.level, address=entry.address, value=entry.value)
+        for page in shadows:
+            answer.shadows.add(
+                view=page.view, host_address=page.host_address, mapped=page.mapped, readable=page.readable, writable=page.writable,
+                executable=page.executable, host_offset=page.file_offset,
+            )  # fmt: skip
         if found.physical_address is not None:
             answer.physical_address = found.physical_address
             with contextlib.suppress(HvdError):  # mapped, but not to RAM: there is no offset

@@ -279,6 +279,7 @@ class AddressTranslation(_message.Message):
     ENTRIES_FIELD_NUMBER: _builtins.int
     HOST_OFFSET_FIELD_NUMBER: _builtins.int
     FAULT_FIELD_NUMBER: _builtins.int
+    SHADOWS_FIELD_NUMBER: _builtins.int
     virtual_address: _builtins.int
     physical_address: _builtins.int
     """Absent when nothing is mapped there: see fault."""
@@ -294,6 +295,10 @@ class AddressTranslation(_message.Message):
     """Why it is not mapped."""
     @_builtins.property
     def entries(self) -> _containers.RepeatedCompositeFieldContainer[Global___PageTableEntry]: ...
+    @_builtins.property
+    def shadows(self) -> _containers.RepeatedCompositeFieldContainer[Global___ShadowPage]:
+        """Of a guest that runs natively (trap, rewriting): where the page is mapped in the process that runs it, one for each view of its memory."""
+
     def __init__(
         self,
         *,
@@ -307,10 +312,11 @@ class AddressTranslation(_message.Message):
         entries: _abc.Iterable[Global___PageTableEntry] | None = ...,
         host_offset: _builtins.int | None = ...,
         fault: _builtins.str = ...,
+        shadows: _abc.Iterable[Global___ShadowPage] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_host_offset", b"_host_offset", "_physical_address", b"_physical_address", "host_offset", b"host_offset", "physical_address", b"physical_address"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_host_offset", b"_host_offset", "_physical_address", b"_physical_address", "entries", b"entries", "executable", b"executable", "fault", b"fault", "host_offset", b"host_offset", "page_bytes", b"page_bytes", "paging_mode", b"paging_mode", "physical_address", b"physical_address", "user", b"user", "virtual_address", b"virtual_address", "writable", b"writable"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_host_offset", b"_host_offset", "_physical_address", b"_physical_address", "entries", b"entries", "executable", b"executable", "fault", b"fault", "host_offset", b"host_offset", "page_bytes", b"page_bytes", "paging_mode", b"paging_mode", "physical_address", b"physical_address", "shadows", b"shadows", "user", b"user", "virtual_address", b"virtual_address", "writable", b"writable"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__host_offset: _TypeAlias = _typing.Literal["host_offset"]  # noqa: Y015
     _WhichOneofArgType__host_offset: _TypeAlias = _typing.Literal["_host_offset", b"_host_offset"]  # noqa: Y015
@@ -322,6 +328,48 @@ class AddressTranslation(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__physical_address) -> _WhichOneofReturnType__physical_address | None: ...
 
 Global___AddressTranslation: _TypeAlias = AddressTranslation  # noqa: Y015
+
+@_typing.final
+class ShadowPage(_message.Message):
+    """A page of the guest in the native cell: what stands in for an entry of the processor's TLB."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    VIEW_FIELD_NUMBER: _builtins.int
+    HOST_ADDRESS_FIELD_NUMBER: _builtins.int
+    MAPPED_FIELD_NUMBER: _builtins.int
+    READABLE_FIELD_NUMBER: _builtins.int
+    WRITABLE_FIELD_NUMBER: _builtins.int
+    EXECUTABLE_FIELD_NUMBER: _builtins.int
+    HOST_OFFSET_FIELD_NUMBER: _builtins.int
+    view: _builtins.str
+    """"native": at the guest's own address; "kernel window": what translated kernel code sees."""
+    host_address: _builtins.int
+    mapped: _builtins.bool
+    """Not mapped: the guest has not touched it since the last flush, or nothing can be mapped there."""
+    readable: _builtins.bool
+    writable: _builtins.bool
+    executable: _builtins.bool
+    host_offset: _builtins.int
+    """Of what is mapped: where it lies in the guest's memory file."""
+    def __init__(
+        self,
+        *,
+        view: _builtins.str = ...,
+        host_address: _builtins.int = ...,
+        mapped: _builtins.bool = ...,
+        readable: _builtins.bool = ...,
+        writable: _builtins.bool = ...,
+        executable: _builtins.bool = ...,
+        host_offset: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["executable", b"executable", "host_address", b"host_address", "host_offset", b"host_offset", "mapped", b"mapped", "readable", b"readable", "view", b"view", "writable", b"writable"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ShadowPage: _TypeAlias = ShadowPage  # noqa: Y015
 
 @_typing.final
 class PageTableEntry(_message.Message):

@@ -258,6 +258,10 @@ def translate(settings: Settings, guest: str, address: tuple[int, int]) -> None:
         click.echo(f"offset in the memory file: {found.host_offset:#x}")
     if found.entries:
         print_table(settings, found.entries, ENTRY_COLUMNS)
+    for shadow in found.shadows:
+        access = "".join(letter if has else "-" for letter, has in (("r", shadow.readable), ("w", shadow.writable), ("x", shadow.executable)))
+        where = f"{access}, offset {shadow.host_offset:#x} in the memory file" if shadow.mapped else "not mapped now"
+        click.echo(f"shadow, {shadow.view}: {shadow.host_address:#x} in the process that runs it: {where}")
 
 
 REGISTER_COLUMNS: list[Column[inspect_pb2.Register]] = [
