@@ -17,11 +17,11 @@ from hvd.backends.container.cgroup.hierarchy import PARENT, hierarchy
 from hvd.backends.container.cgroup.limits import check
 from hvd.backends.container.cgroup.update import count_disk
 from hvd.backends.container.cgroup.usage import usage
-from hvd.backends.container.ending import settle
+from hvd.backends.container.ending import abandon, settle
 from hvd.backends.container.files.copying import ContainerFiles
 from hvd.backends.container.files.enter import Stopped
 from hvd.backends.container.instance import CAPABILITIES, ContainerInstance
-from hvd.backends.container.record import Record
+from hvd.backends.container.record import CONTAINER, Record
 from hvd.backends.container.runtime import RUNTIMES, Runtime
 from hvd.backends.container.trace.choice import choose
 from hvd.backends.container.trace.points import POINTS
@@ -117,8 +117,14 @@ class ContainerBackend(Backend):
         container, engine = spec.container, Runtime(spec.engine, directory.parent / STATE)
         mapping = None if container.security.host_user_namespace else _mapping()
         await engine.delete(spec.uid)  # what of its last run could not be taken down
-        root = await asyncio.to_thread(rootfs.mount, container.layers, container.state_dir, mapping)
+        record = Record(
+            spec.uid, engine.name, str(container.state_dir), container.stop_signal, container.tty, 0, 0,
+            stdin_ends=container.stdin_ends, log_files=spec.log_files,
+        )  # fmt: skip
         try:
+            # Should the daemon end before it is there, the next one knows what it has to take down.
+            record.write(directory)
+            root = await asyncio.to_thread(rootfs.mount, container.layers, container.state_dir, mapping)
             container = replace(container, mounts=await asyncio.to_thread(mounts.prepare, container, mapping))
             config = bundle.config(container, spec.uid, root, f"/{PARENT}/{spec.uid}")
             (directory / "config.json").write_text(json.dumps(config), "utf-8")
@@ -129,16 +135,7 @@ class ContainerBackend(Backend):
                 log_file_bytes=names.log_file_bytes(spec.log_max_bytes, spec.log_files),
             )  # fmt: skip
             await asyncio.to_thread(count_disk, hierarchy(), spec.uid, container.limits, container.state_dir)
-            record = Record(
-                spec.uid,
-                engine.name,
-                str(container.state_dir),
-                container.stop_signal,
-                container.tty,
-                *made,
-                stdin_ends=container.stdin_ends,
-                log_files=spec.log_files,
-            )
+            record = replace(record, init=made.init, monitor=made.monitor)
             record.write(directory)
             names.write_json(str(directory / names.PID), names.process_identity(made.monitor))
             await asyncio.to_thread(mounts.release, container.state_dir)  # it has them in its own namespace now
@@ -146,9 +143,8 @@ class ContainerBackend(Backend):
                 await container.plug(made.init)
             instance = ContainerInstance(directory, record, engine, "PAUSED")
         except BaseException as error:
-            with contextlib.suppress(HvdError):
-                await engine.delete(spec.uid)
-            await asyncio.to_thread(rootfs.unmount, container.state_dir)
+            await abandon(directory, spec.uid, container.state_dir, engine)
+            (directory / CONTAINER).unlink(missing_ok=True)
             if isinstance(error, OSError):
                 raise HvdError("CONTAINER_FAILED", what="its bundle", problem=error) from error
             raise
@@ -180,7 +176,7 @@ class ContainerBackend(Backend):
         record = Record.read(directory)
         if record is None or (directory / names.EXIT).exists():
             return
-        if names.process_start_time(record.monitor) is None:
+        if not record.monitor or names.process_start_time(record.monitor) is None:
             await settle(directory, record, Runtime(record.engine, directory.parent / STATE))
 
 

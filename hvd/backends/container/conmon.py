@@ -13,7 +13,9 @@ import asyncio
 import contextlib
 import json
 import os
+import select
 import shutil
+import signal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -26,6 +28,7 @@ INIT_PID = "init.pid"
 MONITOR_PID = "monitor.pid"
 CONTROL_FIFO = "ctl"
 CREATE_SECONDS = 60.0
+KILL_SECONDS = 5.0
 _SYNC_VARIABLE = "_OCI_SYNCPIPE"
 
 
@@ -122,6 +125,31 @@ def read_pid(path: Path) -> int | None:
     except (OSError, ValueError):
         return None
     return pid if pid > 1 else None
+
+
+def kill(directory: Path, uid: str) -> None:
+    """The container's monitor, which may still be making it: the runtime that it runs dies with it (PR_SET_PDEATHSIG). No error
+    when there is none. Raises HvdError RUNNER_TIMEOUT."""
+    pid = read_pid(directory / MONITOR_PID)
+    if pid is None:
+        return
+    try:
+        descriptor = os.pidfd_open(pid)
+    except ProcessLookupError:
+        return
+    try:
+        # Asked behind the descriptor: it is no other process of the same number.
+        if f"--cid\0{uid}\0".encode() not in Path(f"/proc/{pid}/cmdline").read_bytes():
+            return
+        signal.pidfd_send_signal(descriptor, signal.SIGKILL)
+        poll = select.poll()
+        poll.register(descriptor, select.POLLIN)
+        if not poll.poll(KILL_SECONDS * 1000):
+            raise HvdError("RUNNER_TIMEOUT", call="SIGKILL", seconds=KILL_SECONDS)
+    except (ProcessLookupError, FileNotFoundError):
+        return
+    finally:
+        os.close(descriptor)
 
 
 def read_exit_code(directory: Path, uid: str) -> int | None:

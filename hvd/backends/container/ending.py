@@ -15,6 +15,7 @@ import structlog
 from hvd.backends.container import conmon, rootfs
 from hvd.backends.container.cgroup.hierarchy import hierarchy
 from hvd.backends.container.cgroup.limits import effects
+from hvd.backends.container.cgroup.processes import kill_all
 from hvd.backends.container.record import Record
 from hvd.backends.container.runtime import Runtime
 from hvd.backends.container.trace.recorder import RECORDER
@@ -23,6 +24,9 @@ from hvd.errors import HvdError
 from hvd.runner import directory as names
 
 log = structlog.get_logger()
+
+# From SIGKILL of all of a container's processes to their end.
+SWEEP_SECONDS = 10.0
 
 
 async def settle(directory: Path, record: Record, runtime: Runtime, killed: bool = False) -> InstanceStatus:
@@ -33,6 +37,11 @@ async def settle(directory: Path, record: Record, runtime: Runtime, killed: bool
     """
     if (known := _read_exit(directory)) is not None:
         return known
+    if not record.monitor:
+        await abandon(directory, record.uid, Path(record.state_dir), runtime)
+        status = InstanceStatus("FAILED", "CONTAINER_FAILED", "the daemon ended while the container was being made")
+        await asyncio.to_thread(_write_exit, directory, status)
+        return status
     code = conmon.read_exit_code(directory, record.uid)
     out_of_memory = False
 
@@ -56,13 +65,43 @@ async def settle(directory: Path, record: Record, runtime: Runtime, killed: bool
     if problems:
         raise HvdError("CONTAINER_FAILED", what="putting it away", problem="; ".join(problems))
     status = _end_of(code, killed, out_of_memory)
+    await asyncio.to_thread(_write_exit, directory, status)
+    shutil.rmtree(directory / conmon.EXIT_DIRECTORY, ignore_errors=True)
+    return status
+
+
+def _write_exit(directory: Path, status: InstanceStatus) -> None:
     document = {
         "state": status.state, "reason": status.reason, "message": status.message, "exit_code": status.exit_code,
         "time_ns": time.time_ns(), "metadata": dict(status.metadata or {}),
     }  # fmt: skip
-    await asyncio.to_thread(names.write_json, str(directory / names.EXIT), document)
-    shutil.rmtree(directory / conmon.EXIT_DIRECTORY, ignore_errors=True)
-    return status
+    names.write_json(str(directory / names.EXIT), document)
+
+
+async def abandon(directory: Path, uid: str, state_dir: Path, runtime: Runtime) -> None:
+    """Whatever there is of a container whose making failed or was cut short, at whatever point. What cannot be taken down is
+    logged: the next start tries again."""
+    steps: tuple[Callable[[], Awaitable[None]], ...] = (
+        lambda: asyncio.to_thread(conmon.kill, directory, uid),
+        lambda: runtime.delete(uid),
+        # A runtime that was killed knows nothing of what it has made.
+        lambda: asyncio.to_thread(_sweep, runtime, uid),
+        lambda: asyncio.to_thread(rootfs.unmount, state_dir),
+    )
+    for step in steps:
+        try:
+            await step()
+        except (HvdError, OSError) as error:
+            log.error("part of a container could not be taken down", guest=uid, problem=str(error))
+
+
+def _sweep(runtime: Runtime, uid: str) -> None:
+    """Raises HvdError CONTAINER_FAILED."""
+    deadline = time.monotonic() + SWEEP_SECONDS
+    while kill_all(hierarchy(), uid) or not runtime.forget(uid):
+        if time.monotonic() > deadline:
+            raise HvdError("CONTAINER_FAILED", what="putting it away", problem="processes of it do not end")
+        time.sleep(0.01)  # there is nothing to wait for that the kernel would tell of both versions
 
 
 async def _forget(runtime: Runtime, uid: str, seen: bool) -> None:
