@@ -155,6 +155,7 @@ void hv_mmio_write(uint64_t physical, unsigned size, uint64_t value);
 void hv_halt(void);                    /* HLT: until an interrupt; leaves when it will never come */
 void hv_leave(enum hv_cell_reason);    /* to the runner and back; unwinds when the runner has changed the state */
 _Noreturn void hv_fail(const char *format, ...) __attribute__((format(printf, 1, 2))); /* HV_CELL_ERROR: the guest cannot go on */
+bool hv_timer_due(void);               /* it was when the monitor was entered, or nothing is known of it yet */
 void hv_arm_timer(void);               /* SIGALRM when the board's next timer is due */
 bool hv_kicked(void);                  /* the runner wants the state at the next boundary: repeated instructions stop between turns */
 uint64_t hv_tsc(void);                 /* the guest's time stamp counter */

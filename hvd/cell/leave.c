@@ -166,6 +166,8 @@ bool hv_timer_create(void)
     return timer_create(CLOCK_MONOTONIC, &event, &timer) == 0;
 }
 
+bool hv_timer_due(void) { return armed_ns <= cell.entry_ns; }
+
 void hv_arm_timer(void)
 {
     uint64_t deadline_ns = hv_board_deadline(&cell.board);

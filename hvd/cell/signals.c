@@ -415,7 +415,8 @@ static void settle(void)
             guarded(leave_interrupted);
             continue;
         }
-        hv_board_advance(&cell.board);
+        if (hv_timer_due())
+            hv_board_advance(&cell.board);
         bool wanted = hv_interrupts_wanted(), translated = cell.mode == HV_MODE_REWRITING && HV_CPU->cpl < 3;
         bool interpreted = translated && !hv_translatable(), by_breakpoint = cell.mode == HV_MODE_BREAKPOINT && HV_CPU->cpl < 3;
         if (wanted && HV_CPU->interrupt_shadow && !HV_CPU->halted) {
