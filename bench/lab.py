@@ -158,14 +158,14 @@ class Lab:
         return directory
 
     @contextlib.contextmanager
-    def daemon(self, prefix: Sequence[str] = ()) -> Iterator[Daemon]:
-        """A daemon that is ready; its guests and itself end with it. prefix: a command that becomes the daemon's."""
+    def daemon(self, prefix: Sequence[str] = (), options: Sequence[str] = ()) -> Iterator[Daemon]:
+        """A daemon that is ready; its guests and itself end with it. prefix: a command that becomes the daemon's; options: of the daemon."""
         directory = self.new_directory("daemon")
         endpoint = f"unix://{directory}/run/hvd.sock"
         with open(directory / "log", "wb") as log:
             process = subprocess.Popen(
                 [*prefix, sys.executable, "-m", "hvd.daemon", "--state-dir", str(directory / "state"), "--runtime-dir", str(directory / "run"),
-                 "--cache-dir", str(directory / "cache")],
+                 "--cache-dir", str(directory / "cache"), *options],
                 stdin=subprocess.DEVNULL, stdout=log, stderr=log, cwd=ROOT,
             )  # fmt: skip
         daemon = Daemon(process, endpoint, directory / "run")

@@ -1,5 +1,6 @@
 """The two programs that trace containers, one at the entry of system calls and one at their end: one pair for all containers.
 
+    wanted   array: number of a system call -> does anybody want it; asked first, so that calls which nobody wants cost least
     guests   hash: id of a control group (version 2) -> pid namespace, slot, and which calls are wanted; whoever is not in it, and a call
              that is not wanted, is left alone
     about    array: key of a system call -> where its paths stand in struct pt_regs, and more (_word)
@@ -84,6 +85,9 @@ class Programs:
                 stack.callback(new.close)
                 return new
 
+            self._wanted: dict[int, bytes] = {}  # of each control group
+            self._anybody = [False] * COMPATIBLE
+            self.wanted = make(bpf.ARRAY, 4, 4, COMPATIBLE)
             self.guests = make(bpf.HASH, 8, _GUEST.size, SLOTS)
             self.about = make(bpf.ARRAY, 4, 8, KEYS)
             self.calls = make(bpf.HASH, 4, EVENT_BYTES, PENDING, bpf.NO_PREALLOC)
@@ -106,10 +110,24 @@ class Programs:
         """Trace what is in this control group (and below), or choose its calls anew. namespace: /proc/PID/ns/pid, whose numbers are told;
         wanted: points.chosen()."""
         device = os.major(namespace.st_dev) << 20 | os.minor(namespace.st_dev)  # as the kernel has it, not as stat does
+        self._wanted[group] = wanted
+        self._tell_wanted()
         self.guests.put(struct.pack("<Q", group), _GUEST.pack(device, namespace.st_ino, slot, wanted))
 
     def leave(self, group: int) -> None:
         self.guests.remove(struct.pack("<Q", group))
+        self._wanted.pop(group, None)
+        self._tell_wanted()
+
+    def _tell_wanted(self) -> None:
+        union = 0
+        for wanted in self._wanted.values():
+            union |= int.from_bytes(wanted, "little")
+        union |= union >> COMPATIBLE
+        for number, known in enumerate(self._anybody):
+            if (now := bool(union >> number & 1)) != known:
+                self.wanted.put(struct.pack("<I", number), struct.pack("<I", now))
+                self._anybody[number] = now
 
     def losses(self, slot: int) -> int:
         """Records of this slot's calls that were not told since the programs are loaded."""
@@ -122,6 +140,17 @@ class Programs:
         """raw_tp sys_enter(struct pt_regs *, long number)."""
         a = Assembler()
         a.move(6, 1)
+        a.load(9, 6, 8)
+        a.low_half(9)
+        a.if_greater(9, UNNAMED, "unnamed")
+        a.jump("named")
+        a.label("unnamed")
+        a.set(9, UNNAMED)
+        a.label("named")
+        a.store32(_STACK, -16, 9)
+        _find(a, self.wanted, -16, "exit")
+        a.load32(1, 0, 0)
+        a.if_equal(1, 0, "exit")
         a.set(1, level)
         a.call(_ANCESTOR_CGROUP)
         a.store(_STACK, -8, 0)
@@ -212,7 +241,7 @@ class Programs:
         return a.code()
 
     def _choose(self, a: Assembler) -> None:
-        """r9 = the key of this call; whoever does not want it leaves. r7: the guest."""
+        """r9 = the key of this call, of which it has the number; whoever does not want it leaves. r7: the guest."""
         a.call(_TASK)
         a.move(3, 0)
         a.add(3, _status_offset(os.uname().release))
@@ -222,13 +251,6 @@ class Programs:
         a.load32(1, _STACK, -16)
         a.mask(1, _TS_COMPAT)
         a.shift_left(1, COMPATIBLE.bit_length() - _TS_COMPAT.bit_length())
-        a.load(9, 6, 8)
-        a.low_half(9)
-        a.if_greater(9, UNNAMED, "unnamed")
-        a.jump("named")
-        a.label("unnamed")
-        a.set(9, UNNAMED)
-        a.label("named")
         a.or_register(9, 1)
         a.move(1, 9)
         a.shift_right(1, 6)
