@@ -1,0 +1,106 @@
+"""The hole in x86 as users see it: `hvctl census`, the warning of `hvctl run`, the guest's condition and its events."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+from real_daemon import RealDaemon, kernel, wait_for
+
+from hvd.backends.trap.backend import BACKEND
+from tests.guest_images import GuestUnavailable, guest_image
+
+AVAILABILITY = BACKEND.probe()
+pytestmark = pytest.mark.skipif(not AVAILABILITY.available, reason=f"{AVAILABILITY.reason}; {AVAILABILITY.remedy}")
+TRAP = ("--backend", "trap")
+
+
+def test_a_kernel_with_the_hole(daemon: RealDaemon) -> None:
+    done = daemon.hvctl("run", *TRAP, "--name", "hole", "--kernel", kernel("hole.elf"))
+    assert done.returncode == 12
+    assert "warning: the kernel executes 2 sensitive instructions that cannot trap; hvctl census hole" in done.stderr
+    assert "off, PUSHF says on; POPF switched them not on\nHOLE open\n" in done.stdout.replace("\r", "")
+    assert "warning" not in done.stdout and "census" not in done.stdout + daemon.ok("logs", "hole").stdout
+
+    (condition,) = daemon.show("hole")["conditions"]
+    assert (condition["type"], condition["reason"]) == ("SENSITIVE_INSTRUCTIONS", "CANNOT_TRAP")
+    assert condition["message"] == "the kernel executes 2 sensitive instructions that cannot trap; hvctl census hole"
+
+    table = daemon.ok("census", "hole")
+    lines = table.stdout.splitlines()
+    assert len(lines) == 3
+    assert "interrupts_save" in lines[1] and "pushfd" in lines[1] and " 9c " in lines[1] and "shows the host's interrupt flag" in lines[1]
+    assert "interrupts_restore+0x" in lines[2] and "popfd" in lines[2] and "interrupts are switched neither on nor off" in lines[2]
+    assert "as the guest was when it ended" in table.stderr
+    found = daemon.ok("census", "hole", "-o", "json").json
+    assert found["ended"] and not found["incomplete"] and int(found["decoded_instructions"]) > 500
+    first, second = found["instructions"]
+    assert (first["name"], first["code"], second["name"], second["code"]) == ("pushf", "nA==", "popf", "nQ==")
+    assert int(first["address"]) < int(second["address"]) and "hits" not in first
+
+
+def test_a_clean_kernel_warns_of_nothing(daemon: RealDaemon) -> None:
+    done = daemon.hvctl("run", *TRAP, "--name", "clean", "--kernel", kernel("interrupts.elf"))
+    assert done.returncode == 0 and "warning" not in done.stderr
+    assert daemon.show("clean").get("conditions", []) == []
+    assert "0 sensitive instructions" in daemon.ok("census", "clean").stderr
+
+
+def test_a_guest_that_runs(daemon: RealDaemon) -> None:
+    """The condition and its event come while it runs; the census is of this moment."""
+    other = daemon.run("spin.elf")
+    events = daemon.spawn("events", "-o", "jsonl")
+    try:
+        # Until it listens.
+        wait_for(lambda: daemon.ok("update", other, "--label", "seen=yes") and other in events.out, "the first event")
+        name = daemon.run("teach.elf", *TRAP)
+        wait_for(lambda: daemon.show(name)["conditions"], "a condition")
+        assert "warning: the kernel executes" in events.wait_out("cannot trap")
+    finally:
+        events.close()
+    found = daemon.ok("census", name, "-o", "json").json
+    assert not found["ended"]
+    assert {entry["symbol"].partition("+")[0] for entry in found["instructions"]} >= {"put_char", "print"}
+    viewer = daemon.environment | {"HVD_ENDPOINT": f"unix://{daemon.runtime_dir}/hvd-view.sock"}
+    assert daemon.hvctl("census", name, "--endpoint", viewer["HVD_ENDPOINT"]).returncode == 0
+    refused = daemon.hvctl("census", name, "--step", "1", "--endpoint", viewer["HVD_ENDPOINT"])
+    assert refused.returncode == 6  # to count is to trace
+    wrong = daemon.hvctl("census", name, "--step", "61")
+    assert wrong.returncode == 2
+
+
+def test_executions_are_counted_while_the_guest_goes_on(daemon: RealDaemon) -> None:
+    name = daemon.run("teach.elf", *TRAP)
+    wait_for(lambda: "teach>" in daemon.ok("screen", name).stdout, "the shell")
+    counting = daemon.spawn("census", name, "--step", "6", "-o", "json")
+    while counting.popen.poll() is None:  # somewhere within its seconds
+        daemon.ok("type", name, "help", "--key", "enter")
+    assert counting.end() == 0, counting.err
+    counted = json.loads(counting.out)
+    hits = {entry["symbol"].partition("+")[0]: int(entry["hits"]) for entry in counted["instructions"]}
+    assert hits["put_char"] > 10 and hits["task_start"] == 0
+    assert daemon.show(name)["state"] == "RUNNING"
+
+
+def test_other_backends_say_why_they_have_none(daemon: RealDaemon) -> None:
+    name = daemon.run("ticker.elf")
+    done = daemon.hvctl("census", name)
+    assert done.returncode == 6
+    assert "backend emulation (no sensitive instruction of a kernel passes it by) cannot census" in done.stderr
+
+
+@pytest.mark.slow
+def test_an_ordinary_kernel_dies_early_and_the_census_says_of_what(daemon: RealDaemon) -> None:
+    """CPUID shows Linux the host's processor, and it uses what it is told of."""
+    try:
+        image = guest_image("debian-686")
+    except GuestUnavailable as problem:
+        pytest.skip(str(problem))
+    daemon.ok("run", "-d", *TRAP, "--name", "linux", "--memory", "256M", "--kernel", str(image.kernel),
+              "--append", "console=ttyS0 earlyprintk=serial panic=-1")  # fmt: skip
+    daemon.wait_logs("linux", "PANIC: early exception")
+    wait_for(lambda: daemon.show("linux")["conditions"], "a condition")
+    found = daemon.ok("census", "linux", "-o", "json", timeout=120).json
+    names = {entry["name"] for entry in found["instructions"]}
+    assert {"cpuid", "pushf", "popf", "rdtsc", "mov from segment"} <= names
+    assert len(found["instructions"]) > 100
