@@ -131,6 +131,10 @@ class Rig:
     def kill(self) -> None:
         self.machine.call(self.machine.kill, lambda result, error: None)
 
+    def over(self, seconds: float) -> bool:
+        """Has it ended, or does it within that time?"""
+        return self._over.wait(seconds)
+
     def wait(self, seconds: float = SECONDS) -> End:
         assert self._over.wait(seconds), f"the machine does not end; its console: {self.console[-200:]!r}"
         assert self.end is not None
