@@ -55,11 +55,11 @@ struct hv_cell_debug {
     struct { uint32_t address, length, read, write; } watchpoints[HV_AREA_WATCHPOINTS];
 };
 
-/* A cell's own figures; the daemon reads copies of them (GetCensus, metrics). Free-running. */
+/* A cell's own figures; free-running. What others want to know is in struct hv_counters. */
 struct hv_cell_counters {
-    uint64_t signals, shadow_fills, shadow_upgrades, shadow_drops, shadow_pages, address_space_loads, ldt_writes, mode_switches;
-    uint64_t translated_blocks, translated_instructions, translated_bytes, cache_bytes, cache_flushes, code_writes, callouts;
-    uint64_t reserved[17];
+    uint64_t signals, shadow_fills, shadow_upgrades, shadow_drops, address_space_loads, ldt_writes, mode_switches;
+    uint64_t translated_blocks, translated_instructions, translated_bytes, cache_flushes, code_writes;
+    uint64_t reserved[20];
 };
 
 /* Code pages that the guest's kernel executed, for the census: bit = page of the guest-physical address space below 4 GiB that a

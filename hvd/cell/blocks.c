@@ -78,7 +78,7 @@ void hv_blocks_flush(void)
     hv_cross_here(HV_POINT_TRANSLATION_FLUSH, block_count, (uint64_t)(next_block - first_block), 0, 0);
     empty();
     cell.area->counters.cache_flushes++;
-    cell.area->counters.cache_bytes = 0;
+    cell.board.crossings.counters->cache_bytes = 0;
 }
 
 struct hv_block *hv_block(uint32_t index) { return &blocks[index]; }
@@ -135,6 +135,7 @@ void hv_block_chain(uint32_t index, uint32_t to)
     exit->target = to;
     exit->next = blocks[to].incoming;
     blocks[to].incoming = index;
+    cell.board.crossings.counters->chained_jumps++;
 }
 
 static void kill_block(uint32_t index)
@@ -217,7 +218,7 @@ void hv_block_end(uint32_t index, const struct hv_emitter *e)
     counters->translated_blocks++;
     counters->translated_instructions += block->instructions;
     counters->translated_bytes += block->guest_bytes;
-    counters->cache_bytes = (uint64_t)(next_block - first_block);
+    cell.board.crossings.counters->cache_bytes = (uint64_t)(next_block - first_block);
 }
 
 /* ---- when code changes */

@@ -64,6 +64,7 @@ static void chain(void)
 static void look_up(void)
 {
     uint32_t index = block_here(), eip = HV_CPU->eip;
+    cell.board.crossings.counters->looked_up_jumps++;
     if (eip) /* whose negative is the key of empty rows */
         cell.lookup[eip % HV_LOOKUP] = (struct hv_lookup){-eip, 0, (uint64_t)hv_block(index)->host};
 }
@@ -79,7 +80,7 @@ uint64_t hv_callout(void)
     enum hv_callout kind = cell.callout_kind;
     cell.async = 0;
     cell.entry_ns = hv_host_ns();
-    cell.area->counters.callouts++;
+    cell.board.crossings.counters->callouts++;
     if (kind != HV_CALLOUT_ASYNC) /* whose state is in cell.cpu already */
         hv_translated_state();
     return hv_settle_and_go(work[kind]);

@@ -243,7 +243,7 @@ static void unmap(uint32_t first, uint32_t end)
     for (uint32_t page = set_next(&mapped, first); page < end; page = set_next(&mapped, page + 1)) {
         forget(page);
         cell.area->counters.shadow_drops++;
-        cell.area->counters.shadow_pages--;
+        cell.board.crossings.counters->shadow_pages--;
     }
     runs_remove(first, end);
     if (munmap(address_of(first), (size_t)(end - first) * PAGE) != 0)
@@ -289,7 +289,7 @@ static void map(uint32_t first, uint32_t end, uint64_t entry, uint64_t file_offs
     runs_remove(first, end);
     for (uint32_t page = first; page < end; page++) {
         if (!table[page])
-            cell.area->counters.shadow_pages++;
+            cell.board.crossings.counters->shadow_pages++;
         else if (tracks_code())
             list_remove(page);
         table[page] = entry + ((uint64_t)(page - first) << 8);

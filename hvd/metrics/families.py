@@ -113,10 +113,28 @@ def _page_families(readings: Sequence[Reading]) -> Iterable[Metric]:
     instructions = CounterMetricFamily(
         "hvd_guest_instructions", "Guest instructions executed, where the backend counts them.", labels=["guest"]
     )
+    shadows = GaugeMetricFamily(
+        "hvd_guest_shadow_pages", "Pages of the guest that are mapped in the process that runs it natively.", labels=["guest"]
+    )
+    cache = GaugeMetricFamily("hvd_guest_translated_code_bytes", "Translated code of the guest's kernel.", labels=["guest"])
+    callouts = CounterMetricFamily(
+        "hvd_guest_callouts", "Calls of translated code into the monitor, without a trap.", labels=["guest"]
+    )
+    jumps = CounterMetricFamily(
+        "hvd_guest_translated_jumps", "Jumps between translated blocks that were chained, and indirect ones that no table knew.",
+        labels=["guest", "way"],
+    )  # fmt: skip
     for reading in readings:
         name, counters = reading.guest.name, reading.counters
         if counters is None:
             continue
+        if counters.shadow_pages:
+            shadows.add_metric([name], counters.shadow_pages)
+        if counters.cache_bytes:
+            cache.add_metric([name], counters.cache_bytes)
+            callouts.add_metric([name], counters.callouts)
+            jumps.add_metric([name, "chained"], counters.chained_jumps)
+            jumps.add_metric([name, "looked-up"], counters.looked_up_jumps)
         records.add_metric([name, "ring"], counters.records)
         console.add_metric([name, "out"], counters.console_out_bytes)
         console.add_metric([name, "in"], counters.console_in_bytes)
@@ -124,7 +142,7 @@ def _page_families(readings: Sequence[Reading]) -> Iterable[Metric]:
         resets.add_metric([name], counters.resets)
         if counters.instructions:
             instructions.add_metric([name], counters.instructions)
-    return records, console, halted, resets, instructions
+    return records, console, halted, resets, instructions, shadows, cache, callouts, jumps
 
 
 def daemon_families(

@@ -60,7 +60,10 @@ struct hv_counters {
     uint64_t resets;
     uint64_t records;              /* trace records written */
     uint64_t instructions;         /* 0 = not counted by this backend */
-    uint64_t reserved[22];
+    /* Of the native cell (hvd/cell): pages of the guest that are mapped now; and of a translator: bytes of translated code, its callouts into
+     * the monitor, jumps that were chained, and indirect ones that no table knew. */
+    uint64_t shadow_pages, cache_bytes, callouts, chained_jumps, looked_up_jumps;
+    uint64_t reserved[17];
     struct hv_counter points[HV_POINTS];
     uint64_t histogram[HV_POINTS][HV_BUCKETS]; /* handling time; upper bounds hv_bucket_ns, the last is infinity */
     struct hv_disk_counter disks[HV_DISKS];
