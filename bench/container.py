@@ -20,12 +20,14 @@ from bench.bare_runtime import COMMAND
 from bench.figure import Figure, compared, in_turns
 from bench.lab import Daemon, Lab, Unavailable
 from bench.roots import busybox_image
+from hvd.backends.container.cgroup.hierarchy import hierarchy
 from hvd.backends.container.runtime import RUNTIMES
 from tests.network_namespace import Namespace, NamespaceUnavailable
 
 RUNS: Final = 40
 LIFE: Final = "container: create + start + wait + delete"
 NETWORK: Final = "lan"
+PODMAN_GROUP: Final = "hvd-bench"
 _LINE_SECONDS: Final = 60.0
 
 
@@ -110,7 +112,8 @@ def _beside_podman(lab: Lab, daemon: Daemon, layer: Path) -> Iterator[Figure]:
         subprocess.run(["tar", "-C", str(layer), "-cf", str(archive), "."], check=True)
         _quietly([*podman, "import", str(archive), "localhost/box:1"])
         run = [
-            *podman, "run", "--rm", "--network", "none", "--uidmap", "0:100000:65536", "--log-driver", "k8s-file",
+            *podman, "run", "--rm", "--cgroup-parent", f"/{PODMAN_GROUP}", "--network", "none",
+            "--uidmap", "0:100000:65536", "--log-driver", "k8s-file",
             # Its own default is above what a daemon without CAP_SYS_RESOURCE may give.
             "--ulimit", "nofile=1024:1024", "--ulimit", "nproc=1000:1000", "localhost/box:1", *COMMAND,
         ]  # fmt: skip
@@ -119,11 +122,21 @@ def _beside_podman(lab: Lab, daemon: Daemon, layer: Path) -> Iterator[Figure]:
         samples = in_turns(ways, lab.runs(15))
     finally:
         subprocess.run([*podman, "system", "reset", "--force"], capture_output=True, check=False, timeout=120)
+        _remove_groups(PODMAN_GROUP)
     version = subprocess.run(["podman", "--version"], capture_output=True, text=True, check=True).stdout.split()[-1]
     note = "hvctl is Python, podman Go; with a user namespace, no network, runc and conmon on both sides"
     yield compared(
         "hvctl run --rm /bin/true", "s", samples["hvd"], samples["podman"], f"podman {version} run --rm", note=note
     )
+
+
+def _remove_groups(name: str) -> None:
+    """podman leaves them."""
+    found = hierarchy()
+    for place in {*found.version_1.values(), *([found.unified] if found.unified else [])}:
+        for path, _, _ in os.walk(place / name, topdown=False):
+            with contextlib.suppress(OSError):  # another podman's container runs in it
+                os.rmdir(path)
 
 
 def _quietly(words: list[str], environment: dict[str, str] | None = None) -> float:

@@ -34,8 +34,8 @@ qemu-system-x86_64:qemu-system-x86:measuring against QEMU
 /boot/memtest86+x64.bin:memtest86+:tests with memtest86+
 "
 missing= packages=
-# These programs alone, without the services that Debian's packages start: unpacked below build/.
-for tool in promtool:prometheus docker-registry:docker-registry; do
+# These programs alone, without what else their packages bring (services, ...): unpacked below build/.
+for tool in promtool:prometheus docker-registry:docker-registry linux.uml:user-mode-linux; do
     program=${tool%%:*} package=${tool#*:}
     if ! command -v "$program" >/dev/null 2>&1 && [ ! -x "build/tools/usr/bin/$program" ] && command -v apt-get >/dev/null; then
         mkdir -p build/tools

@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
 from hvd.backends.container.cgroup import update
+from hvd.backends.container.cgroup.disk import disk_of
 from hvd.backends.container.cgroup.hierarchy import Hierarchy
+from hvd.backends.container.cgroup.limits import resources
 from hvd.backends.container.cgroup.usage import usage
 from hvd.backends.container_spec import LimitsSpec
 from hvd.errors import HvdError
@@ -17,7 +20,7 @@ NO_PROCESS = 0  # /proc/0 is never there
 UID = "u"
 VERSION_2 = {
     "cpu.stat": "usage_usec 3000000\nuser_usec 2000000\nsystem_usec 1000000\nnr_periods 9\nnr_throttled 4\nthrottled_usec 500000\n",
-    "memory.stat": "anon 4096\nfile 8192\nfile_mapped 4096\nshmem 0\nunevictable 0\n",
+    "memory.stat": "anon 4096\nfile 8192\nfile_mapped 4096\nshmem 0\ninactive_anon 1024\nactive_anon 2048\nunevictable 1024\n",
     "memory.current": "20480\n",
     "memory.max": "max\n",
     "memory.swap.max": "max\n",
@@ -148,3 +151,51 @@ def test_what_fails_later_takes_back_what_was_changed_before(version_2: Hierarch
     with pytest.raises(HvdError) as error:
         update.change(version_2, "gone", LimitsSpec(), NEW, tmp_path)
     assert error.value.reason == "RUNNER_GONE"
+
+
+def a_disk(directory: Path, number: str, partition: str = "") -> None:
+    """In a made-up /sys: a disk with that number and a partition on it."""
+    disk = directory / "devices" / f"disk-{number}"
+    (directory / "dev" / "block").mkdir(parents=True, exist_ok=True)
+    for path, own in ((disk, number), (disk / "part", partition)):
+        if own:
+            path.mkdir(parents=True, exist_ok=True)
+            (path / "dev").write_text(f"{own}\n")
+            (directory / "dev" / "block" / own).symlink_to(path)
+    if partition:
+        (disk / "part" / "partition").write_text("1\n")
+
+
+def test_rates_are_about_the_whole_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    number = os.stat(tmp_path).st_dev
+    own = f"{os.major(number)}:{os.minor(number)}"
+    a_disk(tmp_path / "whole", own)
+    assert disk_of(tmp_path, tmp_path / "whole") == own
+    a_disk(tmp_path / "parted", "777:0", own)
+    assert disk_of(tmp_path, tmp_path / "parted") == "777:0"
+    assert disk_of(tmp_path, tmp_path / "nothing") == own
+
+
+def test_the_disk_of_a_file_system_that_has_no_number_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """btrfs: the mount's source says which."""
+    real = os.stat
+
+    def stat(path: object, **options: bool) -> object:
+        fake = {tmp_path: SimpleNamespace(st_dev=os.makedev(0, 27)), "/dev/sdx2": SimpleNamespace(st_rdev=os.makedev(8, 18))}
+        return fake.get(path) or real(path, **options)  # type: ignore[call-overload]
+
+    monkeypatch.setattr(os, "stat", stat)
+    a_disk(tmp_path / "sys", "8:16", "8:18")
+    mounts = tmp_path / "mountinfo"
+    mounts.write_text("29 1 0:27 /root / rw - btrfs /dev/sdx2 rw\n")
+    assert disk_of(tmp_path, tmp_path / "sys", mounts) == "8:16"
+    mounts.write_text("29 1 0:27 / /tmp rw - tmpfs tmpfs rw\n")
+    assert disk_of(tmp_path, tmp_path / "sys", mounts) == "0:27"
+
+
+def test_swap_is_limited_where_the_kernel_counts_it(tmp_path: Path) -> None:
+    found = Hierarchy({"memory": tmp_path}, None, frozenset())
+    limits = LimitsSpec(memory_bytes=1 << 20)
+    assert resources(limits, tmp_path, found)["memory"] == {"limit": 1 << 20}
+    (tmp_path / "memory.memsw.limit_in_bytes").touch()
+    assert resources(limits, tmp_path, found)["memory"] == {"limit": 1 << 20, "swap": 1 << 20}

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 from typing import Any
 
+from hvd.backends.container.cgroup.disk import disk_of
 from hvd.backends.container.cgroup.files import number, table
-from hvd.backends.container.cgroup.hierarchy import Hierarchy
+from hvd.backends.container.cgroup.hierarchy import Hierarchy, hierarchy
 from hvd.backends.container_spec import LimitsSpec
 from hvd.backends.usage import Effects
 from hvd.errors import HvdError
@@ -38,19 +38,27 @@ def check(limits: LimitsSpec, found: Hierarchy) -> None:
             raise HvdError("LIMIT_UNAVAILABLE", limit=field, controller=second)
 
 
-def resources(limits: LimitsSpec, where: Path) -> dict[str, Any]:
-    """linux.resources. where: a file on the disk whose rates are limited."""
+def counts_swap(found: Hierarchy) -> bool:
+    """Kernels that do not have no file to limit it, and a runtime that is told to fails."""
+    if "memory" in found.version_1:
+        return (found.version_1["memory"] / "memory.memsw.limit_in_bytes").exists()
+    return Path("/proc/swaps").exists()
+
+
+def resources(limits: LimitsSpec, where: Path, groups: Hierarchy | None = None) -> dict[str, Any]:
+    """linux.resources. where: a file on the disk whose rates are limited. groups: absent = this host's."""
     found: dict[str, Any] = {}
     if limits.memory_bytes:
-        # Without more swap: a limit that swaps is none.
-        found["memory"] = {"limit": limits.memory_bytes, "swap": limits.memory_bytes}
+        found["memory"] = {"limit": limits.memory_bytes}
+        if counts_swap(groups or hierarchy()):
+            found["memory"]["swap"] = limits.memory_bytes  # no more of it: a limit that swaps is none
     if limits.cpus:
         found["cpu"] = {"quota": round(limits.cpus * CPU_PERIOD_US), "period": CPU_PERIOD_US}
     if limits.pids:
         found["pids"] = {"limit": limits.pids}
-    device = os.stat(where).st_dev
+    major, minor = map(int, disk_of(where).split(":"))
     block = {
-        key: [{"major": os.major(device), "minor": os.minor(device), "rate": getattr(limits, field)}]
+        key: [{"major": major, "minor": minor, "rate": getattr(limits, field)}]
         for field, key in _DISK.items()
         if getattr(limits, field)
     }

@@ -11,6 +11,7 @@ import errno
 import os
 from pathlib import Path
 
+from hvd.backends.container.cgroup.disk import disk_of
 from hvd.backends.container.cgroup.files import number, table
 from hvd.backends.container.cgroup.hierarchy import Hierarchy
 from hvd.backends.container.cgroup.limits import CPU_PERIOD_US
@@ -62,7 +63,7 @@ def _memory(found: Hierarchy, uid: str, limit: int) -> None:
     directory = found.directory("memory", uid)
     if "memory" not in found.version_1:
         # The kernel takes any limit and kills until it is kept: asked beforehand what it could not reclaim.
-        used = sum(table(directory, "memory.stat").get(name, 0) for name in ("anon", "shmem", "unevictable"))
+        used = sum(table(directory, "memory.stat").get(name, 0) for name in ("inactive_anon", "active_anon", "unevictable"))
         if 0 < limit < used:
             raise HvdError("LIMIT_BELOW_USE", limit="memory_bytes", value=limit, used=used)
         # As at the start: no swap beyond the limit.
@@ -87,8 +88,7 @@ def _cpus(found: Hierarchy, uid: str, cpus: float) -> None:
 
 
 def _rate(found: Hierarchy, uid: str, field: str, rate: int, where: Path) -> None:
-    device = os.stat(where).st_dev
-    number_of_it = f"{os.major(device)}:{os.minor(device)}"
+    number_of_it = disk_of(where)
     file, key = _DISK[field]
     if "blkio" in found.version_1:
         _write(found, "blkio", uid, field, {file: f"{number_of_it} {rate}"})  # 0 takes it away
