@@ -47,7 +47,7 @@ def test_native_and_public_agree(name: str) -> None:
 
 UNDER_QEMU = {
     "hello.elf": "", "interrupts.elf": "", "exceptions.elf": "", "paging.elf": "", "pvh.elf": "", "long.elf": "", "alias.elf": "",
-    "compute.elf": "n=300000", "reset.elf": "", "triple.elf": "",
+    "compute.elf": "n=300000", "reset.elf": "", "triple.elf": "", "hole.elf": "", "isolation.elf": "", "modes.elf": "",
 }  # fmt: skip
 
 
