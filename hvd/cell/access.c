@@ -1,5 +1,6 @@
 /* The monitor's own accesses to guest memory: by linear address, through the guest's page tables, as the processor would. */
 #include "cell.h"
+#include "debug.h"
 #include "translate.h"
 
 #define PAGE 4096u
@@ -41,6 +42,8 @@ static bool crosses(uint32_t linear, unsigned size)
 
 static uint64_t read_as(uint32_t linear, unsigned size, bool user)
 {
+    if (hv_watching)
+        hv_debug_access(linear, size, false);
     if (!crosses(linear, size))
         return read_within(linear, size, user);
     uint64_t value = 0;
@@ -61,6 +64,8 @@ static void check_as(uint32_t linear, unsigned size, bool user)
 
 static void write_as(uint32_t linear, unsigned size, uint64_t value, bool user)
 {
+    if (hv_watching)
+        hv_debug_access(linear, size, true);
     if (!crosses(linear, size)) {
         write_within(linear, size, value, user);
         return;

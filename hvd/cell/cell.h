@@ -11,7 +11,7 @@
  *   sensitive.c  privileged and sensitive instructions       msr.c        model-specific registers, CPUID
  *   execute.c    ordinary ones, for MMIO and steps           strings.c    INS, OUTS, MOVS and the like
  *   flow.c       near jumps, calls and the stack             alu.c        arithmetic and its flags
- *   plain.c      memcpy without SSE
+ *   plain.c      memcpy without SSE                          debug.c      breakpoints, watchpoints, steps
  *
  * Everything runs on the signal stack, with signals blocked, until signals.c returns to the guest. What finds that the guest has
  * faulted does not return: hv_raise() unwinds to signals.c, which delivers the exception. So an instruction's effects on registers come
@@ -137,6 +137,8 @@ bool hv_done(const struct hv_insn *); /* EIP to the next instruction; true */
 /* Execute the instruction at CS:EIP in the monitor. An instruction that the decoder or the interpreters do not know ends in
  * hv_fail() with its bytes; one that IA-32 does not define raises #UD. */
 void hv_emulate(void);
+void hv_fetch_instruction(struct hv_insn *);   /* its two halves; the first raises what fetching and decoding do */
+bool hv_interpret(const struct hv_insn *);     /* false: nothing was changed, the interpreters do not know it */
 /* The interpreters: true = done, EIP included; false = not one of theirs, nothing was changed. */
 bool hv_sensitive(const struct hv_insn *);
 bool hv_execute(const struct hv_insn *);

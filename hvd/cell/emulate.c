@@ -192,15 +192,11 @@ _Noreturn static void next_byte_fault(unsigned available)
     hv_raise_error(HV_GP, 0);
 }
 
-void hv_emulate(void)
+void hv_fetch_instruction(struct hv_insn *insn)
 {
-    struct hv_cpu *cpu = HV_CPU;
     uint8_t bytes[HV_LONGEST_INSTRUCTION];
-    struct hv_insn insn;
-    bool code32 = cpu->segment[HV_CS].attributes & HV_SEGMENT_32;
     unsigned available = hv_fetch(bytes);
-
-    switch (hv_decode(&insn, bytes, available, code32)) {
+    switch (hv_decode(insn, bytes, available, HV_CPU->segment[HV_CS].attributes & HV_SEGMENT_32)) {
     case HV_DECODED:
         break;
     case HV_DECODE_MORE:
@@ -210,16 +206,33 @@ void hv_emulate(void)
     default:
         hv_raise(HV_UD);
     }
-    if ((insn.lock && !may_lock(&insn)) || is_undefined(&insn))
-        hv_raise(HV_UD);
+}
 
+bool hv_interpret(const struct hv_insn *insn)
+{
+    struct hv_cpu *cpu = HV_CPU;
+    if ((insn->lock && !may_lock(insn)) || is_undefined(insn))
+        hv_raise(HV_UD);
     bool trap = cpu->eflags & HV_TF;
+    uint8_t shadow = cpu->interrupt_shadow;
     cpu->interrupt_shadow = 0;
-    cpu->eflags &= ~HV_RF;
-    if (!hv_sensitive(&insn) && !hv_strings(&insn) && !hv_execute(&insn))
-        fail(&insn);
-    if (trap && !is_software_interrupt(&insn) && !cpu->interrupt_shadow) {
+    if (!hv_sensitive(insn) && !hv_strings(insn) && !hv_execute(insn)) {
+        cpu->interrupt_shadow = shadow;
+        return false;
+    }
+    if (insn->map != HV_MAP_ONE || insn->opcode != 0xcf) /* IRET loads it */
+        cpu->eflags &= ~HV_RF;
+    if (trap && !is_software_interrupt(insn) && !cpu->interrupt_shadow) {
         cpu->dr[6] |= HV_DR6_BS;
         hv_deliver(HV_DB, false, 0, false);
     }
+    return true;
+}
+
+void hv_emulate(void)
+{
+    struct hv_insn insn;
+    hv_fetch_instruction(&insn);
+    if (!hv_interpret(&insn))
+        fail(&insn);
 }

@@ -9,6 +9,7 @@
 #include <unistd.h>
 
 #include "cell.h"
+#include "debug.h"
 #include "start.h"
 
 #define NS 1000000000u
@@ -41,6 +42,8 @@ void hv_wait_for_turn(void)
         _exit(0);
     cell.board.clock = area->clock;
     memcpy((uint8_t *)&cell.board + DEVICES, area->devices, DEVICES_BYTES);
+    if (area->debug_changed)
+        hv_debug_changed();
     hv_crossings_turn(&cell.board.crossings);
     uint32_t ranges = area->range_count;
     if (ranges > HV_AREA_RANGES)

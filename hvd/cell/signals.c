@@ -15,6 +15,7 @@
 
 #include "breakpoint.h"
 #include "cell.h"
+#include "debug.h"
 #include "translate.h"
 
 #ifndef TRAP_PERF
@@ -130,6 +131,8 @@ static void shut_down(void)
 static void deliver_raised(void)
 {
     bool first = true;
+    if (raised.pending && hv_debugging)
+        hv_debug_raised();
     while (raised.pending) {
         raised.pending = false;
         if (first) {
@@ -341,10 +344,14 @@ static void software_trap(void)
 
 static void debug_trap(void)
 {
-    if (stepping) { /* the instruction behind STI or MOV SS is done */
+    if (stepping) { /* the instruction behind STI or MOV SS is done, or one of the debugger's */
+        bool trap = HV_CPU->eflags & HV_TF;
         stepping = false;
         HV_CPU->interrupt_shadow = 0;
-        return;
+        if (hv_debugging)
+            hv_debug_native((uint32_t)registers()[REG_EFL]);
+        if (!trap)
+            return;
     }
     HV_CPU->dr[6] = (HV_CPU->dr[6] & ~0xfu) | HV_DR6_BS;
     hv_deliver(HV_DB, false, 0, false);
@@ -394,6 +401,13 @@ static void wait_in_halt(void) { hv_halt(); }
 static void leave_interrupted(void) { hv_leave(HV_CELL_INTERRUPTED); }
 
 static void interpret(void) { hv_emulate(); }
+static bool natively;
+static void interpret_for_debugger(void)
+{
+    natively = !hv_debug_execute();
+    if (!natively)
+        hv_debug_executed();
+}
 static void find_target(void) { target = hv_translated_target(); }
 
 static bool may_run;
@@ -408,6 +422,7 @@ static void settle(void)
         deliver_raised();
         if (abandoned) {
             abandoned = false;
+            hv_debug_forget();
             hv_fpu_adopt();
             continue;
         }
@@ -419,6 +434,12 @@ static void settle(void)
             hv_board_advance(&cell.board);
         bool wanted = hv_interrupts_wanted(), translated = cell.mode == HV_MODE_REWRITING && HV_CPU->cpl < 3;
         bool interpreted = translated && !hv_translatable(), by_breakpoint = cell.mode == HV_MODE_BREAKPOINT && HV_CPU->cpl < 3;
+        if (hv_debugging && hv_debug_stops()) {
+            guarded(hv_debug_leave);
+            continue;
+        }
+        if (hv_debugging && hv_debug_holds_interrupts(wanted))
+            wanted = false;
         if (wanted && HV_CPU->interrupt_shadow && !HV_CPU->halted) {
             /* One more instruction, then the interrupt. */
             shadow_eip = HV_CPU->eip;
@@ -440,7 +461,14 @@ static void settle(void)
         } else if (HV_CPU->interrupt_shadow) {
             shadow_eip = HV_CPU->eip;
         }
-        if (interpreted) {
+        if (hv_debugging) {
+            natively = false;
+            guarded(interpret_for_debugger);
+            stepping = natively;
+            if (!natively)
+                continue;
+            shadow_eip = HV_CPU->eip;
+        } else if (interpreted) {
             guarded(interpret);
             continue;
         }
@@ -655,7 +683,10 @@ static void handle(int signal)
     }
     if (!work)
         hv_fail("signal %d with trap %lld at %#x", signal, (long long)g[REG_TRAPNO], HV_CPU->eip);
+    uint32_t eip = HV_CPU->eip;
     guarded(work);
+    if (hv_debugging && HV_CPU->eip != eip)
+        hv_debug_executed();
     resume();
 }
 

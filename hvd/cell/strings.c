@@ -5,6 +5,7 @@
  */
 #include "alu.h"
 #include "cell.h"
+#include "debug.h"
 
 struct string {
     const struct hv_insn *insn;
@@ -92,7 +93,7 @@ static void scas(struct string *string)
 /* Between two turns: does something else come first? Interrupts are looked for now and then, as that may cost a clock reading. */
 static bool interrupted(unsigned turns)
 {
-    return HV_CPU->eflags & HV_TF || hv_kicked() || (turns % 16 == 0 && hv_interrupts_wanted());
+    return HV_CPU->eflags & HV_TF || hv_debugging || hv_kicked() || (turns % 16 == 0 && hv_interrupts_wanted());
 }
 
 bool hv_strings(const struct hv_insn *insn)

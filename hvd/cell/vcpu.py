@@ -164,6 +164,8 @@ class CellVcpu(Vcpu):
             raise KeyError(name)
         if name not in {f"r{n}" for n in range(8, 16)}:  # which 32-bit code has not
             self._put(self.cpu, name, value)
+            if name == "rip":  # it goes on there, whatever it waited for
+                self.cpu.halted = self.cpu.interrupt_shadow = 0
             self._lib.hv_cell_change_cpu(self._host)
 
     def set_debug(self, breakpoints: Set[int], watchpoints: Set[Watchpoint], step: bool) -> None:

@@ -5,6 +5,7 @@
 #include <stdio.h>
 #include <string.h>
 
+bool hv_debugging; /* debug.c */
 struct hv_cell cell;
 struct rig rig;
 static jmp_buf unwind;
