@@ -101,6 +101,8 @@ unsigned hv_fetch(uint8_t bytes[HV_LONGEST_INSTRUCTION])
             break;
         }
         const uint8_t *at = hv_memory_at(walk.physical, false, NULL);
+        if (!at && !got)
+            hv_fail("code is fetched at %#x, where there is no memory", linear);
         unsigned piece = PAGE - (linear & (PAGE - 1));
         if (piece > most - got)
             piece = most - got;

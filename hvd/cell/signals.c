@@ -472,7 +472,7 @@ static void settle(void)
             guarded(interpret);
             continue;
         }
-        if (by_breakpoint && (!guarded(find_breakpoint) || !may_run))
+        if (by_breakpoint && !hv_debugging && (!guarded(find_breakpoint) || !may_run))
             continue;
         if (guarded(translated ? find_target : make_twins)) {
             if (!translated)
@@ -482,6 +482,9 @@ static void settle(void)
     }
     hv_arm_timer();
 }
+
+static enum { RUN, TO_INTERRUPT, OUT_OF_BLOCK } step; /* why translated code is stepped through: to where an interrupt may be taken; because
+                                                         its block has been written over, or for the debugger */
 
 /* The guest's next instruction, by the frame. */
 static void resume(void)
@@ -497,6 +500,10 @@ static void resume(void)
         g[general[i]] = HV_CPU->r[i];
     g[REG_RIP] = (greg_t)(uintptr_t)target;
     g[REG_EFL] = cell.host_flags;
+    if (hv_debugging) {
+        g[REG_EFL] |= HV_TF;
+        step = OUT_OF_BLOCK;
+    }
     g[REG_R15] = (greg_t)(uintptr_t)&cell;
     g[REG_R13] = (greg_t)HV_WINDOW;
     g[REG_CSGSFS] = (g[REG_CSGSFS] & 0x0000ffffffff0000ll) | HOST_CODE_64 | (greg_t)((uint64_t)HOST_DATA << 48);
@@ -508,6 +515,10 @@ uint64_t hv_settle_and_go(void (*work)(void))
     settle();
     if (target) {
         hv_translated_prepare();
+        if (hv_debugging) { /* at the stub, whose frame resume() can use */
+            cell.host_flags |= HV_TF;
+            step = OUT_OF_BLOCK;
+        }
         return (uint64_t)(uintptr_t)target;
     }
     for (unsigned i = 0; i <= HV_GS; i++)
@@ -518,9 +529,6 @@ uint64_t hv_settle_and_go(void (*work)(void))
 }
 
 /* ---- translated code */
-
-static enum { RUN, TO_INTERRUPT, OUT_OF_BLOCK } step; /* why translated code is stepped through: to where an interrupt may be taken; because
-                                                         its block has been written over */
 
 static struct hv_found found;
 
@@ -577,6 +585,8 @@ static bool translated_async(bool known)
     hv_board_advance(&cell.board);
     bool wanted = hv_kicked() || (cell.virtual_if && hv_interrupts_pending());
     if (known && found.exact && (wanted || step == OUT_OF_BLOCK)) {
+        if (step == OUT_OF_BLOCK)
+            hv_debug_executed();
         take_translated();
         return true;
     }

@@ -10,25 +10,33 @@ from pathlib import Path
 import pytest
 from native_rig import EXIT_PORT, PORT, SCRATCH, STACK, Rig, assemble
 
+from hvd.backends import all_backends
 from hvd.backends.emulation.backend import BACKEND
 from hvd.board.vcpu import DebugCause, Exit, ExitReason, Watchpoint
 
 NATIVE = next(engine for engine in BACKEND.engines() if engine.name == "native").availability
-pytestmark = pytest.mark.skipif(not NATIVE.available, reason=f"{NATIVE.reason}; {NATIVE.remedy}")
 
 Start = Callable[..., Rig]
 NONE: frozenset[int] = frozenset()
 
 
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
+@pytest.fixture(params=["emulation", "trap", "rewriting"])
+def start(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Start]:
+    backend: str = request.param
+    availability = NATIVE if backend == "emulation" else all_backends()[backend].probe()
+    if not availability.available:
+        pytest.skip(f"{availability.reason}; {availability.remedy}")
+    if backend != "emulation" and request.node.get_closest_marker("debug_registers"):
+        pytest.skip("a cell's guests have no debug registers of their own")
     rigs: list[Rig] = []
 
     def make(source: str, bits: int = 32, labels: str = "", **more: int) -> Rig:
         """labels: their addresses become rig.at["name"]."""
+        if bits == 64 and backend != "emulation":
+            pytest.skip("32-bit guests only")
         names = labels.split()
         image = assemble(f"{source}\n .balign 4\n .long {', '.join([*names, '0'])}", tmp_path, bits)
-        rig = Rig(image, bits, **more)
+        rig = Rig(image, bits, backend=backend, **more)
         words = struct.unpack(f"<{len(names)}I", image[-4 - 4 * len(names) : -4])
         rig.at = dict(zip(names, words, strict=True))  # type: ignore[attr-defined]
         rigs.append(rig)
@@ -312,6 +320,7 @@ def test_the_guests_own_single_step_works_and_a_debugger_steps_through_it(start:
     assert go(rig).value == 5
 
 
+@pytest.mark.debug_registers
 def test_the_guests_breakpoint_registers_work_beside_the_debuggers(start: Start) -> None:
     source = """
         gate 1, trap
@@ -334,6 +343,7 @@ def test_the_guests_breakpoint_registers_work_beside_the_debuggers(start: Start)
     assert go(rig).value == 1
 
 
+@pytest.mark.debug_registers
 @pytest.mark.parametrize("both", [False, True])
 def test_the_guests_watch_registers_work_beside_the_debuggers(start: Start, both: bool) -> None:
     source = """
