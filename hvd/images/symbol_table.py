@@ -48,7 +48,7 @@ def read_symbols(path: Path) -> SymbolTable:
                 return SymbolTable([])
             file.seek(0)
             return SymbolTable(_symbols(file.read()))
-    except (OSError, struct.error, IndexError, KeyError):
+    except (OSError, struct.error, IndexError, KeyError, ValueError):
         return SymbolTable([])
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 import dataclasses
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Final
@@ -27,6 +28,7 @@ if TYPE_CHECKING:
 # Between two looks at whether there is new code: soon after there was, seldom when there is none.
 LOOK_SECONDS: Final = (0.1, 5.0)
 LOOK_MOST_SECONDS: Final = 5.0
+PAUSE: Final = 3.0  # after a look, in times of what it took
 # What the last look may take, when the guest ends by itself and when it is killed.
 LAST_SECONDS: Final = (1.0, 0.2)
 REQUEST_SECONDS: Final = 30.0
@@ -51,6 +53,7 @@ class CensusWatch:
         self._delay = LOOK_SECONDS[0]
         self._seen = 0
         self._busy = False
+        self._not_before = 0.0
         self._descent: Descent | None = None
         self._registers: dict[str, int] = {}
 
@@ -61,7 +64,7 @@ class CensusWatch:
             return None
         if len(code) == self._seen:
             self._delay = min(self._delay * 2, LOOK_SECONDS[1])
-        elif not self._busy:
+        elif not self._busy and time.monotonic() >= self._not_before:
             self._busy = True
             self._seen = len(code)
             self._delay = LOOK_SECONDS[0]
@@ -74,16 +77,20 @@ class CensusWatch:
             return
 
         def work() -> None:
+            start = time.monotonic()
             self._registers = registers
             if self._descent is None:
                 self._descent = Descent(lambda page: _page(self._machine, self._registers, page))
             self._descent.feed([*entries, *_handlers(self._machine, registers)], LOOK_MOST_SECONDS)
-            self._post(self._looked)
+            # A kernel that reaches new code all the time must not cost a processor.
+            spent = time.monotonic() - start
+            self._post(lambda: self._looked(spent))
 
         threading.Thread(target=work, name="census", daemon=True).start()
 
-    def _looked(self) -> None:
+    def _looked(self, spent: float) -> None:
         self._busy = False
+        self._not_before = time.monotonic() + PAUSE * spent
         if self._descent is not None and len(self._descent.census.findings) != self.count:
             self.count = len(self._descent.census.findings)
             self._changed()

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import struct
+import tempfile
 from pathlib import Path
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from hvd.cell.census import PAGE, Census, Descent
 from hvd.cell.decoder import Decoded, Decoder
 from hvd.cell.sensitive import sensitive
+from hvd.images.symbol_table import read_symbols
 
 GUESTS = Path(__file__).resolve().parents[2] / "build" / "guests"
 START = 0x100000
@@ -85,6 +89,16 @@ def test_endless_loops_end() -> None:
     assert census_of(b"\xeb\xfe").instructions == 1
 
 
+@settings(deadline=None, max_examples=60)
+@given(st.binary(min_size=1, max_size=3 * PAGE), st.lists(st.integers(0, 0xFFFF_FFFF), max_size=4))
+def test_any_bytes_as_code(code: bytes, entries: list[int]) -> None:
+    census = census_of(code, (START, *entries))
+    assert census.complete and census.instructions <= 3 * PAGE + 8
+    for finding in census.in_order():
+        offset = finding.address - START
+        assert code[offset : offset + len(finding.code)].ljust(len(finding.code), b"\0") == finding.code
+
+
 def test_no_time_means_incomplete() -> None:
     code = b"\x90" * (8 * PAGE) + b"\xc3"
     descent = Descent(lambda page: code[page - START : page - START + PAGE].ljust(PAGE, b"\0") if START <= page < START + len(code) else None)
@@ -139,3 +153,28 @@ def test_test_kernels(name: str) -> None:
     assert census.complete and census.instructions > 100
     names = sorted(finding.what.name for finding in census.in_order())
     assert names == (["popf", "pushf"] if name == "hole" else [])
+
+
+def test_symbols_of_elf_files(tmp_path: Path) -> None:
+    table = read_symbols(GUESTS / "hole.elf")
+    address = next(a for a, _, name in table._symbols if name == "interrupts_restore")
+    assert table.name_of(address) == "interrupts_restore" and table.name_of(address + 3) == "interrupts_restore+0x3"
+    assert table.name_of(0x10) == ""
+    assert len(read_symbols(GUESTS / "long.elf")) > 10  # ELF64
+    whole = (GUESTS / "hole.elf").read_bytes()
+    for length in range(0, len(whole), 997):  # cut anywhere
+        (tmp_path / "cut").write_bytes(whole[:length])
+        read_symbols(tmp_path / "cut")
+    assert len(read_symbols(tmp_path / "missing")) == 0
+
+
+@settings(deadline=None, max_examples=60)
+@given(st.data())
+def test_damaged_elf_files_have_no_symbols_or_some(data: st.DataObject) -> None:
+    whole = bytearray((GUESTS / "hole.elf").read_bytes())
+    for _ in range(8):
+        whole[data.draw(st.one_of(st.integers(4, 63), st.integers(len(whole) - 700, len(whole) - 1)))] = data.draw(st.integers(0, 255))
+    with tempfile.NamedTemporaryFile() as file:
+        file.write(whole)
+        file.flush()
+        read_symbols(Path(file.name))
