@@ -11,7 +11,8 @@
  *   sensitive.c  privileged and sensitive instructions       msr.c        model-specific registers, CPUID
  *   execute.c    ordinary ones, for MMIO and steps           strings.c    INS, OUTS, MOVS and the like
  *   flow.c       near jumps, calls and the stack             alu.c        arithmetic and its flags
- *   plain.c      memcpy without SSE                          debug.c      breakpoints, watchpoints, steps
+ *   fpu.c        FXSAVE, FXRSTOR                             debug.c      breakpoints, watchpoints, steps
+ *   plain.c      memcpy without SSE
  *
  * Everything runs on the signal stack, with signals blocked, until signals.c returns to the guest. What finds that the guest has
  * faulted does not return: hv_raise() unwinds to signals.c, which delivers the exception. So an instruction's effects on registers come
@@ -106,13 +107,16 @@ uint64_t hv_read_msr(uint32_t number);
 void hv_write_msr(uint32_t number, uint64_t value); /* raises #GP(0) */
 void hv_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t out[4]);
 
+/* ---- fpu.c */
+bool hv_fpu_instruction(const struct hv_insn *); /* 0F AE: FXSAVE, FXRSTOR; false: another one */
+
 /* ---- twins.c: the guest's segments in the host's LDT */
 uint16_t hv_twin(const struct hv_segment *);              /* the host selector that acts like this one */
 bool hv_twin_guest_selector(uint16_t host, uint16_t *guest); /* false: no twin, but a selector of the host's own GDT */
 
 /* ---- signals.c */
 void hv_on_signal(int signal, siginfo_t *, void *context);
-void hv_fpu_publish(void); /* the guest's x87 and SSE registers into cell.cpu.fxsave: before an exit */
+bool hv_fpu_publish(void); /* the guest's x87 and SSE registers into cell.cpu.fxsave; true: they are live in the processor, with all beyond them */
 void hv_fpu_adopt(void);   /* the reverse, after the runner has changed the state */
 void hv_enter_first(void) __attribute__((noreturn)); /* the guest's first instruction, from main() */
 _Noreturn void hv_abandon(void);                     /* the runner has replaced the state: unwind, and go on from it */

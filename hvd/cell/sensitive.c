@@ -553,6 +553,8 @@ static handler *const two_byte[256] = {
 
 bool hv_sensitive(const struct hv_insn *insn)
 {
+    if (insn->map == HV_MAP_0F && insn->opcode == 0xae)
+        return hv_fpu_instruction(insn);
     handler *work = insn->map == HV_MAP_ONE ? one_byte[insn->opcode] : insn->map == HV_MAP_0F ? two_byte[insn->opcode] : NULL;
     if (!work)
         return false;

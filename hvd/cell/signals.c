@@ -158,13 +158,14 @@ static void deliver_raised(void)
 
 static greg_t *registers(void) { return frame->uc_mcontext.gregs; }
 
-void hv_fpu_publish(void)
+bool hv_fpu_publish(void)
 {
     if (frame && frame->uc_mcontext.fpregs)
         memcpy(HV_CPU->fxsave, frame->uc_mcontext.fpregs, sizeof HV_CPU->fxsave);
     else if (!frame) /* a callout: they are where the guest left them */
         __asm__ volatile("fxsave %0" : "=m"(HV_CPU->fxsave));
     memset(HV_CPU->fxsave + HIGH_XMM, 0, sizeof HV_CPU->fxsave - HIGH_XMM); /* 64-bit code's, and the kernel's own words */
+    return !frame;
 }
 
 void hv_fpu_adopt(void)

@@ -591,8 +591,9 @@ static bool translate_one(struct translation *t)
         return group_ff(t);
     case FROM_CONTROL:
         return from_control(t);
-    case GROUP_AE: /* FXSAVE, FXRSTOR, LDMXCSR, STMXCSR, CLFLUSH and the fences; XSAVE is not offered, and F3 is WRGSBASE */
-        return !insn->repeat && !insn->operand_prefix && (is_memory(insn) ? insn->reg < 4 || insn->reg == 7 : insn->reg >= 5) && copy(t, op);
+    case GROUP_AE: /* LDMXCSR, STMXCSR, CLFLUSH and the fences; FXSAVE and FXRSTOR are the monitor's, XSAVE is not offered, F3 is WRGSBASE */
+        return !insn->repeat && !insn->operand_prefix &&
+               (is_memory(insn) ? insn->reg == 2 || insn->reg == 3 || insn->reg == 7 : insn->reg >= 5) && copy(t, op);
     case GROUP_C7:
         return (is_memory(insn) ? insn->reg == 1 : insn->reg == 6 && !insn->repeat) && copy(t, op);
     default:
