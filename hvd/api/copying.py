@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -44,15 +45,23 @@ class CopyService:
         self, request: guest_pb2.CopyOutRequest, context: Any
     ) -> AsyncIterator[guest_pb2.CopyOutResponse]:
         _check("path", request.path)
-        async for piece in copying.copy_out(self._supervisor, request.name, request.path, request.follow_link):
-            if isinstance(piece, CopyFound):
-                info = guest_pb2.CopyOutInfo(
-                    kind=guest_pb2.CopyOutInfo.Kind.Value(piece.kind), base_name=piece.base_name,
-                    size_bytes=piece.size_bytes, mode=piece.mode, link_target=piece.link_target,
-                )  # fmt: skip
-                yield guest_pb2.CopyOutResponse(info=info)
-            else:
-                yield guest_pb2.CopyOutResponse(chunk=piece)
+        copy = copying.copy_out(self._supervisor, request.name, request.path, request.follow_link)
+        async with contextlib.aclosing(copy) as pieces:
+            async for piece in pieces:
+                yield _response(piece)
+
+
+def _response(piece: CopyFound | bytes) -> guest_pb2.CopyOutResponse:
+    if not isinstance(piece, CopyFound):
+        return guest_pb2.CopyOutResponse(chunk=piece)
+    info = guest_pb2.CopyOutInfo(
+        kind=guest_pb2.CopyOutInfo.Kind.Value(piece.kind),
+        base_name=piece.base_name,
+        size_bytes=piece.size_bytes,
+        mode=piece.mode,
+        link_target=piece.link_target,
+    )
+    return guest_pb2.CopyOutResponse(info=info)
 
 
 async def _chunks(requests: AsyncIterator[guest_pb2.CopyInRequest]) -> AsyncIterator[bytes]:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import enum
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import MappingProxyType
@@ -145,7 +145,7 @@ class Files(ABC):
         `chunks` raises: what has come until then is there."""
 
     @abstractmethod
-    def copy_out(self, path: str, follow_link: bool) -> AsyncIterator[CopyFound | bytes]:
+    def copy_out(self, path: str, follow_link: bool) -> AsyncGenerator[CopyFound | bytes, None]:
         """What is there, then it as a tar. Raises HvdError COPY_*, RUNNER_GONE."""
 
 

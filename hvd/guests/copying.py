@@ -5,7 +5,8 @@ one's under its lock, so that it is not started meanwhile. A client that stalls 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator, Awaitable, Callable
+import contextlib
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable
 from typing import TypeVar
 
 from hvd.backends.contract import Capability, CopyFound, Files
@@ -33,13 +34,14 @@ async def copy_in(
     return done
 
 
-async def copy_out(supervisor: Supervisor, name: str, path: str, follow_link: bool) -> AsyncIterator[CopyFound | bytes]:
+async def copy_out(supervisor: Supervisor, name: str, path: str, follow_link: bool) -> AsyncGenerator[CopyFound | bytes, None]:
     """As Files.copy_out. Raises as copy_in."""
     pieces: asyncio.Queue[CopyFound | bytes | None] = asyncio.Queue(PENDING_PIECES)
 
     async def work(files: Files) -> None:
-        async for piece in files.copy_out(path, follow_link):
-            await _in_time(pieces.put(piece), "the client takes nothing any more")
+        async with contextlib.aclosing(files.copy_out(path, follow_link)) as copy:
+            async for piece in copy:
+                await _in_time(pieces.put(piece), "the client takes nothing any more")
 
     async def whole() -> None:
         try:
@@ -80,6 +82,7 @@ async def _lively(chunks: AsyncIterator[bytes]) -> AsyncIterator[bytes]:
 
 async def _in_time(work: Awaitable[T], problem: str) -> T:
     try:
-        return await asyncio.wait_for(work, STALL_SECONDS)
+        async with asyncio.timeout(STALL_SECONDS):  # not wait_for(): of Python 3.11 it can swallow a cancellation
+            return await work
     except TimeoutError:
         raise HvdError("COPY_STALLED", problem=f"{problem} for {STALL_SECONDS:g} s") from None

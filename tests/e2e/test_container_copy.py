@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import os
@@ -11,8 +12,8 @@ from pathlib import Path
 
 import pytest
 from hvapi.v1 import guest_pb2
-from hvctl.sdk import HvctlError
-from hvctl.sdk.copying import unpack
+from hvctl.sdk import AsyncClient, HvctlError
+from hvctl.sdk.copying import archive_of, unpack
 from real_daemon import RealDaemon, wait_for
 from test_containers import box, root  # noqa: F401  fixtures
 
@@ -95,6 +96,24 @@ def test_a_tar_by_pipes(guest: RealDaemon) -> None:
         assert [(m.name, m.uid, m.gid) for m in archive if m.isfile()] == [("a/b", 33, 44)]
     guest.ok("cp", "-", "c:/data", stdin=done.stdout)
     assert inside(guest, "cat", "/data/a/b") == "text"
+
+
+def test_the_sdk_for_asyncio(guest: RealDaemon, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("text")
+
+    async def there_and_back() -> bytes:
+        async with AsyncClient(guest.endpoint) as client:
+            done = await client.copy_in("guests/c", "/srv/there", archive_of(str(tmp_path / "file")))
+            assert (done.entries, done.size_bytes) == (1, 4)
+            with pytest.raises(HvctlError) as refused:
+                await client.copy_in("guests/c", "/srv", archive_of(str(tmp_path / "none")))
+            assert refused.value.reason == "FILE_UNREADABLE"
+            first, *rest = [response async for response in client.copy_out(name="guests/c", path="/srv/there")]
+            assert (first.info.kind, first.info.size_bytes) == (guest_pb2.CopyOutInfo.FILE, 4)
+            return b"".join(response.chunk for response in rest)
+
+    with tarfile.open(fileobj=io.BytesIO(asyncio.run(there_and_back()))) as archive:
+        assert archive.extractfile("there").read() == b"text"  # type: ignore[union-attr]
 
 
 def test_links_of_a_guest_lead_nowhere_else(guest: RealDaemon, tmp_path: Path) -> None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self
 
@@ -16,6 +16,7 @@ from hvapi.v1 import guest_pb2, image_pb2, inspect_pb2
 from hvctl.sdk.blobs import MOST_LOADED_BYTES, Path, file_blob, frame_bytes, upload_frames
 from hvctl.sdk.calls import HEALTH_SERVING, HEALTH_WATCH, Calls, Q, R, ServerStream, Unary, channel_options
 from hvctl.sdk.client import DEFAULT_TIMEOUT
+from hvctl.sdk.copying import copy_in_frames
 from hvctl.sdk.endpoint import Endpoint, default_endpoint
 from hvctl.sdk.errors import HvctlError, from_rpc
 from hvctl.sdk.files import import_frames, new_file
@@ -285,6 +286,41 @@ class AsyncClient(Calls):
         try:
             answer: guest_pb2.Snapshot = await invoke(frames(), timeout=timeout)
         except grpc.RpcError as error:
+            raise from_rpc(error, self.endpoint, call.method) from error
+        return answer
+
+    async def copy_in(
+        self,
+        name: str,
+        path: str,
+        chunks: Iterable[bytes],
+        *,
+        place: bool = True,
+        keep_owners: bool = False,
+        timeout: float | None = None,
+    ) -> guest_pb2.CopyInResponse:
+        """Sends a tar (hvctl.sdk.copying.archive_of makes one) into a container, as CopyInSetup says. Raises HvctlError, and
+        what `chunks` raises."""
+        call = Calls.__dict__["_copy_in"]
+        invoke = self.channel.stream_unary(
+            call.path, request_serializer=call.request.SerializeToString, response_deserializer=call.response.FromString
+        )
+        source = copy_in_frames(name, path, chunks, place, keep_owners)
+        failures: list[Exception] = []
+
+        async def frames() -> AsyncIterator[guest_pb2.CopyInRequest]:
+            try:
+                while (frame := await asyncio.to_thread(next, source, None)) is not None:
+                    yield frame
+            except Exception as error:
+                failures.append(error)  # grpc would only say that there was one
+                raise
+
+        try:
+            answer: guest_pb2.CopyInResponse = await invoke(frames(), timeout=timeout)
+        except grpc.RpcError as error:
+            if failures:
+                raise failures[0] from None
             raise from_rpc(error, self.endpoint, call.method) from error
         return answer
 

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import json
 import sys
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncGenerator, AsyncIterator, Mapping
 from typing import Any
 
 from hvd.backends.contract import CopyFound, Files
@@ -47,7 +47,7 @@ class ContainerFiles(Files):
             answer = await self._answer(helper)
             return int(answer["entries"]), int(answer["bytes"])
 
-    async def copy_out(self, path: str, follow_link: bool) -> AsyncIterator[CopyFound | bytes]:
+    async def copy_out(self, path: str, follow_link: bool) -> AsyncGenerator[CopyFound | bytes, None]:
         async with self._helper({"out": [path, follow_link]}) as helper:
             assert helper.stdout is not None
             if line := await helper.stdout.readline():

@@ -73,7 +73,8 @@ def running(init: int, uid: str) -> None:
     process = os.pidfd_open(init)
     # After the descriptor is had: if the number is another process' now, this says so.
     groups = [line.split(":", 2)[2] for line in Path(f"/proc/{init}/cgroup").read_text("utf-8", "replace").splitlines()]
-    if f"/{PARENT}/{uid}" not in groups:
+    group = f"/{PARENT}/{uid}"
+    if not any(each == group or each.startswith(group + "/") for each in groups):
         raise ProcessLookupError(f"process {init} is not the container's")
     own, its = (os.stat(f"/proc/{who}/ns/user") for who in ("self", str(init)))
     has_own = (own.st_dev, own.st_ino) != (its.st_dev, its.st_ino)
