@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 
 import pytest
@@ -51,8 +52,8 @@ def test_a_guest_that_runs(daemon: RealDaemon) -> None:
     other = daemon.run("spin.elf")
     events = daemon.spawn("events", "-o", "jsonl")
     try:
-        # Until it listens.
-        wait_for(lambda: daemon.ok("update", other, "--label", "seen=yes") and other in events.out, "the first event")
+        number = itertools.count()  # until it listens
+        wait_for(lambda: daemon.ok("update", other, "--label", f"n={next(number)}") and other in events.out, "the first event")
         name = daemon.run("teach.elf", *TRAP)
         wait_for(lambda: daemon.show(name)["conditions"], "a condition")
         assert "warning: the kernel executes" in events.wait_out("cannot trap")
