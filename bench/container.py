@@ -131,12 +131,16 @@ def _beside_podman(lab: Lab, daemon: Daemon, layer: Path) -> Iterator[Figure]:
 
 
 def _remove_groups(name: str) -> None:
-    """podman leaves them."""
+    """podman leaves them; its monitors end a moment after their containers."""
     found = hierarchy()
-    for place in {*found.version_1.values(), *([found.unified] if found.unified else [])}:
-        for path, _, _ in os.walk(place / name, topdown=False):
-            with contextlib.suppress(OSError):  # another podman's container runs in it
-                os.rmdir(path)
+    places = [place / name for place in {*found.version_1.values(), *([found.unified] if found.unified else [])}]
+    deadline = time.monotonic() + 5
+    while any(place.exists() for place in places) and time.monotonic() < deadline:
+        for place in places:
+            for path, _, _ in os.walk(place, topdown=False):
+                with contextlib.suppress(OSError):
+                    os.rmdir(path)
+        time.sleep(0.05)
 
 
 def _quietly(words: list[str], environment: dict[str, str] | None = None) -> float:

@@ -302,6 +302,8 @@ def main() -> None:
     configure_logging(config)
     try:
         with locked(config.state_dir), locked(config.runtime_dir):
+            if sys.version_info < (3, 12):  # later ones do so by themselves: no thread for each process that is waited for
+                asyncio.set_child_watcher(asyncio.PidfdChildWatcher())
             asyncio.run(serve(config))
     except HvdError as error:
         sys.exit(_complaint(error, 1))

@@ -7,12 +7,26 @@ import gzip
 import io
 import json
 import lzma
+import subprocess
 import tarfile
 from pathlib import Path
 
 import pytest
-from oci import FakeRegistry, OciImage, digest_of, docker_registry, layer, push, send, tree, zstd
-from real_daemon import RealDaemon, wait_for
+from oci import (
+    LOGIN,
+    Certificates,
+    FakeRegistry,
+    OciImage,
+    auth_file,
+    digest_of,
+    docker_registry,
+    layer,
+    push,
+    send,
+    tree,
+    zstd,
+)
+from real_daemon import BIN, RealDaemon, wait_for
 from test_containers import box, root  # noqa: F401
 
 CONFIG = {"Entrypoint": ["sh", "-c"], "Cmd": ["cat /hello; ls /; ls /opaque; pwd; echo $A"], "Env": ["A=from the image"], "WorkingDir": "/srv"}
@@ -57,6 +71,27 @@ def test_pull_from_debians_registry_and_run(box: RealDaemon, image: OciImage, tm
     box.ok("image", "delete", "layered-v1")
     check(box, "other")
     box.ok("image", "delete", "other")
+
+
+def test_pull_by_https_from_a_private_authority_with_a_login(image: OciImage, tmp_path: Path) -> None:
+    """By the daemon's settings, which are read anew for each pull; what is wrong with them is told at once."""
+    try:
+        certificates = Certificates.make(tmp_path)
+        logins = auth_file(tmp_path / "auth.json")
+        with docker_registry(tmp_path, certificates, login=True) as host:
+            push(host, "private/box", "v1", image, certificates.ca, LOGIN)
+            with RealDaemon("--registry-ca", str(certificates.ca), "--registry-auth-file", str(logins)) as daemon:
+                assert refusal(daemon, "image", "pull", f"{host}/private/box:v1") == "REGISTRY_DENIED"
+                auth_file(logins, **{host: LOGIN})
+                assert "layer 3 of 3" in daemon.ok("image", "pull", f"{host}/private/box:v1").stderr
+                assert LOGIN.partition(":")[2] not in daemon.log()
+            with RealDaemon() as daemon:
+                assert refusal(daemon, "image", "pull", f"{host}/private/box:v1") == "REGISTRY_UNREACHABLE"
+    except FileNotFoundError:
+        pytest.skip("docker-registry or openssl is not installed")
+    wrong = subprocess.run([str(BIN / "hvd"), "--state-dir", str(tmp_path / "s"), "--runtime-dir", str(tmp_path / "r"), "--registry-ca", str(logins)],
+                           capture_output=True, text=True, timeout=60, check=False)  # fmt: skip
+    assert wrong.returncode and "registry-ca" in wrong.stderr and "Traceback" not in wrong.stderr, wrong.stderr
 
 
 def test_a_pull_that_is_interrupted(box: RealDaemon, root: Path) -> None:  # noqa: F811
@@ -162,7 +197,7 @@ def test_import_of_a_packed_root(box: RealDaemon, root: Path, tmp_path: Path, ho
 
 def refusal(box: RealDaemon, *words: str) -> str:  # noqa: F811
     refused = box.hvctl(*words, "-o", "json")
-    assert refused.returncode == 1, refused.stderr
+    assert refused.returncode, refused.stderr
     return str(json.loads(refused.stderr[refused.stderr.index("{") :])["error"]["reason"])
 
 

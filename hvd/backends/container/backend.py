@@ -26,7 +26,7 @@ from hvd.backends.container.runtime import RUNTIMES, Runtime
 from hvd.backends.container.trace.choice import choose
 from hvd.backends.container.trace.points import POINTS
 from hvd.backends.container.trace.recorder import RECORDER
-from hvd.backends.container_spec import LimitsSpec
+from hvd.backends.container_spec import ContainerSpec, LimitsSpec, MountSpec
 from hvd.backends.contract import Availability, Backend, Capability, EngineInfo, Files, Instance, LaunchSpec
 from hvd.backends.usage import Usage
 from hvd.config import Config
@@ -43,6 +43,16 @@ REMEDY = "apt-get install runc conmon"
 def _mapping() -> int:
     """Of id-mapped mounts, for as long as the daemon lives. Raises OSError, subprocess.SubprocessError."""
     return rootfs.user_namespace()
+
+
+def _mounted(container: ContainerSpec, mapping: int | None) -> tuple[Path, tuple[MountSpec, ...]]:
+    """Its root, and its mounts as the runtime gets them. Raises HvdError CONTAINER_FAILED, MOUNT_FAILED, DISK_FULL, PATH_CLOSED."""
+    return rootfs.mount(container.layers, container.state_dir, mapping), mounts.prepare(container, mapping)
+
+
+def _created(container: ContainerSpec, uid: str) -> None:
+    count_disk(hierarchy(), uid, container.limits, container.state_dir)
+    mounts.release(container.state_dir)  # it has them in its own namespace now
 
 
 class ContainerBackend(Backend):
@@ -124,8 +134,8 @@ class ContainerBackend(Backend):
         try:
             # Should the daemon end before it is there, the next one knows what it has to take down.
             record.write(directory)
-            root = await asyncio.to_thread(rootfs.mount, container.layers, container.state_dir, mapping)
-            container = replace(container, mounts=await asyncio.to_thread(mounts.prepare, container, mapping))
+            root, prepared = await asyncio.to_thread(_mounted, container, mapping)
+            container = replace(container, mounts=prepared)
             config = bundle.config(container, spec.uid, root, f"/{PARENT}/{spec.uid}")
             (directory / "config.json").write_text(json.dumps(config), "utf-8")
             rotation.before_start(directory, spec.log_max_bytes, spec.log_files)
@@ -134,11 +144,10 @@ class ContainerBackend(Backend):
                 tty=container.tty, stdin=container.stdin, stdin_ends=container.stdin_ends,
                 log_file_bytes=names.log_file_bytes(spec.log_max_bytes, spec.log_files),
             )  # fmt: skip
-            await asyncio.to_thread(count_disk, hierarchy(), spec.uid, container.limits, container.state_dir)
             record = replace(record, init=made.init, monitor=made.monitor)
             record.write(directory)
             names.write_json(str(directory / names.PID), names.process_identity(made.monitor))
-            await asyncio.to_thread(mounts.release, container.state_dir)  # it has them in its own namespace now
+            await asyncio.to_thread(_created, container, spec.uid)
             if container.plug is not None:
                 await container.plug(made.init)
             instance = ContainerInstance(directory, record, engine, "PAUSED")
