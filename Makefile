@@ -2,7 +2,7 @@
 #
 #   make setup      virtual environment in .venv, C parts, guest programs, Debian packages when root; idempotent
 #   make demo       a daemon on a private socket, real guests, their console, trace and metrics; about a minute
-#   make test       the suite, under 20 minutes on two cores     make test-slow   the tests marked slow (they build Linux)
+#   make test       the suite, some ten minutes on two cores      make test-slow   the tests marked slow (they build Linux)
 #   make bench      every figure of the README, side by side with its peer
 #   make lint       ruff, mypy --strict, buf lint, generated code up to date
 #   make proto      client/hvapi from proto/
@@ -10,6 +10,8 @@
 SYSTEM_PYTHON ?= python3
 VENV := .venv
 PYTHON := $(VENV)/bin/python
+# Modules of tests at once; each has its daemons, directories and network namespaces to itself.
+TEST_JOBS ?= 2
 export HVD_REQUIRE_BACKENDS
 
 .PHONY: all setup demo test test-slow bench lint proto clean packages
@@ -38,7 +40,7 @@ demo: setup
 	@$(PYTHON) -m deploy.demo
 
 test: setup lint
-	$(PYTHON) -m pytest -m 'not slow' $(PYTEST_ARGS)
+	$(PYTHON) -m pytest -m 'not slow' -n $(TEST_JOBS) --dist loadscope --no-loadscope-reorder $(PYTEST_ARGS)
 
 test-slow: setup
 	$(PYTHON) -m pytest -m slow --timeout 3000 $(PYTEST_ARGS)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import hashlib
 import os
 import shutil
@@ -62,11 +63,16 @@ SMALL_LINUX = {"linux-i386": "i386", "linux-x86_64": "x86_64"}
 def guest_image(name: str, modules: Sequence[str] = (), programs: Sequence[Path] = ()) -> GuestImage:
     """One of DEBIAN_KERNELS, with modules of its own to load and more programs for /bin, or SMALL_LINUX (which takes
     some minutes to build the first time) as it is. Raises GuestUnavailable."""
+    return _guest_image(name, tuple(modules), tuple(programs))
+
+
+@functools.cache  # apt needs seconds to say which version is the newest
+def _guest_image(name: str, modules: tuple[str, ...], programs: tuple[Path, ...]) -> GuestImage:
     cache = Path(os.environ.get("HVD_CACHE_DIR") or default_cache_dir())
     try:
         if name in SMALL_LINUX:
             return asyncio.run(_small_linux(cache, SMALL_LINUX[name]))
-        return asyncio.run(_debian(cache, name, tuple(modules), tuple(programs)))
+        return asyncio.run(_debian(cache, name, modules, programs))
     except (HvdError, CommandError) as error:
         raise GuestUnavailable(f"{name}: {error}") from error
 
@@ -100,6 +106,7 @@ def debian_root(suite: str = "bookworm") -> Path:
     return image
 
 
+@functools.cache
 def memtest86(name: str) -> Path:
     """The image of Debian's memtest86+ for BIOS machines: "x64" or "ia32". Raises GuestUnavailable."""
     cache = Path(os.environ.get("HVD_CACHE_DIR") or default_cache_dir())

@@ -23,7 +23,7 @@ from hvapi.v1 import guest_pb2, guest_pb2_grpc, system_pb2
 
 from hvd.api import errors, roles
 from hvd.errors import REASONS, HvdError
-from hvd.guests import records
+from hvd.guests import adoption, records
 from hvd.runner import directory as names
 from tests.api.conftest import StartWorld, World, refused, stop
 from tests.fakes.backend import FakeBackend
@@ -89,7 +89,8 @@ async def test_lost_store_is_made_up_for_by_the_runtime_directory(start_world: S
     assert (found.state, found.uid, dict(found.labels)) == (Guest.RUNNING, guest.uid, {"keep": "me"})
 
 
-async def test_odd_guests_never_stop_the_daemon(start_world: StartWorld, tmp_path: Path) -> None:
+async def test_odd_guests_never_stop_the_daemon(start_world: StartWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(adoption, "ADOPT_SECONDS", 1.0)
     first = await start_world()
     hung, torn, good = await first.run("hung"), await first.run("torn"), await first.run("good")
     other = await first.run("other-backend")

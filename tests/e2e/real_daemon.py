@@ -23,6 +23,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import pytest
+from hvctl.output import document
+from hvctl.sdk import Client
 
 ROOT = Path(__file__).resolve().parents[2]
 GUESTS = ROOT / "build" / "guests"
@@ -214,9 +216,7 @@ class RealDaemon:
                  "--listen", self.endpoint, "--metrics-listen", "127.0.0.1:0", *self.options]  # fmt: skip
         with self.log_file.open("ab") as log:
             self.process = subprocess.Popen(words, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
-        from hvctl.sdk import Client
-
-        with Client(self.endpoint) as client:
+        with self.client() as client:
             if not client.wait_ready(SECONDS):
                 pytest.fail(f"hvd is not ready, exit code {self.process.poll()}:\n{self.log()}")
 
@@ -287,12 +287,19 @@ class RealDaemon:
         self.ok("run", "-d", "--name", name, "--backend", "emulation", "--kernel", kernel(guest), "--memory", "8M", *options)
         return name
 
+    def client(self) -> Client:
+        """The SDK's, in this process."""
+        return Client(self.endpoint, timeout=SECONDS)
+
     def show(self, name: str) -> Any:
-        return self.ok("show", name, "-o", "json").json
+        """The guest, as `hvctl show -o json` has it; without a process for it, since tests ask often."""
+        with self.client() as client:
+            return document(client.get_guest(name=f"guests/{name}"))
 
     def listed(self) -> dict[str, Any]:
-        """name -> guest, as `hvctl list -o json` has it."""
-        return {guest["name"].removeprefix("guests/"): guest for guest in self.ok("list", "-o", "json").json["guests"]}
+        """name -> guest, as `hvctl list -o json` has it; without a process, too."""
+        with self.client() as client:
+            return {guest.name.removeprefix("guests/"): document(guest) for guest in client.guests()}
 
     def wait(self, name: str, *states: str, seconds: float = SECONDS) -> Any:
         """The guest when it has ended, or reached one of the states."""
@@ -336,8 +343,9 @@ class RealDaemon:
             started.close()
         self._started.clear()
         if self.is_alive:
-            if names := list(self.listed()):
-                self.ok("delete", "--force", *names)
+            with self.client() as client:
+                for guest in client.guests():
+                    client.delete_guest(name=guest.name, force=True, allow_missing=True)
             wait_for(lambda: not self.runners(), f"no runner is left: {self.runners()}")
 
     def close(self) -> None:

@@ -321,6 +321,7 @@ def test_garbage_in_the_runtime_directory(own_daemon: RealDaemon) -> None:
 # --- a runner that stands still ---
 
 
+@pytest.mark.slow  # it is waited for its answer
 def test_a_runner_that_stands_still(own_daemon: RealDaemon) -> None:
     name, neighbour = own_daemon.run("ticker.elf"), own_daemon.run("ticker.elf")
     runner = own_daemon.runner(name)

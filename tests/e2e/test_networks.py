@@ -210,6 +210,7 @@ def test_own_linux_asks_for_its_addresses(namespace: Namespace, daemon: RealDaem
 
 
 @pytest.mark.timeout(600)
+@pytest.mark.slow
 def test_a_restored_guest_has_its_network(namespace: Namespace, daemon: RealDaemon, image: GuestImage) -> None:
     """Its link, and connections that were open; a clone has a card of its own."""
     daemon.ok("network", "create", "lan", "--subnet", "10.9.0.0/24")

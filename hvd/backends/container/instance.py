@@ -144,6 +144,8 @@ class ContainerInstance(Instance):
             if self._final is not None:
                 return
             await self._runtime.delete(self._record.uid)
+        if self._monitor < 0:
+            return  # closed: whoever has it now sees its end
         with contextlib.suppress(TimeoutError):
             async with asyncio.timeout(KILL_SECONDS):
                 await self._until_end()
