@@ -12,7 +12,7 @@ include guests/teach/teach.mk
 
 GUEST_MULTIBOOT := hello hypercalls interrupts apic exceptions paging spin halt triple reset flood wild echo compute ticker ports nonsense screen exits virtio hole isolation modes garbage
 GUEST_FILES := $(GUEST_MULTIBOOT:%=$(GUEST_BUILD)/%.elf) $(GUEST_BUILD)/nano.elf $(GUEST_BUILD)/pvh.elf $(GUEST_BUILD)/long.elf $(GUEST_BUILD)/alias.elf $(GUEST_BUILD)/flat.bin $(GUEST_BUILD)/hostile.bin $(GUEST_BUILD)/boot.img \
-	$(GUEST_BUILD)/diskrate $(GUEST_BUILD)/avx $(TEACH_GUEST)
+	$(GUEST_BUILD)/diskrate $(GUEST_BUILD)/avx $(GUEST_BUILD)/ops $(TEACH_GUEST)
 
 GUEST_LIB := $(addprefix $(GUEST_BUILD)/lib/,start.o print.o check.o traps.o pic.o entry.o)
 GUEST_LIB64 := $(addprefix $(GUEST_BUILD)/lib64/,start.o print.o check.o)
@@ -72,6 +72,11 @@ $(GUEST_BUILD)/boot.img: $(GUEST_BUILD)/boot.elf
 $(GUEST_BUILD)/avx: guests/linux/avx.c guests.mk
 	@mkdir -p $(@D)
 	$(GUEST_CC) -m32 $(filter-out -mgeneral-regs-only,$(GUEST_CFLAGS)) -mavx -mstackrealign $(GUEST_LDFLAGS) -o $@ $<
+
+# The same for bench/linux_ops.py, which runs it on the host, too.
+$(GUEST_BUILD)/ops: guests/linux/ops.c guests.mk
+	@mkdir -p $(@D)
+	$(GUEST_CC) -m32 $(GUEST_CFLAGS) -O2 $(GUEST_LDFLAGS) -o $@ $<
 
 # A program for 64-bit Linux guests (bench/virtio_blk.py).
 $(GUEST_BUILD)/diskrate: guests/linux/diskrate.c guests.mk

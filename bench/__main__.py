@@ -16,6 +16,7 @@ from bench import (
     exit_cost,
     firmware,
     host,
+    linux_ops,
     memory,
     nano,
     network,
@@ -46,6 +47,7 @@ FIGURES: Final[dict[str, Callable[[Lab], Iterable[Figure]]]] = {
     "network": network.measure,
     "trap": trap.measure,
     "nano": nano.measure,
+    "linux-ops": linux_ops.measure,
     "container": container.measure,
 }
 
