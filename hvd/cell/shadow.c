@@ -425,6 +425,21 @@ enum hv_shadow hv_shadow_fault(uint32_t linear, bool write, bool user, bool fetc
     return HV_SHADOW_MAPPED;
 }
 
+void hv_shadow_prefill(uint32_t linear)
+{
+    uint32_t page = slot_of(linear, true);
+    struct hv_walk walk;
+    if (table[page] || page < least_page)
+        return;
+    hv_walk(&walk, linear, false, true, false, false);
+    if (walk.error || !walk.accessed)
+        return;
+    const struct hv_cell_region *region = hv_region_at(walk.physical);
+    uint64_t entry = wanted(page, &walk, walk.dirty, true, region);
+    if (entry)
+        map(page, page + 1, entry, region->file_offset + ((entry >> 8) * PAGE - region->start));
+}
+
 void hv_shadow_flush_page(uint32_t linear)
 {
     if (run_count > RUNS - 4) {

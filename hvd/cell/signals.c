@@ -119,6 +119,10 @@ static struct {
     uint32_t error;
 } delivered;
 
+/* The last page fault of the guest's programs: once its kernel has seen to it, they try the same again. */
+static bool user_faulted;
+static uint32_t user_fault;
+
 static void deliver_it(void) { hv_deliver(delivered.vector, delivered.has_error, delivered.error, false); }
 
 static void shut_down(void)
@@ -131,6 +135,10 @@ static void shut_down(void)
 static void deliver_raised(void)
 {
     bool first = true;
+    if (raised.pending && raised.vector == HV_PAGE_FAULT && HV_CPU->cpl == 3) {
+        user_faulted = true;
+        user_fault = HV_CPU->cr2;
+    }
     if (raised.pending && hv_debugging)
         hv_debug_raised();
     while (raised.pending) {
@@ -247,6 +255,10 @@ static void load_selectors(void)
 
 static void make_twins(void)
 {
+    if (user_faulted && HV_CPU->cpl == 3) {
+        user_faulted = false;
+        hv_shadow_prefill(user_fault);
+    }
     for (unsigned i = 0; i <= HV_GS; i++)
         expected[i] = hv_twin(&HV_CPU->segment[i]);
     hv_shadow_mode(HV_CPU->cpl);
