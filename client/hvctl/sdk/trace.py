@@ -144,7 +144,7 @@ class TraceEvent:
         """As strace would print it, with this for the time."""
         guest = guest_id(self.guest)
         if self.lost:
-            return f"{time} {guest} --- {self.lost} records lost: they were overwritten before they could be sent ---"
+            return f"{time} {guest} --- {self.lost} records lost: they came faster than they could be sent ---"
         words = [f"{time} {guest} {self.name}({', '.join(f'{a.name}={a.text}' for a in self.arguments)})"]
         if (result := self.result) is not None:
             words.append(f"= {result.text}")
