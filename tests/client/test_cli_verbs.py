@@ -343,7 +343,7 @@ def test_trace_lines(three: Hvctl, daemon: FakeDaemon) -> None:
     assert outcome.out.splitlines() == [
         "0.000000 a port-out(port=0x3f8, size=1, value=0x48) rip=0x100123 <1.2us>",
         "0.000002 a hypercall.log(address=0x2000, length=5) = 0 rip=0x100123 <1.2us>",
-        "0.000002 a --- 9 records lost: they were overwritten before they could be sent ---",
+        "0.000002 a --- 9 records lost: they came faster than they could be sent ---",
         "0.500000 a port-out(port=0x20, size=1, value=0x20) rip=0x100123 <1.2us>",
     ]
     assert outcome.code == 0 and "3 records, 9 lost" in outcome.err

@@ -130,15 +130,19 @@ def test_what_exec_starts_is_followed_and_lines_read_like_those_of_strace(box: R
     assert " c open" in line and "flags=O_RDONLY" in line and " = " in line and line.endswith("s>")
 
 
-def test_a_flood_is_lost_in_part_and_counted(box: RealDaemon) -> None:
-    box.ok("create", "--name", "c", "--image", "box", "--", "dd", "if=/dev/zero", "of=/dev/null", "bs=1", "count=300000")
+def test_a_flood_is_lost_in_part_and_counted(box: RealDaemon, tracer: str) -> None:
+    calls = 150_000
+    box.ok("create", "--name", "c", "--image", "box", "--", "dd", "if=/dev/zero", "of=/dev/null", "bs=1", f"count={calls}")
     with contextlib.closing(tracing(box, "c", "--reason", "read")) as process:
         box.ok("start", "c")
         found = records(process)
     lost = sum(r.get("lost", 0) for r in found)
     shown = sum(r["point"] == "read" for r in found)
     assert shown and lost
-    assert shown <= 300100
+    # A read(2) has two records; a gap may cut one in half. Trace files do not tell more than that there was a call.
+    told, gaps = 2 * shown + lost, len(found) - shown
+    assert told <= 2 * calls + 200
+    assert told >= (2 * calls - gaps if tracer == "ebpf" else calls)
 
 
 def test_one_that_an_earlier_daemon_started_is_traced_too(box: RealDaemon) -> None:
@@ -180,6 +184,7 @@ def test_without_a_group_of_version_2_by_trace_files_or_refused_with_the_reason(
         assert len(creating(done.jsonl)) == 3
 
 
+@pytest.mark.slow
 def test_a_daemon_answers_while_a_container_floods_its_trace(box: RealDaemon) -> None:
     box.ok("run", "-d", "--name", "calm", "--image", "box", "--", "sleep", "1000")
 
@@ -204,29 +209,3 @@ def test_a_daemon_answers_while_a_container_floods_its_trace(box: RealDaemon) ->
         process.interrupt()
     print(f"list_guests: {idle * 1e3:.2f} ms idle, {busy * 1e3:.2f} ms under flood")
     assert busy < 2.0
-
-
-def test_why_not(monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(*_: object) -> None:
-        raise PermissionError(1, "Operation not permitted")
-
-    assert choose("off").reason and not choose("off").ways
-    monkeypatch.setattr("hvd.backends.container.trace.ebpf.Programs", refuse)
-    choice = choose("auto")
-    assert choice.ways == ("tracefs",) and "Operation not permitted" in choice.remark
-    assert "eBPF" in choose("ebpf").reason
-    monkeypatch.setattr("hvd.backends.container.trace.tracefs._mount", refuse)
-    choice = choose("auto")
-    assert not choice.ways and "eBPF" in choice.reason and "trace files" in choice.reason
-    monkeypatch.setattr("os.geteuid", lambda: 1000)
-    assert "root" in choose("auto").reason
-
-
-def test_switched_off_it_is_said_where_one_looks(root: Path) -> None:
-    with RealDaemon("--container-tracer", "off") as daemon:
-        daemon.ok("image", "import", "box", str(root))
-        assert "switched off" in daemon.hvctl("doctor").stdout
-        daemon.ok("create", "--name", "c", "--image", "box", "--", "true")
-        done = daemon.hvctl("trace", "c")
-        assert done.returncode != 0 and "switched off" in done.stderr
-        daemon.clear()
