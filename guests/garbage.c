@@ -1,6 +1,6 @@
 /* What kernels do by mistake: descriptors, page tables and stacks that make no sense, an IDT that points nowhere, code that changes itself or lies
  * across pages, instructions that are none. Without "case=" all that a kernel survives, one after the other. "case=N": the Nth deadly one of the
- * table below, which must end in a triple fault. */
+ * table below, which must end in a triple fault; the last three are what some backends cannot do. */
 #include "guest.h"
 
 const char guest_name[] = "garbage";
@@ -329,10 +329,30 @@ static void no_task_state(void) /* an interrupt from CPL 3 finds no stack */
 	enter_user((void (*)(void))at(WINDOW + 0x4000), stack + sizeof stack);
 }
 
+/* ---- what some backends cannot do, and must say so */
+static void sse_device(void)
+{
+	directory[0xfee00000u >> 22] = 0xfec00000u | 0x80 | W | P;
+	__asm__ volatile("movl %%cr4, %%eax; orl $0x200, %%eax; movl %%eax, %%cr4; movups 0xfee00020, %%xmm0" : : : "eax");
+}
+
+static void virtual_8086(void)
+{
+	__asm__ volatile("pushl $0; pushl $0; pushl $0; pushl $0; pushl $0; pushl $0x1000; pushl $0x20002; pushl $0; pushl $0x500; iretl");
+}
+
+static void task_switch(void)
+{
+	static struct task_state other;
+
+	set_descriptor(0x80, descriptor((uint32_t)&other, sizeof other - 1, 0x89));
+	__asm__ volatile("ljmp $0x80, $0");
+}
+
 static void (*const deadly[])(void) = {idt_nowhere, idt_empty, idt_garbage, gdt_garbage, gdt_nowhere, no_stack, stack_at_edge, no_tables, cyclic_tables,
-				       no_task_state};
+				       no_task_state, sse_device, virtual_8086, task_switch};
 static const char *const deadly_names[] = {"IDT nowhere", "IDT empty", "IDT garbage", "GDT garbage", "GDT nowhere", "no stack", "stack at a page's edge",
-					   "no page tables", "cyclic page tables", "no stack in the TSS"};
+					   "no page tables", "cyclic page tables", "no stack in the TSS", "SSE at a device", "virtual-8086 mode", "a task switch"};
 
 int main(void)
 {

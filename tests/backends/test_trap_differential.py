@@ -6,6 +6,7 @@ follow from those; what the hole in x86 shows (docs/trap.md).
 
 from __future__ import annotations
 
+import re
 import struct
 import threading
 from collections.abc import Iterator
@@ -98,6 +99,14 @@ def _differing_words(one: Final, other: Final) -> list[tuple[str, str, str]]:
             if (a ^ b) & ~excused:
                 found.append((hex(address), hex(a), hex(b)))
     return found
+
+
+@pytest.mark.parametrize(("case", "words"), [(10, "movups|SSE|does not know|0f 10"), (11, "virtual-8086"), (12, "switches tasks")])
+def test_what_the_cell_cannot_do_ends_the_guest_with_its_bytes_and_address(case: int, words: str) -> None:
+    end = run_to_end(kernel("garbage.elf"), f"case={case}", backend="trap", engine="").end
+    assert end.reason == "EXECUTION_ERROR", end
+    assert re.search(words, end.message, re.IGNORECASE), end
+    assert int(end.metadata["address"], 16) >= 0x100000 and bytes.fromhex(end.metadata["bytes"])
 
 
 def test_limits_of_segments_are_the_processors_own() -> None:
