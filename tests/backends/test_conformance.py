@@ -39,9 +39,6 @@ ENDINGS = {
     "reset.elf": ("RESET", 0, "reset: ok"),
     "wild.elf": ("EXECUTION_ERROR", None, "wild: ok"),
 }
-# A processor reads ff ff where nothing is: #UD, and the guest has no handler. A translator says that it cannot go on.
-ENDINGS_OF_PROCESSORS = {"wild.elf": ("TRIPLE_FAULT", 0, "wild: ok")}
-PROCESSORS = frozenset({"trap", "rewriting"})
 # What an engine documents that it cannot do: its guests end with EXECUTION_ERROR and a message that says which feature is missing.
 BEYOND = {
     ("emulation", "public"): {
@@ -59,8 +56,7 @@ def beyond(bench: Bench) -> dict[str, str]:
 
 @pytest.mark.parametrize("name", ENDINGS)
 async def test_ends(bench: Bench, name: str) -> None:
-    native = ENDINGS_OF_PROCESSORS if bench.backend.name in PROCESSORS else {}
-    reason, exit_code, last_line = native.get(name, ENDINGS[name])
+    reason, exit_code, last_line = ENDINGS[name]
     if name in beyond(bench):
         status, console = await bench.run(name)
         assert (status.state, status.reason) == ("FAILED", "EXECUTION_ERROR"), (status, console)
