@@ -68,14 +68,16 @@ def skip_without_cells() -> None:
         pytest.skip(f"{availability.reason}; {availability.remedy}")
 
 
-def _create(program: str, board: HotBoard, memory: GuestMemory, cpuid: Any, engine: str) -> Vcpu:
-    return CellVcpu(board, memory, BackendId.TRAP, Mode.TRAP, leaves(features, process.tsc_hz()), 0, program)
+def _create(program: str, mode: Mode, board: HotBoard, memory: GuestMemory, cpuid: Any, engine: str) -> Vcpu:
+    return CellVcpu(board, memory, BackendId.TRAP, mode, leaves(features, process.tsc_hz()), 0, program)
 
 
 class Rig:
-    """One machine in trap mode, running as long as the `with` block."""
+    """One machine, running as long as the `with` block."""
 
-    def __init__(self, kernel: str = "hostile.bin", directory: Path | None = None, program: str = str(area.PROGRAM)) -> None:
+    def __init__(
+        self, kernel: str = "hostile.bin", directory: Path | None = None, program: str = str(area.PROGRAM), mode: Mode = Mode.TRAP
+    ) -> None:
         """directory: for counters and trace; None = there are none."""
         path = GUESTS / kernel
         if not path.exists():
@@ -85,7 +87,7 @@ class Rig:
         self.memory = GuestMemory(MEMORY)
         flat = LOAD_ADDRESS if path.suffix == ".bin" else 0
         spec = MachineSpec(path.stem, "trap", "", MEMORY, str(path), flat_load_address=flat)
-        self.machine = Machine(spec, self.board, self.memory, partial(_create, program))
+        self.machine = Machine(spec, self.board, self.memory, partial(_create, program, mode))
         self.console = b""
         self.end: End | None = None
         self._over = threading.Event()

@@ -19,7 +19,7 @@ from c_numbers import c_numbers
 from hostile_rig import DATA, Act, Rig, skip_without_cells
 
 from hvd.board.vcpu import ExitReason
-from hvd.cell.area import CellCpu, CellExit, Fd, Sandbox
+from hvd.cell.area import CellCpu, CellExit, Fd, Mode, Sandbox
 from hvd.errors import HvdError
 from hvd.trace.counters import read_counters
 
@@ -105,6 +105,7 @@ CALLS = {
     "mmap beyond the end": (MMAP, 0xFFFF_F000, 2 * PAGE, PROT_ALL, MAP_FIXED_SHARED, Fd.MEMORY, 0),
     "mmap of much": (MMAP, PAGE, 1 << 32, PROT_ALL, MAP_FIXED_SHARED, Fd.MEMORY, 0),
     "mmap of a descriptor that is none of its own": (MMAP, 0x800000, PAGE, PROT_ALL, MAP_FIXED_SHARED, 8, 0),
+    "mmap in a window that this mode has not": (MMAP, 0x3_0000_0000, PAGE, PROT_ALL, MAP_FIXED_SHARED, Fd.MEMORY, 0),
     "open of x32": (OPEN | X32, PATH, 0),
     "a number that there is not": (999,),
 }  # fmt: skip
@@ -160,6 +161,18 @@ def test_memory_of_the_host_by_mprotect(rig: Rig) -> None:
     end = rig.attack((Act.CALL, MPROTECT, 0x4000_0000, 0x8000_0000, 3), (Act.FILL, 0x4000_0000, 0x8000_0000, 1), gadget=rig.gadget())
     assert end.reason == "EXECUTION_ERROR"
     assert not Path(f"/proc/{rig.cell.pid}").exists()
+
+
+def test_kernel_that_is_translated() -> None:
+    """Its far jump is none of the processor's: there is no such segment in its table."""
+    with Rig(mode=Mode.REWRITING) as rig:
+        assert rig.attack((Act.TRAP,)).reason == "TRIPLE_FAULT"
+
+
+def test_kernel_that_runs_natively_to_breakpoints() -> None:
+    with Rig(mode=Mode.BREAKPOINT) as rig:
+        end = rig.attack((Act.CALL, *CALLS["open"]))
+        assert end.reason in ("EXECUTION_ERROR", "TRIPLE_FAULT")
 
 
 def test_trap_in_64_bit_code(rig: Rig) -> None:
