@@ -1,0 +1,62 @@
+"""A guest that attacks its host, as users see it: it ends, with the reason; the daemon and other guests do not notice."""
+
+from __future__ import annotations
+
+import os
+import signal
+import struct
+
+import pytest
+from hostile_rig import SCRIPT, Act
+from real_daemon import RealDaemon, is_process, wait_for
+
+from hvd.backends.trap.backend import BACKEND
+
+AVAILABILITY = BACKEND.probe()
+pytestmark = pytest.mark.skipif(not AVAILABILITY.available, reason=f"{AVAILABILITY.reason}; {AVAILABILITY.remedy}")
+TRAP = ("--backend", "trap")
+OPEN = 2
+
+
+def script(*steps: tuple[int, ...]) -> str:
+    """For `mem write` at SCRIPT + 16."""
+    return b"".join(struct.pack("<8Q", *step, *(0,) * (8 - len(step))) for step in steps).hex()
+
+
+def test_a_system_call_of_the_host(daemon: RealDaemon) -> None:
+    other = daemon.run("ticker.elf", *TRAP)
+    name = daemon.run("hostile.bin", *TRAP, "--flat", "0x100000")
+    wait_for(lambda: "hostile: ready" in daemon.ok("logs", name).stdout, "its first word")
+    runner = daemon.runner(name)
+    daemon.ok("mem", "write", name, hex(SCRIPT + 16), script((Act.CALL, OPEN, 0x110000, 0)))
+    daemon.ok("mem", "write", name, hex(SCRIPT), "01")
+    found = wait_for(lambda: daemon.show(name)["state"] == "FAILED" and daemon.show(name), "its end")
+    assert "made a system call of the host" in found["status_message"], found
+    wait_for(lambda: not is_process(runner), "the runner's end")
+    ticks = daemon.ok("logs", other).stdout.count("tick")
+    wait_for(lambda: daemon.ok("logs", other).stdout.count("tick") > ticks, "another tick of the other guest")
+
+
+def test_a_cell_that_is_killed(daemon: RealDaemon) -> None:
+    """And what is left of it: nothing."""
+    name = daemon.run("spin.elf", *TRAP)
+    runner = daemon.runner(name)
+
+    def children() -> list[int]:
+        return [int(pid) for task in os.listdir(f"/proc/{runner}/task") for pid in open(f"/proc/{runner}/task/{task}/children").read().split()]
+
+    (cell,) = children()
+    os.kill(cell, 9)
+    daemon.hvctl("pause", name)
+    found = wait_for(lambda: daemon.show(name)["state"] == "FAILED" and daemon.show(name), "its end")
+    assert "killed from outside" in found["status_message"]
+
+
+def test_the_daemon_is_killed_and_comes_back(own_daemon: RealDaemon) -> None:
+    """Cells belong to their runners: a guest ticks on without a daemon, and is adopted."""
+    name = own_daemon.run("ticker.elf", *TRAP)
+    own_daemon.restart(signal.SIGKILL)
+    wait_for(lambda: own_daemon.show(name)["state"] == "RUNNING", "its adoption")
+    ticks = own_daemon.ok("logs", name).stdout.count("tick")
+    wait_for(lambda: own_daemon.ok("logs", name).stdout.count("tick") > ticks, "another tick")
+    own_daemon.ok("kill", name)
