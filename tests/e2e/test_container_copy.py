@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 from hvapi.v1 import guest_pb2
-from hvctl.sdk import AsyncClient, HvctlError
+from hvctl.sdk import AsyncClient, Client, HvctlError
 from hvctl.sdk.copying import archive_of, unpack
 from real_daemon import RealDaemon, wait_for
 from test_containers import box, root  # noqa: F401  fixtures
@@ -51,8 +51,8 @@ def inside(daemon: RealDaemon, *words: str, guest: str = "c") -> str:
     return daemon.ok("exec", guest, "--", *words).stdout
 
 
-def reason(daemon: RealDaemon, *words: str, stdin: bytes = b"") -> str:
-    refused = daemon.hvctl("cp", *words, "-o", "json", stdin=stdin)
+def reason(daemon: RealDaemon, *words: str) -> str:
+    refused = daemon.hvctl("cp", *words, "-o", "json")
     assert refused.returncode not in (0, 2), refused
     return str(json.loads(refused.stderr)["error"]["reason"])
 
@@ -184,9 +184,14 @@ def test_refusals(guest: RealDaemon, tmp_path: Path) -> None:
         (tar(("x", "device", "")), "COPY_REFUSED"),
         (tar(("x", "file", ""), uid=1 << 20), "COPY_REFUSED"),
     ]
-    for stdin, expected in archives:
-        assert reason(guest, "-", "c:/tmp", stdin=stdin) == expected, stdin[:100]
-    assert reason(guest, "-", "c:/etc/passwd", stdin=tar(("x", "file", ""))) == "COPY_REFUSED"
+    with Client(guest.endpoint) as client:
+        for archive, expected in archives:
+            with pytest.raises(HvctlError) as refused:
+                client.copy_in("guests/c", "/tmp", [archive], place=False, keep_owners=True)
+            assert refused.value.reason == expected, archive[:100]
+        with pytest.raises(HvctlError) as refused:
+            client.copy_in("guests/c", "/etc/passwd", [tar(("x", "file", ""))], place=False)
+        assert refused.value.reason == "COPY_REFUSED"
     assert inside(guest, "ls", "-A", "/tmp") == "" == inside(guest, "ls", "-A", "/t", guest="fast")
 
 

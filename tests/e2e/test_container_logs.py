@@ -35,6 +35,7 @@ BURSTS = "while read at; do seq $at $((at+149)); done"
 
 def test_a_follower_loses_and_repeats_nothing_at_rotations(box: RealDaemon) -> None:  # noqa: F811
     writer = box.spawn("run", "--name", "c", "--image", "box", "--", "sh", "-c", BURSTS)
+    wait_for(lambda: box.listed().get("c", {}).get("state") == "RUNNING", "the guest runs")
     follower = box.spawn("logs", "-f", "c")
     for at in range(1, 4500, 150):
         writer.type(f"{at}\n")
