@@ -133,7 +133,7 @@ def _beside_podman(lab: Lab, daemon: Daemon, layer: Path) -> Iterator[Figure]:
 def _remove_groups(name: str) -> None:
     """podman leaves them; its monitors end a moment after their containers."""
     found = hierarchy()
-    places = [place / name for place in {*found.version_1.values(), *([found.unified] if found.unified else [])}]
+    places = [place / name for place in {*found.version_1.values(), *found.named, *([found.unified] if found.unified else [])}]
     deadline = time.monotonic() + 5
     while any(place.exists() for place in places) and time.monotonic() < deadline:
         for place in places:

@@ -49,7 +49,7 @@ class Census:
 
 def groups() -> set[Path]:
     found = hierarchy()
-    places = {path / PARENT for path in (*found.version_1.values(), *([found.unified] if found.unified else []))}
+    places = {path / PARENT for path in (*found.version_1.values(), *found.named, *([found.unified] if found.unified else []))}
     return {path for place in places if place.is_dir() for path in place.iterdir() if path.is_dir()}
 
 

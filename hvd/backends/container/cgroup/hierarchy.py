@@ -17,6 +17,8 @@ class Hierarchy:
     version_1: dict[str, Path]
     unified: Path | None
     version_2: frozenset[str]
+    # Of version 1 without a controller, as systemd's: runtimes make groups in them, too.
+    named: tuple[Path, ...] = ()
 
     def has(self, controller: str) -> bool:
         return controller in self.version_1 or controller in self.version_2
@@ -33,7 +35,7 @@ class Hierarchy:
 
     def directories(self, uid: str) -> list[Path]:
         """All groups of a container."""
-        found = {path / PARENT / uid for path in self.version_1.values()}
+        found = {path / PARENT / uid for path in (*self.version_1.values(), *self.named)}
         if self.unified is not None:
             found.add(self.unified / PARENT / uid)
         return sorted(found)
@@ -42,12 +44,15 @@ class Hierarchy:
 def hierarchy(mounts: Path = Path("/proc/self/mountinfo")) -> Hierarchy:
     version_1: dict[str, Path] = {}
     unified: Path | None = None
+    named: list[Path] = []
     for line in mounts.read_text("utf-8", "replace").splitlines():
         # proc(5), /proc/PID/mountinfo: ... (5) mount point ... - (9) type (10) source (11) super options
         left, _, right = line.partition(" - ")
         kind, _, options = right.split(" ", 2)
         where = Path(left.split(" ")[4])
         if kind == "cgroup":
+            if "name=" in options:
+                named.append(where)
             for option in options.split(","):
                 if option not in ("rw", "ro", "xattr", "clone_children", "noprefix") and "=" not in option:
                     version_1[option] = where
@@ -59,4 +64,4 @@ def hierarchy(mounts: Path = Path("/proc/self/mountinfo")) -> Hierarchy:
             controllers = frozenset((unified / "cgroup.controllers").read_text("ascii").split())
         except OSError:  # mounted, but of another namespace
             unified = None
-    return Hierarchy(version_1, unified, controllers)
+    return Hierarchy(version_1, unified, controllers, tuple(named))
