@@ -1,5 +1,5 @@
 /* uint32_t compute(uint32_t turns): what programs do, on registers, stack and a table of 4 KiB of its own: recursion, and a table that is
- * filled, summed and folded. The same bytes run in a guest's kernel, in its user mode, and in a process of the host
+ * filled once and summed four times. The same bytes run in a guest's kernel, in its user mode, and in a process of the host
  * (bench/native_compute.c), so that their times can be compared. */
 	.globl	compute
 	.balign	64
@@ -10,7 +10,7 @@ compute:
 	pushl	%ebp
 	movl	20(%esp), %ecx
 	xorl	%ebp, %ebp
-1:	movl	$14, %eax
+1:	movl	$12, %eax
 	call	fibonacci
 	addl	%eax, %ebp
 	movl	$compute_table, %edi
@@ -21,9 +21,12 @@ compute:
 	cmpl	$1024, %edx
 	jne	2b
 	xorl	%eax, %eax
-3:	decl	%edx
-	addl	(%edi, %edx, 4), %eax
-	testl	%edx, %edx
+	movl	$4, %ebx
+3:	movl	$1024, %edx
+4:	addl	-4(%edi, %edx, 4), %eax
+	decl	%edx
+	jnz	4b
+	decl	%ebx
 	jnz	3b
 	roll	$7, %eax
 	addl	%eax, %ebp
