@@ -2,7 +2,7 @@
  *
  *   area.h       what runner and cell share                  host.c       the runner's side of it (in libhv.so)
  *   main.c       start: descriptors, mappings, signals       sandbox.c    namespaces, capabilities, seccomp
- *   signals.c    from the guest into the monitor and back    leave.c      exits to the runner, HLT, timers
+ *   signals.h    from the guest into the monitor and back    leave.c      exits to the runner, HLT, timers
  *   segments.c   descriptors, segment registers              twins.c      their doubles in the host's LDT
  *   walk.c       the guest's page tables                     shadow.c     its pages mapped into this process: a TLB made of mmaps
  *   access.c     the monitor's own reads and writes of guest memory, MMIO included
@@ -61,7 +61,7 @@ struct hv_cell {
 extern struct hv_cell cell;
 #define HV_CPU (&cell.cpu)
 
-/* ---- deliver.c */
+/* ---- unwind.c, deliver.c */
 _Noreturn void hv_raise(unsigned vector);                      /* a fault without an error code */
 _Noreturn void hv_raise_error(unsigned vector, uint32_t error);
 _Noreturn void hv_raise_page_fault(uint32_t linear, uint32_t error);

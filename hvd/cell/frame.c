@@ -1,0 +1,129 @@
+/* The guest's state in and out of a signal's frame; and its x87 and SSE registers, which lie there or, in a callout, in the processor. */
+#include "signals.h"
+
+#include <string.h>
+
+#define NATIVE_FLAGS (HV_STATUS_FLAGS | HV_DF | HV_TF | HV_NT | HV_AC | HV_ID) /* that the guest has in the host's EFLAGS, too */
+#define LIVE_FLAGS (HV_STATUS_FLAGS | HV_DF | HV_NT | HV_ID)                   /* always as the guest has them */
+#define CR0_AM 0x40000u
+#define HIGH_XMM 288 /* offset of XMM8 in an FXSAVE area */
+#define XSTATE_HEADER 512 /* offset of XSTATE_BV in an XSAVE area (SDM vol. 1, 13.4.2) */
+#define X87_AND_SSE 3u
+#define FRAME_HAS_XSAVE 0x46505853u /* FP_XSTATE_MAGIC1, in the last 48 bytes of the FXSAVE image */
+#define FRAME_MAGIC_AT 464
+
+const int hv_general[8] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI};
+
+bool hv_fpu_publish(void)
+{
+    if (hv_trap.frame && hv_trap.frame->uc_mcontext.fpregs)
+        memcpy(HV_CPU->fxsave, hv_trap.frame->uc_mcontext.fpregs, sizeof HV_CPU->fxsave);
+    else if (!hv_trap.frame) /* a callout: they are where the guest left them */
+        __asm__ volatile("fxsave %0" : "=m"(HV_CPU->fxsave));
+    memset(HV_CPU->fxsave + HIGH_XMM, 0, sizeof HV_CPU->fxsave - HIGH_XMM); /* 64-bit code's, and the kernel's own words */
+    return !hv_trap.frame;
+}
+
+void hv_fpu_adopt(void)
+{
+    if (!hv_trap.frame) {
+        __asm__ volatile("fxrstor %0" : : "m"(HV_CPU->fxsave));
+        return;
+    }
+    if (!hv_trap.frame->uc_mcontext.fpregs)
+        return;
+    uint8_t *image = (uint8_t *)hv_trap.frame->uc_mcontext.fpregs;
+    uint32_t magic;
+    memcpy(&magic, image + FRAME_MAGIC_AT, sizeof magic);
+    memcpy(image, HV_CPU->fxsave, FRAME_MAGIC_AT); /* behind it the frame's own words */
+    if (magic == FRAME_HAS_XSAVE) {
+        uint64_t present = X87_AND_SSE; /* whatever else there was is as after a reset */
+        memcpy(image + XSTATE_HEADER, &present, sizeof present);
+    }
+}
+
+/* A segment register holds another selector than the guest was entered with: it loaded it without a trap. */
+static unsigned reloaded;
+static uint16_t reloaded_selector;
+static void reload(void) { hv_load_segment(reloaded, reloaded_selector); }
+
+static void take_segment(unsigned index)
+{
+    uint16_t guest;
+    bool twin = hv_twin_guest_selector(hv_trap.live[index], &guest);
+    reloaded = index;
+    reloaded_selector = twin ? guest : hv_trap.live[index];
+    struct hv_segment before = HV_CPU->segment[index];
+    if (twin && !(guest & ~3u)) {
+        HV_CPU->segment[index] = (struct hv_segment){.selector = guest};
+    } else if (index == HV_CS || (twin && (before.selector & ~3u) == (guest & ~3u))) {
+        HV_CPU->segment[index].selector = (uint16_t)((reloaded_selector & ~3u) | HV_CPU->cpl);
+    } else if (!hv_guarded(reload)) {
+        hv_forget_raised(); /* where it should have faulted is long past: unusable */
+        HV_CPU->segment[index] = (struct hv_segment){.selector = reloaded_selector};
+    }
+}
+
+void hv_take_state(void)
+{
+    struct hv_cpu *cpu = HV_CPU;
+    greg_t *g = hv_frame_registers();
+    for (int i = 0; i < 8; i++)
+        cpu->r[i] = (uint32_t)g[hv_general[i]];
+    cpu->eip = (uint32_t)g[REG_RIP];
+    uint32_t native = hv_trap.stepping ? NATIVE_FLAGS & ~(HV_TF | HV_AC) : NATIVE_FLAGS & ~HV_AC;
+    cpu->eflags = (cpu->eflags & ~(native | HV_RF)) | ((uint32_t)g[REG_EFL] & native) | 2;
+    hv_trap.live[HV_CS] = (uint16_t)g[REG_CSGSFS];
+    hv_trap.live[HV_SS] = (uint16_t)(g[REG_CSGSFS] >> 48);
+    for (unsigned i = 0; i <= HV_GS; i++)
+        if (hv_trap.live[i] != hv_trap.expected[i])
+            take_segment(i);
+    if (cpu->interrupt_shadow && cpu->eip != hv_trap.shadow_eip)
+        cpu->interrupt_shadow = 0;
+}
+
+bool hv_loaded_host_selector(void)
+{
+    for (unsigned i = 0; i <= HV_GS; i++)
+        if (i != HV_CS && hv_trap.live[i] != hv_trap.expected[i] && hv_trap.live[i] & ~3u && !(hv_trap.live[i] & 4) && HV_CPU->segment[i].attributes)
+            return true;
+    return false;
+}
+
+void hv_load_selectors(void)
+{
+    __asm__ volatile("mov %0, %%ds" : : "r"(hv_trap.expected[HV_DS]));
+    __asm__ volatile("mov %0, %%es" : : "r"(hv_trap.expected[HV_ES]));
+    __asm__ volatile("mov %0, %%gs" : : "r"(hv_trap.expected[HV_GS]));
+    __asm__ volatile("mov %0, %%fs" : : "r"(hv_trap.expected[HV_FS])); /* last: it takes the monitor's own away */
+}
+
+void hv_make_twins(void)
+{
+    uint32_t linear;
+    if (HV_CPU->cpl == 3 && hv_user_fault(&linear))
+        hv_shadow_prefill(linear);
+    for (unsigned i = 0; i <= HV_GS; i++)
+        hv_trap.expected[i] = hv_twin(&HV_CPU->segment[i]);
+    hv_shadow_mode(HV_CPU->cpl);
+}
+
+uint32_t hv_native_flags(void)
+{
+    const struct hv_cpu *cpu = HV_CPU;
+    uint32_t flags = (cpu->eflags & (LIVE_FLAGS | HV_TF)) | HV_IF | 2;
+    if (cpu->cpl == 3 && cpu->cr0 & CR0_AM)
+        flags |= cpu->eflags & HV_AC;
+    return hv_trap.stepping ? flags | HV_TF : flags;
+}
+
+void hv_give_state(void)
+{
+    struct hv_cpu *cpu = HV_CPU;
+    greg_t *g = hv_frame_registers();
+    for (int i = 0; i < 8; i++)
+        g[hv_general[i]] = cpu->r[i];
+    g[REG_RIP] = cpu->eip;
+    g[REG_EFL] = hv_native_flags();
+    g[REG_CSGSFS] = (greg_t)((uint64_t)hv_trap.expected[HV_CS] | (uint64_t)hv_trap.expected[HV_SS] << 48);
+}

@@ -1,0 +1,138 @@
+/* Everything before the guest's next instruction: exceptions, exits, interrupts, HLT, the debugger; then native or translated code. */
+#include "signals.h"
+
+#include <sys/syscall.h>
+#include <unistd.h>
+
+#include "breakpoint.h"
+#include "debug.h"
+#include "translate.h"
+
+static void wait_in_halt(void) { hv_halt(); }
+static void leave_interrupted(void) { hv_leave(HV_CELL_INTERRUPTED); }
+
+static void interpret(void) { hv_emulate(); }
+static bool natively;
+static void interpret_for_debugger(void)
+{
+    natively = !hv_debug_execute();
+    if (!natively)
+        hv_debug_executed();
+}
+static void find_target(void) { hv_trap.target = hv_translated_target(); }
+
+static bool may_run;
+static void find_breakpoint(void) { may_run = hv_breakpoint_prepare(); }
+
+/* Everything before the guest's next instruction: exceptions, exits, interrupts, HLT. Then `hv_trap.target` is where to go on: in translated code,
+ * or NULL for native code. */
+static void settle(void)
+{
+    hv_trap.stepping = false;
+    for (;;) {
+        hv_deliver_raised();
+        if (hv_was_abandoned()) {
+            hv_debug_forget();
+            hv_fpu_adopt();
+            continue;
+        }
+        if (hv_kicked()) {
+            hv_guarded(leave_interrupted);
+            continue;
+        }
+        if (hv_timer_due())
+            hv_board_advance(&cell.board);
+        bool wanted = hv_interrupts_wanted(), translated = cell.mode == HV_MODE_REWRITING && HV_CPU->cpl < 3;
+        bool interpreted = translated && !hv_translatable(), by_breakpoint = cell.mode == HV_MODE_BREAKPOINT && HV_CPU->cpl < 3;
+        if (hv_debugging && hv_debug_stops()) {
+            hv_guarded(hv_debug_leave);
+            continue;
+        }
+        if (hv_debugging && hv_debug_holds_interrupts(wanted))
+            wanted = false;
+        if (wanted && HV_CPU->interrupt_shadow && !HV_CPU->halted) {
+            /* One more instruction, then the interrupt. */
+            hv_trap.shadow_eip = HV_CPU->eip;
+            if (translated || by_breakpoint)
+                interpreted = true;
+            else
+                hv_trap.stepping = true;
+        } else if (wanted) {
+            cell.entry_ns = hv_host_ns();
+            hv_guarded(hv_take_interrupt);
+            continue;
+        } else if (HV_CPU->halted) {
+            /* In a callout signals are not blocked: one that came before it sleeps would not wake it. */
+            uint64_t all = ~0ull, before;
+            syscall(SYS_rt_sigprocmask, SIG_BLOCK, &all, &before, sizeof all);
+            hv_guarded(wait_in_halt);
+            syscall(SYS_rt_sigprocmask, SIG_SETMASK, &before, NULL, sizeof before);
+            continue;
+        } else if (HV_CPU->interrupt_shadow) {
+            hv_trap.shadow_eip = HV_CPU->eip;
+        }
+        if (hv_debugging) {
+            natively = false;
+            hv_guarded(interpret_for_debugger);
+            hv_trap.stepping = natively;
+            if (!natively)
+                continue;
+            hv_trap.shadow_eip = HV_CPU->eip;
+        } else if (interpreted) {
+            hv_guarded(interpret);
+            continue;
+        }
+        if (by_breakpoint && !hv_debugging && (!hv_guarded(find_breakpoint) || !may_run))
+            continue;
+        if (hv_guarded(translated ? find_target : hv_make_twins)) {
+            if (!translated)
+                hv_trap.target = NULL;
+            break;
+        }
+    }
+    hv_arm_timer();
+}
+
+void hv_resume(void)
+{
+    settle();
+    if (!hv_trap.target) {
+        hv_give_state();
+        if (hv_trap.step_over)
+            hv_frame_registers()[REG_EFL] |= HV_RF;
+        hv_trap.step_over = false;
+        return;
+    }
+    hv_translated_prepare();
+    greg_t *g = hv_frame_registers();
+    for (int i = 0; i < 8; i++)
+        g[hv_general[i]] = HV_CPU->r[i];
+    g[REG_RIP] = (greg_t)(uintptr_t)hv_trap.target;
+    g[REG_EFL] = cell.host_flags;
+    if (hv_debugging) {
+        g[REG_EFL] |= HV_TF;
+        hv_trap.step = HV_STEP_OUT_OF_BLOCK;
+    }
+    g[REG_R15] = (greg_t)(uintptr_t)&cell;
+    g[REG_R13] = (greg_t)HV_WINDOW;
+    g[REG_CSGSFS] = (g[REG_CSGSFS] & 0x0000ffffffff0000ll) | HV_HOST_CODE_64 | (greg_t)((uint64_t)HV_HOST_DATA << 48);
+}
+
+uint64_t hv_settle_and_go(void (*work)(void))
+{
+    hv_guarded(work);
+    settle();
+    if (hv_trap.target) {
+        hv_translated_prepare();
+        if (hv_debugging) { /* at the stub, whose frame hv_resume() can use */
+            cell.host_flags |= HV_TF;
+            hv_trap.step = HV_STEP_OUT_OF_BLOCK;
+        }
+        return (uint64_t)(uintptr_t)hv_trap.target;
+    }
+    for (unsigned i = 0; i <= HV_GS; i++)
+        cell.host_selector[i] = hv_trap.expected[i];
+    cell.user_flags = hv_native_flags();
+    cell.host_flags = HV_IF | 2;
+    return (uint64_t)(uintptr_t)hv_stubs.enter_user;
+}
