@@ -102,6 +102,10 @@ class EntryState:
 class Vcpu(ABC):
     """One virtual CPU. Everything but kick() belongs to the thread that calls run()."""
 
+    # As many as set_debug() takes.
+    most_breakpoints: int = 1024
+    most_watchpoints: int = 64
+
     @abstractmethod
     def enter(self, state: EntryState) -> None:
         """Set the whole state, for the start and after a reset. At any exit; an access that waits for its answer is dropped."""

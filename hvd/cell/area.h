@@ -93,6 +93,7 @@ struct hv_cell_area {
     uint64_t answer;        /* of *_IN and *_READ */
     struct hv_clock clock;
     struct hv_cell_debug debug;
+    uint32_t tapped;        /* a debugger wants to see the crossings: `tap`, which is empty */
 
     /* ---- both, whoever has the turn */
     struct hv_cpu cpu;
@@ -103,6 +104,7 @@ struct hv_cell_area {
     struct hv_cell_exit exit;
     struct hv_cell_counters counters;
     struct hv_cell_code code;
+    struct hv_tap tap;
 
     /* ---- at any time */
     uint32_t kick; /* leave at the next instruction boundary */

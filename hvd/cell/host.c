@@ -16,6 +16,7 @@
 #include "host.h"
 
 #define MS 1000000u
+#define MOST_CROSSINGS (1u << 20) /* of one turn, to be believed */
 #ifndef P_PIDFD
 #define P_PIDFD 3
 #endif
@@ -220,6 +221,8 @@ static void hand_over(struct hv_cell_host *host)
     area->range_count = host->range_count;
     memcpy(area->ranges, host->ranges, sizeof *host->ranges * (host->range_count < HV_AREA_RANGES ? host->range_count : HV_AREA_RANGES));
     area->answer = host->exit.value;
+    area->tapped = host->board->crossings.tap != NULL;
+    area->tap.head = 0;
     area->clock = host->board->clock;
     hv_cell_give_devices(area, host->board);
     host->cpu_changed = host->debug_changed = false;
@@ -279,6 +282,21 @@ static bool answers(struct hv_cell_host *host)
     return ++host->exits <= HV_CELL_LAST_EXITS;
 }
 
+/* The crossings that the cell has seen, behind those that the runner has. */
+static void take_tap(struct hv_tap *tap, const struct hv_tap *cell)
+{
+    uint64_t count = __atomic_load_n(&cell->head, __ATOMIC_RELAXED);
+    if (count > MOST_CROSSINGS)
+        count = MOST_CROSSINGS;
+    uint64_t lost = count > HV_TAP_RECORDS ? count - HV_TAP_RECORDS : 0;
+    tap->head += lost;
+    for (uint64_t n = lost; n < count; n++) {
+        struct hv_record record = cell->records[n % HV_TAP_RECORDS];
+        record.point %= HV_POINTS;
+        tap->records[tap->head++ % HV_TAP_RECORDS] = record;
+    }
+}
+
 /* Windows of the runner's own board, which the cell has not; and a console that has been drained meanwhile. */
 static bool served(struct hv_cell_host *host)
 {
@@ -317,6 +335,8 @@ int hv_cell_run(struct hv_cell_host *host)
             break;
         }
         hv_crossings_turn(&host->board->crossings);
+        if (host->board->crossings.tap)
+            take_tap(host->board->crossings.tap, &host->area->tap);
         const char *wrong = hv_cell_take(&host->known, host->area, &host->exit, &host->cpu, host->board);
         if (wrong)
             return break_off(host, "the guest has taken its cell over, which left a forged exit record: ", wrong);

@@ -42,6 +42,7 @@ void hv_wait_for_turn(void)
         _exit(0);
     cell.board.clock = area->clock;
     memcpy((uint8_t *)&cell.board + DEVICES, area->devices, DEVICES_BYTES);
+    hv_crossings_tap(&cell.board.crossings, area->tapped ? &area->tap : NULL);
     if (area->debug_changed)
         hv_debug_changed();
     hv_crossings_turn(&cell.board.crossings);

@@ -34,6 +34,9 @@ Cpuid = Callable[..., dict[tuple[int, int], tuple[int, int, int, int]]]
 class CellVcpu(Vcpu):
     """One cell. It runs while the thread that made it does."""
 
+    most_breakpoints = area.BREAKPOINTS
+    most_watchpoints = area.WATCHPOINTS
+
     def __init__(
         self, board: HotBoard, memory: GuestMemory, backend: BackendId, mode: Mode, cpuid: Mapping[tuple[int, int], Sequence[int]],
         tsc_hz: int, program: str = str(area.PROGRAM),

@@ -17,8 +17,6 @@ from hvd.board.machine import Machine
 from hvd.board.vcpu import DebugCause, Exit, Watchpoint
 from hvd.errors import HvdError
 
-MOST_BREAKPOINTS = 1024
-MOST_WATCHPOINTS = 64
 MOST_WATCHED_BYTES = 1 << 20
 ADDRESS_MASK = (1 << 64) - 1
 
@@ -114,11 +112,11 @@ class Debugger:
     def insert(self, breakpoint_: int | Watchpoint) -> bool:
         """A linear address, or a range of them. False: no room for more."""
         if isinstance(breakpoint_, int):
-            if len(self.breakpoints) >= MOST_BREAKPOINTS:
+            if len(self.breakpoints) >= self.machine.vcpu.most_breakpoints:
                 return False
             self.breakpoints.add(breakpoint_)
             return True
-        if len(self.watchpoints) >= MOST_WATCHPOINTS or not 1 <= breakpoint_.length <= MOST_WATCHED_BYTES:
+        if len(self.watchpoints) >= self.machine.vcpu.most_watchpoints or not 1 <= breakpoint_.length <= MOST_WATCHED_BYTES:
             return False
         if breakpoint_.address + breakpoint_.length - 1 > ADDRESS_MASK:
             return False
