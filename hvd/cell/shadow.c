@@ -17,6 +17,7 @@
 #include <sys/mman.h>
 
 #include "cell.h"
+#include "runs.h"
 #include "translate.h"
 
 #define PAGES (1u << 20)
@@ -24,8 +25,6 @@
 #define PAGE 4096u
 #define AROUND 64u            /* pages that are looked at before and behind a 4K page */
 #define UNPAGED_CHUNK 1024u   /* pages that are mapped at once without paging */
-#define RUNS 2048u
-#define EAGER_RUNS 8u         /* as few are shown at once; of more, those that are touched */
 
 /* Of a page, by linear page number: physical page << 8 | these. 0 = not mapped. */
 enum { MAPPED = 1, WRITABLE = 2, USER = 4, KERNEL_ONLY = 8, GLOBAL = 16, EXECUTABLE = 32, LARGE = 64 };
@@ -42,15 +41,6 @@ struct page_set {
     uint64_t words[SLOTS / 64];
 };
 static struct page_set mapped, transient /* not global */;
-
-/* Neighbours that only the kernel may touch, of one protection; sorted. */
-struct run {
-    uint32_t first, end;
-    int protection;
-    bool hidden;
-};
-static struct run runs[RUNS];
-static unsigned run_count;
 
 static uint32_t least_page;
 static unsigned most_mappings, mappings;
@@ -103,99 +93,9 @@ void hv_shadow_init(uint32_t least_address, unsigned most)
     most_mappings = most > 2048 ? most - 1024 : most / 2;
 }
 
-/* ---- runs */
-
 static int protection_of(uint64_t entry)
 {
     return PROT_READ | (entry & WRITABLE ? PROT_WRITE : 0) | (entry & EXECUTABLE ? PROT_EXEC : 0);
-}
-
-static void protect(const struct run *run, int protection)
-{
-    if (mprotect(address_of(run->first), (size_t)(run->end - run->first) * PAGE, protection) != 0)
-        hv_fail("mprotect of %u pages at %#x: error %d", run->end - run->first, linear_of(run->first), errno);
-}
-
-static void hide(struct run *run)
-{
-    if (!run->hidden)
-        protect(run, PROT_NONE);
-    run->hidden = true;
-}
-
-static void show(struct run *run)
-{
-    if (run->hidden)
-        protect(run, run->protection);
-    run->hidden = false;
-}
-
-/* The first run that ends behind `page`. */
-static unsigned run_at(uint32_t page)
-{
-    unsigned low = 0, high = run_count;
-    while (low < high) {
-        unsigned middle = (low + high) / 2;
-        if (runs[middle].end > page)
-            high = middle;
-        else
-            low = middle + 1;
-    }
-    return low;
-}
-
-static void runs_delete(unsigned index)
-{
-    run_count--;
-    __builtin_memmove(&runs[index], &runs[index + 1], (run_count - index) * sizeof *runs);
-}
-
-static void runs_insert(unsigned index, struct run run)
-{
-    __builtin_memmove(&runs[index + 1], &runs[index], (run_count - index) * sizeof *runs);
-    run_count++;
-    runs[index] = run;
-}
-
-/* first..end are no longer the kernel's own, or not mapped any more. There is room for one more run. */
-static void runs_remove(uint32_t first, uint32_t end)
-{
-    for (unsigned i = run_at(first); i < run_count && runs[i].first < end;) {
-        struct run *run = &runs[i];
-        if (run->first < first && run->end > end) {
-            struct run tail = {end, run->end, run->protection, run->hidden};
-            run->end = first;
-            runs_insert(i + 1, tail);
-            return;
-        }
-        if (run->first >= first && run->end <= end) {
-            runs_delete(i);
-            continue;
-        }
-        if (run->first < first)
-            run->end = first;
-        else
-            run->first = end;
-        i++;
-    }
-}
-
-static void runs_add(uint32_t first, uint32_t end, int protection)
-{
-    unsigned i = run_at(first ? first - 1 : 0);
-    if (i < run_count && runs[i].end == first && runs[i].protection == protection && !runs[i].hidden) {
-        runs[i].end = end;
-        if (i + 1 < run_count && runs[i + 1].first == end && runs[i + 1].protection == protection && !runs[i + 1].hidden) {
-            runs[i].end = runs[i + 1].end;
-            runs_delete(i + 1);
-        }
-        return;
-    }
-    i = run_at(first);
-    if (i < run_count && runs[i].first == end && runs[i].protection == protection && !runs[i].hidden)
-        runs[i].first = first;
-    else
-        runs_insert(i, (struct run){first, end, protection, false});
 }
 
 /* ---- mappings */
@@ -245,7 +145,7 @@ static void unmap(uint32_t first, uint32_t end)
         cell.area->counters.shadow_drops++;
         cell.board.crossings.counters->shadow_pages--;
     }
-    runs_remove(first, end);
+    hv_runs_remove(first, end);
     if (munmap(address_of(first), (size_t)(end - first) * PAGE) != 0)
         hv_fail("munmap of %u pages at %#x: error %d", end - first, linear_of(first), errno);
 }
@@ -257,7 +157,7 @@ void hv_shadow_flush(bool globals)
         if (has_window())
             unmap(PAGES, SLOTS);
         mappings = 0;
-        run_count = 0;
+        hv_runs_forget();
         hv_code_verify(true);
         return;
     }
@@ -267,10 +167,10 @@ void hv_shadow_flush(bool globals)
             end++;
         unmap(page, end);
         page = end;
-        if (run_count > RUNS - 4)
+        if (hv_runs_full())
             break;
     }
-    if (run_count > RUNS - 4)
+    if (hv_runs_full())
         hv_shadow_flush(true);
     hv_code_verify(false);
 }
@@ -278,7 +178,7 @@ void hv_shadow_flush(bool globals)
 /* Map first..end, whose entry for `first` is given: the following ones follow in physical memory. */
 static void map(uint32_t first, uint32_t end, uint64_t entry, uint64_t file_offset)
 {
-    if (mappings >= most_mappings || run_count > RUNS - 8)
+    if (mappings >= most_mappings || hv_runs_full())
         hv_shadow_flush(true);
     size_t length = (size_t)(end - first) * PAGE;
     int populate = end - first == 1 ? MAP_POPULATE : 0;
@@ -286,7 +186,7 @@ static void map(uint32_t first, uint32_t end, uint64_t entry, uint64_t file_offs
     if (at == MAP_FAILED)
         hv_fail("mmap of %u pages at %#x: error %d", end - first, linear_of(first), errno);
     mappings += 2;
-    runs_remove(first, end);
+    hv_runs_remove(first, end);
     for (uint32_t page = first; page < end; page++) {
         if (!table[page])
             cell.board.crossings.counters->shadow_pages++;
@@ -302,7 +202,7 @@ static void map(uint32_t first, uint32_t end, uint64_t entry, uint64_t file_offs
             set_add(&transient, page);
     }
     if (entry & KERNEL_ONLY)
-        runs_add(first, end, protection_of(entry));
+        hv_runs_add(first, end, protection_of(entry));
 }
 
 /* What a page's mapping would be; 0 = none. write: it is being written to. */
@@ -391,11 +291,8 @@ enum hv_shadow hv_shadow_fault(uint32_t linear, bool write, bool user, bool fetc
 {
     uint32_t page = slot_of(linear, user);
     if (!user && table[page] & KERNEL_ONLY) {
-        unsigned i = run_at(page);
-        if (i < run_count && runs[i].first <= page && runs[i].hidden) {
-            show(&runs[i]);
+        if (hv_runs_show_page(page))
             return HV_SHADOW_MAPPED;
-        }
     }
     hv_walk(walk, linear, write, user, fetch, true);
     if (walk->error)
@@ -442,7 +339,7 @@ void hv_shadow_prefill(uint32_t linear)
 
 void hv_shadow_flush_page(uint32_t linear)
 {
-    if (run_count > RUNS - 4) {
+    if (hv_runs_full()) {
         hv_shadow_flush(true);
         return;
     }
@@ -469,7 +366,7 @@ void hv_shadow_load_cr3(void)
         return;
     }
     for (uint32_t page = set_next(&transient, 0); page < SLOTS;) {
-        if (run_count > RUNS - 8 || mappings >= most_mappings - 4) {
+        if (hv_runs_full() || mappings >= most_mappings - 4) {
             hv_shadow_flush(true);
             break;
         }
@@ -517,19 +414,13 @@ void hv_shadow_load_cr3(void)
 void hv_shadow_mode(unsigned cpl)
 {
     bool user = cpl == 3;
-    if (user == user_runs && !(user && run_count))
-        return;
     if (user != user_runs)
         cell.area->counters.mode_switches++;
+    if (user)
+        hv_runs_hide();
+    else if (user_runs)
+        hv_runs_show();
     user_runs = user;
-    if (user) {
-        for (unsigned i = 0; i < run_count; i++)
-            hide(&runs[i]);
-        return;
-    }
-    if (run_count <= EAGER_RUNS)
-        for (unsigned i = 0; i < run_count; i++)
-            show(&runs[i]);
 }
 
 void hv_shadow_physical_changed(uint64_t physical, uint64_t length)
@@ -554,8 +445,8 @@ void hv_shadow_protect_frame(uint64_t physical)
         if (mprotect(address_of(slot - 1), PAGE, protection_of(*entry)) != 0)
             hv_fail("mprotect of a code page at %#x: error %d", linear_of(slot - 1), errno);
         if (*entry & KERNEL_ONLY) { /* accessible now, and of another protection than its run */
-            runs_remove(slot - 1, slot);
-            runs_add(slot - 1, slot, protection_of(*entry));
+            hv_runs_remove(slot - 1, slot);
+            hv_runs_add(slot - 1, slot, protection_of(*entry));
         }
     }
 }

@@ -1,0 +1,592 @@
+/* One instruction of guest kernel code to 64-bit code, by a rule for each opcode (docs/rewriting.md).
+ *
+ * Until its last access to memory the code changes no register and no flag that the guest can see, so that a fault in the middle is one of
+ * the whole instruction. What is not known to be the same in 64-bit code is executed by the monitor; so is whatever could touch the host:
+ * system calls, segment bases, far transfers.
+ */
+#include "rules.h"
+
+#define VIRTUAL_FLAGS (HV_IOPL | HV_NT | HV_AC | HV_ID)
+
+/* How an opcode is translated. */
+enum rule {
+    MONITOR = 0, /* not here */
+    COPY,        /* the same in 64-bit code, but for the memory operand's form */
+    NO_REX,      /* 40-4F: INC and DEC */
+    PUSH_REGISTER, POP_REGISTER, PUSH_ALL, POP_ALL, PUSH_IMMEDIATE, PUSH_SEGMENT, JCC, JCC_NEAR, ALIAS_80, FROM_SEGMENT, POP_MEMORY, PUSH_FLAGS,
+    POP_FLAGS, ABSOLUTE, STRING, RETURN, LEAVE, LOOP, CALL, JUMP, CLEAR_INTERRUPT, SET_INTERRUPT, GROUP_FF, FROM_CONTROL, GROUP_AE, GROUP_C7,
+    COPY_TO_END,
+};
+
+#define ROW8(first, rule) [first ... first + 7] = rule
+#define ALU(first) [first ... first + 5] = COPY
+static const uint8_t one_byte[256] = {
+    ALU(0x00), [0x06] = PUSH_SEGMENT, ALU(0x08), [0x0e] = PUSH_SEGMENT, ALU(0x10), [0x16] = PUSH_SEGMENT, ALU(0x18), [0x1e] = PUSH_SEGMENT,
+    ALU(0x20), ALU(0x28), ALU(0x30), ALU(0x38), ROW8(0x40, NO_REX), ROW8(0x48, NO_REX), ROW8(0x50, PUSH_REGISTER), ROW8(0x58, POP_REGISTER),
+    [0x60] = PUSH_ALL, [0x61] = POP_ALL, [0x68] = PUSH_IMMEDIATE, [0x69] = COPY, [0x6a] = PUSH_IMMEDIATE, [0x6b] = COPY, [0x70 ... 0x7f] = JCC,
+    [0x80] = COPY, [0x81] = COPY, [0x82] = ALIAS_80, [0x83 ... 0x8b] = COPY, [0x8c] = FROM_SEGMENT, [0x8d] = COPY, [0x8f] = POP_MEMORY,
+    [0x90 ... 0x99] = COPY, [0x9b] = COPY, [0x9c] = PUSH_FLAGS, [0x9d] = POP_FLAGS, [0x9e] = COPY, [0x9f] = COPY, [0xa0 ... 0xa3] = ABSOLUTE,
+    [0xa4 ... 0xa7] = STRING, [0xa8] = COPY, [0xa9] = COPY, [0xaa ... 0xaf] = STRING, [0xb0 ... 0xbf] = COPY, [0xc0] = COPY, [0xc1] = COPY,
+    [0xc2] = RETURN, [0xc3] = RETURN, [0xc6] = COPY, [0xc7] = COPY, [0xc9] = LEAVE, [0xd0 ... 0xd3] = COPY, ROW8(0xd8, COPY), [0xe0 ... 0xe3] = LOOP,
+    [0xe8] = CALL, [0xe9] = JUMP, [0xeb] = JUMP, [0xf5] = COPY, [0xf6] = COPY, [0xf7] = COPY, [0xf8] = COPY, [0xf9] = COPY, [0xfa] = CLEAR_INTERRUPT,
+    [0xfb] = SET_INTERRUPT, [0xfc] = COPY, [0xfd] = COPY, [0xfe] = COPY, [0xff] = GROUP_FF,
+};
+
+static const uint8_t two_byte[256] = {
+    [0x0b] = COPY_TO_END, [0x0d] = COPY, [0x10 ... 0x17] = COPY, [0x18 ... 0x1f] = COPY, [0x20] = FROM_CONTROL, [0x28 ... 0x2f] = COPY,
+    [0x40 ... 0x4f] = COPY, [0x50 ... 0x77] = COPY, [0x7c ... 0x7e] = COPY, [0x7f] = COPY, [0x80 ... 0x8f] = JCC_NEAR, [0x90 ... 0x9f] = COPY,
+    [0xa0] = PUSH_SEGMENT, [0xa3] = COPY, [0xa4] = COPY, [0xa5] = COPY, [0xa8] = PUSH_SEGMENT, [0xab] = COPY, [0xac] = COPY, [0xad] = COPY,
+    [0xae] = GROUP_AE, [0xaf] = COPY, [0xb0] = COPY, [0xb1] = COPY, [0xb3] = COPY, [0xb6] = COPY, [0xb7] = COPY, [0xb8] = COPY, [0xba ... 0xbf] = COPY,
+    [0xc0 ... 0xc6] = COPY, [0xc7] = GROUP_C7, ROW8(0xc8, COPY), [0xd0 ... 0xfe] = COPY,
+};
+
+/* ---- pieces */
+
+static void exit_to(struct hv_translation *t, uint32_t eip)
+{
+    t->exit[t->exits].displacement = t->e.at;
+    t->exit[t->exits++].eip = eip;
+    hv_word32(&t->e, 0);
+}
+
+void hv_jump_out(struct hv_translation *t, uint32_t eip)
+{
+    hv_byte(&t->e, 0xe9);
+    exit_to(t, eip);
+}
+
+void hv_call_out(struct hv_translation *t, uint32_t eip, enum hv_callout kind)
+{
+    hv_constant(&t->e, HV_R8, eip);
+    hv_constant(&t->e, HV_R9, kind);
+    hv_jump(&t->e, hv_stubs.callout);
+}
+
+void hv_check_interrupts(struct hv_translation *t, uint32_t eip)
+{
+    struct hv_emitter *e = &t->e;
+    HV_CODE(e, "\x49\x89\xcb"); /* mov r11, rcx */
+    hv_load32(e, HV_ECX, HV_FIELD(pending));
+    HV_CODE(e, "\xe3\x00"); /* jrcxz none */
+    uint8_t *jump = e->at;
+    HV_CODE(e, "\x4c\x89\xd9"); /* mov rcx, r11 */
+    hv_call_out(t, eip, HV_CALLOUT_INTERRUPT);
+    jump[-1] = (uint8_t)(e->at - jump);
+    HV_CODE(e, "\x4c\x89\xd9");
+}
+
+static bool is_memory(const struct hv_insn *insn) { return insn->has_modrm && insn->mod != 3; }
+
+/* FS and GS have bases of their own, and may be more than the window can check. */
+static bool far_segment(const struct hv_insn *insn) { return insn->segment == HV_FS || insn->segment == HV_GS; }
+
+/* ModRM, SIB and displacement of the memory operand without its segment. */
+static void operand(struct hv_translation *t, unsigned reg)
+{
+    struct hv_emitter *e = &t->e;
+    const struct hv_insn *insn = &t->insn;
+    reg = (reg & 7) << 3;
+    if (insn->mod == 3) {
+        hv_byte(e, 0xc0 | reg | insn->rm);
+    } else if (!insn->has_sib && insn->mod == 0 && insn->rm == 5) { /* relative to RIP without a SIB byte */
+        hv_byte(e, reg | 4);
+        hv_byte(e, 0x25);
+        hv_word32(e, (uint32_t)insn->displacement);
+    } else {
+        hv_byte(e, insn->mod << 6 | reg | insn->rm);
+        if (insn->has_sib)
+            hv_byte(e, insn->scale << 6 | insn->index << 3 | insn->base);
+        if (insn->displacement_size == 1)
+            hv_byte(e, (uint8_t)insn->displacement);
+        else if (insn->displacement_size == 4)
+            hv_word32(e, (uint32_t)insn->displacement);
+    }
+}
+
+/* r8d = effective address, r9 = the window of the segment, both together linear; for FS and GS. */
+static void far_operand(struct hv_translation *t)
+{
+    struct hv_emitter *e = &t->e;
+    HV_CODE(e, "\x67\x44\x8d"); /* lea r8d, [operand] */
+    operand(t, HV_R8);
+    hv_load32(e, HV_R9, HV_FIELD(segment_base) + 4 * (unsigned)t->insn.segment);
+    HV_CODE(e, "\x47\x8d\x04\x08"); /* lea r8d, [r8 + r9] */
+    hv_load64(e, HV_R9, HV_FIELD(segment_window) + 8 * (unsigned)t->insn.segment);
+}
+
+static void legacy_prefixes(struct hv_translation *t)
+{
+    if (t->insn.operand_prefix)
+        hv_byte(&t->e, 0x66);
+    if (t->insn.repeat)
+        hv_byte(&t->e, t->insn.repeat);
+    if (t->insn.lock)
+        hv_byte(&t->e, 0xf0);
+}
+
+static void opcode(struct hv_translation *t, unsigned value)
+{
+    if (t->insn.map != HV_MAP_ONE)
+        hv_byte(&t->e, 0x0f);
+    if (t->insn.map == HV_MAP_0F38)
+        hv_byte(&t->e, 0x38);
+    if (t->insn.map == HV_MAP_0F3A)
+        hv_byte(&t->e, 0x3a);
+    hv_byte(&t->e, value);
+}
+
+static void immediates(struct hv_translation *t)
+{
+    const struct hv_insn *insn = &t->insn;
+    for (unsigned i = 0; i < insn->immediate_size; i++)
+        hv_byte(&t->e, insn->immediate >> 8 * i & 0xff);
+}
+
+/* Does the ModRM reg field name AH, CH, DH or BH, which a REX prefix would turn into something else? */
+static bool high_byte_register(const struct hv_insn *insn)
+{
+    if (insn->reg < 4)
+        return false;
+    if (insn->map == HV_MAP_ONE)
+        return (insn->opcode < 0x40 && !(insn->opcode & 1)) || insn->opcode == 0x84 || insn->opcode == 0x86 || insn->opcode == 0x88 || insn->opcode == 0x8a;
+    return insn->map == HV_MAP_0F && (insn->opcode == 0xb0 || insn->opcode == 0xc0);
+}
+
+/* The same instruction, its memory operand in the window. */
+static bool copy(struct hv_translation *t, unsigned value)
+{
+    struct hv_emitter *e = &t->e;
+    const struct hv_insn *insn = &t->insn;
+    bool is_lea = insn->map == HV_MAP_ONE && value == 0x8d;
+    if (is_lea && insn->mod == 3)
+        return false;
+    if (is_memory(insn) && !is_lea && far_segment(insn)) {
+        if (high_byte_register(insn))
+            return false;
+        far_operand(t);
+        legacy_prefixes(t);
+        hv_byte(e, 0x43);
+        opcode(t, value);
+        hv_byte(e, insn->reg << 3 | 4);
+        hv_byte(e, 0x01); /* [r9 + r8] */
+        immediates(t);
+        return true;
+    }
+    if (is_memory(insn))
+        HV_CODE(e, "\x65\x67");
+    legacy_prefixes(t);
+    opcode(t, value);
+    if (insn->has_modrm)
+        operand(t, insn->reg);
+    immediates(t);
+    return true;
+}
+
+/* mov r8d, operand (0x8b), or the reverse (0x89) */
+static void move_r8(struct hv_translation *t, unsigned value)
+{
+    struct hv_emitter *e = &t->e;
+    const struct hv_insn *insn = &t->insn;
+    if (is_memory(insn) && far_segment(insn)) {
+        far_operand(t);
+        HV_CODE(e, "\x47");
+        hv_byte(e, value);
+        HV_CODE(e, "\x04\x01");
+        return;
+    }
+    if (is_memory(insn))
+        HV_CODE(e, "\x65\x67");
+    hv_byte(e, 0x44);
+    hv_byte(e, value);
+    operand(t, HV_R8);
+}
+
+static void push_r8(struct hv_translation *t)
+{
+    HV_CODE(&t->e, "\x65\x67\x44\x89\x44\x24\xfc"); /* mov gs:[esp - 4], r8d */
+    hv_move_esp(&t->e, -4);
+}
+
+/* mov r8d, gs:[esp] */
+static void top_of_stack(struct hv_translation *t) { HV_CODE(&t->e, "\x65\x67\x44\x8b\x04\x24"); }
+
+static void push_constant(struct hv_translation *t, uint32_t value)
+{
+    HV_CODE(&t->e, "\x65\x67\xc7\x44\x24\xfc");
+    hv_word32(&t->e, value);
+    hv_move_esp(&t->e, -4);
+}
+
+static void jump_indirect(struct hv_translation *t)
+{
+    hv_jump(&t->e, hv_stubs.lookup);
+    t->ends = true;
+}
+
+/* ---- rules; false = let the monitor do it */
+
+static bool push_flags(struct hv_translation *t)
+{
+    struct hv_emitter *e = &t->e;
+    HV_CODE(e, "\x41\x89\xe1\x49\x8d\xa7"); /* mov r9d, esp; lea rsp, scratch */
+    hv_word32(e, HV_FIELD(scratch_stack[8]));
+    HV_CODE(e, "\x9c\x41\x58\x44\x89\xcc"); /* pushfq; pop r8; mov esp, r9d */
+    hv_load32(e, HV_R10, HV_FIELD(virtual_if));
+    HV_CODE(e, "\x47\x8d\x84\x10"); /* lea r8d, [r8 + r10 - IF of the host] */
+    hv_word32(e, (uint32_t)-(int32_t)HV_IF);
+    hv_load32(e, HV_R10, HV_FIELD(virtual_flags));
+    HV_CODE(e, "\x47\x8d\x04\x10"); /* lea r8d, [r8 + r10] */
+    push_r8(t);
+    return true;
+}
+
+static bool pop_flags(struct hv_translation *t)
+{
+    struct hv_emitter *e = &t->e;
+    top_of_stack(t);
+    /* From here on nothing faults, and the flags are free. */
+    HV_CODE(e, "\x41\xf7\xc0"); /* test r8d, TF | ...: the monitor's */
+    hv_word32(e, HV_TF);
+    HV_CODE(e, "\x74\x00"); /* jz */
+    uint8_t *jump = e->at;
+    hv_call_out(t, t->eip, HV_CALLOUT_EMULATE);
+    jump[-1] = (uint8_t)(e->at - jump);
+    HV_CODE(e, "\x45\x89\xc1\x41\x81\xe1"); /* mov r9d, r8d; and r9d, IF */
+    hv_word32(e, HV_IF);
+    hv_store32(e, HV_R9, HV_FIELD(virtual_if));
+    HV_CODE(e, "\x45\x89\xc1\x41\x81\xe1");
+    hv_word32(e, VIRTUAL_FLAGS);
+    hv_store32(e, HV_R9, HV_FIELD(virtual_flags));
+    HV_CODE(e, "\x44\x8d\x4c\x24\x04\x41\x81\xe0"); /* lea r9d, [rsp + 4]; and r8d, the host's */
+    hv_word32(e, HV_TRANSLATED_FLAGS);
+    HV_CODE(e, "\x41\x81\xc8");
+    hv_word32(e, HV_IF | 2);
+    HV_CODE(e, "\x49\x8d\xa7"); /* lea rsp, scratch */
+    hv_word32(e, HV_FIELD(scratch_stack[8]));
+    HV_CODE(e, "\x41\x50\x9d\x44\x89\xcc"); /* push r8; popfq; mov esp, r9d */
+    /* The interrupt that may be pending comes behind the instruction: IF is looked at by the monitor. */
+    hv_block_place(t->block, e, (t->next - t->block->eip) | HV_PLACE_SHADOW);
+    hv_check_interrupts(t, t->next);
+    return true;
+}
+
+static bool string(struct hv_translation *t)
+{
+    struct hv_emitter *e = &t->e;
+    unsigned op = t->insn.opcode;
+    if (far_segment(&t->insn))
+        return false;
+    bool source = op < 0xa8 || op == 0xac || op == 0xad, destination = op < 0xa8 || op == 0xaa || op == 0xab || op >= 0xae;
+    /* ES takes no override, so both get the window's base in the registers. The guest's values are the lower halves at any time. */
+    if (source)
+        HV_CODE(e, "\x4a\x8d\x34\x2e"); /* lea rsi, [rsi + r13] */
+    if (destination)
+        HV_CODE(e, "\x4a\x8d\x3c\x2f");
+    hv_block_place(t->block, e, (t->eip - t->block->eip) | (t->shadow ? HV_PLACE_SHADOW : 0));
+    copy(t, op);
+    hv_block_place(t->block, e, (t->next - t->block->eip) | HV_PLACE_SHADOW);
+    if (source)
+        HV_CODE(e, "\x89\xf6"); /* mov esi, esi */
+    if (destination)
+        HV_CODE(e, "\x89\xff");
+    return true;
+}
+
+static bool absolute(struct hv_translation *t)
+{
+    static const uint8_t moves[] = {0x8a, 0x8b, 0x88, 0x89};
+    struct hv_emitter *e = &t->e;
+    const struct hv_insn *insn = &t->insn;
+    unsigned move = moves[insn->opcode & 3];
+    if (far_segment(insn)) {
+        hv_constant(e, HV_R8, (uint32_t)insn->displacement);
+        hv_load32(e, HV_R9, HV_FIELD(segment_base) + 4 * (unsigned)insn->segment);
+        HV_CODE(e, "\x47\x8d\x04\x08");
+        hv_load64(e, HV_R9, HV_FIELD(segment_window) + 8 * (unsigned)insn->segment);
+        legacy_prefixes(t);
+        hv_byte(e, 0x43);
+        hv_byte(e, move);
+        HV_CODE(e, "\x04\x01");
+        return true;
+    }
+    HV_CODE(e, "\x65\x67");
+    legacy_prefixes(t);
+    hv_byte(e, move);
+    HV_CODE(e, "\x04\x25");
+    hv_word32(e, (uint32_t)insn->displacement);
+    return true;
+}
+
+static bool push_all(struct hv_translation *t)
+{
+    for (unsigned i = 0; i < 8; i++) {
+        HV_CODE(&t->e, "\x65\x67\x89"); /* mov gs:[esp - 4 * (i + 1)], register */
+        hv_byte(&t->e, 0x44 | i << 3);
+        hv_byte(&t->e, 0x24);
+        hv_byte(&t->e, (uint8_t)(-4 * (int)(i + 1)));
+    }
+    hv_move_esp(&t->e, -32);
+    return true;
+}
+
+static bool pop_all(struct hv_translation *t)
+{
+    /* Both ends first: after that no part of it can fault, with some registers lost already. */
+    HV_CODE(&t->e, "\x65\x67\x44\x8b\x44\x24\x1c"); /* mov r8d, gs:[esp + 28] */
+    top_of_stack(t);
+    for (unsigned i = 0; i < 8; i++) {
+        if (i == HV_ESP)
+            continue;
+        HV_CODE(&t->e, "\x65\x67\x8b");
+        hv_byte(&t->e, 0x44 | i << 3);
+        hv_byte(&t->e, 0x24);
+        hv_byte(&t->e, 4 * (7 - i));
+    }
+    hv_move_esp(&t->e, 32);
+    return true;
+}
+
+static bool pop_memory(struct hv_translation *t)
+{
+    if (t->insn.reg || (is_memory(&t->insn) && far_segment(&t->insn)))
+        return false;
+    top_of_stack(t);
+    if (!is_memory(&t->insn)) {
+        hv_move_esp(&t->e, 4);
+        move_r8(t, 0x89);
+        return true;
+    }
+    hv_move_esp(&t->e, 4); /* the address is computed with the new ESP */
+    hv_block_place(t->block, &t->e, (t->eip - t->block->eip) | HV_PLACE_SHADOW | HV_PLACE_POPPED);
+    move_r8(t, 0x89);
+    return true;
+}
+
+static bool group_ff(struct hv_translation *t)
+{
+    switch (t->insn.reg) {
+    case 0:
+    case 1:
+        return copy(t, 0xff);
+    case 2:
+        move_r8(t, 0x8b);
+        push_constant(t, t->next);
+        jump_indirect(t);
+        return true;
+    case 4:
+        move_r8(t, 0x8b);
+        jump_indirect(t);
+        return true;
+    case 6:
+        move_r8(t, 0x8b);
+        push_r8(t);
+        return true;
+    default:
+        return false;
+    }
+}
+
+static bool from_control(struct hv_translation *t)
+{
+    static const uint32_t fields[8] = {[0] = HV_FIELD(cpu.cr0), [2] = HV_FIELD(cpu.cr2), [3] = HV_FIELD(cpu.cr3), [4] = HV_FIELD(cpu.cr4)};
+    if (!fields[t->insn.reg])
+        return false;
+    hv_load32(&t->e, t->insn.rm, fields[t->insn.reg]);
+    return true;
+}
+
+static bool from_segment(struct hv_translation *t)
+{
+    struct hv_emitter *e = &t->e;
+    const struct hv_insn *insn = &t->insn;
+    if (insn->reg > HV_GS || (is_memory(insn) && far_segment(insn)))
+        return false;
+    hv_load16(e, HV_R8, HV_FIELD(cpu.segment[0].selector) + insn->reg * (uint32_t)sizeof(struct hv_segment));
+    if (is_memory(insn))
+        HV_CODE(e, "\x65\x67\x66");
+    else if (insn->operand_prefix)
+        hv_byte(e, 0x66);
+    HV_CODE(e, "\x44\x89");
+    operand(t, HV_R8);
+    return true;
+}
+
+static bool push_segment(struct hv_translation *t)
+{
+    const struct hv_insn *insn = &t->insn;
+    unsigned segment = insn->map == HV_MAP_ONE ? insn->opcode >> 3 & 3 : insn->opcode == 0xa0 ? HV_FS : HV_GS;
+    hv_load16(&t->e, HV_R8, HV_FIELD(cpu.segment[0].selector) + segment * (uint32_t)sizeof(struct hv_segment));
+    push_r8(t);
+    return true;
+}
+
+static uint32_t branch_target(const struct hv_translation *t)
+{
+    const struct hv_insn *insn = &t->insn;
+    return t->next + (insn->immediate_size == 1 ? (uint32_t)(int8_t)insn->immediate : insn->immediate);
+}
+
+static bool leave(struct hv_translation *t)
+{
+    HV_CODE(&t->e, "\x65\x67\x44\x8b\x45\x00"  /* mov r8d, gs:[ebp] */
+                   "\x8d\x65\x04"              /* lea esp, [rbp + 4] */
+                   "\x44\x89\xc5");            /* mov ebp, r8d */
+    return true;
+}
+
+static bool loop(struct hv_translation *t)
+{
+    hv_byte(&t->e, 0x67); /* ECX */
+    hv_byte(&t->e, t->insn.opcode);
+    HV_CODE(&t->e, "\x02\xeb\x05"); /* over the jump that is over the next one */
+    hv_jump_out(t, branch_target(t));
+    return true;
+}
+
+static bool return_near(struct hv_translation *t)
+{
+    top_of_stack(t);
+    hv_move_esp(&t->e, 4 + (t->insn.opcode == 0xc2 ? (int32_t)t->insn.immediate : 0));
+    jump_indirect(t);
+    return true;
+}
+
+/* Instructions that push, pop or branch with 16 bits, which kernels do not use. */
+static bool narrow(const struct hv_insn *insn, enum rule rule)
+{
+    switch (rule) {
+    case PUSH_REGISTER: case POP_REGISTER: case PUSH_ALL: case POP_ALL: case PUSH_IMMEDIATE: case PUSH_SEGMENT: case JCC: case JCC_NEAR: case POP_MEMORY:
+    case PUSH_FLAGS: case POP_FLAGS: case RETURN: case LEAVE: case LOOP: case CALL: case JUMP:
+        return insn->operand_size == 2;
+    case GROUP_FF:
+        return insn->operand_size == 2 && insn->reg >= 2;
+    default:
+        return false;
+    }
+}
+
+static bool may_copy(const struct hv_insn *insn)
+{
+    /* F3 0F B8 is POPCNT, but 0F B8 is nothing; the others keep their meaning with any prefix. */
+    if (insn->map == HV_MAP_0F && insn->opcode == 0xb8 && insn->repeat != HV_REPEAT_E)
+        return false;
+    if (insn->map == HV_MAP_ONE && (insn->opcode == 0xc6 || insn->opcode == 0xc7) && insn->reg) /* XABORT, XBEGIN */
+        return false;
+    if (insn->map == HV_MAP_0F && insn->opcode == 0xba && insn->reg < 4)
+        return false;
+    if (insn->map == HV_MAP_ONE && insn->opcode == 0xfe && insn->reg > 1)
+        return false;
+    return true;
+}
+
+/* LOCK where it is #UD would be the host's SIGILL; the monitor raises it. */
+bool hv_translate_instruction(struct hv_translation *t)
+{
+    struct hv_emitter *e = &t->e;
+    const struct hv_insn *insn = &t->insn;
+    unsigned op = insn->opcode;
+    enum rule rule = insn->map == HV_MAP_ONE ? one_byte[op] : insn->map == HV_MAP_0F ? two_byte[op] : insn->map == HV_MAP_VEX ? MONITOR : COPY;
+    if (rule == MONITOR || insn->map == HV_MAP_3DNOW || narrow(insn, rule))
+        return false;
+    bool uses_address = is_memory(insn) || rule == ABSOLUTE || rule == STRING || rule == LOOP;
+    if (insn->address_size == 2 && uses_address)
+        return false;
+    switch (rule) {
+    case COPY:
+        return may_copy(insn) && copy(t, op);
+    case COPY_TO_END:
+        t->ends = true;
+        return copy(t, op);
+    case NO_REX:
+        legacy_prefixes(t);
+        hv_byte(e, 0xff);
+        hv_byte(e, (op < 0x48 ? 0xc0 : 0xc8) | (op & 7));
+        return true;
+    case PUSH_REGISTER:
+        HV_CODE(e, "\x65\x67\x89");
+        hv_byte(e, 0x44 | (op & 7) << 3);
+        HV_CODE(e, "\x24\xfc");
+        hv_move_esp(e, -4);
+        return true;
+    case POP_REGISTER:
+        HV_CODE(e, "\x65\x67\x8b");
+        hv_byte(e, 0x04 | (op & 7) << 3);
+        hv_byte(e, 0x24);
+        if (op != 0x5c)
+            hv_move_esp(e, 4);
+        return true;
+    case PUSH_ALL:
+        return push_all(t);
+    case POP_ALL:
+        return pop_all(t);
+    case PUSH_IMMEDIATE:
+        push_constant(t, op == 0x6a ? (uint32_t)(int8_t)insn->immediate : insn->immediate);
+        return true;
+    case PUSH_SEGMENT:
+        return push_segment(t);
+    case JCC:
+        hv_byte(e, 0x0f);
+        hv_byte(e, op + 0x10);
+        exit_to(t, branch_target(t));
+        return true;
+    case JCC_NEAR:
+        hv_byte(e, 0x0f);
+        hv_byte(e, op);
+        exit_to(t, branch_target(t));
+        return true;
+    case ALIAS_80:
+        return copy(t, 0x80);
+    case FROM_SEGMENT:
+        return from_segment(t);
+    case POP_MEMORY:
+        return pop_memory(t);
+    case PUSH_FLAGS:
+        return push_flags(t);
+    case POP_FLAGS:
+        return pop_flags(t);
+    case ABSOLUTE:
+        return absolute(t);
+    case STRING:
+        return string(t);
+    case RETURN:
+        return return_near(t);
+    case LEAVE:
+        return leave(t);
+    case LOOP:
+        return loop(t);
+    case CALL:
+        push_constant(t, t->next);
+        hv_jump_out(t, branch_target(t));
+        t->ends = true;
+        return true;
+    case JUMP:
+        hv_jump_out(t, branch_target(t));
+        t->ends = true;
+        return true;
+    case CLEAR_INTERRUPT:
+        hv_store_constant(e, HV_FIELD(virtual_if), 0);
+        return true;
+    case SET_INTERRUPT:
+        hv_store_constant(e, HV_FIELD(virtual_if), HV_IF);
+        return true;
+    case GROUP_FF:
+        return group_ff(t);
+    case FROM_CONTROL:
+        return from_control(t);
+    case GROUP_AE: /* LDMXCSR, STMXCSR, CLFLUSH and the fences; FXSAVE and FXRSTOR are the monitor's, XSAVE is not offered, F3 is WRGSBASE */
+        return !insn->repeat && !insn->operand_prefix &&
+               (is_memory(insn) ? insn->reg == 2 || insn->reg == 3 || insn->reg == 7 : insn->reg >= 5) && copy(t, op);
+    case GROUP_C7:
+        return (is_memory(insn) ? insn->reg == 1 : insn->reg == 6 && !insn->repeat) && copy(t, op);
+    default:
+        return false;
+    }
+}
+
+bool hv_is_branch(const struct hv_insn *insn)
+{
+    enum rule rule = insn->map == HV_MAP_ONE ? one_byte[insn->opcode] : insn->map == HV_MAP_0F ? two_byte[insn->opcode] : MONITOR;
+    return rule == RETURN || rule == CALL || rule == JUMP || rule == JCC || rule == JCC_NEAR || rule == LOOP || rule == GROUP_FF;
+}
+
+bool hv_sets_interrupts(const struct hv_insn *insn) { return insn->map == HV_MAP_ONE && one_byte[insn->opcode] == SET_INTERRUPT; }

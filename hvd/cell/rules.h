@@ -1,0 +1,30 @@
+/* What translate.c (a block) and rules.c (an instruction) of the translator share. */
+#ifndef HV_RULES_H
+#define HV_RULES_H
+
+#include "emit.h"
+#include "translate.h"
+
+#define HV_MOST_EXITS 200 /* of a block, but for those of its last instruction */
+
+/* A block under translation, and the instruction that is at hand. */
+struct hv_translation {
+    struct hv_emitter e;
+    struct hv_block *block;
+    struct hv_insn insn;
+    uint32_t eip, next;  /* of the instruction, and behind it */
+    bool shadow;         /* it stands behind STI */
+    bool ends;           /* nothing follows it in this block */
+    unsigned exits;
+    struct { uint8_t *displacement; uint32_t eip; } exit[HV_MOST_EXITS + 8];
+};
+
+/* The code for the instruction; false = let the monitor execute it, and what was written is to be forgotten. */
+bool hv_translate_instruction(struct hv_translation *);
+bool hv_is_branch(const struct hv_insn *);         /* a near one */
+bool hv_sets_interrupts(const struct hv_insn *);   /* STI */
+void hv_jump_out(struct hv_translation *, uint32_t eip);
+void hv_call_out(struct hv_translation *, uint32_t eip, enum hv_callout);
+void hv_check_interrupts(struct hv_translation *, uint32_t eip); /* if something waits: take it at eip; no flags are touched */
+
+#endif
