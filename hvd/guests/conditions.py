@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from hvapi.v1 import guest_pb2
 
+from hvd.backends.contract import InstanceStatus
 from hvd.guests.events import now
 
 # Its console log cannot be written.
@@ -19,7 +20,7 @@ DEBUGGED = "DEBUGGED"
 
 
 def put_sensitive(guest: guest_pb2.Guest, count: int) -> str | None:
-    """So many instructions of its kernel cannot trap though they should. The message, when that is news and there are any."""
+    """So many instructions of its kernel cannot trap though they should. For an event, when that is news and there are any."""
     old = warning(guest)
     if not count:
         clear(guest, SENSITIVE_INSTRUCTIONS)
@@ -31,7 +32,32 @@ def put_sensitive(guest: guest_pb2.Guest, count: int) -> str | None:
     if message == old:
         return None
     put(guest, SENSITIVE_INSTRUCTIONS, "CANNOT_TRAP", message)
-    return message
+    return f"warning: {message}"
+
+
+def put_sensitive_at_end(guest: guest_pb2.Guest, status: InstanceStatus) -> str | None:
+    """The same by its exit record, if that tells."""
+    text = (status.metadata or {}).get("sensitive_instructions", "")
+    return put_sensitive(guest, int(text[:9])) if text.isascii() and text.isdigit() else None
+
+
+def observe(guest: guest_pb2.Guest, status: InstanceStatus) -> list[str]:
+    """What the status of a guest that lives means for its conditions. What is news, for its events."""
+    news = []
+    if bool(status.log_error) != has(guest, LOG_LOSING):
+        clear(guest, LOG_LOSING)
+        if status.log_error:
+            put(guest, LOG_LOSING, "WRITE_FAILED", f"the console log cannot be written: {status.log_error}")
+        news.append("console log: " + (status.log_error or "written again"))
+    if status.debugged != has(guest, DEBUGGED):
+        clear(guest, DEBUGGED)
+        if status.debugged:
+            explanation = "a debugger is attached; while it has stopped the guest, the guest is PAUSED"
+            put(guest, DEBUGGED, "DEBUGGER_ATTACHED", explanation)
+        news.append(f"a debugger has {'come' if status.debugged else 'left'}")
+    if (message := put_sensitive(guest, status.sensitive)) is not None:
+        news.append(message)
+    return news
 
 
 def warning(guest: guest_pb2.Guest) -> str:

@@ -329,7 +329,7 @@ class GuestLife(PolicyRestarts):
             self.guest.ClearField(field)
         self._asked_to_end = False
         conditions.clear(self.guest, conditions.RESTART_PENDING, conditions.RESTART_GIVEN_UP, conditions.LOG_LOSING)
-        self._sensitive(0)
+        conditions.put_sensitive(self.guest, 0)
         self.warned.clear()
         self.guest.start_time.CopyFrom(now())
         self._move(Guest.STARTING, "starting")
@@ -384,6 +384,8 @@ class GuestLife(PolicyRestarts):
         if not status.debugged:  # one that an earlier daemon let in has left with it
             conditions.clear(self.guest, conditions.DEBUGGED)
         if status.state not in _FINAL:
+            conditions.put_sensitive(self.guest, status.sensitive)
+            self._warn()
             if self.guest.state in ENDED:  # adopted although it was thought lost
                 for field in ("exit_code", "end_time"):
                     self.guest.ClearField(field)
@@ -409,20 +411,9 @@ class GuestLife(PolicyRestarts):
     def _observe(self, status: InstanceStatus) -> None:
         if status.state in _FINAL:
             return
-        losing = conditions.has(self.guest, conditions.LOG_LOSING)
-        if bool(status.log_error) != losing:
-            conditions.clear(self.guest, conditions.LOG_LOSING)
-            if status.log_error:
-                conditions.put(
-                    self.guest,
-                    conditions.LOG_LOSING,
-                    "WRITE_FAILED",
-                    f"the console log cannot be written: {status.log_error}",
-                )
-            self._host.changed(self, GuestEvent.CHANGED, "console log: " + (status.log_error or "written again"))
-        if status.debugged != conditions.has(self.guest, conditions.DEBUGGED):
-            self._debugger_changed(status.debugged)
-        self._sensitive(status.sensitive)
+        for message in conditions.observe(self.guest, status):
+            self._host.changed(self, GuestEvent.CHANGED, message)
+        self._warn()
         if status.resets != self._resets:
             self._resets = status.resets
             self._host.changed(self, GuestEvent.CHANGED, f"reset ({status.resets} since its start)")
@@ -430,17 +421,9 @@ class GuestLife(PolicyRestarts):
         if self.guest.state not in (state, Guest.STOPPING):
             self._move(state, status.state.lower())
 
-    def _sensitive(self, count: int) -> None:
-        if (message := conditions.put_sensitive(self.guest, count)) is not None:
+    def _warn(self) -> None:
+        if conditions.warning(self.guest):
             self.warned.set()
-            self._host.changed(self, GuestEvent.CHANGED, f"warning: {message}")
-
-    def _debugger_changed(self, attached: bool) -> None:
-        conditions.clear(self.guest, conditions.DEBUGGED)
-        if attached:
-            explanation = "a debugger is attached; while it has stopped the guest, the guest is PAUSED"
-            conditions.put(self.guest, conditions.DEBUGGED, "DEBUGGER_ATTACHED", explanation)
-        self._host.changed(self, GuestEvent.CHANGED, f"a debugger has {'come' if attached else 'left'}")
 
     def _move(
         self, state: guest_pb2.Guest.State.ValueType, message: str, reason: str = "", explanation: str = ""
@@ -457,9 +440,8 @@ class GuestLife(PolicyRestarts):
         guest.exit_signal = (status.metadata or {}).get("exit_signal", "")
         guest.oom_killed = "oom_killed" in (status.metadata or {})
         conditions.clear(guest, conditions.DEBUGGED)
-        sensitive = (status.metadata or {}).get("sensitive_instructions", "")
-        if sensitive.isascii() and sensitive.isdigit():
-            self._sensitive(int(sensitive[:9]))
+        if message := conditions.put_sensitive_at_end(guest, status):
+            self._host.changed(self, GuestEvent.CHANGED, message)
         guest.end_time.CopyFrom(_timestamp(time_ns) if time_ns else now())
         guest.ClearField("exit_code")
         if status.state == "STOPPED":

@@ -118,10 +118,9 @@ def explained(end: End, census: Census, name: str) -> End:
     message, metadata = end.message, end.metadata | {"sensitive_instructions": str(count)}
     if end.reason not in _INTENDED:
         first = census.in_order()[0]
-        message += (
-            f"; the kernel executes {count} sensitive instructions that cannot trap, such as {first.what.name} at {first.address:#x}: "
-            f"`hvctl census {name}`"
-        )
+        what = "1 sensitive instruction" if count == 1 else f"{count} sensitive instructions"
+        example = f"{first.what.name} at {first.address:#x}"
+        message += f"; the kernel executes {what} that cannot trap, such as {example}: `hvctl census {name}`"
     return dataclasses.replace(end, message=message, metadata=metadata)
 
 

@@ -6,6 +6,8 @@ import itertools
 import json
 
 import pytest
+from google.protobuf import duration_pb2
+from hvctl.sdk import Client, HvctlError
 from real_daemon import RealDaemon, kernel, wait_for
 
 from hvd.backends.trap.backend import BACKEND
@@ -77,6 +79,19 @@ def test_executions_are_counted_while_the_guest_goes_on(daemon: RealDaemon) -> N
     hits = {entry["symbol"].partition("+")[0]: int(entry["hits"]) for entry in counted["instructions"]}
     assert hits["put_char"] > 10 and hits["task_start"] == 0
     assert daemon.show(name)["state"] == "RUNNING"
+
+
+def test_bad_requests(daemon: RealDaemon, client: Client) -> None:
+    name = daemon.run("ticker.elf", *TRAP)
+    for seconds in (-1, 61):
+        with pytest.raises(HvctlError) as error:
+            client.get_census(name=f"guests/{name}", count=duration_pb2.Duration(seconds=seconds))
+        assert error.value.reason == "FIELD_INVALID"
+    daemon.ok("create", "--name", "asleep", *TRAP, "--kernel", kernel("ticker.elf"))
+    assert daemon.hvctl("census", "asleep").returncode == 4
+    assert daemon.hvctl("census", "nobody").returncode == 3
+    daemon.ok("pause", name)
+    assert "0 sensitive instructions" in daemon.ok("census", name).stderr
 
 
 def test_other_backends_say_why_they_have_none(daemon: RealDaemon) -> None:
