@@ -1,6 +1,6 @@
-/* uint32_t compute(uint32_t turns): what programs do, on registers, stack and a table of 4 KiB of its own: recursion, and a table that is
- * filled once and summed four times. The same bytes run in a guest's kernel, in its user mode, and in a process of the host
- * (bench/native_compute.c), so that their times can be compared. */
+/* uint32_t compute(uint32_t turns): what programs do, on registers, stack and memory: recursion, and a table of 4 KiB that
+ * is filled, summed and copied four times. The same bytes run in a guest's kernel, in its user mode, and in a process of the host
+ * (bench/native/compute.c), so that their times can be compared. */
 	.globl	compute
 	.balign	64
 compute:
@@ -10,7 +10,8 @@ compute:
 	pushl	%ebp
 	movl	20(%esp), %ecx
 	xorl	%ebp, %ebp
-1:	movl	$12, %eax
+1:	pushl	%ecx
+	movl	$14, %eax
 	call	fibonacci
 	addl	%eax, %ebp
 	movl	$compute_table, %edi
@@ -21,13 +22,18 @@ compute:
 	cmpl	$1024, %edx
 	jne	2b
 	xorl	%eax, %eax
-	movl	$4, %ebx
-3:	movl	$1024, %edx
-4:	addl	-4(%edi, %edx, 4), %eax
+	movl	$1024, %edx
+3:	addl	-4(%edi, %edx, 4), %eax
 	decl	%edx
-	jnz	4b
-	decl	%ebx
 	jnz	3b
+	movl	$4, %ebx
+4:	movl	$compute_table, %esi
+	movl	$compute_copy, %edi
+	movl	$1024, %ecx
+	rep movsl
+	decl	%ebx
+	jnz	4b
+	popl	%ecx
 	roll	$7, %eax
 	addl	%eax, %ebp
 	decl	%ecx
@@ -40,7 +46,7 @@ compute:
 	ret
 
 	.balign	16
-fibonacci: /* eax -> eax; keeps ecx, edx is lost */
+fibonacci: /* eax -> eax; edx is lost */
 	cmpl	$2, %eax
 	jb	4f
 	pushl	%eax

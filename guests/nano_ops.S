@@ -164,6 +164,8 @@ user_turns:
 	.balign	4096
 compute_table: /* code and what it writes are not in one page, as in programs */
 	.skip	4096
+compute_copy:
+	.skip	4096
 user_end:
 
 	.bss

@@ -5,7 +5,7 @@
 #define RUNS 8
 
 uint32_t compute(uint32_t turns);
-uint8_t compute_table[4096] __attribute__((aligned(4096)));
+uint8_t compute_table[4096] __attribute__((aligned(4096))), compute_copy[4096] __attribute__((aligned(4096)));
 
 static long call(long number, long a, long b, long c)
 {
