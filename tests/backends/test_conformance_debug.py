@@ -84,7 +84,7 @@ async def test_a_breakpoint_is_hit_and_the_guest_ends_well_behind_it(bench: Benc
         assert await front.word(EIP) == main
         assert (await running.instance.status()).state == "PAUSED"
         assert await front.ask(b"z0,%x,1" % main) == b"OK"
-        assert await front.ask(b"c") == b"W00"
+        assert await front.ask(b"c") == b"W00", running.console()
     assert (await running.end()).exit_code == 0
 
 
@@ -100,7 +100,7 @@ async def test_steps_and_watchpoints(bench: Bench) -> None:
             seen.append(int.from_bytes(bytes.fromhex((await front.ask(b"m%x,4" % ticks)).decode()), "little"))
         assert seen == [1, 2, 3]
     # The debugger has left: no watchpoint stops it any more.
-    assert (await running.end()).exit_code == 0
+    assert (await running.end()).exit_code == 0, running.console()
 
 
 async def test_registers_and_memory_are_read_and_written(bench: Bench) -> None:
