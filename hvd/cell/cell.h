@@ -143,6 +143,7 @@ bool hv_done(const struct hv_insn *); /* EIP to the next instruction; true */
 void hv_emulate(void);
 void hv_fetch_instruction(struct hv_insn *);   /* its two halves; the first raises what fetching and decoding do */
 bool hv_interpret(const struct hv_insn *);     /* false: nothing was changed, the interpreters do not know it */
+void hv_single_step_trap(const struct hv_insn *); /* it was executed with TF set: the #DB behind it, if it has one */
 /* The interpreters: true = done, EIP included; false = not one of theirs, nothing was changed. */
 bool hv_sensitive(const struct hv_insn *);
 bool hv_execute(const struct hv_insn *);

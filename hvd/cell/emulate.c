@@ -208,6 +208,14 @@ void hv_fetch_instruction(struct hv_insn *insn)
     }
 }
 
+void hv_single_step_trap(const struct hv_insn *insn)
+{
+    if (is_software_interrupt(insn) || HV_CPU->interrupt_shadow)
+        return;
+    HV_CPU->dr[6] = (HV_CPU->dr[6] & ~0xfu) | HV_DR6_BS;
+    hv_deliver(HV_DB, false, 0, false);
+}
+
 bool hv_interpret(const struct hv_insn *insn)
 {
     struct hv_cpu *cpu = HV_CPU;
@@ -222,10 +230,8 @@ bool hv_interpret(const struct hv_insn *insn)
     }
     if (insn->map != HV_MAP_ONE || insn->opcode != 0xcf) /* IRET loads it */
         cpu->eflags &= ~HV_RF;
-    if (trap && !is_software_interrupt(insn) && !cpu->interrupt_shadow) {
-        cpu->dr[6] |= HV_DR6_BS;
-        hv_deliver(HV_DB, false, 0, false);
-    }
+    if (trap)
+        hv_single_step_trap(insn);
     return true;
 }
 

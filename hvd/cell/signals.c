@@ -53,10 +53,14 @@ static void protection_fault(void)
     unsigned available = hv_fetch(bytes);
     enum hv_decoded decoded = hv_decode(&insn, bytes, available, HV_CPU->segment[HV_CS].attributes & HV_SEGMENT_32);
     if (decoded == HV_DECODED) {
-        HV_CPU->interrupt_shadow = 0;
         bool port_string = insn.map == HV_MAP_ONE && insn.opcode >= 0x6c && insn.opcode <= 0x6f; /* INS, OUTS */
-        if (port_string ? hv_strings(&insn) : hv_sensitive(&insn))
+        bool trap = HV_CPU->eflags & HV_TF;
+        HV_CPU->interrupt_shadow = 0;
+        if (port_string ? hv_strings(&insn) : hv_sensitive(&insn)) {
+            if (trap)
+                hv_single_step_trap(&insn);
             return;
+        }
     } else if (decoded == HV_DECODE_UNKNOWN) {
         hv_emulate(); /* says so, with the bytes */
         return;

@@ -320,6 +320,24 @@ def test_the_guests_own_single_step_works_and_a_debugger_steps_through_it(start:
     assert go(rig).value == 5
 
 
+def test_the_guests_own_single_step_traps_behind_privileged_instructions(start: Start) -> None:
+    rig = start(
+        """
+        gate 1, trap
+        movw $PORT, %dx
+        pushl $0x102; popfl
+        cli
+        movl %cr0, %eax
+        incl SCRATCH + 8
+        pushl $2; popfl
+        finish SCRATCH
+    trap: incl SCRATCH; iretl
+    """
+    )
+    assert rig.finish() == 5  # CLI, MOV, INC, PUSH, POPF
+    assert rig.scratch(8) == 1
+
+
 @pytest.mark.debug_registers
 def test_the_guests_breakpoint_registers_work_beside_the_debuggers(start: Start) -> None:
     source = """
