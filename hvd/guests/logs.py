@@ -12,9 +12,10 @@ from __future__ import annotations
 import calendar
 import contextlib
 import os
+import threading
 import time
 from collections import deque
-from collections.abc import Container, Iterator
+from collections.abc import Container, Generator, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -119,11 +120,42 @@ class LogReader:
         self._file: int | None = None
         self._rest = b""
         self._parser = _Parser()
+        self._pending: Generator[bytes, None, None] | None = None
+        # Held while a thread reads: whoever awaits that may be cancelled, and closes meanwhile.
+        self._reading = threading.Lock()
+        self._closed = False
 
     def close(self) -> None:
+        """At once, or by the thread that reads as soon as it has read. Nothing is to be read afterwards."""
+        self._closed = True
+        if self._reading.acquire(blocking=False):
+            try:
+                if self._pending is not None:
+                    self._pending.close()
+                self._pending = None
+                self._close_file()
+            finally:
+                self._reading.release()
+
+    def _close_file(self) -> None:
         if self._file is not None:
             os.close(self._file)
             self._file = None
+
+    @contextlib.contextmanager
+    def _turn(self) -> Iterator[Iterator[bytes]]:
+        """What there is to read now, for one call."""
+        try:
+            with self._reading:
+                if self._closed:
+                    yield iter(())
+                    return
+                if self._pending is None:
+                    self._pending = self.raw_lines()
+                yield self._pending
+        finally:
+            if self._closed:
+                self.close()
 
     def _next(self) -> tuple[int, bool] | None:
         """The file that follows the one being read, opened, and whether it does so directly: False when rotations were faster than the
@@ -155,7 +187,7 @@ class LogReader:
             return True
         return present is not None and present != _identity(self._file)
 
-    def raw_lines(self) -> Iterator[bytes]:
+    def raw_lines(self) -> Generator[bytes, None, None]:
         """What there is now and was not read yet, without line ends; a last line that is not complete waits for the
         next call.
         """
@@ -178,7 +210,7 @@ class LogReader:
                 descriptor, is_next = follows
                 if not is_next:
                     yield b"%s stderr F hvd: output is missing here: it was written faster than it was read" % self._parser.stamp
-                self.close()
+                self._close_file()
                 self._file, follows = descriptor, None
             finally:
                 if follows is not None:
@@ -188,33 +220,27 @@ class LogReader:
         """The next lines, up to these bounds (the last may exceed most_bytes); empty = all is read."""
         lines: list[Line] = []
         size = 0
-        for raw in self._lines:
-            lines.append(self._parser.parse(raw))
-            size += len(raw)
-            if len(lines) >= most_lines or size >= most_bytes:
-                return lines
-        self._pending = None
+        with self._turn() as pending:
+            for raw in pending:
+                lines.append(self._parser.parse(raw))
+                size += len(raw)
+                if len(lines) >= most_lines or size >= most_bytes:
+                    return lines
+            self._pending = None
         return lines
-
-    _pending: Iterator[bytes] | None = None
-
-    @property
-    def _lines(self) -> Iterator[bytes]:
-        if self._pending is None:
-            self._pending = self.raw_lines()
-        return self._pending
 
     def read_tail(self, lines: int) -> list[Line]:
         """All there is now, but only the last so many lines; a line in pieces counts once."""
         kept: deque[list[bytes]] = deque(maxlen=lines)
         begun: list[bytes] = []
-        for raw in self._lines:
-            begun.append(raw)
-            # The tag is the third word; a torn line counts as whole.
-            if raw.split(b" ", 3)[2:3] != [b"P"]:
-                kept.append(begun)
-                begun = []
-        self._pending = None
+        with self._turn() as pending:
+            for raw in pending:
+                begun.append(raw)
+                # The tag is the third word; a torn line counts as whole.
+                if raw.split(b" ", 3)[2:3] != [b"P"]:
+                    kept.append(begun)
+                    begun = []
+            self._pending = None
         if begun and lines:
             kept.append(begun)
         return [self._parser.parse(raw) for group in kept for raw in group]

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import os
+import threading
 from pathlib import Path
 
+import pytest
+
 from hvd.backends.container import rotation
-from hvd.guests.logs import LogReader, read_before, read_end
+from hvd.guests.logs import Line, LogReader, read_before, read_end
 from hvd.runner.directory import LOG, older_log
 from hvd.runner.log import ConsoleLog
 
@@ -105,3 +108,27 @@ def test_a_directory_that_goes_away(tmp_path: Path) -> None:
     directory.rmdir()
     assert not reader.has_news() and text(reader) == b""
     reader.close()
+
+
+def test_closed_while_a_thread_reads(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever waited for the thread has been cancelled: neither does it read a file that is another's by now, nor is one left open."""
+    (tmp_path / "console.log.1").write_bytes(b"2026-11-23T12:00:00.000000000+00:00 stdout F old\n")
+    (tmp_path / "console.log").write_bytes(b"2026-11-23T12:00:01.000000000+00:00 stdout F new\n")
+    before = len(os.listdir("/proc/self/fd"))
+    reader = LogReader(tmp_path)
+    parsing, closed = threading.Event(), threading.Event()
+    parse = reader._parser.parse
+
+    def slowly(raw: bytes) -> Line:
+        parsing.set()
+        assert closed.wait(60)
+        return parse(raw)
+
+    monkeypatch.setattr(reader._parser, "parse", slowly)
+    thread = threading.Thread(target=reader.read, args=(1, 1 << 20))
+    thread.start()
+    assert parsing.wait(60)
+    reader.close()
+    closed.set()
+    thread.join()
+    assert len(os.listdir("/proc/self/fd")) == before and reader.read(10, 1 << 20) == []
