@@ -52,11 +52,11 @@ static uint64_t read_as(uint32_t linear, unsigned size, bool user)
     return value;
 }
 
-static void check_as(uint32_t linear, unsigned size, bool user)
+static void check_as(uint32_t linear, unsigned size, bool write, bool user)
 {
     for (unsigned i = 0; i < size; i = crosses(linear, size) && i == 0 ? PAGE - (linear & (PAGE - 1)) : size) {
         struct hv_walk walk;
-        hv_walk(&walk, linear + i, true, user, false, false);
+        hv_walk(&walk, linear + i, write, user, false, false);
         if (walk.error)
             hv_raise_page_fault(linear + i, walk.error);
     }
@@ -70,7 +70,7 @@ static void write_as(uint32_t linear, unsigned size, uint64_t value, bool user)
         write_within(linear, size, value, user);
         return;
     }
-    check_as(linear, size, user); /* all of it or nothing */
+    check_as(linear, size, true, user); /* all of it or nothing */
     for (unsigned i = 0; i < size; i++)
         write_within(linear + i, 1, value >> 8 * i & 0xff, user);
 }
@@ -79,7 +79,8 @@ uint64_t hv_read(uint32_t linear, unsigned size) { return read_as(linear, size, 
 void hv_write(uint32_t linear, unsigned size, uint64_t value) { write_as(linear, size, value, HV_CPU->cpl == 3); }
 uint64_t hv_read_system(uint32_t linear, unsigned size) { return read_as(linear, size, false); }
 void hv_write_system(uint32_t linear, unsigned size, uint64_t value) { write_as(linear, size, value, false); }
-void hv_check_write(uint32_t linear, unsigned size) { check_as(linear, size, HV_CPU->cpl == 3); }
+void hv_check_write(uint32_t linear, unsigned size) { check_as(linear, size, true, HV_CPU->cpl == 3); }
+void hv_check_read(uint32_t linear, unsigned size) { check_as(linear, size, false, HV_CPU->cpl == 3); }
 
 unsigned hv_fetch(uint8_t bytes[HV_LONGEST_INSTRUCTION])
 {

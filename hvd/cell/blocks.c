@@ -167,6 +167,14 @@ static uint32_t next_of(uint32_t index, uint64_t frame)
     return block->next_in_frame[block->frame[0] == frame ? 0 : 1];
 }
 
+/* The blocks that were translated from that linear page while it was mapped to that frame. */
+static void kill_page(uint32_t page, uint64_t frame)
+{
+    for (uint32_t i = by_frame[frame]; i != NONE; i = next_of(i, frame))
+        if (blocks[i].page[0] == page || (blocks[i].page_count == 2 && blocks[i].page[1] == page))
+            kill_block(i);
+}
+
 /* ---- making one */
 
 struct hv_block *hv_block_begin(uint32_t eip, uint32_t *index)
@@ -212,6 +220,8 @@ void hv_block_end(uint32_t index, const struct hv_emitter *e)
         hv_walk(&walk, page * PAGE, false, false, true, false);
         if (!is_code_page[page])
             code_pages[code_page_count++] = page;
+        else if (code_frame[page] != NONE && code_frame[page] != frame)
+            kill_page(page, code_frame[page]); /* the guest has mapped it elsewhere, and not told yet */
         is_code_page[page] = walk.global ? 1 : 2;
         code_frame[page] = (uint32_t)frame;
     }
@@ -253,9 +263,7 @@ static bool verify(uint32_t page)
     hv_walk(&walk, page * PAGE, false, false, true, false);
     if (!walk.error && walk.physical / PAGE == frame)
         return true;
-    for (uint32_t i = by_frame[frame]; i != NONE; i = next_of(i, frame))
-        if (blocks[i].page[0] == page || (blocks[i].page_count == 2 && blocks[i].page[1] == page))
-            kill_block(i);
+    kill_page(page, frame);
     code_frame[page] = NONE;
     return false;
 }

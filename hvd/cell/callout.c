@@ -34,6 +34,8 @@ void hv_translated_prepare(void)
     cell.virtual_flags = cpu->eflags & VIRTUAL_FLAGS;
     cell.pending = hv_interrupts_pending();
     cpu->interrupt_shadow = 0;
+    for (unsigned kind = 0; kind < HV_FPU_KINDS; kind++)
+        cell.fpu_traps[kind] = hv_fpu_traps(kind);
     for (unsigned i = HV_FS; i <= HV_GS; i++) {
         cell.segment_base[i] = cpu->segment[i].base;
         cell.segment_window[i] = is_flat_data(&cpu->segment[i]) ? HV_WINDOW : NOWHERE;
@@ -71,8 +73,11 @@ static void look_up(void)
 
 static void nothing(void) {}
 
+static void shadow(void) { HV_CPU->interrupt_shadow = 1; }
+
 static void (*const work[HV_CALLOUTS])(void) = {
-    [HV_CALLOUT_EMULATE] = emulate, [HV_CALLOUT_CHAIN] = chain, [HV_CALLOUT_LOOKUP] = look_up, [HV_CALLOUT_INTERRUPT] = nothing, [HV_CALLOUT_ASYNC] = nothing,
+    [HV_CALLOUT_EMULATE] = emulate, [HV_CALLOUT_CHAIN] = chain, [HV_CALLOUT_LOOKUP] = look_up, [HV_CALLOUT_INTERRUPT] = nothing, [HV_CALLOUT_SHADOW] = shadow,
+    [HV_CALLOUT_ASYNC] = nothing,
 };
 
 uint64_t hv_callout(void)

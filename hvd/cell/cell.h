@@ -49,6 +49,7 @@ struct hv_cell {
     uint32_t user_flags;    /* of the guest's programs */
     uint32_t callout_kind, callout_argument;
     uint16_t host_selector[8]; /* for the guest's programs: twins */
+    uint32_t fpu_traps[4];  /* by enum hv_fpu: such an instruction faults now */
     uint32_t segment_base[8];
     uint64_t segment_window[8]; /* HV_WINDOW; of a segment that only the monitor can access, an address that faults */
     uint64_t callout, resume, monitor_sp;
@@ -77,6 +78,7 @@ void hv_write(uint32_t linear, unsigned size, uint64_t value);
 uint64_t hv_read_system(uint32_t linear, unsigned size);
 void hv_write_system(uint32_t linear, unsigned size, uint64_t value);
 void hv_check_write(uint32_t linear, unsigned size); /* would a write fault? raises #PF now, before anything is changed */
+void hv_check_read(uint32_t linear, unsigned size);
 /* Code bytes at CS:EIP, as many as can be fetched, at most 15. Raises #PF or #GP when there is none. */
 unsigned hv_fetch(uint8_t bytes[HV_LONGEST_INSTRUCTION]);
 
@@ -137,6 +139,11 @@ void hv_push_at(unsigned size, uint32_t depth, uint32_t value);
 uint32_t hv_pop_at(unsigned size, uint32_t depth);
 void hv_add_esp(int32_t bytes); /* SS.B decides on SP or ESP */
 bool hv_done(const struct hv_insn *); /* EIP to the next instruction; true */
+
+/* What an instruction needs of x87, MMX and SSE (SDM vol. 3A, 2.5 and 13.1). */
+enum hv_fpu { HV_FPU_NONE, HV_FPU_X87, HV_FPU_SSE, HV_FPU_WAIT, HV_FPU_KINDS };
+enum hv_fpu hv_fpu_kind(const struct hv_insn *);
+bool hv_fpu_traps(enum hv_fpu); /* with CR0 and CR4 as they are */
 
 /* Execute the instruction at CS:EIP in the monitor. An instruction that the decoder or the interpreters do not know ends in
  * hv_fail() with its bytes; one that IA-32 does not define raises #UD. */

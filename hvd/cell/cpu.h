@@ -63,6 +63,7 @@ struct hv_cpu {
 #define HV_STATUS_FLAGS (HV_CF | HV_PF | HV_AF | HV_ZF | HV_SF | HV_OF)
 #define HV_DR6_BS 0x4000u /* a single step */
 #define HV_CR0_PE 0x1u
+#define HV_CR0_MP 0x2u
 #define HV_CR0_TS 0x8u
 #define HV_CR0_EM 0x4u
 #define HV_CR0_WP 0x10000u
@@ -70,6 +71,7 @@ struct hv_cpu {
 #define HV_CR4_PSE 0x10u
 #define HV_CR4_PAE 0x20u
 #define HV_CR4_PGE 0x80u
+#define HV_CR4_OSFXSR 0x200u
 #define HV_CR4_UMIP 0x800u
 
 enum hv_vector {

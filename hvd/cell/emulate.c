@@ -164,6 +164,59 @@ static bool is_software_interrupt(const struct hv_insn *insn)
     return insn->map == HV_MAP_ONE && ((insn->opcode >= 0xcc && insn->opcode <= 0xce) || insn->opcode == 0xf1);
 }
 
+/* ---- x87, MMX and SSE */
+
+enum hv_fpu hv_fpu_kind(const struct hv_insn *insn)
+{
+    unsigned op = insn->opcode;
+    bool prefixed = insn->operand_prefix || insn->repeat;
+    switch (insn->map) {
+    case HV_MAP_ONE:
+        return op >= 0xd8 && op <= 0xdf ? HV_FPU_X87 : op == 0x9b ? HV_FPU_WAIT : HV_FPU_NONE;
+    case HV_MAP_0F:
+        if ((op >= 0x10 && op <= 0x17) || (op >= 0x28 && op <= 0x2f) || (op >= 0x50 && op <= 0x5f) || op == 0xc2 || op == 0xc6)
+            return HV_FPU_SSE;
+        if ((op >= 0x60 && op <= 0x7f) || op == 0xc4 || op == 0xc5 || (op >= 0xd0 && op <= 0xfe))
+            return prefixed ? HV_FPU_SSE : HV_FPU_X87;
+        if (op == 0xae && insn->mod != 3 && insn->reg < 4) /* FXSAVE, FXRSTOR; LDMXCSR, STMXCSR */
+            return insn->reg < 2 ? HV_FPU_X87 : HV_FPU_SSE;
+        return HV_FPU_NONE;
+    case HV_MAP_0F38:
+        return op < 0x80 || (op >= 0xc0 && op < 0xf0) ? (prefixed ? HV_FPU_SSE : HV_FPU_X87) : HV_FPU_NONE;
+    case HV_MAP_0F3A:
+        return prefixed ? HV_FPU_SSE : HV_FPU_X87;
+    default:
+        return HV_FPU_NONE;
+    }
+}
+
+bool hv_fpu_traps(enum hv_fpu kind)
+{
+    uint32_t cr0 = HV_CPU->cr0;
+    switch (kind) {
+    case HV_FPU_X87:
+        return cr0 & (HV_CR0_TS | HV_CR0_EM);
+    case HV_FPU_SSE:
+        return cr0 & (HV_CR0_TS | HV_CR0_EM) || !(HV_CPU->cr4 & HV_CR4_OSFXSR);
+    case HV_FPU_WAIT:
+        return (cr0 & (HV_CR0_TS | HV_CR0_MP)) == (HV_CR0_TS | HV_CR0_MP);
+    default:
+        return false;
+    }
+}
+
+/* Raises what such an instruction does when the guest has not enabled it. */
+static void check_fpu(const struct hv_insn *insn)
+{
+    enum hv_fpu kind = hv_fpu_kind(insn);
+    if (!hv_fpu_traps(kind))
+        return;
+    bool mmx_or_sse = insn->map != HV_MAP_ONE && !(insn->map == HV_MAP_0F && insn->opcode == 0xae && insn->reg < 2);
+    if ((mmx_or_sse && HV_CPU->cr0 & HV_CR0_EM) || (kind == HV_FPU_SSE && !(HV_CPU->cr4 & HV_CR4_OSFXSR)))
+        hv_raise(HV_UD);
+    hv_raise(HV_NM);
+}
+
 _Noreturn static void fail(const struct hv_insn *insn)
 {
     static const char digits[] = "0123456789abcdef";
@@ -221,6 +274,7 @@ bool hv_interpret(const struct hv_insn *insn)
     struct hv_cpu *cpu = HV_CPU;
     if ((insn->lock && !may_lock(insn)) || is_undefined(insn))
         hv_raise(HV_UD);
+    check_fpu(insn);
     bool trap = cpu->eflags & HV_TF;
     uint8_t shadow = cpu->interrupt_shadow;
     cpu->interrupt_shadow = 0;
@@ -239,6 +293,9 @@ void hv_emulate(void)
 {
     struct hv_insn insn;
     hv_fetch_instruction(&insn);
-    if (!hv_interpret(&insn))
+    if (hv_interpret(&insn))
+        return;
+    if (!HV_CPU->interrupt_shadow || hv_fpu_kind(&insn) == HV_FPU_NONE)
         fail(&insn);
+    HV_CPU->interrupt_shadow = 0; /* x87 and SSE are not executed here: the interrupt that waits comes before them */
 }

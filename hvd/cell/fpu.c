@@ -95,8 +95,9 @@ static void restore(const struct hv_insn *insn)
     hv_fpu_adopt();
     if (!live || !other)
         return;
-    const struct row *row = row_of(physical);
-    const uint8_t *state = row->physical == physical ? row->state : nothing;
+    struct row *row = row_of(physical);
+    uint8_t *state = row->physical == physical ? row->state : nothing;
+    memcpy(state + MXCSR_AT, &mxcsr, 4); /* which XRSTOR loads for AVX, too, whatever the header says (SDM vol. 1, 13.8.1) */
     __asm__ volatile("xrstor %0" : : "m"(*(const uint8_t(*)[STATE_BYTES])state), "a"((uint32_t)other), "d"((uint32_t)(other >> 32)));
 }
 

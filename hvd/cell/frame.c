@@ -98,6 +98,14 @@ void hv_load_selectors(void)
     __asm__ volatile("mov %0, %%fs" : : "r"(hv_trap.expected[HV_FS])); /* last: it takes the monitor's own away */
 }
 
+/* The host takes NT and ID not from the frame but as they are when the handler returns. */
+void hv_keep_flags(void)
+{
+    uint64_t wanted = (uint64_t)hv_frame_registers()[REG_EFL], flags = __builtin_ia32_readeflags_u64();
+    if ((flags ^ wanted) & (HV_NT | HV_ID))
+        __builtin_ia32_writeeflags_u64((flags & ~(uint64_t)(HV_NT | HV_ID)) | (wanted & (HV_NT | HV_ID)));
+}
+
 void hv_make_twins(void)
 {
     uint32_t linear;

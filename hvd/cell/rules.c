@@ -75,6 +75,24 @@ void hv_check_interrupts(struct hv_translation *t, uint32_t eip)
     HV_CODE(e, "\x4c\x89\xd9");
 }
 
+/* CR0.TS and EM and CR4.OSFXSR can make x87 and SSE instructions fault. They change only between blocks: once in each is enough. */
+static void check_fpu(struct hv_translation *t)
+{
+    enum hv_fpu kind = hv_fpu_kind(&t->insn);
+    struct hv_emitter *e = &t->e;
+    if (kind == HV_FPU_NONE || t->fpu_checked[kind])
+        return;
+    t->fpu_checked[kind] = true;
+    HV_CODE(e, "\x49\x89\xcb"); /* mov r11, rcx */
+    hv_load32(e, HV_ECX, HV_FIELD(fpu_traps) + 4 * (unsigned)kind);
+    HV_CODE(e, "\xe3\x00"); /* jrcxz none */
+    uint8_t *jump = e->at;
+    HV_CODE(e, "\x4c\x89\xd9"); /* mov rcx, r11 */
+    hv_call_out(t, t->eip, HV_CALLOUT_EMULATE);
+    jump[-1] = (uint8_t)(e->at - jump);
+    HV_CODE(e, "\x4c\x89\xd9");
+}
+
 static bool is_memory(const struct hv_insn *insn) { return insn->has_modrm && insn->mod != 3; }
 
 /* FS and GS have bases of their own, and may be more than the window can check. */
@@ -152,6 +170,9 @@ static bool high_byte_register(const struct hv_insn *insn)
     return insn->map == HV_MAP_0F && (insn->opcode == 0xb0 || insn->opcode == 0xc0);
 }
 
+/* MASKMOVQ and MASKMOVDQU write to EDI. */
+static bool is_masked_move(const struct hv_insn *insn) { return insn->map == HV_MAP_0F && insn->opcode == 0xf7 && insn->mod == 3; }
+
 /* The same instruction, its memory operand in the window. */
 static bool copy(struct hv_translation *t, unsigned value)
 {
@@ -172,7 +193,7 @@ static bool copy(struct hv_translation *t, unsigned value)
         immediates(t);
         return true;
     }
-    if (is_memory(insn))
+    if (is_memory(insn) || is_masked_move(insn))
         HV_CODE(e, "\x65\x67");
     legacy_prefixes(t);
     opcode(t, value);
@@ -331,9 +352,11 @@ static bool push_all(struct hv_translation *t)
 
 static bool pop_all(struct hv_translation *t)
 {
-    /* Both ends first: after that no part of it can fault, with some registers lost already. */
-    HV_CODE(&t->e, "\x65\x67\x44\x8b\x44\x24\x1c"); /* mov r8d, gs:[esp + 28] */
-    top_of_stack(t);
+    /* All of it once before: after that no part can fault, with some registers lost already. From below, as the processor does. */
+    for (unsigned i = 0; i < 8; i++) {
+        HV_CODE(&t->e, "\x65\x67\x44\x8b\x44\x24"); /* mov r8d, gs:[esp + 4 * i] */
+        hv_byte(&t->e, 4 * i);
+    }
     for (unsigned i = 0; i < 8; i++) {
         if (i == HV_ESP)
             continue;
@@ -467,6 +490,11 @@ static bool narrow(const struct hv_insn *insn, enum rule rule)
 
 static bool may_copy(const struct hv_insn *insn)
 {
+    /* MOVDIR64B and ENQCMD write to where a register says, which takes no prefix. */
+    if (insn->map == HV_MAP_0F38 && insn->opcode == 0xf8)
+        return false;
+    if (is_masked_move(insn) && far_segment(insn))
+        return false;
     /* F3 0F B8 is POPCNT, but 0F B8 is nothing; the others keep their meaning with any prefix. */
     if (insn->map == HV_MAP_0F && insn->opcode == 0xb8 && insn->repeat != HV_REPEAT_E)
         return false;
@@ -489,8 +517,12 @@ bool hv_translate_instruction(struct hv_translation *t)
     if (rule == MONITOR || insn->map == HV_MAP_3DNOW || narrow(insn, rule))
         return false;
     bool uses_address = is_memory(insn) || rule == ABSOLUTE || rule == STRING || rule == LOOP;
+    bool is_nop = insn->map == HV_MAP_0F && op >= 0x18 && op <= 0x1f;
+    if (uses_address && insn->segment == HV_CS && rule != LOOP && !is_nop) /* which cannot be written to, and may not be readable */
+        return false;
     if (insn->address_size == 2 && uses_address)
         return false;
+    check_fpu(t);
     switch (rule) {
     case COPY:
         return may_copy(insn) && copy(t, op);

@@ -15,6 +15,7 @@ struct hv_translation {
     uint32_t eip, next;  /* of the instruction, and behind it */
     bool shadow;         /* it stands behind STI */
     bool ends;           /* nothing follows it in this block */
+    bool fpu_checked[HV_FPU_KINDS];
     unsigned exits;
     struct { uint8_t *displacement; uint32_t eip; } exit[HV_MOST_EXITS + 8];
 };

@@ -383,7 +383,7 @@ static enum after absent(const struct hv_insn *insn)
 
 /* ---- descriptor tables: 0F 00 and 0F 01 */
 
-static enum after store_selector(const struct hv_insn *insn, unsigned which, uint16_t value)
+static enum after store_selector(const struct hv_insn *insn, unsigned which, uint32_t value)
 {
     if (HV_CPU->cpl && HV_CPU->cr4 & HV_CR4_UMIP)
         hv_raise_error(HV_GP, 0);
@@ -523,7 +523,7 @@ static enum after group_01(const struct hv_insn *insn)
     case 3:
         return load_table(insn, &HV_CPU->idt, HV_POINT_PRIVILEGED_LIDT);
     case 4:
-        return store_selector(insn, 4, (uint16_t)HV_CPU->cr0);
+        return store_selector(insn, 4, HV_CPU->cr0);
     case 6:
         return lmsw(insn);
     case 7:

@@ -218,14 +218,17 @@ void hv_on_signal(int signal, siginfo_t *information, void *context)
     hv_trap.frame = context;
     hv_trap.info = information;
     handle(signal);
-    hv_trap.frame = NULL;
     running_since = hv_host_ns();
-    if (was_translated)
+    if (was_translated) {
         was_translated = false; /* back to where it came from, whose segments are as they were */
-    else if (hv_trap.target)
-        __builtin_ia32_wrgsbase64(HV_WINDOW);
-    else
-        hv_load_selectors();
+    } else {
+        hv_keep_flags();
+        if (hv_trap.target)
+            __builtin_ia32_wrgsbase64(HV_WINDOW);
+        else
+            hv_load_selectors();
+    }
+    hv_trap.frame = NULL;
 }
 
 void hv_enter_first(void)

@@ -56,6 +56,7 @@ void hv_give_state(void); /* and into it */
 uint32_t hv_native_flags(void);
 void hv_make_twins(void); /* selectors and mappings for the code that runs next */
 void hv_load_selectors(void);
+void hv_keep_flags(void); /* last of all: what a frame does not bring back */
 /* Did the guest load a selector of the host's own GDT without a trap, which acts unlike its own? hv_take_state() has put that right: what
  * the guest did with it may be tried again. */
 bool hv_loaded_host_selector(void);

@@ -56,9 +56,10 @@ static void outs(struct string *string)
 
 static void movs(struct string *string)
 {
-    uint32_t to = destination(string, true);
-    hv_check_write(to, string->size); /* before a device's register is read */
-    hv_write(to, string->size, read_source(string));
+    uint32_t from = source(string), to = destination(string, true);
+    hv_check_read(from, string->size); /* its faults come first; and both before a device's register is read */
+    hv_check_write(to, string->size);
+    hv_write(to, string->size, (uint32_t)hv_read(from, string->size));
     advance(string, HV_ESI);
     advance(string, HV_EDI);
 }

@@ -45,6 +45,15 @@ static bool add_page(struct hv_block *block, uint32_t eip)
     return true;
 }
 
+/* The block ends, and the guest goes on behind it. If that stands behind STI, the monitor looks at what waits behind one more instruction. */
+static void go_on_at(struct hv_translation *t, uint32_t eip, bool behind_sti)
+{
+    if (behind_sti)
+        hv_call_out(t, eip, HV_CALLOUT_SHADOW);
+    else
+        hv_jump_out(t, eip);
+}
+
 uint32_t hv_translate(uint32_t eip)
 {
     static struct hv_translation t;
@@ -58,6 +67,7 @@ uint32_t hv_translate(uint32_t eip)
     t.next = eip;
     t.ends = false;
     t.exits = 0;
+    memset(t.fpu_checked, 0, sizeof t.fpu_checked);
     bool in_memory = add_page(t.block, eip), after_sti = false;
     const struct source source = {in_memory ? hv_memory_at(t.block->frame[0] * PAGE, false, NULL) : NULL, eip & ~(PAGE - 1)};
     while (!t.ends) {
@@ -69,7 +79,7 @@ uint32_t hv_translate(uint32_t eip)
                      t.e.at - t.block->host > MOST_HOST_BYTES);
         unsigned available = full ? 0 : fetch(&source, at, &bytes, buffer);
         if (!available && t.block->instructions) {
-            hv_jump_out(&t, at);
+            go_on_at(&t, at, after_sti);
             break;
         }
         bool decoded = hv_decode(&t.insn, bytes, available, true) == HV_DECODED;
@@ -77,7 +87,7 @@ uint32_t hv_translate(uint32_t eip)
         t.next = at + (decoded ? t.insn.length : 1);
         if (decoded && (t.next - 1) / PAGE != eip / PAGE) {
             if (t.block->instructions) { /* it begins a block of its own */
-                hv_jump_out(&t, at);
+                go_on_at(&t, at, after_sti);
                 break;
             }
             in_memory = in_memory && add_page(t.block, t.next - 1);

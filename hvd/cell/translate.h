@@ -24,6 +24,7 @@ enum hv_callout {
     HV_CALLOUT_CHAIN,     /* a direct jump is taken for the first time: cell.callout_argument is its exit */
     HV_CALLOUT_LOOKUP,    /* an indirect jump to EIP, which the table does not know */
     HV_CALLOUT_INTERRUPT, /* at EIP interrupts are on, and something waits */
+    HV_CALLOUT_SHADOW,    /* at EIP interrupts are on, behind STI */
     HV_CALLOUT_ASYNC,     /* a signal came while the monitor worked */
     HV_CALLOUTS,
 };

@@ -106,6 +106,7 @@ void hv_write(uint32_t linear, unsigned size, uint64_t value)
 }
 
 void hv_check_write(uint32_t linear, unsigned size) { check(linear, size, true); }
+void hv_check_read(uint32_t linear, unsigned size) { check(linear, size, false); }
 
 unsigned hv_fetch(uint8_t bytes[HV_LONGEST_INSTRUCTION])
 {

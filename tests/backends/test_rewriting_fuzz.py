@@ -1,0 +1,185 @@
+"""Random kernels and programs under rewriting and under emulation: the same exceptions in the same order, registers, flags and memory.
+
+HVD_FUZZ_SEEDS=first:last runs many more than the suite does. What is found is shrunk, and printed as a line for corpus/programs.jsonl.
+"""
+
+from __future__ import annotations
+
+import os
+import struct
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from kernel_programs import Maker
+from stream_compare import DONE, Pair, all_same, difference, disassembled
+from stream_guest import DEVICE, STACK, USER, Program, Side
+from stream_programs import SET_ESI, SET_ESP
+
+from hvd.backends.emulation.backend import BACKEND as EMULATION
+from hvd.backends.rewriting.backend import BACKEND as REWRITING
+from hvd.cell.decoder import Decoded, Decoder
+
+NATIVE = next(engine for engine in EMULATION.engines() if engine.name == "native").availability
+AVAILABLE = REWRITING.probe() if NATIVE.available else NATIVE
+pytestmark = pytest.mark.skipif(not AVAILABLE.available, reason=f"{AVAILABLE.reason}; {AVAILABLE.remedy}")
+
+CORPUS = Path(__file__).parent / "corpus" / "programs.jsonl"
+PER_TEST = 250
+KERNELS, PROGRAMS, INTERRUPTED = (
+    range(0, 1500, PER_TEST),
+    range(100_000, 101_000, PER_TEST),
+    range(200_000, 200_500, PER_TEST),
+)
+TIMER = 400  # periods of the 8254: 335 us
+MOST_SHOWN = 4
+instructions = 0
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    directory = tmp_path_factory.mktemp("streams")
+    pair = Pair(Side("emulation", directory), Side("rewriting", directory))
+    yield pair
+    pair.close()
+
+
+def nominal(program: Program) -> int:
+    """Instructions that it executes if nothing faults: loops are as long as their counters say."""
+    decoder = Decoder()
+    count = 0
+    for chunk in program.chunks:
+        code, turns = b"".join(chunk), 1
+        if chunk[0][:2] == b"\xc7\x86" and len(chunk[0]) == 10 and chunk[-1][:2] == b"\xff\x8e":
+            (turns,) = struct.unpack_from("<I", chunk[0], 6)
+        length = 0
+        while code and decoder.decode_bytes(code) == Decoded.DECODED:
+            code = code[decoder.instruction.length :]
+            length += 1
+        count += length * turns
+    return count
+
+
+def look(pair: Pair, programs: list[Program], timer: int = 0) -> None:
+    global instructions
+    found = pair.differences(programs, timer)
+    instructions += sum(map(nominal, programs))
+    lines = []
+    for program, text in found[:MOST_SHOWN]:
+        small = program if text.startswith("not") else pair.shrink(program, timer)
+        lines += [f"seed {program.seed}, ring {program.ring}: {text}", disassembled(small), "corpus: " + small.dump()]
+    assert not found, f"{len(found)} differences\n" + "\n".join(lines)
+
+
+@pytest.mark.parametrize("first", KERNELS)
+def test_kernels(pair: Pair, first: int) -> None:
+    look(pair, [Maker(seed, ring=0).program() for seed in range(first, first + PER_TEST)])
+
+
+@pytest.mark.parametrize("first", PROGRAMS)
+def test_programs(pair: Pair, first: int) -> None:
+    look(pair, [Maker(seed, ring=3).program() for seed in range(first, first + PER_TEST)])
+
+
+@pytest.mark.parametrize("first", INTERRUPTED)
+def test_interrupted(pair: Pair, first: int) -> None:
+    """By a timer and by kicks, in the middle of translated code: nothing of it is to be seen."""
+    look(pair, [Maker(seed, timer=True).program() for seed in range(first, first + PER_TEST)], TIMER)
+
+
+def test_there_were_enough() -> None:
+    if not instructions:
+        pytest.skip("the tests before were not run")
+    assert instructions > 1_000_000, instructions
+
+
+@pytest.mark.skipif("HVD_FUZZ_SEEDS" not in os.environ, reason="HVD_FUZZ_SEEDS=first:last is not set")
+@pytest.mark.timeout(0)
+def test_many_more(pair: Pair) -> None:
+    first, last = map(int, os.environ["HVD_FUZZ_SEEDS"].split(":"))
+    for at in range(first, last, PER_TEST):
+        seeds = range(at, min(at + PER_TEST, last))
+        print(f"seeds {seeds.start} to {seeds.stop}", flush=True)
+        look(pair, [Maker(seed).program() for seed in seeds])
+        look(pair, [Maker(seed, timer=True).program() for seed in seeds], TIMER)
+
+
+def corpus() -> list[Program]:
+    return [Program.load(line) for line in CORPUS.read_text().splitlines()] if CORPUS.exists() else []
+
+
+@pytest.mark.parametrize("program", corpus(), ids=lambda program: program.notes.get("about", ""))
+def test_what_was_found_once(pair: Pair, program: Program) -> None:
+    one, two = pair.run([program])
+    assert all_same(one.records[0], two.records[0]), difference(one, two)
+
+
+# ---- what only a processor does right: the reference is no help
+
+
+def alone(pair: Pair, *code: str, ring: int = 0) -> list[tuple[int, ...]]:
+    """The records of a program on rewriting."""
+    program = Program(ring, 2, [0x11111111 * n for n in range(8)], [[bytes.fromhex(atom)] for atom in code])
+    outcome = pair.other.run([program])
+    assert outcome.end == "exit 0x600d", outcome.end
+    assert outcome.records[0][-1][0] == DONE
+    return outcome.records[0]
+
+
+def test_popa_at_the_end_of_the_stack_changes_nothing(pair: Pair) -> None:
+    for left in (1, 4, 0x1C, 0x1E):
+        fault, _, _ = alone(pair, "bc" + struct.pack("<I", USER + 0x11000 - left).hex(), "61", SET_ESP.hex())
+        assert (fault[0], fault[5]) == (14, USER + 0x11000)
+        assert fault[7:14] == (*(0x11111111 * n for n in (0, 1, 2, 3, 5)), USER, 0x77777777)
+
+
+def test_masked_moves_go_through_the_window(pair: Pair) -> None:
+    """MASKMOVDQU, whose destination no ModRM byte names."""
+    records = alone(pair, "bf" + struct.pack("<I", USER + 0x2000).hex(), "660f75c0", "660ff7c0", SET_ESI.hex())
+    assert (records[0][0], records[0][5]) == (14, USER + 0x2000)
+    records = alone(pair, "bf" + struct.pack("<I", USER + 0x100).hex(), "660f75c0", "660ff7c0", "8b8600010000")
+    assert records[0][0] == 0x81 and records[0][7] == 0xFFFFFFFF
+
+
+def test_code_segments_cannot_be_written(pair: Pair) -> None:
+    records = alone(pair, "2e8986" + "00010000", "2e8b8e00010000")
+    assert records[0][:3] == (13, 0, records[0][2])
+
+
+def test_misaligned_sse_operands(pair: Pair) -> None:
+    assert alone(pair, "0f2886" + "04000000")[0][0] == 13
+
+
+def test_lock_where_it_must_not_be(pair: Pair) -> None:
+    for code in ("f001c8", "f08b06", "f090"):
+        assert alone(pair, code)[0][0] == 6
+
+
+def test_segment_limits(pair: Pair) -> None:
+    """GS ends at 0xFFF."""
+    assert alone(pair, "65a1fc0f0000")[0][0] == 0x81
+    assert alone(pair, "65a1fd0f0000")[0][:2] == (13, 0)
+
+
+def test_null_segments(pair: Pair) -> None:
+    records = alone(pair, "31db8ee3", "64a100000000", "bb300000008ee3", "64a100000000")
+    assert [record[0] for record in records] == [13, 0x81, DONE]
+
+
+def test_device_registers(pair: Pair) -> None:
+    """Reads and writes of memory-mapped devices come out once each."""
+    at = struct.pack("<I", DEVICE + 8).hex()
+    program = Program(
+        0,
+        2,
+        [0] * 8,
+        [[bytes.fromhex(code)] for code in ("a1" + at, "8305" + at + "01", "ff35" + at, "8f05" + at, "0fb61d" + at)],
+    )
+    one, two = pair.run([program])
+    assert one.devices == two.devices and len(two.devices) == 6
+    assert all_same(one.records[0], two.records[0]), difference(one, two)
+
+
+def test_stack_at_the_window_of_translated_code(pair: Pair) -> None:
+    """STACK is as the streams expect it."""
+    assert alone(pair, "90")[0][6] == STACK
