@@ -20,6 +20,9 @@ def same(one: Sequence[int], two: Sequence[int]) -> bool:
         return True
     if one[0] == 14 and one[5] >= 0xFFFFFFF0 and two[0] in (12, 13) and one[2:5] == two[2:5]:
         return True
+    # The same, across two pages: the second is absent, the first cannot be written.
+    if one[0] == two[0] == 14 and two[1] & 3 == 3 and not one[1] & 2 and not one[5] & 0xFFF and 0 < one[5] - two[5] < 16 and one[2:5] == two[2:5]:
+        return True
     reads_first = one[0] == two[0] == 14 and not one[1] & 2 and two[1] == one[1] | 2
     return reads_first and (one[0], *one[2:]) == (two[0], *two[2:])
 

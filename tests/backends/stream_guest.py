@@ -335,6 +335,7 @@ class Side:
         self.name = name
         self.image, self.handlers = kernel_image(directory)
         self.vcpu: Vcpu | None = None
+        self.extra: dict[int, bytes] = {}  # more guest-physical memory, by address: free are 0x700000 and above
         self._open()
 
     def _open(self) -> None:
@@ -413,6 +414,8 @@ class Side:
         memory.write(STATE + 0x200, bytes(fpu))
         memory.write(STATE + 32, struct.pack("<HI", 8 * len(GDT_ROWS) - 1, KERNEL + GDT))
         memory.write(STATE + 40, struct.pack("<HI", 0x7FF, KERNEL + IDT))
+        for address, content in self.extra.items():
+            memory.write(address, content)
         at = placed = 0
         for program in programs:
             code, recover = program.code()

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from kernel_programs import Maker
 from stream_compare import DONE, Pair, all_same, difference, disassembled
-from stream_guest import DEVICE, STACK, USER, Program, Side
+from stream_guest import DEVICE, KERNEL, STACK, USER, Program, Side
 from stream_programs import SET_ESI, SET_ESP
 
 from hvd.backends.emulation.backend import BACKEND as EMULATION
@@ -178,6 +178,20 @@ def test_device_registers(pair: Pair) -> None:
     one, two = pair.run([program])
     assert one.devices == two.devices and len(two.devices) == 6
     assert all_same(one.records[0], two.records[0]), difference(one, two)
+
+
+def test_more_code_than_the_cache_knows_blocks(pair: Pair) -> None:
+    """A block each two bytes, three times: the cache is flushed on the way, while chains lead through it."""
+    jumps = 0x90000
+    pair.other.extra = {0x700000: b"\xeb\0" * (jumps // 2) + b"\xc3"}
+    call = "b8" + struct.pack("<I", KERNEL + 0x700000).hex() + "ffd0"
+    before = pair.other.vcpu.figures()["cache_flushes"]
+    try:
+        records = alone(pair, "31db", *[call + "43"] * 3)
+    finally:
+        pair.other.extra = {}
+    assert records[0][0] == 0x81 and records[0][10] == 3
+    assert pair.other.vcpu.figures()["cache_flushes"] >= before + 2
 
 
 def test_stack_at_the_window_of_translated_code(pair: Pair) -> None:
