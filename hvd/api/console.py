@@ -10,6 +10,7 @@ bound, then at the guest's process, which skips and says how much.
 from __future__ import annotations
 
 import asyncio
+import time
 from collections.abc import AsyncIterator
 
 from google.protobuf import empty_pb2
@@ -53,10 +54,11 @@ async def attach(supervisor: Supervisor, requests: AsyncIterator[Request]) -> As
         return
     instance, run = life.reachable("attach", Capability.CONSOLE), life.run
     attached = False
+    attached_ns = time.time_ns()
     try:
         async with instance.attach_console(setup.read_only) as attachment:
             attached = True
-            async for response in _attached(life, instance, attachment, setup, requests):
+            async for response in _attached(life, instance, attachment, setup, requests, attached_ns):
                 yield response
     except HvdError as error:
         # A guest that ends just now may close its console before it has taken the viewer.
@@ -118,7 +120,10 @@ async def _attached(
     attachment: ConsoleAttachment,
     setup: guest_pb2.AttachConsoleSetup,
     requests: AsyncIterator[Request],
+    attached_ns: int,
 ) -> AsyncIterator[Response]:
+    """attached_ns: time.time_ns() before the attachment was made."""
+    shown = _Shown(b"")
     if setup.HasField("size") and not setup.read_only:
         await instance.resize_console(setup.size.rows, setup.size.columns)
     yield Response(attached=empty_pb2.Empty())
@@ -133,17 +138,13 @@ async def _attached(
             if log := await _read_log(life, setup, attachment.position):
                 yield Response(output=log)
         elif setup.replay_bytes:
-            log = await _read_log(life, setup)
-            early = _drain(packets)
-            live = b"".join(packet for packet in early if isinstance(packet, bytes))
-            if log := log[: len(log) - _overlap(log, live)]:
+            if log := await _read_log(life, setup):
                 yield Response(output=log)
-            for packet in early:
-                if (response := _response(packet)) is None:
-                    return
+            since = await asyncio.to_thread(read_end, life.directory, setup.replay_bytes, life.backend.console_streams, attached_ns)
+            shown = _Shown(since[: _overlap(log, since)])
+        while (response := _response(shown.rest(await packets.get()))) is not None:
+            if response.output or response.WhichOneof("frame") != "output":
                 yield response
-        while (response := _response(await packets.get())) is not None:
-            yield response
     finally:
         for task in tasks:
             task.cancel()
@@ -210,15 +211,31 @@ async def _type(
         await packets.put(error)
 
 
-def _drain(packets: asyncio.Queue[Packet]) -> list[Packet]:
-    drained = []
-    while not packets.empty():
-        drained.append(packets.get_nowait())
-    return drained
+class _Shown:
+    """What the viewer has had from the log and may get once more by its attachment, whose monitor writes it to both, the log first."""
+
+    def __init__(self, recent: bytes) -> None:
+        """recent: the end of what was shown, from when the attachment was made; it was taken a little later."""
+        self._recent = recent
+        self._begun = False
+
+    def rest(self, packet: Packet) -> Packet:
+        """A packet of the attachment without what was shown."""
+        if not self._recent or not isinstance(packet, bytes):
+            return packet
+        if not self._begun:
+            self._begun = True
+            begins = (at for at in range(len(self._recent)) if packet.startswith(self._recent[at:]) or self._recent.startswith(packet, at))
+            self._recent = self._recent[next(begins, len(self._recent)) :]
+        common = min(len(self._recent), len(packet))
+        if self._recent[:common] != packet[:common]:
+            common, self._recent = 0, b""
+        self._recent = self._recent[common:]
+        return packet[common:]
 
 
 def _overlap(log: bytes, live: bytes) -> int:
-    """How many bytes at the end of the log came by the attachment too: it was attached before the log was read."""
+    """How many bytes at the end of the one are the beginning of the other."""
     start = max(0, len(log) - len(live))
     while live and (start := log.find(live[0], start)) >= 0:
         length = len(log) - start
