@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import select
 import shutil
@@ -48,7 +49,7 @@ def follow(settings: Settings, name: str, *, replay_bytes: int, read_only: bool 
     attached = warned = False
     while True:
         left = None if end is None else max(0.001, end - time.monotonic())
-        size = _terminal_size() if os.isatty(STDOUT) else None
+        size = terminal_size() if os.isatty(STDOUT) else None
         console = settings.client.console(name, replay_bytes=replay_bytes, read_only=read_only, size=size, timeout=left)
         try:
             with console, _session(console, raw, read_only, announce=not attached) as keyboard:
@@ -122,7 +123,13 @@ def write_all(file: int, data: bytes) -> None:
         raise HvctlError.local("FILE_UNWRITABLE", path=name, problem=error.strerror) from error
 
 
-def _terminal_size() -> tuple[int, int]:
+def terminal_size() -> tuple[int, int]:
+    """Rows and columns of the terminal itself: LINES and COLUMNS, which a shell may export, do not follow it."""
+    for file in (STDOUT, STDIN):
+        with contextlib.suppress(OSError):
+            size = os.get_terminal_size(file)
+            if size.lines and size.columns:
+                return size.lines, size.columns
     size = shutil.get_terminal_size()
     return size.lines, size.columns
 
@@ -188,7 +195,7 @@ def _session(console: Console, raw: bool, read_only: bool, announce: bool) -> It
     keyboard = _Keyboard(console, raw, not read_only, announce)
 
     def resized(number: int, frame: FrameType | None) -> None:
-        console.resize(*_terminal_size())
+        console.resize(*terminal_size())
 
     follows_size = os.isatty(STDOUT) and threading.current_thread() is threading.main_thread()
     previous = signal.signal(signal.SIGWINCH, resized) if follows_size else None

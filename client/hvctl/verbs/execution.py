@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import shutil
 import signal
 import sys
 import termios
@@ -49,7 +48,7 @@ def exec_(
     from hvapi.v1 import guest_pb2
 
     from hvctl.sdk.execution import STDERR
-    from hvctl.terminal import write_all
+    from hvctl.terminal import terminal_size, write_all
 
     setup = guest_pb2.ExecSetup(
         name=guest_name(guest),
@@ -60,7 +59,7 @@ def exec_(
         tty=tty,
     )
     if tty:
-        setup.size.columns, setup.size.rows = shutil.get_terminal_size()
+        setup.size.rows, setup.size.columns = terminal_size()
     raw = tty and os.isatty(STDIN)
     try:
         with settings.client.execute(setup, timeout=settings.timeout) as execution:
@@ -84,9 +83,10 @@ def exec_(
 
 
 def _follow_size(execution: Execution, tty: bool) -> None:
+    from hvctl.terminal import terminal_size
+
     def resized(number: int, frame: FrameType | None) -> None:
-        size = shutil.get_terminal_size()
-        execution.resize(size.lines, size.columns)
+        execution.resize(*terminal_size())
 
     if tty and sys.stdout.isatty() and threading.current_thread() is threading.main_thread():
         signal.signal(signal.SIGWINCH, resized)
