@@ -125,6 +125,8 @@ class Backends:
             )
         # When all that run here say the same of the guest (a truncated kernel, say), that is the answer.
         checked = [error for _, error in refusals if error.reason != "BACKEND_UNAVAILABLE"]
+        # What never can run such a guest has nothing to say beside what could, once what stands in its way is remedied.
+        checked = [error for error in checked if error.reason != "CAPABILITY_MISSING"] or checked
         if checked and len({error.reason for error in checked}) == 1:
             raise checked[0]
         raise HvdError("NO_BACKEND_FITS", problems="; ".join(f"{name}: {error.message}" for name, error in refusals))
