@@ -233,7 +233,8 @@ def test_a_restored_guest_has_its_network(namespace: Namespace, daemon: RealDaem
     assert cards["a"] == mine and cards["b"]["ip_address"] != mine["ip_address"] and cards["b"]["mac_address"] != mine["mac_address"]
     daemon.ok("reset", "b")  # its driver begins anew
     wait_for(lambda: ping(namespace, cards["b"]["ip_address"]), "the clone answers", BOOT_SECONDS)
-    assert ping(namespace, mine["ip_address"])
+    # Until its reset the clone spoke with the other's address: the bridge may look for that behind the clone for a while.
+    wait_for(lambda: ping(namespace, mine["ip_address"]), "the first one answers", BOOT_SECONDS)
     # Somebody deletes the tap under the guest, which goes on without.
     namespace.run("ip", "link", "delete", tap_name(daemon.show("a")["uid"], 0))
     daemon.wait_logs("a", "network card net0: the tap is gone")
