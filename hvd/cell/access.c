@@ -82,6 +82,20 @@ void hv_write_system(uint32_t linear, unsigned size, uint64_t value) { write_as(
 void hv_check_write(uint32_t linear, unsigned size) { check_as(linear, size, true, HV_CPU->cpl == 3); }
 void hv_check_read(uint32_t linear, unsigned size) { check_as(linear, size, false, HV_CPU->cpl == 3); }
 
+unsigned hv_fetch_at(uint32_t eip, uint8_t bytes[HV_LONGEST_INSTRUCTION])
+{
+    const struct hv_segment *cs = &HV_CPU->segment[HV_CS];
+    struct hv_walk walk;
+    hv_walk(&walk, cs->base + eip, false, HV_CPU->cpl == 3, true, false);
+    if (walk.error || eip > cs->limit)
+        return 0;
+    uint32_t before = HV_CPU->eip;
+    HV_CPU->eip = eip;
+    unsigned available = hv_fetch(bytes);
+    HV_CPU->eip = before;
+    return available;
+}
+
 unsigned hv_fetch(uint8_t bytes[HV_LONGEST_INSTRUCTION])
 {
     const struct hv_segment *cs = &HV_CPU->segment[HV_CS];

@@ -18,13 +18,17 @@
 #define HV_AREA_RANGES 256
 #define HV_AREA_DEVICES 4096 /* bytes: the part of struct hv_board that both sides hand to each other (host.c) */
 
+/* The cell's two views of the guest's linear addresses, 4 GiB each: the low one, and what translated kernel code sees. */
+#define HV_LOW_END 0x100000000ull
+#define HV_WINDOW 0x300000000ull
+
 /* hvd/board/vcpu.py ExitReason */
 enum hv_cell_reason {
     HV_CELL_INTERRUPTED, HV_CELL_PORT_IN, HV_CELL_PORT_OUT, HV_CELL_MMIO_READ, HV_CELL_MMIO_WRITE, HV_CELL_HALT, HV_CELL_HYPERCALL,
     HV_CELL_SHUTDOWN, HV_CELL_DEBUG, HV_CELL_ERROR, HV_CELL_CONSOLE_FULL, HV_CELL_REASONS,
 };
 
-enum hv_cell_mode { HV_MODE_TRAP, HV_MODE_REWRITING, HV_MODE_PARAVIRT, HV_MODE_BREAKPOINT /* rewriting, engine breakpoint */ };
+enum hv_cell_mode { HV_MODE_TRAP, HV_MODE_REWRITING, HV_MODE_BREAKPOINT /* rewriting, engine breakpoint */ };
 
 struct hv_cell_exit {
     uint32_t reason, size;

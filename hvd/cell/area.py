@@ -23,8 +23,7 @@ class Mode(enum.IntEnum):
 
     TRAP = 0
     REWRITING = 1
-    PARAVIRT = 2
-    BREAKPOINT = 3  # rewriting, engine breakpoint
+    BREAKPOINT = 2  # rewriting, engine breakpoint
 
 
 class Fd(enum.IntEnum):

@@ -25,7 +25,7 @@ static uint32_t set_to; /* 0 = nowhere yet */
 bool hv_breakpoint_init(void)
 {
     event = (struct perf_event_attr){
-        .type = PERF_TYPE_BREAKPOINT, .size = sizeof event, .bp_type = HW_BREAKPOINT_X, .bp_addr = HV_LOW_LAST, .bp_len = sizeof(long),
+        .type = PERF_TYPE_BREAKPOINT, .size = sizeof event, .bp_type = HW_BREAKPOINT_X, .bp_addr = HV_LOW_END - 1, .bp_len = sizeof(long),
         .sample_period = 1, .exclude_kernel = 1, .exclude_hv = 1, .sigtrap = 1, .remove_on_exec = 1,
     };
     int fd = (int)syscall(SYS_perf_event_open, &event, 0, -1, -1, 0);
@@ -66,19 +66,6 @@ static bool is_stop(const struct hv_insn *insn)
     return false;
 }
 
-static bool fetch(uint32_t eip, uint8_t bytes[HV_LONGEST_INSTRUCTION], unsigned *available)
-{
-    uint32_t before = HV_CPU->eip, linear = HV_CPU->segment[HV_CS].base + eip;
-    struct hv_walk walk;
-    hv_walk(&walk, linear, false, HV_CPU->cpl == 3, true, false);
-    if (walk.error || eip > HV_CPU->segment[HV_CS].limit)
-        return false;
-    HV_CPU->eip = eip;
-    *available = hv_fetch(bytes);
-    HV_CPU->eip = before;
-    return true;
-}
-
 static void set(uint32_t linear)
 {
     if (linear == set_to)
@@ -104,9 +91,9 @@ bool hv_breakpoint_prepare(void)
     uint32_t stop = eip;
     for (;;) {
         uint8_t bytes[HV_LONGEST_INSTRUCTION];
-        unsigned available;
+        unsigned available = hv_fetch_at(stop, bytes);
         struct hv_insn insn;
-        if (!fetch(stop, bytes, &available) || hv_decode(&insn, bytes, available, code32) != HV_DECODED) {
+        if (!available || hv_decode(&insn, bytes, available, code32) != HV_DECODED) {
             if (stop == eip) { /* raises what it has */
                 hv_emulate();
                 return false;

@@ -4,8 +4,6 @@
 
 #include "cell.h"
 
-#define HV_LOW_LAST 0xffffffffu
-
 bool hv_breakpoint_init(void); /* false: errno */
 /* Kernel code is about to run at EIP. True: it may, natively, up to the breakpoint that is set now; false: its instruction was executed. */
 bool hv_breakpoint_prepare(void);

@@ -25,7 +25,6 @@
 
 #include "area.h"
 
-#define HV_WINDOW 0x300000000ull /* 4 GiB: what translated kernel code sees of the guest's linear addresses */
 #define HV_CACHE 0x200000000ull  /* translated code */
 #define HV_CACHE_BYTES (64ull << 20)
 #define HV_LOOKUP (1u << 16)
@@ -81,6 +80,7 @@ void hv_check_write(uint32_t linear, unsigned size); /* would a write fault? rai
 void hv_check_read(uint32_t linear, unsigned size);
 /* Code bytes at CS:EIP, as many as can be fetched, at most 15. Raises #PF or #GP when there is none. */
 unsigned hv_fetch(uint8_t bytes[HV_LONGEST_INSTRUCTION]);
+unsigned hv_fetch_at(uint32_t eip, uint8_t bytes[HV_LONGEST_INSTRUCTION]); /* elsewhere in CS; raises nothing, 0 = none can be fetched */
 
 /* ---- segments.c */
 /* offset in a segment register's segment to a linear address, limit, type and null checked: raises #GP(0), of SS #SS(0). */

@@ -73,10 +73,8 @@ static const char *check_exit(const struct hv_cell_known *known, struct hv_cell_
             return "a stop for a debugger without a cause";
         exit->address &= UINT32_MAX;
         break;
-    case HV_CELL_HYPERCALL:
-        if (known->mode != HV_MODE_PARAVIRT)
-            return "a hypercall";
-        break;
+    case HV_CELL_HYPERCALL: /* no mode has calls that leave as such */
+        return "a hypercall";
     case HV_CELL_INTERRUPTED:
     case HV_CELL_HALT:
     case HV_CELL_SHUTDOWN:

@@ -81,7 +81,6 @@ struct hv_cell_host *hv_cell_create(struct hv_board *board, enum hv_cell_mode mo
         errno = error;
         return NULL;
     }
-    host->known.mode = mode;
     host->known.start_ns = hv_host_ns();
     struct hv_cell_area *area = host->area;
     area->magic = HV_AREA_MAGIC;

@@ -7,7 +7,6 @@
 /* ---- check.c */
 /* What is known of a cell without asking it. */
 struct hv_cell_known {
-    enum hv_cell_mode mode;
     uint32_t region_count;
     struct hv_cell_region regions[HV_AREA_REGIONS];
     uint64_t start_ns;  /* CLOCK_MONOTONIC at which it was made */

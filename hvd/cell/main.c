@@ -115,7 +115,7 @@ static void prepare_memory(void)
     }
     least = (least + PAGE - 1) & ~(unsigned long)(PAGE - 1);
     reserve(least, HV_LOW_END);
-    if (cell.mode != HV_MODE_TRAP)
+    if (cell.mode == HV_MODE_REWRITING)
         reserve(HV_WINDOW, HV_WINDOW + HV_LOW_END);
     hv_shadow_init((uint32_t)least, (unsigned)mappings);
 }
@@ -155,7 +155,7 @@ int main(int argc, char **argv)
     if (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0 || getppid() != (pid_t)cell.area->runner)
         give_up("the runner has gone");
     int error;
-    if (!hv_sandbox_close(cell.mode != HV_MODE_TRAP, &error))
+    if (!hv_sandbox_close(cell.mode == HV_MODE_REWRITING, &error))
         give_up("seccomp: %s", strerror(error));
     cell.area->sandbox |= HV_SANDBOX_SECCOMP;
     hv_wait_for_turn();

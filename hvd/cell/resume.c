@@ -98,7 +98,7 @@ void hv_resume(void)
     settle();
     if (!hv_trap.target) {
         hv_give_state();
-        if (hv_trap.step_over)
+        if (hv_trap.step_over && HV_CPU->cpl == 3)
             hv_frame_registers()[REG_EFL] |= HV_RF;
         hv_trap.step_over = false;
         return;

@@ -193,10 +193,7 @@ static void handle(int signal)
     hv_take_state();
     if (signal == SIGTRAP && hv_trap.info->si_code == TRAP_PERF) {
         work = nothing; /* a breakpoint was reached: hv_resume() sees to it */
-        if (HV_CPU->cpl == 3) { /* not meant for programs: hv_trap.step over it */
-            g[REG_EFL] |= HV_RF;
-            return;
-        }
+        hv_trap.step_over = HV_CPU->cpl == 3; /* it was not meant for programs */
     }
     if (!work)
         hv_fail("signal %d with trap %lld at %#x", signal, (long long)g[REG_TRAPNO], HV_CPU->eip);

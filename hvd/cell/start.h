@@ -6,8 +6,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-#define HV_WINDOW 0x300000000ull /* the kernel's view of guest memory, 4 GiB; not in trap mode */
-#define HV_LOW_END 0x100000000ull
 
 /* ---- sandbox.c */
 /* What of it there is: area->sandbox. A step that needs privileges which the runner has not is left out; seccomp never is. */

@@ -21,16 +21,8 @@ static unsigned fetch(const struct source *source, uint32_t eip, const uint8_t *
         *bytes = source->page + offset;
         return HV_LONGEST_INSTRUCTION;
     }
-    struct hv_walk walk;
-    hv_walk(&walk, eip, false, false, true, false);
-    if (walk.error)
-        return 0;
-    uint32_t before = HV_CPU->eip;
-    HV_CPU->eip = eip;
-    unsigned available = hv_fetch(buffer);
-    HV_CPU->eip = before;
     *bytes = buffer;
-    return available;
+    return hv_fetch_at(eip, buffer);
 }
 
 /* The frame of a page of code, if it lies where blocks can come from. */

@@ -52,7 +52,7 @@ static void set_step(enum hv_step reason)
     g[REG_EFL] = reason == HV_STEP_RUN ? g[REG_EFL] & ~(greg_t)HV_TF : g[REG_EFL] | HV_TF;
 }
 
-/* A timer, a kick, or a hv_trap.step: true = the state has been taken over. */
+/* A timer, a kick, or a step: true = the state has been taken over. */
 static bool translated_async(bool known)
 {
     cell.scratch_stack[7] &= ~(uint64_t)HV_TF; /* PUSHFQ under our own TF */
@@ -78,12 +78,13 @@ bool hv_in_64_bits(int signal)
     const uint8_t *rip = (const uint8_t *)hv_frame_registers()[REG_RIP];
     bool async = signal == SIGALRM || signal == SIGUSR1 || (signal == SIGTRAP && hv_trap.step != HV_STEP_RUN);
     bool in_cache = cell.mode == HV_MODE_REWRITING && (uint64_t)rip - HV_CACHE < HV_CACHE_BYTES;
-    if (async && (!in_cache || (rip >= hv_stubs.callout && rip < hv_stubs.callout_end))) {
+    /* Only with translated code does the monitor work while signals can come; elsewhere 64-bit code is the guest's own, whatever ends it. */
+    if (async && cell.mode == HV_MODE_REWRITING && (!in_cache || (rip >= hv_stubs.callout && rip < hv_stubs.callout_end))) {
         cell.async = 1;
         set_step(HV_STEP_RUN);
         return false;
     }
-    if (async && rip >= hv_stubs.resume && rip < hv_stubs.ready_end) { /* all is in struct hv_cell still */
+    if (async && in_cache && rip >= hv_stubs.resume && rip < hv_stubs.ready_end) { /* all is in struct hv_cell still */
         set_step(HV_STEP_RUN);
         return true;
     }

@@ -87,7 +87,6 @@ int main(int argc, char **argv)
     hv_clock_start(&board->clock);
     board->console = &area.console;
     struct hv_cell_known known = {
-        .mode = HV_MODE_TRAP,
         .region_count = 3,
         .regions = {{.start = 0, .length = 1 << 20, .kind = HV_REGION_RAM},
                     {.start = 0xe0000000u, .length = 0x1000, .kind = HV_REGION_MMIO},
