@@ -12,7 +12,10 @@
 /* ---- the hypercall page: entries, by offset. Empty, each is `mov $-38, %eax; ret`. */
 #define HV_PV_ENTRY_BYTES 64
 #define HV_PV_ENTRY_CALL 0x000    /* call: number in EAX, arguments in EBX, ECX, ESI, EDI; result in EAX (high half in EDX) */
-#define HV_PV_ENTRY_SITE 0x040    /* call, from a site: the instruction that was there before; changes nothing else */
+/* call, from a thunk that a site has called (so two return addresses are on the stack: in the thunk, behind the site's call). Behind the call in
+ * the thunk stand u8 length and as many bytes: the instruction that was at the site. It is executed as if it stood there still, 5 bytes long
+ * if it was shorter: faults show the site's address and the stack without the two. */
+#define HV_PV_ENTRY_SITE 0x040
 #define HV_PV_ENTRY_IRET 0x080    /* jmp: IRET */
 #define HV_PV_ENTRY_IDLE 0x0c0    /* call: STI and HLT as one; returns behind the interrupt */
 #define HV_PV_ENTRY_DELIVER 0x100 /* call: what is pending, now, if interrupts are on */
