@@ -28,7 +28,7 @@ MEBIBYTES: Final = 128
 SECONDS: Final = 300.0
 NAME: Final = "linux-ops"
 DONE: Final = b"ops: done"
-_LINE = re.compile(r"^op (\S+) (\d+)$", re.MULTILINE)
+_LINE = re.compile(r"^op (\S+) (\d+) \d+$", re.MULTILINE)
 
 
 def measure(lab: Lab) -> Iterator[Figure]:

@@ -1,5 +1,5 @@
-/* What a 32-bit Linux costs its programs: single operations, in nanoseconds each, as lines "op NAME NS". It runs in guests and, by the
- * host's own IA-32 emulation, beside them (bench/linux_ops.py). No library, so that it is the same everywhere. */
+/* What a 32-bit Linux costs its programs: single operations, in nanoseconds each, as lines "op NAME NS COUNT". It runs in guests, in containers
+ * and, by the host's own IA-32 emulation, beside them (bench/linux_ops.py, hvctl compare). No library, so that it is the same everywhere. */
 typedef unsigned u32;
 typedef unsigned long long u64;
 
@@ -10,8 +10,8 @@ static long call5(long number, long a, long b, long c, long d, long e)
     return result;
 }
 static long call(long number, long a, long b, long c) { return call5(number, a, b, c, 0, 0); }
-enum { EXIT = 1, FORK = 2, READ = 3, WRITE = 4, OPEN = 5, CLOSE = 6, WAITPID = 7, UNLINK = 10, EXECVE = 11, LSEEK = 19, GETPID = 20, PIPE = 42, MMAP = 90,
-       MUNMAP = 91, CLOCK_GETTIME = 265 };
+enum { EXIT = 1, FORK = 2, READ = 3, WRITE = 4, OPEN = 5, CLOSE = 6, WAITPID = 7, UNLINK = 10, EXECVE = 11, LSEEK = 19, GETPID = 20, PAUSE = 29, PIPE = 42, MMAP = 90,
+       MUNMAP = 91, GETPGID = 132, FDATASYNC = 148, FADVISE = 250, CLOCK_GETTIME = 265 };
 
 static u64 now(void)
 {
@@ -35,15 +35,22 @@ static u64 divide(u64 value, u32 by)
     return (u64)(high / by) << 32 | low;
 }
 
+static char *put_number(char *to, u64 value)
+{
+    char digits[24], *at = digits + sizeof digits;
+    *--at = 0;
+    do {
+        u64 tenth = divide(value, 10);
+        *--at = (char)('0' + (u32)(value - tenth * 10));
+        value = tenth;
+    } while (value);
+    return put(to, at);
+}
+
 static void report(const char *name, u64 elapsed, u32 count)
 {
-    char line[64], digits[12], *at = digits + sizeof digits;
-    u32 each = (u32)divide(elapsed, count);
-    *--at = 0;
-    do
-        *--at = (char)('0' + each % 10);
-    while (each /= 10);
-    char *end = put(put(put(put(put(line, "op "), name), " "), at), "\n");
+    char line[96], *end = put_number(put(put(put(line, "op "), name), " "), divide(elapsed, count));
+    end = put(put_number(put(end, " "), count), "\n");
     call(WRITE, 1, (long)line, end - line);
 }
 
@@ -123,23 +130,118 @@ static void file(u32 count)
     call(UNLINK, (long)name, 0, 0);
 }
 
+static void disk(u32 count)
+{
+    static const char name[] = "hvd-ops.disk"; /* in the working directory: on a disk, where /tmp may be memory */
+    static char block[65536];
+    long fd = call(OPEN, (long)name, 01102, 0600); /* O_RDWR | O_CREAT | O_TRUNC */
+    if (fd < 0)
+        return;
+    u64 start = now();
+    for (u32 i = 1; i <= count; i++) {
+        block[0] = (char)i;
+        call(WRITE, fd, (long)block, sizeof block);
+        if (i % 16 == 0 || i == count)
+            call(FDATASYNC, fd, 0, 0);
+    }
+    call5(FADVISE, fd, 0, 0, 0, 4); /* POSIX_FADV_DONTNEED, the whole file: it is read from the disk, not from the page cache */
+    call(LSEEK, fd, 0, 0);
+    while (call(READ, fd, (long)block, sizeof block) > 0)
+        ;
+    report("disk-64k", now() - start, count);
+    call(CLOSE, fd, 0, 0);
+    call(UNLINK, (long)name, 0, 0);
+}
+
+static char **self, *no_environment[] = {0};
+
+static void fork_exit(u32 count) { forks(count, 0, 0); }
+
+static void fork_exec(u32 count)
+{
+    static char word[] = "exit";
+    char *again[] = {self[0], word, 0};
+    forks(count, again, no_environment);
+}
+
+static void compute_rounds(u32 count)
+{
+    u64 start = now();
+    page[1] = (char)compute(count * 1000);
+    report("compute-1000", now() - start, count);
+}
+
+static void getpid(u32 count)
+{
+    u64 start = now();
+    for (u32 i = 0; i < count; i++)
+        call(GETPID, 0, 0, 0);
+    report("getpid", now() - start, count);
+}
+
+/* A whole command, by the same clock: "op run NS 1". Its exit code is ours, 128 + a signal that killed it. */
+static void command(char **words, char **environment)
+{
+    int status = 0;
+    u64 start = now();
+    long child = call(FORK, 0, 0, 0);
+    if (!child) {
+        call(EXECVE, (long)words[0], (long)words, (long)environment);
+        call(EXIT, 127, 0, 0);
+    }
+    call(WAITPID, child, (long)&status, 0);
+    report("run", now() - start, 1);
+    call(EXIT, status & 0x7f ? 128 + (status & 0x7f) : status >> 8 & 0xff, 0, 0);
+}
+
+static int same(const char *a, const char *b)
+{
+    while (*a && *a == *b)
+        a++, b++;
+    return *a == *b;
+}
+
+static const struct {
+    const char *name;
+    void (*run)(u32 count);
+    u32 count;
+    int asked; /* only when it is named */
+} rows[] = {
+    {"compute-1000", compute_rounds, 20000, 0}, {"getpid", getpid, 20000, 0},  {"ping-pong", ping_pong, 3000, 0},
+    {"fork-exit", fork_exit, 200, 0},           {"fork-exec", fork_exec, 100, 0}, {"page-touch", touch, 2048, 0},
+    {"file-write-read-4k", file, 3000, 0},      {"disk-64k", disk, 128, 1},
+};
+
+/* ops [xN] [NAME...]: all operations, or these; xN: N times as many of each.   ops run COMMAND [ARGUMENT...]   ops wait: until it is killed.
+ * ops mark: one getpgid(2), which nothing else calls: who counts calls has counted all before it. */
 __attribute__((used)) static void run(int count, char **arguments)
 {
-    if (count > 1)
+    u32 times = 1;
+    int first = 1;
+
+    self = arguments;
+    if (count > 1 && same(arguments[1], "exit"))
         call(EXIT, 0, 0, 0); /* it was executed for fork-exec */
-    u64 start = now();
-    page[1] = (char)compute(20000000);
-    report("compute-1000", now() - start, 20000);
-    start = now();
-    for (int i = 0; i < 20000; i++)
-        call(GETPID, 0, 0, 0);
-    report("getpid", now() - start, 20000);
-    ping_pong(3000);
-    forks(200, 0, 0);
-    char *again[] = {arguments[0], "x", 0}, *none[] = {0};
-    forks(100, again, none);
-    touch(2048);
-    file(3000);
+    if (count > 1 && same(arguments[1], "mark"))
+        call(EXIT, call(GETPGID, 0, 0, 0) < 0, 0, 0);
+    if (count > 1 && same(arguments[1], "wait"))
+        for (;;)
+            call(PAUSE, 0, 0, 0);
+    if (count > 2 && same(arguments[1], "run"))
+        command(arguments + 2, arguments + count + 1);
+    if (count > 1 && arguments[1][0] == 'x') {
+        times = 0;
+        for (const char *digit = arguments[1] + 1; *digit; digit++)
+            times = times * 10 + (u32)(*digit - '0');
+        first = 2;
+    }
+    for (u32 n = 0; n < sizeof rows / sizeof *rows; n++) {
+        int wanted = count == first && !rows[n].asked;
+        for (int i = first; i < count; i++)
+            wanted |= same(arguments[i], rows[n].name);
+        if (wanted)
+            rows[n].run(rows[n].count * times);
+    }
     call(WRITE, 1, (long)"ops: done\n", 10);
     call(EXIT, 0, 0, 0);
 }

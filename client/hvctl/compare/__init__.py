@@ -1,0 +1,1 @@
+"""The same work under every kind of virtualisation, in turns: `hvctl compare`."""

@@ -1,0 +1,75 @@
+"""What is compared: one table. A workload is an operation that a program reports by itself, with its own clock.
+
+Programs: guests/linux/ops.c, a static 32-bit Linux program that runs on the host, in a container and in guests; and
+guests/nano.c, a kernel, which runs where a kernel can.
+"""
+
+from __future__ import annotations
+
+import re
+from typing import Final, NamedTuple
+
+from hvctl.sdk.errors import HvctlError
+
+PROGRAM: Final = "ops"
+KERNEL: Final = "nano.elf"
+# "op NAME NANOSECONDS COUNT", "nano NAME PICOSECONDS COUNT": of one operation, and how many there were.
+_LINE: Final = re.compile(r"^(op|nano) (\S+) (\d+) (\d+)\s*$", re.MULTILINE)
+_UNITS: Final = {"op": 1e-9, "nano": 1e-12}
+
+
+class Workload(NamedTuple):
+    name: str  # as the program reports it
+    title: str  # of one operation
+    stresses: str  # for a student: what it is about
+
+
+# Group -> its workloads. Those of PROGRAM are run one by one, those of KERNEL all in one guest.
+PROGRAMS: Final = (
+    Workload("compute-1000", "computing, 1000 rounds of a hash", "CPU-bound: nothing but arithmetic in a program; the kernel is not involved"),
+    Workload("getpid", "system call (getpid)", "system-call-bound: into the kernel and back, which does next to nothing there"),
+    Workload("page-touch", "first touch of a page", "memory- and fault-bound: each touch is a page fault, and the kernel finds a page and maps it"),
+    Workload("fork-exec", "fork, exec, exit, wait", "a new address space, filled and thrown away: page tables, faults and system calls together"),
+    Workload("ping-pong", "a byte there and back between two processes", "two context switches and four system calls"),
+    Workload("disk-64k", "64 KiB written, synced, read back", "disk: a virtual disk and its flushes, or the host's own file system"),
+)  # fmt: skip
+NANO: Final = (
+    Workload("system-call", "system call (int 0x80, iret)", "user mode to kernel mode and back"),
+    Workload("in", "in (port 0x80)", "a device register is read"),
+    Workload("cr-write", "write of CR0", "a privileged instruction"),
+    Workload("sti-cli", "sti, cli", "interrupts on and off: the most frequent sensitive instructions of a kernel"),
+    Workload("call-ret", "call, ret", "an indirect jump, which a translator has to look up"),
+    Workload("kernel-int", "int n in the kernel, iret", "an interrupt without a change of mode"),
+    Workload("cli", "cli", "one instruction that traps"),
+    Workload("shadow-fill", "first touch of a mapped page", "the guest's page tables have it, the hypervisor's do not yet"),
+    Workload("page-fault", "page fault that maps a page", "a fault that is the guest's own"),
+    Workload("divide-error", "divide error", "an exception"),
+    Workload("pte-change", "page-table change, invlpg, touch", "page tables and their shadows must agree"),
+    Workload("context-switch", "context switch (CR3, stack)", "another address space"),
+    Workload("copy-4k", "copy of 4 KiB", "rep movs: one instruction, much work"),
+    Workload("kernel-compute", "computing in the kernel", "calls, memory, arithmetic in kernel mode"),
+    Workload("user-compute", "computing in user mode", "the same in user mode"),
+)  # fmt: skip
+# The one whose command is the user's.
+COMMAND: Final = Workload("run", "the command", "as it is: from its start to its end, by the clock of where it runs")
+
+
+class Cost(NamedTuple):
+    seconds: float  # of one operation
+    operations: int  # that were made
+
+
+def costs(text: str) -> dict[str, Cost]:
+    """What a program reported: name -> cost."""
+    return {
+        name: Cost(int(value) * _UNITS[prefix], int(count))
+        for prefix, name, value, count in _LINE.findall(text.replace("\r", ""))
+    }
+
+
+def cost(text: str, name: str) -> Cost:
+    """Raises HvctlError when the program did not report it."""
+    found = costs(text).get(name)
+    if found is None:
+        raise HvctlError.local("NOT_EXPLAINED", problem=f"{name} was not reported, but {text[-300:].strip()!r}")
+    return found
