@@ -1,9 +1,10 @@
-"""GetCensus: the sensitive instructions of a guest's kernel that cannot trap, with names and texts for people."""
+"""GetCensus: the sensitive instructions of a guest's kernel that cannot trap, or what they were replaced by, with names and texts for people."""
 
 from __future__ import annotations
 
 import asyncio
 from pathlib import Path
+from typing import Any
 
 from hvapi.v1 import inspect_pb2
 
@@ -17,8 +18,10 @@ from hvd.guests.model import ENDED
 from hvd.guests.supervisor import Supervisor
 from hvd.images.symbol_table import SymbolTable, read_symbols
 from hvd.runner import census as runners
+from hvd.runner import rewritten
 
 MOST_SECONDS = 60.0
+_JUMPS = frozenset({inspect_pb2.CHAINED_JUMP, inspect_pb2.LOOKUP})
 # The guest's process ends when it has written its exit record.
 END_SECONDS = 5.0
 
@@ -47,11 +50,15 @@ async def census(supervisor: Supervisor, request: inspect_pb2.GetCensusRequest) 
                 raise
             if (answer := await _of_the_dead(life)) is None:
                 raise
-    await asyncio.to_thread(_explain, answer, supervisor.symbol_files(life.guest))
+    await asyncio.to_thread(_explain, answer, supervisor.symbol_files(life.guest), request.jumps)
     return answer
 
 
 async def _of_the_dead(life: GuestLife) -> inspect_pb2.Census | None:
+    if (replaced := await asyncio.to_thread(rewritten.read, life.directory)) is not None:
+        answer = await asyncio.to_thread(rewritten.census_of, replaced, False)
+        answer.ended = True
+        return answer
     found = await asyncio.to_thread(runners.read, life.directory)
     if found is None:
         return None
@@ -67,8 +74,8 @@ async def _of_the_dead(life: GuestLife) -> inspect_pb2.Census | None:
     return answer
 
 
-def _explain(answer: inspect_pb2.Census, files: list[Path]) -> None:
-    """Texts, symbols and effects; in a thread. symbols: the first of the files that has any."""
+def _explain(answer: inspect_pb2.Census, files: list[Path], jumps: bool) -> None:
+    """Texts, symbols, effects and the summary; in a thread. symbols: the first of the files that has any."""
     import capstone  # only for this
 
     disassembler = capstone.Cs(capstone.CS_ARCH_X86, capstone.CS_MODE_32)
@@ -79,3 +86,24 @@ def _explain(answer: inspect_pb2.Census, files: list[Path]) -> None:
         entry.symbol = table.name_of(entry.address)
         for _, _, mnemonic, operands in disassembler.disasm_lite(entry.code, entry.address, 1):
             entry.text = f"{mnemonic} {operands}".strip()
+    _summarize(answer, disassembler)
+    if not jumps:
+        kept = [entry for entry in answer.rewritten if entry.replacement not in _JUMPS]
+        del answer.rewritten[:]
+        answer.rewritten.extend(kept)
+    for site in answer.rewritten:
+        site.symbol = table.name_of(site.address)
+
+
+def _summarize(answer: inspect_pb2.Census, disassembler: Any) -> None:
+    """Texts of what was rewritten, and how much there is of each."""
+    rows: dict[tuple[str, int], inspect_pb2.RewrittenSummary] = {}
+    for site in answer.rewritten:
+        name = "?"
+        for _, _, name, operands in disassembler.disasm_lite(site.code, site.address, 1):
+            site.text = f"{name} {operands}".strip()
+        row = rows.setdefault((name, site.replacement), inspect_pb2.RewrittenSummary(name=name, replacement=site.replacement))
+        row.sites += 1
+        if site.HasField("hits"):
+            row.hits += site.hits
+    answer.summary.extend(sorted(rows.values(), key=lambda row: (row.replacement in _JUMPS, -row.hits, -row.sites, row.name)))

@@ -52,7 +52,7 @@ class Capability(enum.StrEnum):
     SCREEN = "screen"
     KEYBOARD = "keyboard"
     SNAPSHOT = "snapshot"
-    CENSUS = "census"  # its kernels run unprivileged: sensitive instructions that cannot trap are looked for
+    CENSUS = "census"  # its kernels run unprivileged: sensitive instructions that cannot trap are looked for, or what replaced them is told
 
 
 @dataclass(frozen=True, slots=True)

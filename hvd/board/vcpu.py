@@ -47,6 +47,26 @@ class Watchpoint:
     write: bool
 
 
+class CensusCommand(enum.IntEnum):
+    """What a vcpu that rewrites kernel code is asked. The values are enum hv_census of the cell."""
+
+    COUNT = 1  # from now on the executions of each site are counted, from 0
+    COLLECT = 2  # the sites of all code that is translated now
+    END = 3  # no counting any more
+
+
+@dataclass(frozen=True, slots=True)
+class Rewritten:
+    """Instructions of the guest's kernel that were replaced. sites: struct hv_cell_site one behind the other, as the cell says (hvd.cell.rewritten).
+    blocks, pages, instructions: of code that is translated now. complete: False = there were more sites than there is room for."""
+
+    sites: bytes
+    blocks: int = 0
+    pages: int = 0
+    instructions: int = 0
+    complete: bool = True
+
+
 @dataclass(slots=True)
 class Exit:
     """One return of Vcpu.run(). Of the PORT_* and MMIO_* kinds: address, size in bytes (1, 2, 4, 8) and value."""
@@ -105,6 +125,8 @@ class Vcpu(ABC):
     # As many as set_debug() takes.
     most_breakpoints: int = 1024
     most_watchpoints: int = 64
+    # Kernel code is rewritten before it runs: rewritten() says what.
+    rewrites: bool = False
 
     @abstractmethod
     def enter(self, state: EntryState) -> None:
@@ -159,6 +181,10 @@ class Vcpu(ABC):
         """Linear addresses at which the guest's kernel was seen to execute; more and more. Any thread. None: this way of executing does not
         need to know, since no sensitive instruction can pass it by (docs/trap.md)."""
         return None
+
+    def rewritten(self, command: CensusCommand) -> Rewritten:
+        """Between two run(), where `rewrites`: do that, then what was rewritten, as of the last COLLECT. Raises HvdError CAPABILITY_MISSING."""
+        raise HvdError("CAPABILITY_MISSING", backend=type(self).__name__, capability="census")
 
     def save(self) -> dict[str, Any]:
         """The whole state at an INTERRUPTED exit, in the form of hvd.board.ia32. Raises HvdError CAPABILITY_MISSING."""

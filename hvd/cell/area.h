@@ -74,6 +74,32 @@ struct hv_cell_code {
     uint32_t entry[HV_AREA_CODE_PAGES]; /* linear addresses at which kernel code was seen to execute */
 };
 
+/* The census of what was rewritten (census.c). The runner asks for it in turns of their own, in which the guest does not run. */
+#define HV_AREA_SITES (1u << 17)
+enum hv_census {
+    HV_CENSUS_NONE,
+    HV_CENSUS_COUNT,   /* from now on each site counts, from 0 */
+    HV_CENSUS_COLLECT, /* the sites of all code that is translated now, into the table */
+    HV_CENSUS_END,     /* no counting any more */
+};
+enum hv_replacement { /* hvd/cell/rewritten.py */
+    HV_REPLACED_NOT, HV_REPLACED_IN_LINE, HV_REPLACED_CALLOUT, HV_REPLACED_CHAINED, HV_REPLACED_LOOKUP, HV_REPLACED_BREAKPOINT, HV_REPLACEMENTS,
+};
+struct hv_cell_site {
+    uint64_t executions; /* while they were counted */
+    uint32_t address;    /* linear */
+    uint8_t replacement, length, code[HV_LONGEST_INSTRUCTION];
+    uint8_t reserved[3];
+};
+struct hv_cell_census {
+    uint32_t command;    /* the runner's, enum hv_census */
+    uint32_t count;      /* of sites */
+    uint32_t full;       /* there were more */
+    uint32_t blocks, pages, reserved; /* of code that is translated now */
+    uint64_t instructions;
+    struct hv_cell_site site[HV_AREA_SITES];
+};
+
 struct hv_cell_area {
     uint32_t magic, version;
 
@@ -113,6 +139,8 @@ struct hv_cell_area {
     /* ---- at any time */
     uint32_t kick; /* leave at the next instruction boundary */
     struct hv_console console;
+
+    struct hv_cell_census census;
 };
 
 /* The cell's descriptors, by number. */

@@ -135,6 +135,26 @@ class CellCode(ctypes.Structure):
     _fields_ = (("count", _u32), ("entry", _u32 * CODE_PAGES))
 
 
+SITES: Final = 1 << 17
+
+
+class CellSite(ctypes.Structure):
+    """struct hv_cell_site."""
+
+    _fields_ = (
+        ("executions", _u64), ("address", _u32), ("replacement", _u8), ("length", _u8), ("code", _u8 * 15), ("reserved", _u8 * 3),
+    )  # fmt: skip
+
+
+class CellCensus(ctypes.Structure):
+    """struct hv_cell_census."""
+
+    _fields_ = (
+        ("command", _u32), ("count", _u32), ("full", _u32), ("blocks", _u32), ("pages", _u32), ("reserved", _u32), ("instructions", _u64),
+        ("site", CellSite * SITES),
+    )  # fmt: skip
+
+
 _PROTOTYPES: Final[dict[str, tuple[Any, list[Any]]]] = {
     "hv_cell_create": (_pointer, [_pointer, _int, ctypes.c_uint, _u64, _u64]),
     "hv_cell_add_region": (_bool, [_pointer, _u64, _u64, _u64, _u32, _bool]),
@@ -152,6 +172,8 @@ _PROTOTYPES: Final[dict[str, tuple[Any, list[Any]]]] = {
     "hv_cell_debug": (_pointer, [_pointer]),
     "hv_cell_change_debug": (None, [_pointer]),
     "hv_cell_memory_changed": (None, [_pointer, ctypes.c_char_p, _u32]),
+    "hv_cell_ask_census": (_bool, [_pointer, _int]),
+    "hv_cell_census": (_pointer, [_pointer]),
     "hv_cell_kick": (None, [_pointer]),
     "hv_cell_end": (None, [_pointer]),
     "hv_cell_free": (None, [_pointer]),

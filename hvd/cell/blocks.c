@@ -82,6 +82,7 @@ void hv_blocks_flush(void)
 }
 
 struct hv_block *hv_block(uint32_t index) { return &blocks[index]; }
+uint32_t hv_block_count(void) { return block_count; }
 
 uint32_t hv_block_find(uint32_t eip)
 {

@@ -103,6 +103,7 @@ bool hv_breakpoint_prepare(void)
         if (is_stop(&insn) || (HV_CPU->eflags & HV_TF)) {
             if (stop != eip)
                 break;
+            hv_census_executed(base + eip, &insn);
             hv_emulate();
             return false;
         }

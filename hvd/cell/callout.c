@@ -49,7 +49,11 @@ static uint32_t block_here(void)
     return index != HV_BLOCK_NONE ? index : hv_translate(HV_CPU->eip);
 }
 
-uint8_t *hv_translated_target(void) { return hv_block(block_here())->host; }
+uint8_t *hv_translated_target(void)
+{
+    hv_census_settle();
+    return hv_block(block_here())->host;
+}
 
 /* ---- what is asked for */
 

@@ -345,6 +345,29 @@ int hv_cell_run(struct hv_cell_host *host)
     return (int)host->exit.reason;
 }
 
+bool hv_cell_ask_census(struct hv_cell_host *host, enum hv_census command)
+{
+    if (!host->started || host->dead)
+        return false;
+    host->area->census.command = command;
+    uint64_t start_ns = hv_host_ns(), used_ns = 0, count;
+    struct pollfd events[] = {{.fd = host->left, .events = POLLIN}, {.fd = host->pidfd, .events = POLLIN}};
+    bool answered = false;
+    if (give_turn(host)) {
+        do {
+            int ready = poll(events, 2, (int)((HV_CELL_SILENCE_NS - used_ns) / MS) + 1);
+            answered = ready > 0 && events[0].revents && read(host->left, &count, sizeof count) == sizeof count;
+            used_ns = hv_host_ns() - start_ns;
+        } while (!answered && !(events[1].revents) && used_ns < HV_CELL_SILENCE_NS);
+    }
+    host->area->census.command = HV_CENSUS_NONE;
+    if (!answered && !events[1].revents) /* run() finds it ended */
+        syscall(SYS_pidfd_send_signal, host->pidfd, SIGKILL, NULL, 0);
+    return answered;
+}
+
+const struct hv_cell_census *hv_cell_census(struct hv_cell_host *host) { return &host->area->census; }
+
 void hv_cell_kick(struct hv_cell_host *host)
 {
     uint64_t one = 1;

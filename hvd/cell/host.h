@@ -44,6 +44,9 @@ void hv_cell_change_cpu(struct hv_cell_host *);             /* it was changed: t
 struct hv_cell_debug *hv_cell_debug(struct hv_cell_host *); /* to be filled in, then */
 void hv_cell_change_debug(struct hv_cell_host *);
 void hv_cell_memory_changed(struct hv_cell_host *, const uint64_t *ranges, uint32_t count); /* addresses and lengths in turn */
+/* A turn for the census alone, between two runs; false: the cell is gone, or does not answer, as the next run says. */
+bool hv_cell_ask_census(struct hv_cell_host *, enum hv_census);
+const struct hv_cell_census *hv_cell_census(struct hv_cell_host *); /* not to be trusted */
 void hv_cell_kick(struct hv_cell_host *);                   /* any thread */
 void hv_cell_end(struct hv_cell_host *);                    /* ends the process and waits for that; no error when it has ended */
 void hv_cell_free(struct hv_cell_host *);                   /* and everything else. NULL is all right */

@@ -11,6 +11,7 @@
 #include "cell.h"
 #include "debug.h"
 #include "start.h"
+#include "translate.h"
 
 #define NS 1000000000u
 #define DEVICES offsetof(struct hv_board, pic) /* to `claimed`: plain values */
@@ -31,15 +32,28 @@ void hv_cross_here(unsigned point, uint64_t a0, uint64_t a1, uint64_t a2, uint64
 
 /* ---- turns */
 
+static void give_turn(void)
+{
+    uint64_t one = 1;
+    while (write(HV_CELL_FD_LEFT, &one, sizeof one) != sizeof one)
+        if (errno != EINTR)
+            _exit(1);
+}
+
 void hv_wait_for_turn(void)
 {
     struct hv_cell_area *area = cell.area;
-    uint64_t count;
-    while (read(HV_CELL_FD_GO, &count, sizeof count) != sizeof count)
-        if (errno != EINTR)
-            _exit(1);
-    if (area->quit)
-        _exit(0);
+    for (;;) {
+        uint64_t count;
+        while (read(HV_CELL_FD_GO, &count, sizeof count) != sizeof count)
+            if (errno != EINTR)
+                _exit(1);
+        if (area->quit)
+            _exit(0);
+        if (!hv_census_serve())
+            break;
+        give_turn();
+    }
     cell.board.clock = area->clock;
     memcpy((uint8_t *)&cell.board + DEVICES, area->devices, DEVICES_BYTES);
     hv_crossings_tap(&cell.board.crossings, area->tapped ? &area->tap : NULL);
@@ -67,10 +81,7 @@ void hv_leave(enum hv_cell_reason reason)
     hv_fpu_publish();
     area->cpu = cell.cpu;
     memcpy(area->devices, (const uint8_t *)&cell.board + DEVICES, DEVICES_BYTES);
-    uint64_t one = 1;
-    while (write(HV_CELL_FD_LEFT, &one, sizeof one) != sizeof one)
-        if (errno != EINTR)
-            _exit(1);
+    give_turn();
     hv_wait_for_turn();
     if (area->cpu_changed) {
         cell.cpu = area->cpu;

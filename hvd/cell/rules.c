@@ -507,6 +507,20 @@ static bool may_copy(const struct hv_insn *insn)
     return true;
 }
 
+enum hv_replacement hv_replacement(const struct hv_insn *insn)
+{
+    static const uint8_t by_rule[] = {
+        [PUSH_SEGMENT] = HV_REPLACED_IN_LINE, [JCC] = HV_REPLACED_CHAINED, [JCC_NEAR] = HV_REPLACED_CHAINED, [FROM_SEGMENT] = HV_REPLACED_IN_LINE,
+        [PUSH_FLAGS] = HV_REPLACED_IN_LINE, [POP_FLAGS] = HV_REPLACED_IN_LINE, [RETURN] = HV_REPLACED_LOOKUP, [LOOP] = HV_REPLACED_CHAINED,
+        [CALL] = HV_REPLACED_CHAINED, [JUMP] = HV_REPLACED_CHAINED, [CLEAR_INTERRUPT] = HV_REPLACED_IN_LINE, [SET_INTERRUPT] = HV_REPLACED_IN_LINE,
+        [FROM_CONTROL] = HV_REPLACED_IN_LINE, [COPY_TO_END] = HV_REPLACED_NOT,
+    };
+    enum rule rule = insn->map == HV_MAP_ONE ? one_byte[insn->opcode] : insn->map == HV_MAP_0F ? two_byte[insn->opcode] : COPY;
+    if (rule == GROUP_FF)
+        return insn->reg == 2 || insn->reg == 4 ? HV_REPLACED_LOOKUP : HV_REPLACED_NOT;
+    return by_rule[rule];
+}
+
 /* LOCK where it is #UD would be the host's SIGILL; the monitor raises it. */
 bool hv_translate_instruction(struct hv_translation *t)
 {

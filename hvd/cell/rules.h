@@ -22,6 +22,7 @@ struct hv_translation {
 
 /* The code for the instruction; false = let the monitor execute it, and what was written is to be forgotten. */
 bool hv_translate_instruction(struct hv_translation *);
+enum hv_replacement hv_replacement(const struct hv_insn *); /* what its rule replaces it by, if it is not the monitor's */
 bool hv_is_branch(const struct hv_insn *);         /* a near one */
 bool hv_sets_interrupts(const struct hv_insn *);   /* STI */
 void hv_jump_out(struct hv_translation *, uint32_t eip);

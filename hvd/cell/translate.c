@@ -88,13 +88,17 @@ uint32_t hv_translate(uint32_t eip)
         after_sti = false;
         hv_block_place(t.block, &t.e, (at - eip) | (t.shadow ? HV_PLACE_SHADOW : 0));
         t.block->instructions++;
+        if (decoded)
+            hv_census_count(&t.e, at, &t.insn, hv_replacement(&t.insn));
         uint8_t *before = t.e.at;
         unsigned exits = t.exits;
         bool branches_behind_sti = t.shadow && decoded && hv_is_branch(&t.insn);
         if (!decoded || !in_memory || branches_behind_sti || !hv_translate_instruction(&t)) {
             t.e.at = before;
             t.exits = exits;
-            t.ends = true;
+            t.ends = t.block->calls_out = true;
+            if (decoded)
+                hv_census_count(&t.e, at, &t.insn, HV_REPLACED_CALLOUT);
             hv_call_out(&t, at, HV_CALLOUT_EMULATE);
             t.next = at + (decoded ? t.insn.length : 1);
             break;

@@ -5,6 +5,7 @@
  *   blocks.c     which blocks there are, chains, and what becomes of them when their code or its mapping changes
  *   stubs.c      the few pieces of code between blocks, the monitor and the guest's programs
  *   callout.c    from translated code into the monitor and back
+ *   census.c     which instructions were replaced by what, and how often they run
  *
  * In translated code the guest's general registers are in the host's, ESP in RSP, upper halves zero; the arithmetic flags and DF are the
  * host's. r15 points to struct hv_cell, r13 and the GS base hold HV_WINDOW; r8 to r12 are free between the guest's instructions. IF is
@@ -45,6 +46,7 @@ struct hv_block {
     uint16_t place_count, guest_bytes, instructions;
     uint8_t page_count;
     bool valid;
+    bool calls_out;       /* its last instruction is the monitor's */
     uint32_t page[2];     /* linear page numbers */
     uint64_t frame[2];    /* guest-physical ones */
     uint32_t next_in_frame[2];
@@ -66,6 +68,7 @@ struct hv_found {
 /* ---- blocks.c */
 bool hv_blocks_init(void); /* false: no memory at the cache's address, or none at all */
 void hv_blocks_flush(void);
+uint32_t hv_block_count(void);                        /* the valid ones and those that are gone */
 uint32_t hv_block_find(uint32_t eip);                 /* translated and valid; HV_BLOCK_NONE */
 struct hv_block *hv_block(uint32_t index);
 bool hv_blocks_locate(const uint8_t *rip, struct hv_found *); /* false: in no block */
@@ -109,5 +112,12 @@ uint64_t hv_settle_and_go(void (*work)(void));
 void hv_shadow_protect_frame(uint64_t physical);
 void hv_shadow_release_frame(uint64_t physical);
 bool hv_shadow_is_code(uint64_t physical);
+
+/* ---- census.c */
+extern bool hv_census_counts;
+void hv_census_count(struct hv_emitter *, uint32_t eip, const struct hv_insn *, enum hv_replacement); /* code that counts it, if anybody wants that */
+void hv_census_executed(uint32_t linear, const struct hv_insn *);  /* by the monitor, at a breakpoint */
+bool hv_census_serve(void);  /* the turn was one for the census */
+void hv_census_settle(void); /* before translated code is looked for: the census was switched on or off, and the cache is of no use */
 
 #endif

@@ -11,7 +11,18 @@ from typing import Any, Final
 from hvd.board import ia32
 from hvd.board.hot import HotBoard
 from hvd.board.memory import GuestMemory, RegionKind
-from hvd.board.vcpu import FPU_BYTES, EntryState, Exit, ExitReason, Segment, Shadow, Vcpu, Watchpoint
+from hvd.board.vcpu import (
+    FPU_BYTES,
+    CensusCommand,
+    EntryState,
+    Exit,
+    ExitReason,
+    Rewritten,
+    Segment,
+    Shadow,
+    Vcpu,
+    Watchpoint,
+)
 from hvd.cell import area, process
 from hvd.cell.area import GENERAL, SEGMENTS, Mode
 from hvd.cell.saving import restore, save
@@ -47,7 +58,7 @@ class CellVcpu(Vcpu):
         self._board = board
         self._name = backend.name.lower()
         self._mode = mode
-        self._mode = mode
+        self.rewrites = mode in (Mode.REWRITING, Mode.BREAKPOINT)
         self.cpuid: dict[tuple[int, int], tuple[int, ...]] = {}
         host: int | None = self._lib.hv_cell_create(board.address, int(mode), int(backend), memory.whole.nbytes, tsc_hz)
         if host is None:
@@ -58,6 +69,7 @@ class CellVcpu(Vcpu):
         self.cpu = area.CellCpu.from_address(self._lib.hv_cell_cpu(host))
         self._debug = area.CellDebug.from_address(self._lib.hv_cell_debug(host))
         self._code = area.CellCode.from_address(self._lib.hv_cell_code(host))
+        self._census = area.CellCensus.from_address(self._lib.hv_cell_census(host))
         self._counters = area.CellCounters.from_address(self._lib.hv_cell_counters(host))
         self._answered: Exit | None = None
         self._debugging = (frozenset[int](), frozenset[Watchpoint](), False)
@@ -211,9 +223,18 @@ class CellVcpu(Vcpu):
         self._lib.hv_cell_memory_changed(self._host, struct.pack(f"{count}Q", *ranges), count // 2)
 
     def executed_code(self) -> Sequence[int] | None:
-        if self._mode is Mode.REWRITING:  # sensitive instructions are rewritten, whether they trap or not
+        if self.rewrites:  # what is sensitive is replaced, whether it traps or not
             return None
         return list(self._code.entry[: min(self._code.count, area.CODE_PAGES)])
+
+    def rewritten(self, command: CensusCommand) -> Rewritten:
+        if not self.rewrites:
+            return super().rewritten(command)
+        self._blocking.hv_cell_ask_census(self._host, int(command))  # false: the next run says why
+        census = self._census
+        count, instructions = min(census.count, area.SITES), min(census.instructions, 1 << 32)
+        sites = ctypes.string_at(ctypes.addressof(census) + area.CellCensus.site.offset, count * ctypes.sizeof(area.CellSite))
+        return Rewritten(sites, census.blocks, census.pages, instructions, complete=not census.full)
 
     def figures(self) -> dict[str, int]:
         """The cell's own counters, as it says. Any thread."""

@@ -31,6 +31,7 @@ from hvd.runner.console_client import RunnerConsole
 from hvd.runner.debug_client import RunnerDebugger
 from hvd.runner.directory import ENDS, EXIT, MACHINE, RUNNER_LOG, ExitRecord, read_json, write_json
 from hvd.runner.process import RunnerProcess, start_runner
+from hvd.runner.rewritten import census_of_message
 
 START_SECONDS = 60.0
 CALL_SECONDS = 10.0
@@ -318,12 +319,12 @@ class RunnerInstance(Instance):
             raise HvdError("RUNNER_GONE", problem="the guest has ended")
         channel = Channel(self.directory)
         try:
-            answer: inspect_pb2.Census = await channel.call(
+            answer: inspect_pb2.Census | control_pb2.Rewritten = await channel.call(
                 "get_census", control_pb2.GetCensus(count_ns=round(count_seconds * 1e9))
             )
         finally:
             channel.close()
-        return answer
+        return await asyncio.to_thread(census_of_message, answer) if isinstance(answer, control_pb2.Rewritten) else answer
 
     async def save_snapshot(self, path: Path, about: bytes) -> SavedSnapshot:
         """On a connection of its own: other calls do not wait for it. However long it takes, it ends with the runner."""

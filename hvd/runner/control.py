@@ -284,6 +284,9 @@ class ControlServer:
         save_snapshot(self._machine, Path(request.path), request.about, done)
 
     def _get_census(self, connection: _Connection, id_: int, request: control_pb2.GetCensus) -> None:
+        if self._machine.vcpu.rewrites:
+            self._get_rewritten(connection, id_, request)
+            return
         from hvd.runner import census  # most guests are never asked
 
         def done(found: Any, hits: dict[int, int], error: HvdError | None) -> None:
@@ -291,6 +294,15 @@ class ControlServer:
             self._post(lambda: self._answer(connection, id_, **result))
 
         census.request(self._machine, request.count_ns, done)
+
+    def _get_rewritten(self, connection: _Connection, id_: int, request: control_pb2.GetCensus) -> None:
+        from hvd.runner import rewritten
+
+        def done(found: Any, error: HvdError | None) -> None:
+            result = {"error": _error(error)} if error is not None else {"rewritten": rewritten.message(found, bool(request.count_ns))}
+            self._post(lambda: self._answer(connection, id_, **result))
+
+        rewritten.request(self._machine, request.count_ns, done)
 
     def _read_memory(self, connection: _Connection, id_: int, request: control_pb2.ReadMemory) -> None:
         address, length, virtual = request.address, request.length, request.virtual

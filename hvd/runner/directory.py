@@ -30,7 +30,7 @@ In conmon's form, so that conmon can provide it for containers and the runner fo
     screen.json    what stood on the VGA text screen when the guest ended, unless that was nothing
                    (hvd/runner/last_screen.py)
     census.json    which instructions of the kernel could not trap though they should, when the guest ended, if its
-                   backend has such (hvd/runner/census.py)
+                   backend has such (hvd/runner/census.py); or what was rewritten (hvd/runner/rewritten.py)
     runner.log     the runner's own stderr
 
 The directory is private to the daemon's user (0700). Sun's 108-byte limit on socket paths: connect through

@@ -135,6 +135,10 @@ class Runner:
             from hvd.runner.census import last_look
 
             last_look(self.machine)
+        elif self.machine.vcpu.rewrites:
+            from hvd.runner import rewritten
+
+            rewritten.last_look(self.machine)
 
     # ---- main thread
 

@@ -18,7 +18,9 @@ from stream_programs import SET_ESI, SET_ESP
 
 from hvd.backends.emulation.backend import BACKEND as EMULATION
 from hvd.backends.rewriting.backend import BACKEND as REWRITING
+from hvd.board.vcpu import CensusCommand
 from hvd.cell.decoder import Decoded, Decoder
+from hvd.cell.rewritten import Replacement, sites
 
 NATIVE = next(engine for engine in EMULATION.engines() if engine.name == "native").availability
 AVAILABLE = REWRITING.probe() if NATIVE.available else NATIVE
@@ -85,6 +87,21 @@ def test_programs(pair: Pair, first: int) -> None:
 def test_interrupted(pair: Pair, first: int) -> None:
     """By a timer and by kicks, in the middle of translated code: nothing of it is to be seen."""
     look(pair, [Maker(seed, timer=True).program() for seed in range(first, first + PER_TEST)], TIMER)
+
+
+def test_counted(pair: Pair) -> None:
+    """The census's counters touch nothing of the guest's, come with a flush of the cache and go with another."""
+    vcpu = pair.other.vcpu
+    assert not vcpu.rewritten(CensusCommand.COUNT).sites
+    look(pair, [Maker(seed).program() for seed in range(300_000, 300_120)])
+    look(pair, [Maker(seed, timer=True).program() for seed in range(300_120, 300_160)], TIMER)
+    found = list(sites(vcpu.rewritten(CensusCommand.COLLECT).sites))
+    vcpu.rewritten(CensusCommand.END)
+    # Each program begins with the kernel's LGDT, and ends with INT 81, which comes in through a gate and goes out by IRET.
+    assert {site.replacement for site in found} == set(Replacement) - {Replacement.BREAKPOINT}
+    assert max(site.executions for site in found if site.code[:2] == b"\x0f\x01") >= 40
+    look(pair, [Maker(seed).program() for seed in range(300_000, 300_010)])
+    assert not any(site.executions for site in sites(vcpu.rewritten(CensusCommand.COLLECT).sites))
 
 
 def test_there_were_enough() -> None:

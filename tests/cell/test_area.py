@@ -8,8 +8,9 @@ import pytest
 from c_numbers import c_numbers
 
 from hvd.board.memory import RegionKind
-from hvd.board.vcpu import DebugCause, ExitReason
+from hvd.board.vcpu import CensusCommand, DebugCause, ExitReason
 from hvd.cell import area
+from hvd.cell.rewritten import Replacement
 
 STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "struct hv_cell_exit": area.CellExit,
@@ -20,17 +21,22 @@ STRUCTURES: dict[str, type[ctypes.Structure]] = {
     "struct hv_cell_debug": area.CellDebug,
     "struct hv_cell_counters": area.CellCounters,
     "struct hv_cell_code": area.CellCode,
+    "struct hv_cell_site": area.CellSite,
+    "struct hv_cell_census": area.CellCensus,
 }
 NUMBERS = {
     "HV_AREA_BREAKPOINTS": area.BREAKPOINTS,
     "HV_AREA_WATCHPOINTS": area.WATCHPOINTS,
     "HV_AREA_CPUID": area.CPUID_ROWS,
     "HV_AREA_CODE_PAGES": area.CODE_PAGES,
+    "HV_AREA_SITES": area.SITES,
     "HV_CELL_REASONS": len(ExitReason),
     "HV_SEGMENTS": len(area.SEGMENTS),
     **{f"HV_MODE_{mode.name}": mode for mode in area.Mode},
     **{f"HV_CELL_FD_{fd.name}": fd for fd in area.Fd},
     "HV_CELL_FDS": max(area.Fd) + 1,
+    **{f"HV_CENSUS_{command.name}": command for command in CensusCommand},
+    **{f"HV_REPLACED_{kind.name}": kind for kind in Replacement},
     **{f"HV_SANDBOX_{layer.name}": layer for layer in area.Sandbox},
     **{f"HV_CELL_{reason.name}": reason for reason in ExitReason},
     **{f"HV_REGION_{kind.name}": kind for kind in RegionKind if kind is not RegionKind.HOLE},

@@ -10,12 +10,15 @@ from google.protobuf import duration_pb2
 from hvctl.sdk import Client, HvctlError
 from real_daemon import RealDaemon, kernel, wait_for
 
+from hvd.backends.rewriting.backend import BACKEND as REWRITING_BACKEND
 from hvd.backends.trap.backend import BACKEND
 from tests.guest_images import GuestUnavailable, guest_image
 
-AVAILABILITY = BACKEND.probe()
+AVAILABILITY, REWRITES = BACKEND.probe(), REWRITING_BACKEND.probe()
 pytestmark = pytest.mark.skipif(not AVAILABILITY.available, reason=f"{AVAILABILITY.reason}; {AVAILABILITY.remedy}")
 TRAP = ("--backend", "trap")
+REWRITING = ("--backend", "rewriting")
+NEEDS_REWRITING = pytest.mark.skipif(not REWRITES.available, reason=f"{REWRITES.reason}; {REWRITES.remedy}")
 
 
 def test_a_kernel_with_the_hole(daemon: RealDaemon) -> None:
@@ -99,6 +102,46 @@ def test_other_backends_say_why_they_have_none(daemon: RealDaemon) -> None:
     done = daemon.hvctl("census", name)
     assert done.returncode == 6
     assert "backend emulation (no sensitive instruction of a kernel passes it by) cannot census" in done.stderr
+
+
+@NEEDS_REWRITING
+def test_what_was_rewritten(daemon: RealDaemon) -> None:
+    assert daemon.hvctl("run", *REWRITING, "--name", "closed", "--kernel", kernel("hole.elf")).returncode == 0
+    assert daemon.show("closed").get("conditions", []) == []
+    table = daemon.ok("census", "closed")
+    sites, _, summary = table.stdout.partition("\n\n")
+    rows = {line.split()[1]: line for line in sites.splitlines()}
+    assert "pushfd" in rows["interrupts_save"] and "in-line work" in rows["interrupts_save"] and "ljmp" in rows["load_tables+0xe"]
+    assert "popfd" in rows["interrupts_restore+0x7"] and "callout" in rows["load_tables+0xe"]
+    assert "chained jump" not in sites and "chained jump" in summary and "lookup" in summary
+    assert "instructions were rewritten; translated now: " in table.stderr and "as the guest was when it ended" in table.stderr
+    found = daemon.ok("census", "closed", "--jumps", "-o", "json").json
+    assert found["ended"] and {site["replacement"] for site in found["rewritten"]} == {"IN_LINE", "CALLOUT", "CHAINED_JUMP", "LOOKUP"}
+    assert sum(int(row["sites"]) for row in found["summary"]) == len(found["rewritten"])
+    assert not any("hits" in site for site in found["rewritten"])
+
+
+@NEEDS_REWRITING
+@pytest.mark.parametrize("engine", ["translate", "breakpoint"])
+def test_rewritten_sites_are_counted(daemon: RealDaemon, engine: str) -> None:
+    """The ticker's interrupts return by IRET; while they are counted they go on coming."""
+    name = daemon.run("ticker.elf", *REWRITING, "--engine", engine)
+    daemon.wait_logs(name, "tick")
+    counted, nested = (daemon.spawn("census", name, "--step", seconds, "-o", "json") for seconds in ("1", "0.5"))
+    for process in (counted, nested):
+        assert process.end() == 0, process.err
+    hits = []
+    for process in (nested, counted):
+        (iret,) = (site for site in json.loads(process.out)["rewritten"] if site["text"] == "iretd")
+        hits.append(int(iret["hits"]))
+        assert iret["replacement"] == ("CALLOUT" if engine == "translate" else "BREAKPOINT")
+    assert all(hits)
+    again = daemon.ok("census", name, "-o", "json").json  # it goes on, and counts no more
+    assert engine == "breakpoint" or not any("hits" in site for site in again["rewritten"])
+    daemon.ok("pause", name)
+    assert daemon.ok("census", name).stdout
+    daemon.ok("kill", name)
+    assert "iretd" in daemon.ok("census", name).stdout
 
 
 @pytest.mark.slow

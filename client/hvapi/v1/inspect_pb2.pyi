@@ -20,6 +20,40 @@ else:
 
 DESCRIPTOR: _descriptor.FileDescriptor
 
+class _Replacement:
+    ValueType = _typing.NewType("ValueType", _builtins.int)
+    V: _TypeAlias = ValueType  # noqa: Y015
+
+class _ReplacementEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[_Replacement.ValueType], _builtins.type):
+    DESCRIPTOR: _descriptor.EnumDescriptor
+    REPLACEMENT_UNSPECIFIED: _Replacement.ValueType  # 0
+    IN_LINE: _Replacement.ValueType  # 1
+    """Code that does its work on the virtual processor."""
+    CALLOUT: _Replacement.ValueType  # 2
+    """A call of the monitor."""
+    CHAINED_JUMP: _Replacement.ValueType  # 3
+    """A direct jump or call: one to the translated target."""
+    LOOKUP: _Replacement.ValueType  # 4
+    """An indirect jump or a return: a look at the table of targets."""
+    BREAKPOINT: _Replacement.ValueType  # 5
+    """A breakpoint register reaches it, and the monitor executes it (engine breakpoint)."""
+
+class Replacement(_Replacement, metaclass=_ReplacementEnumTypeWrapper):
+    """What takes an instruction's place."""
+
+REPLACEMENT_UNSPECIFIED: Replacement.ValueType  # 0
+IN_LINE: Replacement.ValueType  # 1
+"""Code that does its work on the virtual processor."""
+CALLOUT: Replacement.ValueType  # 2
+"""A call of the monitor."""
+CHAINED_JUMP: Replacement.ValueType  # 3
+"""A direct jump or call: one to the translated target."""
+LOOKUP: Replacement.ValueType  # 4
+"""An indirect jump or a return: a look at the table of targets."""
+BREAKPOINT: Replacement.ValueType  # 5
+"""A breakpoint register reaches it, and the monitor executes it (engine breakpoint)."""
+Global___Replacement: _TypeAlias = Replacement  # noqa: Y015
+
 @_typing.final
 class ReadMemoryRequest(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
@@ -489,7 +523,10 @@ class GetCensusRequest(_message.Message):
 
     NAME_FIELD_NUMBER: _builtins.int
     COUNT_FIELD_NUMBER: _builtins.int
+    JUMPS_FIELD_NUMBER: _builtins.int
     name: _builtins.str
+    jumps: _builtins.bool
+    """Where kernels are rewritten: jumps, calls and returns, too, of which there are many."""
     @_builtins.property
     def count(self) -> _duration_pb2.Duration:
         """Count for so long how often each is executed, by breakpoints: the guest is slower meanwhile, and no debugger can attach. At most 60 s;
@@ -501,10 +538,11 @@ class GetCensusRequest(_message.Message):
         *,
         name: _builtins.str = ...,
         count: _duration_pb2.Duration | None = ...,
+        jumps: _builtins.bool = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["count", b"count"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "name", b"name"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "jumps", b"jumps", "name", b"name"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -520,6 +558,9 @@ class Census(_message.Message):
     UNKNOWN_FIELD_NUMBER: _builtins.int
     INCOMPLETE_FIELD_NUMBER: _builtins.int
     ENDED_FIELD_NUMBER: _builtins.int
+    REWRITTEN_FIELD_NUMBER: _builtins.int
+    SUMMARY_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
     decoded_instructions: _builtins.int
     """So many instructions in so many pages were looked at, from where the kernel was seen to execute."""
     code_pages: _builtins.int
@@ -529,10 +570,19 @@ class Census(_message.Message):
     """Time or room ended before all was looked at."""
     ended: _builtins.bool
     """The guest has ended: this is what its kernel was then."""
+    blocks: _builtins.int
     @_builtins.property
     def instructions(self) -> _containers.RepeatedCompositeFieldContainer[Global___SensitiveInstruction]:
         """By address."""
 
+    @_builtins.property
+    def rewritten(self) -> _containers.RepeatedCompositeFieldContainer[Global___RewrittenInstruction]:
+        """Where kernels are rewritten: what was replaced in the code that is translated now, by address. decoded_instructions and code_pages are
+        of that code, in so many blocks.
+        """
+
+    @_builtins.property
+    def summary(self) -> _containers.RepeatedCompositeFieldContainer[Global___RewrittenSummary]: ...
     def __init__(
         self,
         *,
@@ -542,14 +592,90 @@ class Census(_message.Message):
         unknown: _builtins.int = ...,
         incomplete: _builtins.bool = ...,
         ended: _builtins.bool = ...,
+        rewritten: _abc.Iterable[Global___RewrittenInstruction] | None = ...,
+        summary: _abc.Iterable[Global___RewrittenSummary] | None = ...,
+        blocks: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["code_pages", b"code_pages", "decoded_instructions", b"decoded_instructions", "ended", b"ended", "incomplete", b"incomplete", "instructions", b"instructions", "unknown", b"unknown"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "code_pages", b"code_pages", "decoded_instructions", b"decoded_instructions", "ended", b"ended", "incomplete", b"incomplete", "instructions", b"instructions", "rewritten", b"rewritten", "summary", b"summary", "unknown", b"unknown"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___Census: _TypeAlias = Census  # noqa: Y015
+
+@_typing.final
+class RewrittenInstruction(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    ADDRESS_FIELD_NUMBER: _builtins.int
+    CODE_FIELD_NUMBER: _builtins.int
+    TEXT_FIELD_NUMBER: _builtins.int
+    SYMBOL_FIELD_NUMBER: _builtins.int
+    REPLACEMENT_FIELD_NUMBER: _builtins.int
+    HITS_FIELD_NUMBER: _builtins.int
+    address: _builtins.int
+    """Linear."""
+    code: _builtins.bytes
+    text: _builtins.str
+    """As a disassembler writes it: "popfd"."""
+    symbol: _builtins.str
+    """Empty when the guest's symbols have no name for it, or there are none."""
+    replacement: Global___Replacement.ValueType
+    hits: _builtins.int
+    """How often it was executed: while they were counted; under engine breakpoint, uncounted, since it was met first."""
+    def __init__(
+        self,
+        *,
+        address: _builtins.int = ...,
+        code: _builtins.bytes = ...,
+        text: _builtins.str = ...,
+        symbol: _builtins.str = ...,
+        replacement: Global___Replacement.ValueType = ...,
+        hits: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_hits", b"_hits", "hits", b"hits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_hits", b"_hits", "address", b"address", "code", b"code", "hits", b"hits", "replacement", b"replacement", "symbol", b"symbol", "text", b"text"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__hits: _TypeAlias = _typing.Literal["hits"]  # noqa: Y015
+    _WhichOneofArgType__hits: _TypeAlias = _typing.Literal["_hits", b"_hits"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__hits) -> _WhichOneofReturnType__hits | None: ...
+
+Global___RewrittenInstruction: _TypeAlias = RewrittenInstruction  # noqa: Y015
+
+@_typing.final
+class RewrittenSummary(_message.Message):
+    """All sites of an instruction that were replaced in the same way, jumps among them."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    REPLACEMENT_FIELD_NUMBER: _builtins.int
+    SITES_FIELD_NUMBER: _builtins.int
+    HITS_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"popfd" """
+    replacement: Global___Replacement.ValueType
+    sites: _builtins.int
+    hits: _builtins.int
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        replacement: Global___Replacement.ValueType = ...,
+        sites: _builtins.int = ...,
+        hits: _builtins.int | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_hits", b"_hits", "hits", b"hits"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_hits", b"_hits", "hits", b"hits", "name", b"name", "replacement", b"replacement", "sites", b"sites"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    _WhichOneofReturnType__hits: _TypeAlias = _typing.Literal["hits"]  # noqa: Y015
+    _WhichOneofArgType__hits: _TypeAlias = _typing.Literal["_hits", b"_hits"]  # noqa: Y015
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__hits) -> _WhichOneofReturnType__hits | None: ...
+
+Global___RewrittenSummary: _TypeAlias = RewrittenSummary  # noqa: Y015
 
 @_typing.final
 class SensitiveInstruction(_message.Message):

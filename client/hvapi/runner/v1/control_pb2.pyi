@@ -140,6 +140,7 @@ class RunnerResponse(_message.Message):
     KEYS_TYPED_FIELD_NUMBER: _builtins.int
     SNAPSHOT_SAVED_FIELD_NUMBER: _builtins.int
     CENSUS_FIELD_NUMBER: _builtins.int
+    REWRITTEN_FIELD_NUMBER: _builtins.int
     id: _builtins.int
     @_builtins.property
     def error(self) -> Global___Error: ...
@@ -165,6 +166,10 @@ class RunnerResponse(_message.Message):
     def census(self) -> _inspect_pb2.Census:
         """Without text, symbol and effect."""
 
+    @_builtins.property
+    def rewritten(self) -> Global___Rewritten:
+        """The census where kernels are rewritten."""
+
     def __init__(
         self,
         *,
@@ -180,12 +185,13 @@ class RunnerResponse(_message.Message):
         keys_typed: Global___KeysTyped | None = ...,
         snapshot_saved: Global___SnapshotSaved | None = ...,
         census: _inspect_pb2.Census | None = ...,
+        rewritten: Global___Rewritten | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["address_translation", b"address_translation", "census", b"census", "done", b"done", "error", b"error", "keys_typed", b"keys_typed", "memory_data", b"memory_data", "memory_map", b"memory_map", "registers", b"registers", "result", b"result", "screen", b"screen", "snapshot_saved", b"snapshot_saved", "status", b"status"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["address_translation", b"address_translation", "census", b"census", "done", b"done", "error", b"error", "keys_typed", b"keys_typed", "memory_data", b"memory_data", "memory_map", b"memory_map", "registers", b"registers", "result", b"result", "rewritten", b"rewritten", "screen", b"screen", "snapshot_saved", b"snapshot_saved", "status", b"status"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["address_translation", b"address_translation", "census", b"census", "done", b"done", "error", b"error", "id", b"id", "keys_typed", b"keys_typed", "memory_data", b"memory_data", "memory_map", b"memory_map", "registers", b"registers", "result", b"result", "screen", b"screen", "snapshot_saved", b"snapshot_saved", "status", b"status"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["address_translation", b"address_translation", "census", b"census", "done", b"done", "error", b"error", "id", b"id", "keys_typed", b"keys_typed", "memory_data", b"memory_data", "memory_map", b"memory_map", "registers", b"registers", "result", b"result", "rewritten", b"rewritten", "screen", b"screen", "snapshot_saved", b"snapshot_saved", "status", b"status"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
-    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["error", "status", "memory_data", "memory_map", "address_translation", "registers", "done", "screen", "keys_typed", "snapshot_saved", "census"]  # noqa: Y015
+    _WhichOneofReturnType_result: _TypeAlias = _typing.Literal["error", "status", "memory_data", "memory_map", "address_translation", "registers", "done", "screen", "keys_typed", "snapshot_saved", "census", "rewritten"]  # noqa: Y015
     _WhichOneofArgType_result: _TypeAlias = _typing.Literal["result", b"result"]  # noqa: Y015
     def WhichOneof(self, oneof_group: _WhichOneofArgType_result) -> _WhichOneofReturnType_result | None: ...
 
@@ -600,6 +606,41 @@ class GetCensus(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___GetCensus: _TypeAlias = GetCensus  # noqa: Y015
+
+@_typing.final
+class Rewritten(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    SITES_FIELD_NUMBER: _builtins.int
+    COUNTED_FIELD_NUMBER: _builtins.int
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    PAGES_FIELD_NUMBER: _builtins.int
+    INSTRUCTIONS_FIELD_NUMBER: _builtins.int
+    INCOMPLETE_FIELD_NUMBER: _builtins.int
+    sites: _builtins.bytes
+    """The cell's table (hvd/cell/rewritten.py), packed."""
+    counted: _builtins.bool
+    blocks: _builtins.int
+    pages: _builtins.int
+    instructions: _builtins.int
+    incomplete: _builtins.bool
+    def __init__(
+        self,
+        *,
+        sites: _builtins.bytes = ...,
+        counted: _builtins.bool = ...,
+        blocks: _builtins.int = ...,
+        pages: _builtins.int = ...,
+        instructions: _builtins.int = ...,
+        incomplete: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks", "counted", b"counted", "incomplete", b"incomplete", "instructions", b"instructions", "pages", b"pages", "sites", b"sites"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___Rewritten: _TypeAlias = Rewritten  # noqa: Y015
 
 @_typing.final
 class GetScreen(_message.Message):
