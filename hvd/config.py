@@ -11,6 +11,7 @@ joined by commas in the environment.
 from __future__ import annotations
 
 import argparse
+import grp
 import os
 import re
 import tomllib
@@ -26,6 +27,7 @@ from hvd.runner.directory import LEAST_LOG_FILES, MOST_LOG_FILES
 
 ENV_PREFIX = "HVD_"
 LOG_LEVELS = ("debug", "info", "warning", "error")
+ROLES = ("view", "trace", "operate", "admin")  # hvd.api.roles says what each may do
 LOG_FORMATS = ("console", "json")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
@@ -80,6 +82,29 @@ def _host_port(text: str) -> str:
     if not separator or not host or not port.isdecimal() or int(port) > 65535:
         raise ValueError("is neither unix:///path nor host:port")
     return text
+
+
+def _of_role(text: str, what: str) -> tuple[str, str]:
+    role, separator, value = text.partition("=")
+    if role not in ROLES or not separator or not value:
+        raise ValueError(f"is no ROLE={what}; roles are {', '.join(ROLES)}")
+    return role, value
+
+
+def _socket_group(text: str) -> str:
+    role, name = _of_role(text, "GROUP")
+    try:
+        group = int(name) if name.isdecimal() else grp.getgrnam(name).gr_gid
+    except KeyError:
+        raise ValueError(f"names no group of this host ({name})") from None
+    return f"{role}={group}"
+
+
+def _socket_mode(text: str) -> str:
+    role, mode = _of_role(text, "MODE")
+    if not re.fullmatch("0?[0-7]{3}", mode):
+        raise ValueError("has no mode like 660")
+    return f"{role}={mode}"
 
 
 def _registry(text: str) -> str:
@@ -171,6 +196,22 @@ class Config:
         shown="the sockets hvd*.sock, one per role, in the runtime directory",
         value="ENDPOINT",
         many=True,
+    )
+    socket_group: tuple[str, ...] = _setting(
+        _socket_group,
+        (),
+        "group of a role's socket, as ROLE=GROUP: who is in it has the role (repeatable)",
+        shown="that of the daemon's process",
+        value="ROLE=GROUP",
+        many=True,
+    )
+    socket_mode: tuple[str, ...] = _setting(
+        _socket_mode, (), "mode of a role's socket, as ROLE=MODE (repeatable)", shown="660", value="ROLE=MODE", many=True
+    )
+    call_rate: int = _setting(_positive_int, 2000, "most calls a second by one socket or one certificate", value="N")
+    max_calls: int = _setting(_positive_int, 2000, "most calls, streams included, under way for one socket or one certificate", value="N")
+    audit_log: Path | None = _setting(
+        _path, None, "also write who did what to which guest to this file, as JSON lines", shown="in the log only", value="FILE"
     )
     metrics_listen: str = _setting(
         _host_port, "", "serve Prometheus metrics on http://HOST:PORT/metrics", shown="not served", value="HOST:PORT"
@@ -333,7 +374,8 @@ def _parser() -> argparse.ArgumentParser:
         prog="hvd",
         allow_abbrev=False,
         description="The hypervisor daemon: runs guests under every kind of virtualisation, behind one gRPC API.",
-        epilog="Each option is also an environment variable (HVD_STATE_DIR for --state-dir) and a key of the file.",
+        epilog="`hvd certs --help`: certificates for TCP. "
+        "Each option is also an environment variable (HVD_STATE_DIR for --state-dir) and a key of the file.",
     )
     parser.add_argument("--config", metavar="FILE", help="settings file (TOML); also HVD_CONFIG")
     parser.add_argument("--version", action="version", version=f"hvd {version()}")

@@ -59,6 +59,7 @@ from hvd.metrics.endpoint import MetricsEndpoint
 from hvd.metrics.metrics import Metrics
 from hvd.network.cards import Cards
 from hvd.network.networks import Networks
+from hvd.private import private_directory
 from hvd.trace.points import BY_ID, Point
 from hvd.trace.session import TraceSwitch
 
@@ -152,7 +153,10 @@ class Daemon:
         """Raises HvdError STORE_DAMAGED, STORE_VERSION, DISK_FULL, DIRECTORY_UNUSABLE."""
         self.config = config
         try:
-            config.guests_dir.mkdir(mode=0o700, parents=True, exist_ok=True)
+            private_directory(config.guests_dir)
+            for roots in (config.disks_dir, config.layers_dir):
+                private_directory(roots, 0o711)
+            private_directory(config.state_dir / "blobs")
             self.blobs = BlobStore(config.state_dir / "blobs")
         except OSError as error:
             raise HvdError("DIRECTORY_UNUSABLE", directory=error.filename, problem=error.strerror) from error
@@ -295,6 +299,10 @@ async def serve(config: Config) -> None:
 
 def main() -> None:
     """The command `hvd`. Exit status: 0 after a signal, 1 when it cannot start, 2 for wrong settings."""
+    if sys.argv[1:2] == ["certs"]:
+        from hvd import certificates
+
+        sys.exit(certificates.main(sys.argv[2:]))
     try:
         config = settings.load(sys.argv[1:], os.environ)
     except HvdError as error:

@@ -172,7 +172,12 @@ REASONS: dict[str, Reason] = {
     "TRACE_UNAVAILABLE": Reason("UNAVAILABLE", "this guest cannot be traced: {problem}", "{remedy}"),
     "TRACE_UNREADABLE": Reason("UNAVAILABLE", "the guest's trace ring cannot be read: {problem}", "start the guest again"),
     "REQUEST_INVALID": Reason("INVALID_ARGUMENT", "{problem}", "{remedy}"),
-    "ROLE_FORBIDDEN": Reason("PERMISSION_DENIED", "role {role} may not {method}", "use a socket of a higher role"),
+    "MESSAGE_TOO_LARGE": Reason("RESOURCE_EXHAUSTED", "a message to {method} has {size} bytes, the most is {most}", "send less at a time"),
+    "RATE_LIMITED": Reason("RESOURCE_EXHAUSTED", "{client} makes more than {rate} calls a second",
+                           "repeat in {retry_seconds} s; the daemon's setting call-rate says how many are too many"),
+    "TOO_MANY_CALLS": Reason("RESOURCE_EXHAUSTED", "{client} has {limit} calls under way",
+                             "end some and repeat in {retry_seconds} s; the daemon's setting max-calls says how many there may be"),
+    "ROLE_FORBIDDEN": Reason("PERMISSION_DENIED", "role {role} may not {method}", "use a socket or a certificate of role {needed}"),
     # start of the daemon
     "CONFIG_INVALID": Reason("INVALID_ARGUMENT", "setting {setting} = {value}: {problem}", "{remedy}"),
     "DIRECTORY_IN_USE": Reason("FAILED_PRECONDITION", "another hvd (process {holder}) uses {directory}",

@@ -16,7 +16,16 @@ import click
 
 from hvctl import failures
 from hvctl.sdk.errors import HvctlError
-from hvctl.settings import CONTEXT, EVERY_FORMAT, GIVE_UP, PipeClosed, Settings, VerbCommand, common_options
+from hvctl.settings import (
+    CONTEXT,
+    EVERY_FORMAT,
+    GIVE_UP,
+    TLS_OPTIONS,
+    PipeClosed,
+    Settings,
+    VerbCommand,
+    common_options,
+)
 from hvctl.verbs import VERBS
 
 
@@ -173,7 +182,7 @@ def _is_run(words: list[str]) -> bool:
     for word in words:
         if skip:
             skip = False
-        elif word in ("-o", "--output", "--endpoint", "--timeout"):
+        elif word in ("-o", "--output", "--endpoint", "--timeout", *(f"--tls-{what}" for what in TLS_OPTIONS)):
             skip = True
         elif not word.startswith("-"):
             return word == "run"

@@ -18,6 +18,7 @@ from hvctl.values import SECONDS
 if TYPE_CHECKING:
     from hvctl.sdk import Client
 
+TLS_OPTIONS = {"ca": "Authority of the daemon's certificate", "cert": "Your certificate", "key": "Its private key"}
 DOCUMENTS = ("table", "wide", "json", "jsonl", "yaml", "name")
 EVERY_FORMAT = (*DOCUMENTS, "text")
 
@@ -28,6 +29,9 @@ class Settings:
 
     output: str = "table"
     endpoint: str | None = None
+    tls_ca: str | None = None
+    tls_cert: str | None = None
+    tls_key: str | None = None
     timeout: float | None = None
     no_color: bool = False
     _client: Client | None = field(default=None, repr=False)
@@ -40,8 +44,10 @@ class Settings:
             os.environ.setdefault("GRPC_VERBOSITY", "NONE")
             from hvctl.sdk import Client
             from hvctl.sdk.client import DEFAULT_TIMEOUT
+            from hvctl.sdk.endpoint import TlsFiles
 
-            self._client = Client(self.endpoint, timeout=self.timeout or DEFAULT_TIMEOUT)
+            tls = TlsFiles(self.tls_ca, self.tls_cert, self.tls_key)
+            self._client = Client(self.endpoint, timeout=self.timeout or DEFAULT_TIMEOUT, tls=tls)
         return self._client
 
     def close(self) -> None:
@@ -77,6 +83,10 @@ def common_options(formats: Sequence[str], timeout_help: str) -> list[click.Para
         click.Option(["-o", "--output"], type=click.Choice(formats), help="Form of the result.", **shared),
         click.Option(
             ["--endpoint"], metavar="ENDPOINT", help="unix:///path or host:port; default $HVD_ENDPOINT.", **shared
+        ),
+        *(
+            click.Option([f"--tls-{what}"], metavar="FILE", help=f"{about} (PEM), for host:port; default $HVD_TLS_{what.upper()}.", **shared)
+            for what, about in TLS_OPTIONS.items()
         ),
         click.Option(["--timeout"], type=SECONDS, metavar="S", help=timeout_help, **shared),
         click.Option(["--no-color"], is_flag=True, flag_value=True, type=bool, help="No colours.", **shared),

@@ -82,12 +82,26 @@ def claim(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def socket_mode() -> Iterator[None]:
-    """Sockets made within are born with SOCKET_MODE: changing it afterwards would leave a moment in which anybody may
-    connect.
+def closed_to_others() -> Iterator[None]:
+    """Sockets made within are born for this user only: changing them afterwards would leave a moment in which anybody may connect.
+    open_to_group() opens them.
     """
-    before = os.umask(0o777 & ~SOCKET_MODE)
+    before = os.umask(0o177)
     try:
         yield
     finally:
         os.umask(before)
+
+
+def open_to_group(endpoint: Endpoint, config: Config) -> None:
+    """Give an endpoint's socket the group and the mode that make its role's policy. Raises HvdError ENDPOINT_UNUSABLE."""
+    path, role = endpoint.path, endpoint.role
+    assert path is not None and role is not None
+    groups, modes = (dict(setting.split("=", 1) for setting in table) for table in (config.socket_group, config.socket_mode))
+    try:
+        if role in groups:
+            os.chown(path, -1, int(groups[role]))
+        os.chmod(path, int(modes[role], 8) if role in modes else SOCKET_MODE)
+    except OSError as error:
+        remedy = "leave socket-group out, or run hvd as root or as a member of that group"
+        raise HvdError("ENDPOINT_UNUSABLE", endpoint=endpoint.address, problem=str(error), remedy=remedy) from error

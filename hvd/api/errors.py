@@ -5,6 +5,7 @@ traceback in the log.
 from __future__ import annotations
 
 import functools
+import re
 from typing import Any
 
 import grpc
@@ -18,16 +19,22 @@ log = structlog.get_logger()
 
 # ErrorInfo's values travel in HTTP/2 trailers, of which a client takes 8 KiB: a value longer than this is cut.
 _MOST_VALUE = 1000
+_SECONDS = re.compile(r"\d{1,6}(\.\d{1,6})?")
 
 
 def to_status(error: HvdError) -> status_pb2.Status:
-    """The error as google.rpc.Status: ErrorInfo has the reason and every variable part, Help the next step."""
+    """The error as google.rpc.Status: ErrorInfo has the reason and every variable part, Help the next step,
+    RetryInfo how long to wait where waiting helps (metadata retry_seconds)."""
     metadata = {key: value[:_MOST_VALUE] for key, value in error.metadata.items()}
     status = status_pb2.Status(code=code_pb2.Code.Value(error.code), message=str(error)[: 2 * _MOST_VALUE])
     status.details.add().Pack(error_details_pb2.ErrorInfo(reason=error.reason, domain=DOMAIN, metadata=metadata))
     if error.help:
         link = error_details_pb2.Help.Link(description=error.help[:_MOST_VALUE])
         status.details.add().Pack(error_details_pb2.Help(links=[link]))
+    if seconds := _SECONDS.fullmatch(error.metadata.get("retry_seconds", "")):
+        retry = error_details_pb2.RetryInfo()
+        retry.retry_delay.FromMilliseconds(max(1, round(float(seconds[0]) * 1000)))
+        status.details.add().Pack(retry)
     return status
 
 

@@ -1,4 +1,4 @@
-"""What every call passes: role, errors, timing, a line in the log. One interceptor per server, since a server has one
+"""What every call passes: limits, role, errors, timing, a line in the log. One interceptor per server, since a server has one
 role.
 
 Handlers are wrapped once per method and kept, so a call pays for one coroutine more and nothing else.
@@ -9,15 +9,20 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import random
+import re
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import grpc
 import structlog
-from google.protobuf.message import DecodeError
+from google.protobuf.message import DecodeError, Message
 
-from hvd.api import errors, roles
+from hvd.api import audit, errors, roles
+from hvd.api.audit import AuditLog, Peers
+from hvd.api.limits import CallLimits, message_bytes
 from hvd.api.roles import Role
 from hvd.errors import HvdError
 
@@ -28,8 +33,11 @@ log = structlog.get_logger()
 Observer = Callable[[str, str, float], None]
 _Context = grpc.aio.ServicerContext[Any, Any]
 
-# The permissions of the call that is being served.
-granted: contextvars.ContextVar[frozenset[roles.Permission]] = contextvars.ContextVar("granted", default=frozenset())
+# https://www.w3.org/TR/trace-context: version, trace, parent, flags. A caller's own trace goes on in our log.
+_TRACE_PARENT = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
+
+# The role of the call that is being served.
+granted: contextvars.ContextVar[Role] = contextvars.ContextVar("granted", default=Role.VIEW)
 
 
 def nobody(method: str, code: str, seconds: float) -> None:
@@ -67,10 +75,22 @@ class Streams:
 class CallInterceptor(grpc.aio.ServerInterceptor):
     """role: of the socket this server listens on; None = of each client's certificate."""
 
-    def __init__(self, role: Role | None, streams: Streams, observe: Observer = nobody) -> None:
+    def __init__(
+        self,
+        role: Role | None,
+        streams: Streams,
+        observe: Observer = nobody,
+        limits: CallLimits | None = None,
+        audit_log: AuditLog | None = None,
+        sockets: Sequence[Path] = (),
+    ) -> None:
+        """sockets: the paths on which this server listens, for the audit log."""
         self._role = role
         self._streams = streams
         self._observe = observe
+        self._limits = limits
+        self._audit = audit_log or AuditLog(None)
+        self._peers = Peers(sockets)
         self._wrapped: dict[str, Any] = {}
 
     async def intercept_service(
@@ -109,10 +129,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _answering(self, method: str, behaviour: Callable[[Any, _Context], Awaitable[Any]]) -> Any:
         async def answer(request: Any, context: _Context) -> Any:
-            with self._call(method) as call:
+            with self._call(method, request, context) as call:
                 try:
-                    self._admit(method, context)
-                    return await behaviour(_sound(request), context)
+                    with self._admitted(call):
+                        return await behaviour(call.sound(request), context)
                 except Exception as error:  # noqa: BLE001 - told to the client, logged by errors.py
                     await call.fail(context, error)
 
@@ -120,11 +140,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
     def _streaming(self, method: str, behaviour: Any) -> Any:
         async def stream(request: Any, context: _Context) -> None:
-            with self._call(method) as call:
+            with self._call(method, request, context) as call:
                 try:
-                    with self._streams.joined():
-                        self._admit(method, context)
-                        result = behaviour(_sound(request), context)
+                    with self._streams.joined(), self._admitted(call):
+                        result = behaviour(call.sound(request), context)
                         if not hasattr(result, "__aiter__"):
                             await result  # writes by itself
                             return
@@ -137,22 +156,33 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         return stream
 
-    def _admit(self, method: str, context: _Context) -> None:
-        role = self._role or roles.role_of_certificate(context.auth_context())
-        permissions = roles.GRANTS[role]
-        if roles.permission_of(method) not in permissions:
-            raise HvdError("ROLE_FORBIDDEN", role=role, method=method.rpartition("/")[2])
-        granted.set(permissions)
+    @contextlib.contextmanager
+    def _admitted(self, call: _Call) -> Iterator[None]:
+        """Raises HvdError RATE_LIMITED, TOO_MANY_CALLS, ROLE_FORBIDDEN."""
+        with self._limits.admitted(call.client) if self._limits is not None else contextlib.nullcontext():
+            if (needed := roles.permission_of(call.method)) not in roles.GRANTS[call.role]:
+                raise roles.forbidden(call.role, needed, call.method)
+            granted.set(call.role)
+            yield
 
-    def _call(self, method: str) -> _Call:
-        return _Call(method, self._observe)
+    def _call(self, method: str, request: Any, context: _Context) -> _Call:
+        if self._role is not None:
+            role, client = self._role, f"socket {self._role}"
+        else:
+            identity = context.auth_context()
+            role = roles.role_of_certificate(identity)
+            client = f"certificate {roles.name_of_certificate(identity)}"
+        return _Call(method, request, role, client, context, self._observe, self._audit, self._peers)
 
 
 def _decoder(method: str, decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
-    """A damaged message becomes the error to be raised: grpc would answer UNKNOWN, with a traceback in our log."""
+    """A damaged or too large message becomes the error to be raised: grpc would answer UNKNOWN, with a traceback in our log."""
     kind = method.rpartition("/")[2]
+    most = message_bytes(method)
 
     def decoded(data: bytes) -> Any:
+        if len(data) > most:
+            return HvdError("MESSAGE_TOO_LARGE", method=kind, size=len(data), most=most)
         try:
             return decode(data)
         except DecodeError as error:
@@ -160,18 +190,6 @@ def _decoder(method: str, decode: Callable[[bytes], Any]) -> Callable[[bytes], A
             return HvdError("REQUEST_INVALID", problem=f"a damaged message to {kind}: {error}", remedy=remedy)
 
     return decoded
-
-
-def _sound(request: Any) -> Any:
-    """The request, or the stream of them, without what could not be decoded. Raises HvdError REQUEST_INVALID."""
-    if isinstance(request, HvdError):
-        raise request
-    return _sound_stream(request) if isinstance(request, AsyncIterable) else request
-
-
-async def _sound_stream(requests: AsyncIterable[Any]) -> AsyncIterator[Any]:
-    async for request in requests:
-        yield _sound(request)
 
 
 async def _send(context: _Context, response: Any) -> None:
@@ -182,37 +200,82 @@ async def _send(context: _Context, response: Any) -> None:
         raise asyncio.CancelledError from None
 
 
+def _trace_id(context: _Context) -> str:
+    """The caller's, or one of our own."""
+    for key, value in context.invocation_metadata() or ():
+        if key == "traceparent" and isinstance(value, str) and (found := _TRACE_PARENT.fullmatch(value)):
+            return found[1]
+    return f"{random.getrandbits(128):032x}"
+
+
 class _Call:
     """One call, from its begin to its line in the log."""
 
-    def __init__(self, method: str, observe: Observer) -> None:
-        self._method = method
+    def __init__(
+        self,
+        method: str,
+        request: Any,
+        role: Role,
+        client: str,
+        context: _Context,
+        observe: Observer,
+        audit_log: AuditLog,
+        peers: Peers,
+    ) -> None:
+        self.method, self.role, self.client = method, role, client
         self._observe = observe
+        self._audit, self._peers = audit_log, peers
         self._began = time.perf_counter()
         self._error: HvdError | None = None
+        self._request = request if isinstance(request, Message) else None  # of a stream, its first
+        self._who: dict[str, Any] = {}
+        # Whatever else is logged on its behalf has it too.
+        structlog.contextvars.bind_contextvars(trace_id=_trace_id(context))
 
     def __enter__(self) -> _Call:
+        # Reading is not worth a line above debug; changing something, and seeing what is inside a guest, is.
+        self._audited = roles.permission_of(self.method) is not roles.Permission.VIEW
+        if self._audited:
+            self._who = self._peers()  # now: it may hang up before the end
         return self
+
+    def sound(self, request: Any) -> Any:
+        """The request, or the stream of them, without what could not be decoded. Raises HvdError REQUEST_INVALID,
+        MESSAGE_TOO_LARGE."""
+        if isinstance(request, HvdError):
+            raise request
+        return self._sound_stream(request) if isinstance(request, AsyncIterable) else request
+
+    async def _sound_stream(self, requests: AsyncIterable[Any]) -> AsyncIterator[Any]:
+        async for request in requests:
+            if isinstance(request, HvdError):
+                raise request
+            if self._request is None:
+                self._request = request
+            yield request
 
     async def fail(self, context: _Context, error: Exception) -> None:
         if isinstance(error, grpc.aio.AbortError):
             raise error
-        self._error = errors.as_hvd_error(error, self._method)
+        self._error = errors.as_hvd_error(error, self.method)
         await errors.abort(context, self._error)
 
     def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
         seconds = time.perf_counter() - self._began
         code = self._error.code if self._error else "OK" if kind is None else "CANCELLED"
-        self._observe(self._method, code, seconds)
-        fields = {"reason": self._error.reason, "problem": self._error.message} if self._error else {}
-        # Reading is not worth a line above debug; changing something is.
-        level = log.debug if roles.permission_of(self._method) is roles.Permission.VIEW else log.info
-        level("call", method=self._method.rpartition("/")[2], code=code, ms=round(seconds * 1000, 2), **fields)
+        self._observe(self.method, code, seconds)
+        fields: dict[str, Any] = {"method": self.method.rpartition("/")[2], "code": code, "ms": round(seconds * 1000, 2)}
+        if self._error:
+            fields |= {"reason": self._error.reason, "problem": self._error.message}
+        if self._audited:
+            about = {"role": str(self.role), "client": self.client, **self._who, "targets": audit.targets(self._request)}
+            self._audit.write(fields | about)
+        else:
+            log.debug("call", **fields)
 
 
 def require(permission: roles.Permission, method: str) -> None:
     """For a method whose permission depends on its request. Raises HvdError ROLE_FORBIDDEN."""
-    held = granted.get()
-    if permission not in held:
-        role = next((role for role, grants in roles.GRANTS.items() if grants == held), Role.VIEW)
-        raise HvdError("ROLE_FORBIDDEN", role=role, method=method)
+    role = granted.get()
+    if permission not in roles.GRANTS[role]:
+        raise roles.forbidden(role, permission, method)

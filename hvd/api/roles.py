@@ -9,6 +9,8 @@ from __future__ import annotations
 import enum
 from collections.abc import Iterable, Mapping
 
+from hvd.errors import HvdError
+
 
 class Permission(enum.StrEnum):
     VIEW = "view"
@@ -88,6 +90,11 @@ def permission_of(method: str) -> Permission:
     return METHODS.get(method, Permission.ADMIN)
 
 
+def forbidden(role: Role, permission: Permission, method: str) -> HvdError:
+    needed = [str(other) for other, grants in GRANTS.items() if permission in grants]
+    return HvdError("ROLE_FORBIDDEN", role=role, method=method.rpartition("/")[2], needed=" or ".join(needed))
+
+
 def role_of_certificate(auth_context: Mapping[str, Iterable[bytes]]) -> Role:
     """The role among a client certificate's alternative names (URI hvd:role:ROLE); VIEW without a known one, the least
     of several.
@@ -95,3 +102,8 @@ def role_of_certificate(auth_context: Mapping[str, Iterable[bytes]]) -> Role:
     names = (name.decode("utf-8", "replace") for name in auth_context.get("x509_subject_alternative_name", ()))
     found = {name.removeprefix(CERTIFICATE_PREFIX) for name in names if name.startswith(CERTIFICATE_PREFIX)}
     return next((role for role in Role if role.value in found), Role.VIEW)
+
+
+def name_of_certificate(auth_context: Mapping[str, Iterable[bytes]]) -> str:
+    """Its common name; empty without one."""
+    return b" ".join(auth_context.get("x509_common_name", ())).decode("utf-8", "replace")[:100]

@@ -11,8 +11,10 @@ import grpc
 from grpc_health.v1 import health, health_pb2, health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from hvd.api.endpoints import Endpoint, claim, socket_mode
+from hvd.api.audit import AuditLog
+from hvd.api.endpoints import Endpoint, claim, closed_to_others, open_to_group
 from hvd.api.interceptors import CallInterceptor, Observer, Streams, nobody
+from hvd.api.limits import RECEIVE_BYTES, CallLimits
 from hvd.api.roles import Role
 from hvd.config import Config
 from hvd.errors import HvdError
@@ -27,6 +29,9 @@ _OPTIONS = (
     # A viewer whose host vanished is noticed within a minute, and pings of clients are no offence.
     ("grpc.keepalive_time_ms", 45_000),
     ("grpc.keepalive_timeout_ms", 15_000),
+    ("grpc.max_receive_message_length", RECEIVE_BYTES),
+    # More wait in the client for their turn.
+    ("grpc.max_concurrent_streams", 1000),
     ("grpc.http2.min_ping_interval_without_data_ms", 5_000),
 )
 
@@ -47,38 +52,42 @@ class ApiServer:
         self._streams = Streams()
         self._servers: dict[Role | None, grpc.aio.Server] = {}
         self._sockets: list[tuple[Path, int]] = []
+        self._audit: AuditLog | None = None
 
     async def start(self, endpoints: Iterable[Endpoint], config: Config) -> None:
         """Raises HvdError ENDPOINT_IN_USE, ENDPOINT_UNUSABLE, CONFIG_INVALID."""
         await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
+        self._audit = AuditLog(config.audit_log)
+        limits = CallLimits(config.call_rate, config.max_calls)
+        endpoints = list(endpoints)
+        for role in dict.fromkeys(endpoint.role for endpoint in endpoints):
+            paths = [endpoint.path for endpoint in endpoints if endpoint.role == role and endpoint.path is not None]
+            self._servers[role] = self._server(CallInterceptor(role, self._streams, self._observe, limits, self._audit, paths))
         for endpoint in endpoints:
             self._bind(endpoint, config)
         for server in self._servers.values():
             await server.start()
 
-    def _server(self, role: Role | None) -> grpc.aio.Server:
-        if role not in self._servers:
-            server = grpc.aio.server(
-                interceptors=[CallInterceptor(role, self._streams, self._observe)], options=_OPTIONS
-            )
-            for register in self._registrations:
-                register(server)
-            health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
-            names = [name for name in self._names if name]
-            reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
-            self._servers[role] = server
-        return self._servers[role]
+    def _server(self, interceptor: CallInterceptor) -> grpc.aio.Server:
+        server = grpc.aio.server(interceptors=[interceptor], options=_OPTIONS)
+        for register in self._registrations:
+            register(server)
+        health_pb2_grpc.add_HealthServicer_to_server(self._health, server)
+        names = [name for name in self._names if name]
+        reflection.enable_server_reflection([*names, health.SERVICE_NAME, reflection.SERVICE_NAME], server)
+        return server
 
     def _bind(self, endpoint: Endpoint, config: Config) -> None:
-        server = self._server(endpoint.role)
+        server = self._servers[endpoint.role]
         path = endpoint.path
         try:
             if path is None:
                 server.add_secure_port(endpoint.address, _credentials(config))
                 return
             claim(path)
-            with socket_mode():
+            with closed_to_others():
                 server.add_insecure_port(endpoint.address)
+            open_to_group(endpoint, config)
             self._sockets.append((path, path.stat().st_ino))
         except RuntimeError as error:
             raise HvdError(
@@ -107,6 +116,8 @@ class ApiServer:
             with contextlib.suppress(FileNotFoundError):
                 if path.stat().st_ino == inode:
                     path.unlink()
+        if self._audit is not None:
+            self._audit.close()
 
 
 def _credentials(config: Config) -> Any:

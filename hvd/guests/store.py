@@ -22,6 +22,7 @@ from google.protobuf.message import DecodeError
 from hvapi.v1 import guest_pb2
 
 from hvd.errors import HvdError
+from hvd.private import private_file
 
 SCHEMA_VERSION = 1
 FILE = "hvd.sqlite"
@@ -71,7 +72,7 @@ class Store:
         await self._run(self._open)
 
     def _open(self) -> None:
-        connection = sqlite3.connect(self.path, timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
+        connection = sqlite3.connect(private_file(self.path), timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=False)
         self._connection = connection
         connection.execute("PRAGMA journal_mode=WAL")
         connection.execute("PRAGMA synchronous=NORMAL")

@@ -17,6 +17,7 @@ from hvapi.v1 import image_pb2
 from hvd.errors import HvdError
 from hvd.images.blobs import BlobStore
 from hvd.images.formats import check_disk, check_rootfs
+from hvd.private import private_file
 
 # Kind of an image -> the blob that it cannot do without. Any of the others may go with it: a disk with its kernel.
 KINDS = {
@@ -65,7 +66,7 @@ class ImageCatalog:
 
     def _open(self) -> sqlite3.Connection:
         with self._troubles_told():
-            database = sqlite3.connect(self.path, isolation_level=None)
+            database = sqlite3.connect(private_file(self.path), isolation_level=None)
             version = database.execute("PRAGMA user_version").fetchone()[0]
             if version == 0:
                 database.executescript(_SCHEMA)

@@ -12,6 +12,7 @@ from pathlib import Path
 from hvapi.v1 import network_pb2
 
 from hvd.errors import HvdError
+from hvd.private import private_file
 
 # AIP-155: the same request_id gives the same answer for so many seconds.
 _REQUEST_SECONDS = 24 * 3600.0
@@ -32,7 +33,7 @@ class NetworkStore:
     def __init__(self, path: Path) -> None:
         self.path = path
         with self._troubles_told():
-            self._database = sqlite3.connect(path, isolation_level=None)
+            self._database = sqlite3.connect(private_file(path), isolation_level=None)
             (version,) = self._database.execute("PRAGMA user_version").fetchone()
             if version > _VERSION:
                 raise HvdError("STORE_VERSION", path=path, found=version, known=_VERSION)

@@ -18,7 +18,7 @@ SAMPLES = {
     "log_format": "json", "stop_grace": "2.5", "max_guests": "7", "default_memory": "96M", "log_max_bytes": "1M", "log_files": "3",
     "image_dirs": "/d", "cache_dir": "/e", "tls_cert": "/f", "tls_key": "/g", "tls_client_ca": "/h",
     "network_pool": "10.5.0.0/16", "registry_ca": "/i", "insecure_registries": "registry:5000", "registry_auth_file": "/j",
-    "container_tracer": "tracefs",
+    "container_tracer": "tracefs", "socket_group": "view=0", "socket_mode": "view=666", "call_rate": "5", "max_calls": "6", "audit_log": "/k",
 }  # fmt: skip
 
 
@@ -67,6 +67,11 @@ def test_precedence(tmp_path: Path) -> None:
         ("default-memory = '5 apples'", "size"),
         ("log-max-bytes = 1", "too small"),
         ("state-dir = ''", "empty"),
+        ("socket-group = 'king=root'", "roles are view, trace, operate, admin"),
+        ("socket-group = 'view=no-such-group'", "no group of this host"),
+        ("socket-mode = 'view=rw'", "mode like 660"),
+        ("socket-mode = 'view'", "ROLE=MODE"),
+        ("call-rate = 0", "whole number"),
     ],
 )
 def test_bad_values_name_the_setting_and_the_problem(text: str, part: str, tmp_path: Path) -> None:

@@ -17,7 +17,7 @@ from hvctl.sdk.blobs import MOST_LOADED_BYTES, Path, file_blob, frame_bytes, upl
 from hvctl.sdk.calls import HEALTH_SERVING, HEALTH_WATCH, Calls, Q, R, ServerStream, Unary, channel_options
 from hvctl.sdk.client import DEFAULT_TIMEOUT
 from hvctl.sdk.copying import copy_in_frames
-from hvctl.sdk.endpoint import Endpoint, default_endpoint
+from hvctl.sdk.endpoint import Endpoint, TlsFiles, default_endpoint
 from hvctl.sdk.errors import HvctlError, from_rpc
 from hvctl.sdk.files import import_frames, new_file
 from hvctl.sdk.guests import GuestSpec
@@ -182,9 +182,14 @@ class AsyncClient(Calls):
     event loop."""
 
     def __init__(
-        self, endpoint: str | None = None, *, timeout: float = DEFAULT_TIMEOUT, channel: grpc.aio.Channel | None = None
+        self,
+        endpoint: str | None = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        channel: grpc.aio.Channel | None = None,
+        tls: TlsFiles | None = None,
     ) -> None:
-        self.endpoint = Endpoint(endpoint or default_endpoint())
+        self.endpoint = Endpoint(endpoint or default_endpoint(), tls or TlsFiles())
         self.timeout = timeout
         self._channel = channel
         self._methods: dict[str, Any] = {}

@@ -16,7 +16,7 @@ from hvapi.v1 import guest_pb2, image_pb2, inspect_pb2
 from hvctl.sdk.blobs import MOST_LOADED_BYTES, Path, file_blob, frame_bytes, upload_frames
 from hvctl.sdk.calls import HEALTH_SERVING, HEALTH_WATCH, Calls, Q, R, ServerStream, Unary, channel_options
 from hvctl.sdk.copying import copy_in_frames
-from hvctl.sdk.endpoint import Endpoint, default_endpoint
+from hvctl.sdk.endpoint import Endpoint, TlsFiles, default_endpoint
 from hvctl.sdk.errors import HvctlError, from_rpc
 from hvctl.sdk.execution import Execution
 from hvctl.sdk.files import import_frames, new_file
@@ -175,13 +175,18 @@ class Client(Calls):
     """A connection to the daemon. Its methods are the rows of Calls and the helpers below; all raise HvctlError.
 
     endpoint: unix:///path or host:port; absent = default_endpoint(). timeout: seconds for each call that gives none.
-    channel: for tests; otherwise made on first use.
+    channel: for tests; otherwise made on first use. tls: of host:port; absent = what HVD_TLS_* name.
     """
 
     def __init__(
-        self, endpoint: str | None = None, *, timeout: float = DEFAULT_TIMEOUT, channel: grpc.Channel | None = None
+        self,
+        endpoint: str | None = None,
+        *,
+        timeout: float = DEFAULT_TIMEOUT,
+        channel: grpc.Channel | None = None,
+        tls: TlsFiles | None = None,
     ) -> None:
-        self.endpoint = Endpoint(endpoint or default_endpoint())
+        self.endpoint = Endpoint(endpoint or default_endpoint(), tls or TlsFiles())
         self.timeout = timeout
         self._channel = channel
         self._methods: dict[str, Any] = {}

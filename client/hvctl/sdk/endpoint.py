@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import socket
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import astuple, dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -31,14 +31,24 @@ def default_endpoint(environment: Mapping[str, str] | None = None) -> str:
     return f"unix://{runtime}/hvd/hvd.sock"
 
 
+@dataclass(frozen=True, slots=True)
+class TlsFiles:
+    """PEM files, in TLS_VARIABLES' order; what is absent is taken from the environment."""
+
+    ca: str | None = None
+    certificate: str | None = None
+    key: str | None = None
+
+
 @dataclass(slots=True)
 class Endpoint:
     """`unix:///path`, `unix:path` or `host:port`. Raises HvctlError ENDPOINT_INVALID for anything else.
 
-    host:port is mutual TLS with the PEM files that HVD_TLS_CA, HVD_TLS_CERT and HVD_TLS_KEY name.
+    host:port is mutual TLS with the PEM files of tls, or else those that HVD_TLS_CA, HVD_TLS_CERT and HVD_TLS_KEY name.
     """
 
     address: str
+    tls: TlsFiles = field(default=TlsFiles(), repr=False)
     path: str = field(init=False, default="")  # of a unix socket, otherwise empty
     _directory: int = field(init=False, default=-1)
 
@@ -77,10 +87,13 @@ class Endpoint:
             return None
         import grpc
 
-        for variable in TLS_VARIABLES:
-            if not os.environ.get(variable):
+        paths = []
+        for given, variable in zip(astuple(self.tls), TLS_VARIABLES, strict=True):
+            path = given or os.environ.get(variable)
+            if not path:
                 raise HvctlError.local("TLS_FILES_MISSING", endpoint=self.address, missing=variable)
-        ca, certificate, key = (_read(os.environ[variable]) for variable in TLS_VARIABLES)
+            paths.append(path)
+        ca, certificate, key = map(_read, paths)
         return grpc.ssl_channel_credentials(root_certificates=ca, private_key=key, certificate_chain=certificate)
 
     def close(self) -> None:

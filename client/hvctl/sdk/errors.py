@@ -34,7 +34,7 @@ CLIENT_REASONS: dict[str, _Reason] = {
     "TLS_FILES_MISSING": _Reason(
         "UNAUTHENTICATED",
         "{endpoint} is spoken to over mutual TLS only, and {missing} is not set",
-        "set HVD_TLS_CA, HVD_TLS_CERT and HVD_TLS_KEY to PEM files, or use the unix socket",
+        "name PEM files with --tls-ca, --tls-cert and --tls-key or HVD_TLS_CA, HVD_TLS_CERT and HVD_TLS_KEY, or use a unix socket",
     ),
     "FILE_UNREADABLE": _Reason(
         "INVALID_ARGUMENT", "cannot read {path}: {problem}", "check the path and its permissions"

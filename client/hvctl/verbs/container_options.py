@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
@@ -19,7 +20,7 @@ _PORT = re.compile(
 
 
 class Variable(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
-    """NAME=VALUE."""
+    """NAME=VALUE, or NAME alone for the value that it has here: other users can read arguments, not an environment."""
 
     name = "variable"
 
@@ -27,8 +28,10 @@ class Variable(click.ParamType):  # type: ignore[type-arg]  # generic in the new
         if isinstance(value, tuple):
             return value
         key, equals, text = str(value).partition("=")
+        if key and not equals and key in os.environ:
+            return key, os.environ[key]
         if not key or not equals:
-            self.fail(f"'{value}' is no variable; write NAME=VALUE", param, ctx)
+            self.fail(f"'{value}' is no variable; write NAME=VALUE, or the NAME of one that is set here", param, ctx)
         return key, text
 
 
@@ -79,7 +82,7 @@ class Port(click.ParamType):  # type: ignore[type-arg]
 
 
 CONTAINER_OPTIONS = [
-    click.option("--env", "-e", "environment", type=Variable(), multiple=True, metavar="K=V", help="Container: variable; may be repeated."),
+    click.option("--env", "-e", "environment", type=Variable(), multiple=True, metavar="K[=V]", help="Container: variable; may be repeated."),
     click.option("--workdir", "-w", metavar="DIR", help="Container: working directory."),
     click.option("--user", "-u", metavar="U", help="Container: name, uid or uid:gid."),
     click.option("--hostname", metavar="H", help="Container: default is its name."),

@@ -29,7 +29,7 @@ STDIN = 0
 @click.argument("guest")
 @click.argument("command", nargs=-1, required=True, metavar="-- COMMAND...")
 @click.option("--tty", "-t", is_flag=True, help="The program gets a terminal.")
-@click.option("--env", "-e", "environment", type=Variable(), multiple=True, metavar="K=V", help="Variable; may be repeated.")
+@click.option("--env", "-e", "environment", type=Variable(), multiple=True, metavar="K[=V]", help="Variable; may be repeated.")
 @click.option("--workdir", "-w", metavar="DIR", help="Working directory.")
 @click.option("--user", "-u", metavar="U", help="Name, uid or uid:gid.")
 def exec_(
