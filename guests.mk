@@ -6,22 +6,25 @@ GUEST_BUILD := build/guests
 GUEST_CFLAGS := -std=gnu11 -Os -g0 -Wall -Wextra $(WERROR) -ffreestanding -nostdlib -fno-pic -fno-pie -fno-stack-protector \
 	-fno-asynchronous-unwind-tables -fcf-protection=none -mno-red-zone -mgeneral-regs-only -Iguests/include
 GUEST_LDFLAGS := -static -no-pie -nostdlib -Wl,--build-id=none -Wl,-z,noexecstack -Wl,-z,max-page-size=4096
-GUEST_HEADERS := guests/include/guest.h guests/include/pci.h guests/include/hv/hypercall.h
+GUEST_HEADERS := guests/include/guest.h guests/include/pci.h guests/include/hv/hypercall.h guests/include/hv/paravirt.h guests/include/hv/pv.h
 
 include guests/teach/teach.mk
 
 GUEST_MULTIBOOT := hello hypercalls interrupts apic exceptions paging spin halt triple reset flood wild echo compute ticker ports nonsense screen exits virtio hole isolation modes garbage
-GUEST_FILES := $(GUEST_MULTIBOOT:%=$(GUEST_BUILD)/%.elf) $(GUEST_BUILD)/nano.elf $(GUEST_BUILD)/pvh.elf $(GUEST_BUILD)/long.elf $(GUEST_BUILD)/alias.elf $(GUEST_BUILD)/flat.bin $(GUEST_BUILD)/hostile.bin $(GUEST_BUILD)/boot.img \
+# The same sources for the paravirtual ABI (docs/paravirtualisation.md), by one flag.
+GUEST_PV := hello hypercalls interrupts exceptions paging halt echo compute ticker exits isolation spin flood triple
+GUEST_FILES := $(GUEST_MULTIBOOT:%=$(GUEST_BUILD)/%.elf) $(GUEST_BUILD)/nano.elf $(GUEST_BUILD)/pvh.elf $(GUEST_BUILD)/long.elf $(GUEST_BUILD)/alias.elf $(GUEST_BUILD)/flat.bin $(GUEST_BUILD)/hostile.bin $(GUEST_BUILD)/boot.img $(GUEST_PV:%=$(GUEST_BUILD)/%.pv.elf) \
 	$(GUEST_BUILD)/diskrate $(GUEST_BUILD)/avx $(GUEST_BUILD)/ops $(TEACH_GUEST)
 
 GUEST_LIB := $(addprefix $(GUEST_BUILD)/lib/,start.o print.o check.o traps.o pic.o entry.o)
+GUEST_LIB_PV := $(addprefix $(GUEST_BUILD)/lib-pv/,start.o print.o check.o traps.o pic.o entry.o pv.o)
 GUEST_LIB64 := $(addprefix $(GUEST_BUILD)/lib64/,start.o print.o check.o)
 
 .PHONY: guests guests-clean
 guests: $(GUEST_FILES)
 
 guests-clean:
-	rm -rf $(GUEST_FILES) $(GUEST_BUILD)/lib $(GUEST_BUILD)/lib64 $(GUEST_BUILD)/teach
+	rm -rf $(GUEST_FILES) $(GUEST_BUILD)/lib $(GUEST_BUILD)/lib-pv $(GUEST_BUILD)/lib64 $(GUEST_BUILD)/teach
 
 $(GUEST_BUILD)/lib/%.o: guests/lib/%.c $(GUEST_HEADERS) guests.mk
 	@mkdir -p $(@D)
@@ -30,6 +33,17 @@ $(GUEST_BUILD)/lib/%.o: guests/lib/%.c $(GUEST_HEADERS) guests.mk
 $(GUEST_BUILD)/lib/%.o: guests/lib/%.S guests.mk
 	@mkdir -p $(@D)
 	$(GUEST_CC) -m32 $(GUEST_CFLAGS) -c -o $@ $<
+
+$(GUEST_BUILD)/lib-pv/%.o: guests/lib/%.c $(GUEST_HEADERS) guests.mk
+	@mkdir -p $(@D)
+	$(GUEST_CC) -m32 $(GUEST_CFLAGS) -DHV_PARAVIRT -c -o $@ $<
+
+$(GUEST_BUILD)/lib-pv/%.o: guests/lib/%.S $(GUEST_HEADERS) guests.mk
+	@mkdir -p $(@D)
+	$(GUEST_CC) -m32 $(GUEST_CFLAGS) -DHV_PARAVIRT -c -o $@ $<
+
+$(GUEST_PV:%=$(GUEST_BUILD)/%.pv.elf): $(GUEST_BUILD)/%.pv.elf: guests/%.c $(GUEST_BUILD)/lib/multiboot.o $(GUEST_LIB_PV) guests/lib/guest.ld $(GUEST_HEADERS)
+	$(GUEST_CC) -m32 $(GUEST_CFLAGS) $(GUEST_LDFLAGS) -DHV_PARAVIRT -T guests/lib/guest.ld -o $@ $(filter %.o,$^) $<
 
 $(GUEST_BUILD)/lib64/%.o: guests/lib/%.c $(GUEST_HEADERS) guests.mk
 	@mkdir -p $(@D)

@@ -8,7 +8,7 @@ WERROR ?=
 HV_CFLAGS ?= -std=gnu11 -O2 -g -Wall -Wextra $(WERROR)
 HV_DIRECTORIES := hvd/board/native $(patsubst %/,%,$(sort $(dir $(wildcard hvd/backends/*/*.c))))
 HV_SOURCES := $(foreach d,$(HV_DIRECTORIES),$(wildcard $(d)/*.c)) $(wildcard hvd/cell/host.c hvd/cell/check.c hvd/cell/decode.c)
-HV_HEADERS := $(foreach d,$(HV_DIRECTORIES),$(wildcard $(d)/*.h)) hvd/board/native/points.h $(wildcard hvd/cell/*.h)
+HV_HEADERS := $(foreach d,$(HV_DIRECTORIES),$(wildcard $(d)/*.h)) hvd/board/native/points.h $(wildcard hvd/cell/*.h) guests/include/hv/paravirt.h
 
 hvd/board/native/points.h: hvd/trace/points.py
 	$(PYTHON) -m hvd.trace.points > $@.new
@@ -25,7 +25,7 @@ HV_CELL_FLAGS ?= -std=gnu11 -O2 -g -Wall -Wextra $(WERROR)
 HV_CELL_NEEDS := -fPIE -static-pie -mgeneral-regs-only -mfsgsbase -fno-stack-protector -fcf-protection=none -fno-strict-aliasing
 HV_CELL_SOURCES := $(filter-out hvd/cell/host.c hvd/cell/check.c,$(wildcard hvd/cell/*.c)) $(filter-out %/pages.c,$(wildcard hvd/board/native/*.c))
 hvd/hvd-cell: $(HV_CELL_SOURCES) $(HV_HEADERS) native.mk
-	$(CC) $(HV_CELL_FLAGS) $(HV_CELL_NEEDS) -Ihvd/board/native -Ihvd/cell -o $@.new $(HV_CELL_SOURCES)
+	$(CC) $(HV_CELL_FLAGS) $(HV_CELL_NEEDS) -Ihvd/board/native -Ihvd/cell -Iguests/include -o $@.new $(HV_CELL_SOURCES)
 	mv -f $@.new $@
 
 HV_MACHINE := $(firstword $(subst -, ,$(shell $(CC) -dumpmachine)))

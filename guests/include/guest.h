@@ -6,6 +6,10 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#ifdef HV_PARAVIRT /* kernels that make hypercalls, where they can: build/guests/NAME.pv.elf */
+#include "hv/pv.h"
+#endif
+
 extern const char guest_name[];
 int main(void);
 
@@ -22,6 +26,18 @@ void print(const char *format, ...) __attribute__((format(printf, 1, 2)));
 bool expect(const char *what, uint32_t found, uint32_t wanted); /* says what differs */
 int done(void);	 /* "name: ok" and 0, or "name: N checks failed" and 1 */
 
+#ifdef HV_PARAVIRT
+#define outb hv_pv_outb
+#define inb hv_pv_inb
+#define interrupts_on hv_pv_sti
+#define interrupts_off hv_pv_cli
+
+static inline void wait_for_interrupt(void)
+{
+	hv_pv_idle();
+	hv_pv_cli();
+}
+#else
 static inline void outb(uint16_t port, uint8_t value)
 {
 	__asm__ volatile("outb %0, %1" : : "a"(value), "Nd"(port) : "memory");
@@ -49,6 +65,7 @@ static inline void wait_for_interrupt(void)
 {
 	__asm__ volatile("sti; hlt; cli" : : : "memory");
 }
+#endif
 
 #ifdef __i386__
 /* traps.c: own GDT, TSS and IDT; all hardware interrupts masked. 32 bit only. */
@@ -95,9 +112,13 @@ _Noreturn void leave_user(void);
 
 static inline uint32_t read_cr2(void)
 {
+#ifdef HV_PARAVIRT
+	return hv_pv_read_cr2();
+#else
 	uint32_t value;
 	__asm__ volatile("mov %%cr2, %0" : "=r"(value) : : "memory");
 	return value;
+#endif
 }
 #endif
 

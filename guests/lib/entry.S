@@ -1,3 +1,16 @@
+#ifdef HV_PARAVIRT
+#include "hv/pv.h"
+#else
+	.macro HV_PV_IRETL
+	iretl
+	.endm
+	.macro HV_PV_LOAD_DATA selector, scratch
+	movl	$\selector, \scratch
+	movl	\scratch, %ds
+	movl	\scratch, %es
+	.endm
+#endif
+
 /* One stub per vector: vectors without an error code push 0, so that all frames look alike (struct frame in guest.h). */
 	.text
 	.macro	STUB vector
@@ -18,6 +31,7 @@ stub_\vector:
 	STUB_EXPANDED %n
 	.set	n, n + 1
 	.endr
+	.noaltmacro
 
 /* Segment registers are loaded with constants and never stored: what stores one does not trap at CPL 3 and would show, under the backend
  * `trap`, the host's selector. Code at CPL 3 has USER_DATA in DS and ES; that at CPL 0 has KERNEL_DATA there, unless it says otherwise by
@@ -29,20 +43,16 @@ common:
 	jnz	1f
 	cmpb	$0, %ss:reload_segments
 	je	2f
-1:	movl	$0x10, %eax /* KERNEL_DATA */
-	movl	%eax, %ds
-	movl	%eax, %es
+1:	HV_PV_LOAD_DATA 0x10, %eax /* KERNEL_DATA */
 2:	pushl	%esp
 	call	trap
 	addl	$4, %esp
 	testb	$3, 44(%esp)
 	jz	3f
-	movl	$0x23, %eax /* USER_DATA */
-	movl	%eax, %ds
-	movl	%eax, %es
+	HV_PV_LOAD_DATA 0x23, %eax /* USER_DATA */
 3:	popal
 	addl	$8, %esp
-	iretl
+	HV_PV_IRETL
 
 	.section .rodata
 	.balign	4
@@ -54,11 +64,13 @@ common:
 	ADDRESS	\vector
 	.endm
 stubs:
+	.altmacro
 	.set	n, 0
 	.rept	256
 	ADDRESS_EXPANDED %n
 	.set	n, n + 1
 	.endr
+	.noaltmacro
 
 /* void load_tables(const struct pointer *gdt, const struct pointer *idt) */
 	.text
@@ -89,19 +101,15 @@ enter_user:
 	pushl	%edi
 	pushl	%ebp
 	movl	%esp, kernel_stack
-	movl	$0x23, %eax /* USER_DATA */
-	movl	%eax, %ds
-	movl	%eax, %es
-	pushl	%eax
+	HV_PV_LOAD_DATA 0x23, %eax
+	pushl	$0x23 /* USER_DATA */
 	pushl	%edx
 	pushl	$0x2 /* eflags: interrupts off, IOPL 0 */
 	pushl	$0x1b /* USER_CODE */
 	pushl	%ecx
-	iretl
+	HV_PV_IRETL
 leave_user:
-	movl	$0x10, %eax
-	movl	%eax, %ds
-	movl	%eax, %es
+	HV_PV_LOAD_DATA 0x10, %eax
 	movl	kernel_stack, %esp
 	popl	%ebp
 	popl	%edi

@@ -28,6 +28,9 @@ _Noreturn void guest_exit(uint32_t code)
 
 _Noreturn void guest_start(uint32_t magic, void *info)
 {
+#ifdef HV_PARAVIRT
+	hv_pv_detect();
+#endif
 	serial_init();
 	if (magic == MULTIBOOT_MAGIC) {
 		const struct multiboot_info *multiboot = info;

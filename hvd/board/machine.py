@@ -261,6 +261,8 @@ class Machine(Verbs):
             return
         initrd = Path(spec.initrd) if spec.initrd else None
         loaded = load(self.memory, Path(spec.kernel), initrd, spec.command_line, spec.flat_load_address)
+        if loaded.paravirt is not None:
+            vcpu.paravirtualise(self.memory, loaded.paravirt)
         vcpu.enter(loaded.entry)
 
     def _loop(self) -> None:

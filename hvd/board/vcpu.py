@@ -6,9 +6,13 @@ import enum
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from hvd.errors import HvdError
+
+if TYPE_CHECKING:
+    from hvd.board.memory import GuestMemory
+    from hvd.board.paravirt import Paravirt
 
 FPU_BYTES = 512  # of FXSAVE's image
 
@@ -195,6 +199,10 @@ class Vcpu(ABC):
         answer is dropped. Raises ValueError, KeyError, TypeError for what makes no sense, HvdError SNAPSHOT_MISMATCH for
         what this way of executing cannot go on with, CAPABILITY_MISSING."""
         raise HvdError("CAPABILITY_MISSING", backend=type(self).__name__, capability="snapshot")
+
+    def paravirtualise(self, memory: GuestMemory, kernel: Paravirt) -> None:
+        """A kernel was loaded that could be paravirtual: make it so; others leave it as it is. Before enter()."""
+        del memory, kernel
 
     def memory_changed_at(self, ranges: Sequence[int]) -> None:
         """memory_changed for many ranges at once: addresses and lengths in turn."""

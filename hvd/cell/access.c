@@ -1,6 +1,7 @@
 /* The monitor's own accesses to guest memory: by linear address, through the guest's page tables, as the processor would. */
 #include "cell.h"
 #include "debug.h"
+#include "paravirt.h"
 #include "translate.h"
 
 #define PAGE 4096u
@@ -8,14 +9,17 @@
 /* One access that lies within a page. */
 static uint64_t read_within(uint32_t linear, unsigned size, bool user)
 {
-    struct hv_walk walk;
-    hv_walk(&walk, linear, false, user, false, true);
-    if (walk.error)
-        hv_raise_page_fault(linear, walk.error);
-    const uint8_t *at = hv_memory_at(walk.physical, false, NULL);
-    if (!at)
-        return hv_mmio_read(walk.physical, size);
+    const uint8_t *at = hv_paravirtual() ? hv_paravirt_at(linear, user) : NULL;
     uint64_t value = 0;
+    if (!at) {
+        struct hv_walk walk;
+        hv_walk(&walk, linear, false, user, false, true);
+        if (walk.error)
+            hv_raise_page_fault(linear, walk.error);
+        at = hv_memory_at(walk.physical, false, NULL);
+        if (!at)
+            return hv_mmio_read(walk.physical, size);
+    }
     __builtin_memcpy(&value, at, size);
     return value;
 }
@@ -23,6 +27,11 @@ static uint64_t read_within(uint32_t linear, unsigned size, bool user)
 static void write_within(uint32_t linear, unsigned size, uint64_t value, bool user)
 {
     struct hv_walk walk;
+    uint8_t *vcpu = hv_paravirtual() ? hv_paravirt_at(linear, user) : NULL;
+    if (vcpu) {
+        __builtin_memcpy(vcpu, &value, size);
+        return;
+    }
     hv_walk(&walk, linear, true, user, false, true);
     if (walk.error)
         hv_raise_page_fault(linear, walk.error);
@@ -54,6 +63,8 @@ static uint64_t read_as(uint32_t linear, unsigned size, bool user)
 
 static void check_as(uint32_t linear, unsigned size, bool write, bool user)
 {
+    if (hv_paravirtual() && !crosses(linear, size) && hv_paravirt_at(linear, user))
+        return;
     for (unsigned i = 0; i < size; i = crosses(linear, size) && i == 0 ? PAGE - (linear & (PAGE - 1)) : size) {
         struct hv_walk walk;
         hv_walk(&walk, linear + i, write, user, false, false);

@@ -28,7 +28,7 @@ enum hv_cell_reason {
     HV_CELL_SHUTDOWN, HV_CELL_DEBUG, HV_CELL_ERROR, HV_CELL_CONSOLE_FULL, HV_CELL_REASONS,
 };
 
-enum hv_cell_mode { HV_MODE_TRAP, HV_MODE_REWRITING, HV_MODE_BREAKPOINT /* rewriting, engine breakpoint */ };
+enum hv_cell_mode { HV_MODE_TRAP, HV_MODE_REWRITING, HV_MODE_BREAKPOINT /* rewriting, engine breakpoint */, HV_MODE_PARAVIRT };
 
 struct hv_cell_exit {
     uint32_t reason, size;
@@ -110,6 +110,7 @@ struct hv_cell_area {
     uint32_t runner;      /* its process */
     uint64_t memory_size; /* bytes of the memory file */
     uint64_t tsc_hz;      /* of the guest's virtual clock; 0 = RDTSC is native, and so is the counter */
+    uint32_t tsc_khz;     /* of the host's counter, under paravirt; 0 = not known */
     struct hv_cell_region regions[HV_AREA_REGIONS];
     struct hv_cell_cpuid cpuid[HV_AREA_CPUID];
     uint8_t claimed[65536 / 8]; /* struct hv_board's */

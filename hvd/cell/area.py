@@ -24,6 +24,7 @@ class Mode(enum.IntEnum):
     TRAP = 0
     REWRITING = 1
     BREAKPOINT = 2  # rewriting, engine breakpoint
+    PARAVIRT = 3
 
 
 class Fd(enum.IntEnum):
@@ -159,6 +160,7 @@ _PROTOTYPES: Final[dict[str, tuple[Any, list[Any]]]] = {
     "hv_cell_create": (_pointer, [_pointer, _int, ctypes.c_uint, _u64, _u64]),
     "hv_cell_add_region": (_bool, [_pointer, _u64, _u64, _u64, _u32, _bool]),
     "hv_cell_set_cpuid": (_bool, [_pointer, _pointer, _u32]),
+    "hv_cell_set_tsc_khz": (None, [_pointer, _u32]),
     "hv_cell_descriptor": (_int, [_pointer, _int]),
     "hv_cell_counters": (_pointer, [_pointer]),
     "hv_cell_code": (_pointer, [_pointer]),

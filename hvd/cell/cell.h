@@ -13,6 +13,7 @@
  *   flow.c       near jumps, calls and the stack             alu.c        arithmetic and its flags
  *   fpu.c        FXSAVE, FXRSTOR                             debug.c      breakpoints, watchpoints, steps
  *   plain.c      memcpy without SSE                          runs.c       pages that only the kernel may touch
+ *   paravirt.h   hypercalls
  *
  * Everything runs on the signal stack, with signals blocked, until signals.c returns to the guest. What finds that the guest has
  * faulted does not return: hv_raise() unwinds to signals.c, which delivers the exception. So an instruction's effects on registers come
@@ -47,11 +48,12 @@ struct hv_cell {
     uint32_t host_flags;    /* in and out of translated code */
     uint32_t user_flags;    /* of the guest's programs */
     uint32_t callout_kind, callout_argument;
-    uint16_t host_selector[8]; /* for the guest's programs: twins */
+    uint16_t host_selector[8]; /* for native code: twins */
+    uint16_t gate_selector[8]; /* with which it has come through the gate (gate.c) */
     uint32_t fpu_traps[4];  /* by enum hv_fpu: such an instruction faults now */
     uint32_t segment_base[8];
     uint64_t segment_window[8]; /* HV_WINDOW; of a segment that only the monitor can access, an address that faults */
-    uint64_t callout, resume, monitor_sp;
+    uint64_t callout, resume, monitor_sp, monitor_fs;
     uint64_t scratch_stack[8];  /* grows down from its end; PUSHF and POPF in translated code */
     struct hv_lookup {
         uint32_t negative_eip, reserved;
@@ -103,6 +105,8 @@ void hv_interrupt_return(unsigned size);
 
 /* ---- sensitive.c */
 void hv_check_io(uint16_t port, unsigned size); /* IOPL and the TSS's bit map; raises #GP(0) */
+void hv_write_cr0(uint32_t value); /* raise #GP(0) */
+void hv_write_cr4(uint32_t value);
 
 /* ---- msr.c */
 uint64_t hv_read_msr(uint32_t number);
@@ -164,6 +168,7 @@ static inline uint32_t hv_sign_extended(uint32_t value, unsigned size)
 /* ---- leave.c */
 uint32_t hv_port_in(uint16_t port, unsigned size);
 void hv_port_out(uint16_t port, unsigned size, uint32_t value);
+void hv_serial_write(uint8_t byte); /* as to COM1, without a record */
 uint64_t hv_mmio_read(uint64_t physical, unsigned size);
 void hv_mmio_write(uint64_t physical, unsigned size, uint64_t value);
 void hv_halt(void);                    /* HLT: until an interrupt; leaves when it will never come */
@@ -181,6 +186,7 @@ struct hv_walk {
     bool writable, user, global, large, no_execute; /* of the entries, whatever CR0.WP says */
     bool accessed, dirty;                           /* of all entries on the way; of the last */
     uint32_t error;                            /* of a fault: the error code; bit 31 = there is one */
+#define HV_WALK_FAULT 0x80000000u
 };
 void hv_walk(struct hv_walk *, uint32_t linear, bool write, bool user, bool fetch, bool set_bits); /* set_bits: accessed and dirty */
 enum hv_shadow {
@@ -195,6 +201,7 @@ void hv_shadow_prefill(uint32_t linear); /* user code is about to touch it, now 
 void hv_shadow_load_cr3(void);
 void hv_shadow_flush(bool globals);
 void hv_shadow_flush_page(uint32_t linear);
+void hv_shadow_flush_pages(uint32_t linear, uint32_t count); /* the same as so many of them */
 void hv_shadow_mode(unsigned cpl);   /* before the guest runs: supervisor pages out of user code's reach, and back */
 void hv_shadow_physical_changed(uint64_t physical, uint64_t length);
 uint8_t *hv_memory_at(uint64_t physical, bool write, uint64_t *left); /* RAM or ROM (not for write); NULL = MMIO or nothing. left: bytes to the region's end */

@@ -5,6 +5,7 @@
 #include "debug.h"
 
 #include "cell.h"
+#include "paravirt.h"
 
 enum { CAUSE_STEP = 1, CAUSE_BREAKPOINT, CAUSE_WATCHPOINT }; /* hvd/board/vcpu.py DebugCause */
 
@@ -13,6 +14,7 @@ bool hv_debugging, hv_watching;
 static bool executed;   /* an instruction, since the last stop */
 static bool over_halt;  /* it was HLT: the step ends where the interrupt goes */
 static bool hit;        /* a watchpoint, at hit_address */
+static bool called;     /* by the guest (docs/paravirtualisation.md) */
 static uint32_t hit_address;
 static struct hv_insn native; /* what the processor steps over */
 
@@ -20,7 +22,7 @@ static struct hv_cell_debug *wanted(void) { return &cell.area->debug; }
 
 static uint32_t here(void) { return HV_CPU->segment[HV_CS].base + HV_CPU->eip; }
 
-void hv_debug_forget(void) { executed = over_halt = hit = false; }
+void hv_debug_forget(void) { executed = over_halt = hit = called = false; }
 
 void hv_debug_changed(void)
 {
@@ -62,7 +64,7 @@ bool hv_debug_stops(void)
 {
     if (HV_CPU->halted || over_halt)
         return false;
-    return executed && (hit || wanted()->step) ? true : !wanted()->step && at_breakpoint();
+    return called || (executed && (hit || wanted()->step)) ? true : !wanted()->step && at_breakpoint();
 }
 
 void hv_debug_leave(void)
@@ -87,6 +89,8 @@ bool hv_debug_holds_interrupts(bool interrupt)
     }
     return !over_halt;
 }
+
+void hv_debug_call(void) { called = true; }
 
 void hv_debug_executed(void) { executed = hv_debugging; }
 
@@ -245,6 +249,8 @@ static void watch_native(const struct hv_insn *insn)
 
 bool hv_debug_execute(void)
 {
+    if (hv_paravirtual() && hv_gate_interpret())
+        return true;
     hv_fetch_instruction(&native);
     bool halts = native.map == HV_MAP_ONE && native.opcode == 0xf4;
     if (!is_untrapped(&native) && hv_interpret(&native)) {

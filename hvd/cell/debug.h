@@ -9,6 +9,7 @@ extern bool hv_debugging; /* something is asked for: every instruction is looked
 extern bool hv_watching;  /* watchpoints among it */
 
 void hv_debug_changed(void); /* the runner has asked for something else */
+void hv_debug_call(void);    /* the guest asks for a stop */
 void hv_debug_forget(void);  /* it has changed the state: nothing has been executed */
 /* An access of the guest, by instructions or by what the processor does itself (frames of exceptions). */
 void hv_debug_access(uint32_t linear, unsigned size, bool write);

@@ -3,6 +3,8 @@
 
 #include <string.h>
 
+#include "paravirt.h"
+
 #define NATIVE_FLAGS (HV_STATUS_FLAGS | HV_DF | HV_TF | HV_NT | HV_AC | HV_ID) /* that the guest has in the host's EFLAGS, too */
 #define LIVE_FLAGS (HV_STATUS_FLAGS | HV_DF | HV_NT | HV_ID)                   /* always as the guest has them */
 #define CR0_AM 0x40000u
@@ -51,6 +53,8 @@ static void take_segment(unsigned index)
 {
     uint16_t guest;
     bool twin = hv_twin_guest_selector(hv_trap.live[index], &guest);
+    if (twin && hv_paravirtual())
+        guest = hv_paravirt_selector(index, guest);
     reloaded = index;
     reloaded_selector = twin ? guest : hv_trap.live[index];
     struct hv_segment before = HV_CPU->segment[index];
@@ -71,10 +75,18 @@ void hv_take_state(void)
     for (int i = 0; i < 8; i++)
         cpu->r[i] = (uint32_t)g[hv_general[i]];
     cpu->eip = (uint32_t)g[REG_RIP];
-    uint32_t native = hv_trap.stepping ? NATIVE_FLAGS & ~(HV_TF | HV_AC) : NATIVE_FLAGS & ~HV_AC;
-    cpu->eflags = (cpu->eflags & ~(native | HV_RF)) | ((uint32_t)g[REG_EFL] & native) | 2;
     hv_trap.live[HV_CS] = (uint16_t)g[REG_CSGSFS];
     hv_trap.live[HV_SS] = (uint16_t)(g[REG_CSGSFS] >> 48);
+    hv_take_native((uint32_t)g[REG_EFL]);
+}
+
+void hv_take_native(uint32_t flags)
+{
+    struct hv_cpu *cpu = HV_CPU;
+    uint32_t native = hv_trap.stepping ? NATIVE_FLAGS & ~(HV_TF | HV_AC) : NATIVE_FLAGS & ~HV_AC;
+    cpu->eflags = (cpu->eflags & ~(native | HV_RF)) | (flags & native) | 2;
+    if (hv_paravirtual())
+        hv_paravirt_take();
     for (unsigned i = 0; i <= HV_GS; i++)
         if (hv_trap.live[i] != hv_trap.expected[i])
             take_segment(i);
@@ -114,6 +126,8 @@ void hv_make_twins(void)
     for (unsigned i = 0; i <= HV_GS; i++)
         hv_trap.expected[i] = hv_twin(&HV_CPU->segment[i]);
     hv_shadow_mode(HV_CPU->cpl);
+    if (hv_paravirtual())
+        hv_paravirt_give();
 }
 
 uint32_t hv_native_flags(void)

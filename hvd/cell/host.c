@@ -119,6 +119,8 @@ int hv_cell_descriptor(const struct hv_cell_host *host, enum hv_cell_fd which)
     return which == HV_CELL_FD_AREA ? host->area_fd : which == HV_CELL_FD_GO ? host->go : which == HV_CELL_FD_LEFT ? host->left : -1;
 }
 
+void hv_cell_set_tsc_khz(struct hv_cell_host *host, uint32_t khz) { host->area->tsc_khz = khz; }
+
 struct hv_cell_counters *hv_cell_counters(struct hv_cell_host *host) { return &host->area->counters; }
 struct hv_cell_code *hv_cell_code(struct hv_cell_host *host) { return &host->area->code; }
 uint32_t hv_cell_sandbox(const struct hv_cell_host *host) { return host->area->sandbox; }

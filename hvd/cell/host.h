@@ -30,6 +30,7 @@ struct hv_cell_host;
 struct hv_cell_host *hv_cell_create(struct hv_board *, enum hv_cell_mode, unsigned backend, uint64_t memory_size, uint64_t tsc_hz);
 bool hv_cell_add_region(struct hv_cell_host *, uint64_t start, uint64_t length, uint64_t file_offset, uint32_t kind, bool hot); /* false: too many */
 bool hv_cell_set_cpuid(struct hv_cell_host *, const struct hv_cell_cpuid *, uint32_t count);                                   /* false: too many */
+void hv_cell_set_tsc_khz(struct hv_cell_host *, uint32_t khz); /* of the host's counter, under paravirt: before it runs */
 int hv_cell_descriptor(const struct hv_cell_host *, enum hv_cell_fd); /* of AREA, GO, LEFT: what the cell inherits; -1: not one of these */
 struct hv_cell_counters *hv_cell_counters(struct hv_cell_host *); /* the cell's own: any thread, not to be trusted */
 struct hv_cell_code *hv_cell_code(struct hv_cell_host *);         /* likewise */

@@ -14,6 +14,7 @@
 #include "translate.h"
 
 #define NS 1000000000u
+#define COM1 0x3f8
 #define DEVICES offsetof(struct hv_board, pic) /* to `claimed`: plain values */
 #define DEVICES_BYTES (offsetof(struct hv_board, claimed) - DEVICES)
 _Static_assert(DEVICES_BYTES <= HV_AREA_DEVICES, "the run area has room for the devices");
@@ -136,6 +137,12 @@ void hv_port_out(uint16_t port, unsigned size, uint32_t value)
         ask(HV_CELL_PORT_OUT, port, size, value);
     else
         hv_cross_here(HV_POINT_PORT_OUT, port, size, value, 0);
+}
+
+void hv_serial_write(uint8_t byte)
+{
+    while (hv_board_port_out(&cell.board, COM1, 1, byte) == HV_PORT_WAIT)
+        ask(HV_CELL_CONSOLE_FULL, COM1, 1, byte);
 }
 
 /* Is it for a device of the runner? Elsewhere outside of RAM either the board in C answers, or nobody. */

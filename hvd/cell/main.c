@@ -18,6 +18,7 @@
 
 #include "breakpoint.h"
 #include "cell.h"
+#include "paravirt.h"
 #include "start.h"
 #include "translate.h"
 
@@ -114,7 +115,9 @@ static void prepare_memory(void)
         least = 0;
     }
     least = (least + PAGE - 1) & ~(unsigned long)(PAGE - 1);
-    reserve(least, HV_LOW_END);
+    if (cell.mode == HV_MODE_PARAVIRT && !hv_paravirt_init())
+        give_up("no memory for the virtual processor's page: %s", strerror(errno));
+    reserve(least, cell.mode == HV_MODE_PARAVIRT ? HV_PV_VCPU : HV_LOW_END);
     if (cell.mode == HV_MODE_REWRITING)
         reserve(HV_WINDOW, HV_WINDOW + HV_LOW_END);
     hv_shadow_init((uint32_t)least, (unsigned)mappings);

@@ -259,7 +259,7 @@ static enum after mov_from_control(const struct hv_insn *insn)
     return NEXT;
 }
 
-static void write_cr0(uint32_t value)
+void hv_write_cr0(uint32_t value)
 {
     uint32_t old = HV_CPU->cr0;
     if ((value & HV_CR0_PG && !(value & HV_CR0_PE)) || (value & 0x20000000u && !(value & 0x40000000u)))
@@ -271,7 +271,7 @@ static void write_cr0(uint32_t value)
         hv_shadow_flush(true);
 }
 
-static void write_cr4(uint32_t value)
+void hv_write_cr4(uint32_t value)
 {
     uint32_t old = HV_CPU->cr4;
     if (value & ~CR4_KNOWN)
@@ -287,7 +287,7 @@ static enum after mov_to_control(const struct hv_insn *insn)
     uint32_t value = HV_CPU->r[insn->rm];
     switch (insn->reg) {
     case 0:
-        write_cr0(value);
+        hv_write_cr0(value);
         break;
     case 2:
         HV_CPU->cr2 = value;
@@ -297,7 +297,7 @@ static enum after mov_to_control(const struct hv_insn *insn)
         hv_shadow_load_cr3();
         break;
     case 4:
-        write_cr4(value);
+        hv_write_cr4(value);
         break;
     default:
         hv_raise(HV_UD);

@@ -17,6 +17,7 @@
 #include <sys/mman.h>
 
 #include "cell.h"
+#include "paravirt.h"
 #include "runs.h"
 #include "translate.h"
 
@@ -81,6 +82,8 @@ static uint32_t set_next(const struct page_set *set, uint32_t page)
 
 static uint32_t linear_of(uint32_t slot) { return (slot & (PAGES - 1)) * PAGE; }
 static void *address_of(uint32_t slot) { return (void *)((slot & PAGES ? HV_WINDOW : 0) + linear_of(slot)); }
+/* Under paravirt the low view's last page is the virtual processor's (paravirt.h): it is mapped for good. */
+static bool is_vcpu(uint32_t slot) { return hv_paravirtual() && slot == PAGES - 1; }
 static bool has_window(void) { return cell.mode == HV_MODE_REWRITING; }
 static bool tracks_code(void) { return cell.mode == HV_MODE_REWRITING || cell.mode == HV_MODE_BREAKPOINT; }
 static uint32_t slot_of(uint32_t linear, bool user) { return linear / PAGE | (has_window() && !user ? PAGES : 0); }
@@ -145,6 +148,8 @@ static void unmap(uint32_t first, uint32_t end)
         cell.area->counters.shadow_drops++;
         cell.board.crossings.counters->shadow_pages--;
     }
+    if (is_vcpu(end - 1) && --end == first)
+        return;
     hv_runs_remove(first, end);
     if (munmap(address_of(first), (size_t)(end - first) * PAGE) != 0)
         hv_fail("munmap of %u pages at %#x: error %d", end - first, linear_of(first), errno);
@@ -158,6 +163,8 @@ void hv_shadow_flush(bool globals)
             unmap(PAGES, SLOTS);
         mappings = 0;
         hv_runs_forget();
+        if (hv_paravirtual())
+            hv_paravirt_keep();
         hv_code_verify(true);
         return;
     }
@@ -225,7 +232,7 @@ static uint64_t wanted(uint32_t slot, const struct hv_walk *walk, bool write, bo
 static bool continues(uint32_t page, uint64_t entry, bool user, const struct hv_cell_region *region)
 {
     struct hv_walk walk;
-    if (table[page] || page < least_page)
+    if (table[page] || page < least_page || is_vcpu(page))
         return false;
     hv_walk(&walk, linear_of(page), false, user, false, false);
     if (walk.error || !walk.accessed || walk.physical - region->start >= region->length)
@@ -258,6 +265,8 @@ static void extent(uint32_t page, const struct hv_walk *walk, uint64_t entry, bo
         *end = page + (uint32_t)(behind < room_behind ? behind : room_behind);
         if (*first < least_page)
             *first = least_page;
+        if (is_vcpu(*end - 1))
+            --*end;
         return;
     }
     if (chunk) {
@@ -290,6 +299,8 @@ static void note_code(uint32_t linear)
 enum hv_shadow hv_shadow_fault(uint32_t linear, bool write, bool user, bool fetch, struct hv_walk *walk)
 {
     uint32_t page = slot_of(linear, user);
+    if (is_vcpu(page) && !user)
+        return hv_runs_show_page(page) ? HV_SHADOW_MAPPED : HV_SHADOW_EMULATE;
     if (!user && table[page] & KERNEL_ONLY) {
         if (hv_runs_show_page(page))
             return HV_SHADOW_MAPPED;
@@ -297,6 +308,10 @@ enum hv_shadow hv_shadow_fault(uint32_t linear, bool write, bool user, bool fetc
     hv_walk(walk, linear, write, user, fetch, true);
     if (walk->error)
         return HV_SHADOW_GUEST_FAULT;
+    if (is_vcpu(page)) { /* whatever the guest's tables say */
+        walk->error = HV_WALK_FAULT | 5u | (write ? 2u : 0); /* present, user */
+        return HV_SHADOW_GUEST_FAULT;
+    }
     const struct hv_cell_region *region = hv_region_at(walk->physical);
     if (write && region && region->kind == HV_REGION_RAM)
         hv_code_written(walk->physical, 1);
@@ -326,7 +341,7 @@ void hv_shadow_prefill(uint32_t linear)
 {
     uint32_t page = slot_of(linear, true);
     struct hv_walk walk;
-    if (table[page] || page < least_page)
+    if (table[page] || page < least_page || is_vcpu(page))
         return;
     hv_walk(&walk, linear, false, true, false, false);
     if (walk.error || !walk.accessed)
@@ -353,6 +368,27 @@ void hv_shadow_flush_page(uint32_t linear)
         }
     }
     hv_code_verify_page(linear);
+}
+
+void hv_shadow_flush_pages(uint32_t linear, uint32_t count)
+{
+    uint32_t page = linear / PAGE, end = page + count;
+    while (page < end) {
+        uint32_t first = page = set_next(&mapped, page);
+        if (first >= end || hv_runs_full())
+            break;
+        if (has_window() || table[first] & LARGE) {
+            hv_shadow_flush_page(first++ * PAGE);
+            page = first;
+            continue;
+        }
+        while (page < end && table[page] && !(table[page] & LARGE))
+            page++;
+        unmap(first, page);
+        mappings++;
+    }
+    if (hv_runs_full())
+        hv_shadow_flush(true);
 }
 
 /* A CR3 load drops what is not global. What the new tables map in the same way stays instead, as if it had been filled again at once, and

@@ -12,7 +12,7 @@ PAGE: Final = 4096
 WINDOW: Final = 0x3_0000_0000  # HV_WINDOW of cell.h
 _NATIVE: Final = (("native", 0),)
 VIEWS: Final = {
-    Mode.TRAP: _NATIVE, Mode.BREAKPOINT: _NATIVE, Mode.REWRITING: (*_NATIVE, ("kernel window", WINDOW)),
+    Mode.TRAP: _NATIVE, Mode.PARAVIRT: _NATIVE, Mode.BREAKPOINT: _NATIVE, Mode.REWRITING: (*_NATIVE, ("kernel window", WINDOW)),
 }  # fmt: skip
 
 

@@ -14,6 +14,7 @@
 #include <unistd.h>
 
 #include "debug.h"
+#include "paravirt.h"
 
 #ifndef TRAP_PERF
 #define TRAP_PERF 6 /* si_code of a breakpoint set by perf_event_open(2) */
@@ -56,6 +57,8 @@ static void protection_fault(void)
         bool port_string = insn.map == HV_MAP_ONE && insn.opcode >= 0x6c && insn.opcode <= 0x6f; /* INS, OUTS */
         bool trap = HV_CPU->eflags & HV_TF;
         HV_CPU->interrupt_shadow = 0;
+        if (hv_paravirtual() && hv_paravirt_trap(&insn))
+            return;
         if (port_string ? hv_strings(&insn) : hv_sensitive(&insn)) {
             if (trap)
                 hv_single_step_trap(&insn);

@@ -45,6 +45,7 @@ static inline greg_t *hv_frame_registers(void) { return hv_trap.frame->uc_mconte
 
 /* ---- unwind.c */
 bool hv_guarded(void (*work)(void)); /* false: it was unwound; what was raised waits for hv_deliver_raised() */
+bool hv_attempt(void (*work)(void)); /* within what is guarded already: false = it would have raised something, which is forgotten */
 void hv_deliver_raised(void);        /* and what is raised by that */
 void hv_forget_raised(void);
 bool hv_was_abandoned(void);         /* since the last call: the runner has replaced the state */
@@ -52,6 +53,7 @@ bool hv_user_fault(uint32_t *linear); /* the last page fault of the guest's prog
 
 /* ---- frame.c */
 void hv_take_state(void); /* registers, flags and segments out of the frame */
+void hv_take_native(uint32_t flags); /* of it: flags, and segments from hv_trap.live */
 void hv_give_state(void); /* and into it */
 uint32_t hv_native_flags(void);
 void hv_make_twins(void); /* selectors and mappings for the code that runs next */

@@ -2,6 +2,7 @@
 #include "signals.h"
 
 #include "debug.h"
+#include "paravirt.h"
 #include "translate.h"
 
 static struct hv_found found;
@@ -77,9 +78,15 @@ bool hv_in_64_bits(int signal)
 {
     const uint8_t *rip = (const uint8_t *)hv_frame_registers()[REG_RIP];
     bool async = signal == SIGALRM || signal == SIGUSR1 || (signal == SIGTRAP && hv_trap.step != HV_STEP_RUN);
-    bool in_cache = cell.mode == HV_MODE_REWRITING && (uint64_t)rip - HV_CACHE < HV_CACHE_BYTES;
-    /* Only with translated code does the monitor work while signals can come; elsewhere 64-bit code is the guest's own, whatever ends it. */
-    if (async && cell.mode == HV_MODE_REWRITING && (!in_cache || (rip >= hv_stubs.callout && rip < hv_stubs.callout_end))) {
+    bool in_monitor = cell.mode == HV_MODE_REWRITING || hv_paravirtual(); /* at work while signals can come */
+    bool in_cache = in_monitor && (uint64_t)rip - HV_CACHE < HV_CACHE_BYTES;
+    if (hv_paravirtual() && signal == SIGTRAP && (hv_gate_is((uint64_t)rip) || (uint64_t)rip < HV_LOW_END)) {
+        set_step(HV_STEP_RUN);
+        hv_gate_step();
+        return false;
+    }
+    /* Elsewhere 64-bit code is the guest's own, whatever ends it. */
+    if (async && in_monitor && (!in_cache || hv_gate_is((uint64_t)rip) || (rip >= hv_stubs.callout && rip < hv_stubs.callout_end))) {
         cell.async = 1;
         set_step(HV_STEP_RUN);
         return false;

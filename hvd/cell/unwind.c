@@ -3,8 +3,6 @@
 #include "debug.h"
 #include "signals.h"
 
-#define WALK_FAULT 0x80000000u
-
 static struct {
     bool pending, has_error;
     unsigned vector;
@@ -33,7 +31,7 @@ _Noreturn void hv_raise_error(unsigned vector, uint32_t error) { raise_exception
 _Noreturn void hv_raise_page_fault(uint32_t linear, uint32_t error)
 {
     HV_CPU->cr2 = linear;
-    raise_exception(HV_PAGE_FAULT, true, error & ~WALK_FAULT);
+    raise_exception(HV_PAGE_FAULT, true, error & ~HV_WALK_FAULT);
 }
 
 _Noreturn void hv_abandon(void)
@@ -50,6 +48,18 @@ __attribute__((noinline)) bool hv_guarded(void (*work)(void))
         return false;
     work();
     return true;
+}
+
+bool hv_attempt(void (*work)(void))
+{
+    void *outer[sizeof unwind / sizeof *unwind];
+    __builtin_memcpy(outer, unwind, sizeof unwind);
+    bool done = hv_guarded(work);
+    __builtin_memcpy(unwind, outer, sizeof unwind);
+    if (!done && abandoned)
+        __builtin_longjmp(unwind, 1);
+    raised.pending = raised.pending && done;
+    return done;
 }
 
 /* ---- exceptions (SDM vol. 3A, table 6-5) */

@@ -11,6 +11,7 @@ from typing import Any, Final
 from hvd.board import ia32
 from hvd.board.hot import HotBoard
 from hvd.board.memory import GuestMemory, RegionKind
+from hvd.board.paravirt import Paravirt
 from hvd.board.vcpu import (
     FPU_BYTES,
     CensusCommand,
@@ -23,7 +24,7 @@ from hvd.board.vcpu import (
     Vcpu,
     Watchpoint,
 )
-from hvd.cell import area, process
+from hvd.cell import area, paravirt, process
 from hvd.cell.area import GENERAL, SEGMENTS, Mode
 from hvd.cell.saving import restore, save
 from hvd.cell.shadows import shadows
@@ -86,6 +87,14 @@ class CellVcpu(Vcpu):
             raise HvdError(
                 "RUNNER_START_FAILED", problem=f"the cell cannot be started: {error}", log="runner.log in the guest's directory"
             ) from error
+
+    def set_tsc_khz(self, khz: int) -> None:
+        """Of the host's counter, by which a guest under paravirt tells the time."""
+        self._lib.hv_cell_set_tsc_khz(self._host, khz)
+
+    def paravirtualise(self, memory: GuestMemory, kernel: Paravirt) -> None:
+        if self._mode is Mode.PARAVIRT:
+            paravirt.prepare(memory, kernel)
 
     def set_cpuid(self, table: Mapping[tuple[int, int], Sequence[int]]) -> None:
         """(leaf, subleaf) -> registers. Leaves with one row answer any subleaf."""

@@ -4,7 +4,8 @@ The one table of them. `python -m hvd.trace.points` writes it as a C header (boa
 so that a decoder needs nothing but the stream. Numbers are stable: new points get new numbers.
 
     1-31      the machine        32-63    exceptions, 32 + vector
-    64-127    hypercalls, 64 + number           128-191  privileged instructions and memory of the native cell (docs/cell.md)
+    64-127    hypercalls: 64 + number; of the paravirtual ABI, whose numbers begin at 64, 16 + number
+    128-191  privileged instructions and memory of the native cell (docs/cell.md)
     192-255   a backend's own (Backend.trace_points)
     512-1023  system calls of the host's kernel, 512 + number: a backend's own, too
     1024-1535 the same of 32-bit programs, where they differ, 1024 + number
@@ -122,6 +123,41 @@ HYPERCALLS: dict[int, tuple[str, tuple[Argument, ...], str]] = {
     6: ("console-size", _arguments("-", "-", "-", "result:hex"), "rows << 16 | columns of the attached console"),
 }
 HYPERCALL_UNKNOWN = HYPERCALL_BASE + 63
+# Those of the paravirtual ABI (docs/paravirtualisation.md), from number 64 on; their points follow behind the base's. The fourth argument is
+# the result here, too.
+PARAVIRT_FIRST = 64
+PARAVIRT_BASE = 80
+PARAVIRT: dict[str, tuple[tuple[Argument, ...], str]] = {
+    "pv-version": (_arguments("-", "-", "-", "result:dec"), "version of the paravirtual ABI"),
+    "multicall": (_arguments("calls", "count:dec", "-", "result:errno"), "several calls in one crossing"),
+    "set-cr0": (_arguments("value", "-", "-", "result:errno"), "CR0"),
+    "set-cr3": (_arguments("value", "-", "-", "result:errno"), "another address space"),
+    "set-cr4": (_arguments("value", "-", "-", "result:errno"), "CR4"),
+    "flush": (_arguments("globals:bool", "-", "-", "result:errno"), "the whole TLB"),
+    "invlpg": (_arguments("address", "pages:dec", "-", "result:errno"), "pages out of the TLB"),
+    "set-pte": (_arguments("entry", "value", "address", "result:errno"), "one page-table entry"),
+    "set-ptes": (_arguments("entries", "count:dec", "-", "result:errno"), "a batch of page-table entries"),
+    "set-gdt": (_arguments("base", "limit", "-", "result:errno"), "GDT"),
+    "set-idt": (_arguments("base", "limit", "-", "result:errno"), "IDT"),
+    "set-ldt": (_arguments("selector", "-", "-", "result:errno"), "LDT"),
+    "set-tr": (_arguments("selector", "-", "-", "result:errno"), "task register"),
+    "set-descriptor": (_arguments("index:dec", "low", "high", "result:errno"), "an entry of the GDT"),
+    "set-traps": (_arguments("gates", "count:dec", "-", "result:errno"), "gates of the IDT"),
+    "set-stack": (_arguments("selector", "esp", "-", "result:errno"), "the kernel's stack, in the TSS"),
+    "load-segment": (_arguments("register:dec", "selector", "-", "result:errno"), "a segment register (0 ES, 3 DS, 4 FS, 5 GS)"),
+    "iret": (_arguments("-", "-", "-", "result:errno"), "IRET"),
+    "idle": (_arguments("-", "-", "-", "result:errno"), "interrupts on, and wait for one"),
+    "deliver": (_arguments("-", "-", "-", "result:errno"), "interrupts that wait, now"),
+    "set-timer": (_arguments("time:ns", "-", "-", "result:errno"), "the interval timer, once"),
+    "console": (_arguments("address", "length:dec", "-", "result:errno"), "text for the console"),
+    "port-in": (_arguments("port", "size:dec", "-", "value"), "a read of an I/O port"),
+    "port-out": (_arguments("port", "size:dec", "value", "result:errno"), "a write to an I/O port"),
+    "read-msr": (_arguments("msr", "-", "-", "value"), "a read of a model-specific register"),
+    "write-msr": (_arguments("msr", "low", "high", "result:errno"), "a write to a model-specific register"),
+    "power": (_arguments("what:dec", "-", "-", "result:errno"), "power off (0) or reset (1)"),
+    "debug": (_arguments("value", "-", "-", "result:dec"), "stop for a debugger, when there is one"),
+    "fill-page": (_arguments("address", "-", "-", "result:errno"), "the hypercall page's entries, to this page"),
+}
 
 PRIVILEGED_BASE = 128
 # Instructions that trapped in the cell and were emulated there, in the order of their numbers: name -> arguments, description.
@@ -193,6 +229,10 @@ POINTS: tuple[Point, ...] = (
         Point(HYPERCALL_BASE + number, f"hypercall.{name}", Kind.HYPERCALL, arguments, description)
         for number, (name, arguments, description) in HYPERCALLS.items()
     ),
+    *(
+        Point(PARAVIRT_BASE + index, f"hypercall.{name}", Kind.HYPERCALL, arguments, description)
+        for index, (name, (arguments, description)) in enumerate(PARAVIRT.items())
+    ),
     Point(HYPERCALL_UNKNOWN, "hypercall.unknown", Kind.HYPERCALL, _arguments("number:dec", "-", "-", "result:errno"),
           "a call that does not exist"),
     *(
@@ -223,7 +263,8 @@ def c_header() -> str:
     lines += ["enum hv_kind {", *(f"    HV_KIND_{kind.name} = {kind.value}," for kind in Kind), "};", ""]
     lines += ["enum hv_backend_id {", *(f"    HV_BACKEND_{b.name} = {b.value}," for b in BackendId), "};", ""]
     lines += ["enum hv_point {", *(f"    HV_POINT_{constant(p.name)} = {p.id}," for p in POINTS)]
-    lines += [f"    HV_POINT_EXCEPTION_BASE = {EXCEPTION_BASE},", f"    HV_POINT_HYPERCALL_BASE = {HYPERCALL_BASE},", "};", ""]
+    lines += [f"    HV_POINT_EXCEPTION_BASE = {EXCEPTION_BASE},", f"    HV_POINT_HYPERCALL_BASE = {HYPERCALL_BASE},",
+              f"    HV_POINT_HYPERCALL_PARAVIRT_BASE = {PARAVIRT_BASE},", "};", ""]
     kinds = ", ".join(f"[{p.id}] = {p.kind.value}" for p in POINTS)
     lines += [f"#define HV_POINT_KINDS {{ {kinds} }}", "", "#endif", ""]
     return "\n".join(lines)

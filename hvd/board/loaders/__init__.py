@@ -69,4 +69,4 @@ def load(
         recognised.check_fits(memory.low_ram_end)
         rsdp = put_tables(memory)
         entry = recognised.load(memory, extra, command_line, rsdp)
-        return Loaded(entry, recognised.format, recognised.description)
+        return Loaded(entry, recognised.format, recognised.description, recognised.paravirt)

@@ -10,6 +10,7 @@ from typing import ClassVar, Final
 
 from hvd.board.loaders.image import ImageFile
 from hvd.board.memory import GRANULE, GuestMemory
+from hvd.board.paravirt import Paravirt
 from hvd.board.vcpu import EntryState, Segment
 from hvd.errors import HvdError
 
@@ -44,6 +45,7 @@ class Loaded:
     entry: EntryState
     format: str  # "bzimage", "pvh", "multiboot", "flat"
     description: str
+    paravirt: Paravirt | None = None
 
 
 class Kernel(ABC):
@@ -53,6 +55,7 @@ class Kernel(ABC):
     description: str  # for people: "Linux 6.1.0-13-amd64, 64-bit boot protocol"
     bits: int  # of the mode it is entered in: 32 or 64
     end: int  # first guest-physical address behind what it needs; RAM from 0 must reach there
+    paravirt: Paravirt | None = None  # it is made for the backend of that name, too
 
     @property
     def code_bits(self) -> int:

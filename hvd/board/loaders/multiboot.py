@@ -24,6 +24,7 @@ from hvd.board.loaders.kernel import (
     protected_mode,
 )
 from hvd.board.memory import LOW_RAM_END, GuestMemory
+from hvd.board.paravirt import Paravirt, note_of
 from hvd.board.vcpu import EntryState
 from hvd.errors import HvdError
 
@@ -62,6 +63,7 @@ class Multiboot(Kernel):
     description: str
     bits: int
     end: int
+    paravirt: Paravirt | None = None
 
     @property
     def code_bits(self) -> int:
@@ -126,7 +128,8 @@ def parse(image: ImageFile) -> Multiboot | None:
         description = f"Multiboot 1 kernel, ELF{file.bits}"
     if not inside:
         raise HvdError("IMAGE_LAYOUT", what=image.what, problem=f"its entry {entry:#x} lies in no segment")
-    return Multiboot(image, content, entry, description, 32, end)
+    paravirt = note_of(content, image) if isinstance(content, elf.Elf) else None
+    return Multiboot(image, content, entry, description, 32, end, paravirt)
 
 
 def _find(head: bytes) -> tuple[int, int] | None:

@@ -15,6 +15,7 @@ from hvd.board.loaders import elf
 from hvd.board.loaders.image import ImageFile
 from hvd.board.loaders.kernel import Kernel, Placement, encode_command_line, memory_map, protected_mode
 from hvd.board.memory import GuestMemory
+from hvd.board.paravirt import Paravirt, note_of
 from hvd.board.vcpu import EntryState
 from hvd.errors import HvdError
 
@@ -35,6 +36,7 @@ class Pvh(Kernel):
     description: str
     bits: int
     end: int
+    paravirt: Paravirt | None = None
 
     @property
     def code_bits(self) -> int:
@@ -71,5 +73,5 @@ def parse(image: ImageFile) -> Pvh | None:
             entry = int.from_bytes(value, "little")
             if not file.holds(entry):
                 raise HvdError("IMAGE_LAYOUT", what=image.what, problem=f"its PVH entry {entry:#x} lies in no segment")
-            return Pvh(image, file, entry, f"PVH kernel, ELF{file.bits}", 32, file.end)
+            return Pvh(image, file, entry, f"PVH kernel, ELF{file.bits}", 32, file.end, note_of(file, image))
     return None

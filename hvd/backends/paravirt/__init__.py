@@ -1,0 +1,1 @@
+"""Paravirtualisation: the guest's kernel runs natively, deprivileged, and was changed to make hypercalls (docs/paravirtualisation.md)."""

@@ -1,0 +1,28 @@
+"""The vcpu of paravirtualisation: a cell in paravirt mode."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hvd.board.hot import HotBoard
+from hvd.board.memory import GuestMemory
+from hvd.board.vcpu import Vcpu
+from hvd.cell import process
+from hvd.cell.area import Mode
+from hvd.cell.features import features, preload
+from hvd.cell.vcpu import CellVcpu, Cpuid
+from hvd.errors import HvdError
+from hvd.trace.points import BackendId
+
+__all__ = ["create", "preload"]
+
+
+def create(board: HotBoard, memory: GuestMemory, cpuid: Cpuid, engine: str) -> Vcpu:
+    """The vcpu of one machine. Raises HvdError ENGINE_UNKNOWN, NATIVE_MISSING, RUNNER_START_FAILED."""
+    if engine:
+        raise HvdError("ENGINE_UNKNOWN", backend="paravirt", engine=engine, known="one way of executing, which has no name")
+    frequency = process.tsc_hz()
+    table: dict[Any, Any] = cpuid(features, frequency)
+    vcpu = CellVcpu(board, memory, BackendId.PARAVIRT, Mode.PARAVIRT, table, tsc_hz=0)
+    vcpu.set_tsc_khz(frequency // 1000)
+    return vcpu

@@ -1,0 +1,58 @@
+/* The paravirtual ABI (docs/paravirtualisation.md): the kernel runs natively, as under trap, but it was changed to ask the monitor.
+ *
+ *   paravirt.c  the page of the virtual processor, calls by trap    gate.c   from the hypercall page into the monitor, without a signal
+ *   calls.c     the calls by number                                 memory.c those about page tables and descriptors
+ */
+#ifndef HV_CELL_PARAVIRT_H
+#define HV_CELL_PARAVIRT_H
+
+#include "cell.h"
+#include "hv/paravirt.h"
+
+static inline bool hv_paravirtual(void) { return cell.mode == HV_MODE_PARAVIRT; }
+
+/* ---- paravirt.c */
+bool hv_paravirt_init(void);  /* before the low view is reserved: maps the page; false: errno */
+void hv_paravirt_take(void);  /* what the guest may have written there into cell.cpu */
+void hv_paravirt_give(void);  /* before its kernel runs: the reverse */
+void hv_paravirt_keep(void);  /* all runs of kernel pages were forgotten: not that page */
+bool hv_paravirt_trap(const struct hv_insn *); /* INT 82, INT 83 of the kernel: done */
+/* An access of the monitor in the guest's name to that page; NULL = another address. */
+uint8_t *hv_paravirt_at(uint32_t linear, bool user);
+uint16_t hv_paravirt_selector(unsigned segment, uint16_t selector); /* with the RPL that the guest knows it by */
+void hv_paravirt_offer_twin(uint16_t selector, const struct hv_segment *, uint16_t host); /* a segment register was loaded with it */
+void hv_paravirt_forget_twins(void); /* the guest's GDT is another one */
+
+/* ---- gate.c */
+bool hv_gate_init(void);
+bool hv_gate_is(uint64_t rip);        /* is it in the code between the hypercall page and the monitor, and back */
+void hv_gate_step(void);              /* a single step there: not seen by the guest before the call is over */
+void hv_gate_fill(uint8_t *page);     /* the hypercall page's entries */
+bool hv_gate_interpret(void);         /* EIP is at an entry of a hypercall page: done, as by the gate */
+
+/* ---- calls.c: with EIP behind the call already */
+void hv_hypercall(void); /* by the registers */
+/* Copies between guest and monitor with the kernel's rights, only from and to memory; false: EFAULT. Nothing is raised. */
+bool hv_copy_in(void *to, uint32_t linear, uint32_t length);
+bool hv_copy_out(uint32_t linear, const void *from, uint32_t length);
+
+/* ---- memory.c */
+#define HV_CALL(name) int64_t hv_call_##name(const uint32_t *argument)
+HV_CALL(set_cr0);
+HV_CALL(set_cr3);
+HV_CALL(set_cr4);
+HV_CALL(flush);
+HV_CALL(invlpg);
+HV_CALL(set_pte);
+HV_CALL(set_ptes);
+HV_CALL(set_gdt);
+HV_CALL(set_idt);
+HV_CALL(set_ldt);
+HV_CALL(set_tr);
+HV_CALL(set_descriptor);
+HV_CALL(set_traps);
+HV_CALL(set_stack);
+HV_CALL(load_segment);
+HV_CALL(fill_page);
+
+#endif
