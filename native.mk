@@ -31,11 +31,17 @@ hvd/hvd-cell: $(HV_CELL_SOURCES) $(HV_HEADERS) native.mk
 HV_MACHINE := $(firstword $(subst -, ,$(shell $(CC) -dumpmachine)))
 HV_CELL := $(if $(filter x86_64,$(HV_MACHINE)),$(if $(wildcard hvd/cell/main.c),hvd/hvd-cell))
 
+# hvpvcc's assembler filter: gcc looks for `as` in its directory first.
+hvd/hvpvcc/bin/as: $(wildcard hvd/hvpvcc/filter/*.c hvd/hvpvcc/filter/*.h) guests/include/hv/sites.h native.mk
+	@mkdir -p $(@D)
+	$(CC) $(HV_CFLAGS) -D_GNU_SOURCE -o $@.new $(filter %.c,$^)
+	mv -f $@.new $@
+
 .PHONY: native native-clean
-native: hvd/libhv.so $(HV_CELL)
+native: hvd/libhv.so $(HV_CELL) hvd/hvpvcc/bin/as
 
 native-clean:
-	rm -f hvd/libhv.so hvd/hvd-cell hvd/board/native/points.h
+	rm -f hvd/libhv.so hvd/hvd-cell hvd/hvpvcc/bin/as hvd/board/native/points.h
 
 # The guest program of the emulation backend's self-check.
 hvd/backends/emulation/selfcheck.bin: hvd/backends/emulation/selfcheck.S native.mk

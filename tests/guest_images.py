@@ -57,7 +57,8 @@ DISK_MODULES = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "virtio_rn
 # Besides what every Debian has: a way to restart that needs no running init.
 ROOT_PACKAGES = ("busybox-static",)
 ROOT_BYTES = 1 << 30
-SMALL_LINUX = {"linux-i386": "i386", "linux-x86_64": "x86_64"}
+# name -> the recipe and its architecture
+SMALL_LINUX = {"linux-i386": ("linux", "i386"), "linux-x86_64": ("linux", "x86_64"), "linux-pv": ("linux-pv", "i386")}
 
 
 def guest_image(name: str, modules: Sequence[str] = (), programs: Sequence[Path] = ()) -> GuestImage:
@@ -71,7 +72,7 @@ def _guest_image(name: str, modules: tuple[str, ...], programs: tuple[Path, ...]
     cache = Path(os.environ.get("HVD_CACHE_DIR") or default_cache_dir())
     try:
         if name in SMALL_LINUX:
-            return asyncio.run(_small_linux(cache, SMALL_LINUX[name]))
+            return asyncio.run(_small_linux(cache, *SMALL_LINUX[name]))
         return asyncio.run(_debian(cache, name, modules, programs))
     except (HvdError, CommandError) as error:
         raise GuestUnavailable(f"{name}: {error}") from error
@@ -80,7 +81,7 @@ def _guest_image(name: str, modules: tuple[str, ...], programs: tuple[Path, ...]
 def is_built(name: str) -> bool:
     """Whether the cache has a kernel of this one of SMALL_LINUX (perhaps of an older configuration): no minutes of building."""
     cache = Path(os.environ.get("HVD_CACHE_DIR") or default_cache_dir())
-    return any((cache / "images").glob(f"linux-{SMALL_LINUX[name]}-*/vmlinux"))
+    return any((cache / "images").glob(f"{'-'.join(SMALL_LINUX[name])}-*/vmlinux"))
 
 
 def debian_root(suite: str = "bookworm") -> Path:
@@ -126,8 +127,8 @@ async def _memtest86(cache: Path, name: str) -> Path:
     return image
 
 
-async def _small_linux(cache: Path, arch: str) -> GuestImage:
-    built = await recipes.find("linux").build(arch, cache, force=False, progress=lambda step, fraction, message: None)
+async def _small_linux(cache: Path, recipe: str, arch: str) -> GuestImage:
+    built = await recipes.find(recipe).build(arch, cache, force=False, progress=lambda step, fraction, message: None)
     assert built.kernel and built.initrd
     return GuestImage(built.kernel, built.initrd, built.append)
 

@@ -92,11 +92,28 @@ _BUILD_ENVIRONMENT = {
 }
 
 
+class Tool:
+    """What stands between the compiler and the assembler of a kernel's build. This one: nothing."""
+
+    name = ""  # behind "linux" in names
+    key: tuple[str, ...] = ()  # all that the kernel depends on besides source and configuration
+    options: tuple[str, ...] = ()  # of make
+    environment: Mapping[str, str] = {}
+    description = ""
+
+    async def check(self, kernel: Path, result: Path) -> None:
+        """Of the kernel that was linked, before it is stripped; may put files beside it. Raises CommandError: it is not good."""
+
+
 class LinuxRecipe(Recipe):
     name = "linux"
     description = "a small Linux with busybox: boots to a shell in 11 to 30 million instructions"
     # i386 first: every VM backend runs it.
     images: Mapping[str, str] = {"i386": "linux", "x86_64": "linux64"}
+
+    def tool(self) -> Tool:
+        """Raises HvdError TOOL_MISSING."""
+        return Tool()
 
     async def build(self, arch: str, cache_dir: Path, force: bool, progress: Progress) -> Built:
         progress("fetch", -1, "asking apt for the packages")
@@ -113,7 +130,7 @@ class LinuxRecipe(Recipe):
             busybox = await packages.find("busybox-static")
         except CommandError as error:
             raise HvdError("BUILD_FAILED", recipe=self.name, step="fetch", problem=error, log="the daemon's") from error
-        build = _Build(arch, cache_dir, source, busybox, progress)
+        build = _Build(arch, cache_dir, source, busybox, progress, self.tool())
         async with build.locked():
             if force:
                 await _remove(build.result)
@@ -125,15 +142,18 @@ class LinuxRecipe(Recipe):
 class _Build:
     """One build in the cache: work is where it goes on, result where it ends."""
 
-    def __init__(self, arch: str, cache_dir: Path, source: Package, busybox: Package, progress: Progress) -> None:
+    def __init__(
+        self, arch: str, cache_dir: Path, source: Package, busybox: Package, progress: Progress, tool: Tool
+    ) -> None:
         self.arch = arch
+        self.tool = tool
         self.source = source
         self.busybox = busybox
         self.progress = progress
         self.step = "fetch"
         self.fragments = [(_SOURCES / name).read_text() for name in ("common.config", f"{arch}.config")]
         self.init = (_SOURCES / "init").read_bytes()
-        self.name = f"linux-{arch}-{_key(source.sha256, *map(_options, self.fragments))}"
+        self.name = f"linux{tool.name}-{arch}-{_key(source.sha256, *map(_options, self.fragments), *tool.key)}"
         initrd = f"initrd-{arch}-{_key(busybox.sha256, self.init.hex())}.cpio"
         self.cache_dir = cache_dir
         self.result = cache_dir / "images" / self.name
@@ -150,7 +170,8 @@ class _Build:
             # Reset goes through the keyboard controller: the kernel would find that out by itself, after trying others.
             append="console=ttyS0 reboot=k tsc=reliable",
             memory_bytes=64 << 20,
-            description=f"Linux {self.source.version} with busybox {self.busybox.version}, {self.arch}",
+            description=f"Linux {self.source.version} with busybox {self.busybox.version}, {self.arch}"
+            f"{self.tool.description}",
             symbols=self.symbols,
         )
 
@@ -183,7 +204,7 @@ class _Build:
         except (CommandError, OSError) as error:
             if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
                 raise HvdError("DISK_FULL", directory=self.cache_dir, what=self.name) from error
-            raise HvdError("BUILD_FAILED", recipe="linux", step=self.step, problem=error, log=self.log) from error
+            raise HvdError("BUILD_FAILED", recipe=f"linux{self.tool.name}", step=self.step, problem=error, log=self.log) from error
 
     def _tell(self, step: str, fraction: float, message: str) -> None:
         self.step = step
@@ -235,10 +256,12 @@ class _Build:
         await self._make("vmlinux", f"-j{jobs}", on_line=on_line)
 
     async def _pack(self) -> None:
-        self._tell("pack", -1, "stripping the kernel")
         incoming = self.work / "result"
         await _remove(incoming)
         incoming.mkdir()
+        self._tell("pack", -1, "checking the kernel")
+        await self.tool.check(self.work / "out" / "vmlinux", incoming)
+        self._tell("pack", -1, "stripping the kernel")
         await self._logged("strip", "-s", "-o", str(incoming / "vmlinux"), str(self.work / "out" / "vmlinux"))
         # For people and debuggers that look into the guest's kernel.
         shutil.copy(self.work / "out" / "System.map", incoming)
@@ -260,11 +283,13 @@ class _Build:
             whole.rename(self.initrd)
 
     async def _make(self, target: str, *options: str, on_line: Callable[[str], None] = lambda line: None) -> None:
-        await self._logged("make", f"ARCH={self.arch}", f"O={self.work / 'out'}", *options, target, on_line=on_line)
+        out = f"O={self.work / 'out'}"
+        await self._logged("make", f"ARCH={self.arch}", out, *self.tool.options, *options, target, on_line=on_line)
 
     async def _logged(self, *command: str, on_line: Callable[[str], None] = lambda line: None) -> None:
         source = self.work / "source"
-        await run_logged(*command, log=self.log, environment=_BUILD_ENVIRONMENT, directory=source, on_line=on_line)
+        environment = {**_BUILD_ENVIRONMENT, **self.tool.environment}
+        await run_logged(*command, log=self.log, environment=environment, directory=source, on_line=on_line)
 
 
 def missing_options(fragments: list[str], configuration: str) -> set[str]:

@@ -1,0 +1,172 @@
+"""The records of a kernel's replaceable instructions (guests/include/hv/sites.h): read, and checked.
+
+A kernel comes from anywhere: what a table says is believed only as far as the rest of the file agrees.
+"""
+
+from __future__ import annotations
+
+import enum
+import struct
+from dataclasses import dataclass
+from itertools import pairwise
+from typing import Final
+
+from hvd.hvpvcc.elf import Elf, FormatError, Section
+
+SECTION: Final = ".hvpv.sites"
+PAGE: Final = 4096
+_RECORD: Final = struct.Struct("<IBBBB")
+_MOST: Final = 1_000_000
+_LONGEST: Final = 15
+NOP: Final = 0x90
+# Of the area's record, in `original`: somebody has replaced already.
+FINISHED: Final = 1
+
+
+class Kind(enum.IntEnum):
+    """enum hv_site_kind."""
+
+    AREA = 0
+    CLI = 1
+    STI = 2
+    PUSHF = 3
+    POPF = 4
+    IRET = 5
+    HLT = 6
+    LGDT = 7
+    LIDT = 8
+    LLDT = 9
+    LTR = 10
+    SGDT = 11
+    SIDT = 12
+    SLDT = 13
+    STR = 14
+    LMSW = 15
+    SMSW = 16
+    CLTS = 17
+    RDMSR = 18
+    WRMSR = 19
+    RDTSC = 20
+    RDTSCP = 21
+    RDPMC = 22
+    CPUID = 23
+    INVLPG = 24
+    INVD = 25
+    WBINVD = 26
+    INVPCID = 27
+    IN = 28
+    OUT = 29
+    INS = 30
+    OUTS = 31
+    LAR = 32
+    LSL = 33
+    VERR = 34
+    VERW = 35
+    FAR_JUMP = 36
+    FAR_CALL = 37
+    FAR_RETURN = 38
+    SYSEXIT = 39
+    MONITOR = 40
+    MWAIT = 41
+    XGETBV = 42
+    XSETBV = 43
+    LOAD_FAR = 44
+    MOV_FROM_CR = 45
+    MOV_TO_CR = 46
+    MOV_FROM_DR = 47
+    MOV_TO_DR = 48
+    MOV_FROM_SEGMENT = 49
+    MOV_TO_SEGMENT = 50
+    PUSH_SEGMENT = 51
+    POP_SEGMENT = 52
+    VM = 53
+    ACCESS_FLAG = 54
+
+    @property
+    def label(self) -> str:
+        return self.name.lower().replace("_", " ")
+
+
+@dataclass(frozen=True, slots=True, order=True)
+class Site:
+    address: int
+    kind: Kind
+    length: int  # bytes that may be replaced
+    code: bytes  # the instruction
+    lead: int  # no-operations before it
+
+    @property
+    def instruction(self) -> int:
+        return self.address + self.lead
+
+    @property
+    def end(self) -> int:
+        return self.address + self.length
+
+
+@dataclass(frozen=True, slots=True)
+class Area:
+    """Room for the hypercall page and thunks."""
+
+    address: int
+    pages: int
+    finished: bool
+    record: int  # its record's offset in the file
+
+
+@dataclass(frozen=True, slots=True)
+class Table:
+    sites: tuple[Site, ...]  # ascending
+    area: Area
+
+
+def read_table(elf: Elf) -> Table | None:
+    """None when hvpvcc had nothing to do with this kernel. Raises FormatError: the table does not fit to the code."""
+    section = elf.section(SECTION)
+    if section is None:
+        return None
+    if section.size % _RECORD.size or section.size > _MOST * _RECORD.size:
+        raise FormatError(f"{SECTION} has {section.size} bytes, which are no table")
+    sites: list[Site] = []
+    areas: list[Area] = []
+    for index, fields in enumerate(_RECORD.iter_unpack(elf.bytes_of(section))):
+        address, kind = fields[:2]
+        if kind == Kind.AREA:
+            areas.append(Area(address, fields[2], fields[3] == FINISHED, section.offset + index * _RECORD.size))
+        elif address:  # 0: the linker left its section out
+            sites.append(_site(elf, *fields))
+    if len(areas) != 1:
+        raise FormatError(f"{SECTION} names {len(areas)} places for thunks, not one")
+    area = areas[0]
+    if area.address % PAGE or not area.pages or elf.code_section(area.address, area.pages * PAGE) is None:
+        raise FormatError(f"the place for thunks at {area.address:#x} is no code")
+    sites.sort()
+    for first, second in pairwise(sites):
+        if second.address < first.end:
+            raise FormatError(f"the sites at {first.address:#x} and {second.address:#x} overlap")
+    for site in sites:
+        if site.address < area.address + area.pages * PAGE and area.address < site.end:
+            raise FormatError(f"the site at {site.address:#x} lies in the place for thunks")
+    return Table(tuple(sites), area)
+
+
+def _site(elf: Elf, address: int, kind: int, length: int, original: int, lead: int) -> Site:
+    try:
+        known = Kind(kind)
+    except ValueError:
+        raise FormatError(f"the site at {address:#x} is of kind {kind}, which there is not") from None
+    if not 0 < original <= _LONGEST or lead + original > length:
+        raise FormatError(f"the site at {address:#x} has {length} bytes, {lead} before an instruction of {original}")
+    section: Section | None = elf.code_section(address, length)
+    if section is None:
+        raise FormatError(f"the site at {address:#x} is not in a section of code")
+    at = section.offset + address - section.address
+    code = elf.data[at : at + length]
+    return Site(address, known, length, code[lead : lead + original], lead)
+
+
+def padded(elf: Elf, site: Site) -> bool:
+    """Is there nothing but no-operations around its instruction, as in a kernel that is neutral?"""
+    at = elf.file_offset(site.address, site.length)
+    code = elf.data[at : at + site.length]
+    return set(code[: site.lead] + code[site.lead + len(site.code) :]) <= {NOP}
