@@ -300,6 +300,11 @@ class Config:
         return self.state_dir / "layers"
 
     @property
+    def traces_dir(self) -> Path:
+        """Trace sessions with their files."""
+        return self.state_dir / "traces"
+
+    @property
     def volumes_dir(self) -> Path:
         """Volumes of containers."""
         return self.state_dir / "volumes"

@@ -48,6 +48,7 @@ from hvd.guests.placement import Backends
 from hvd.guests.snapshots import Snapshots
 from hvd.guests.store import Store
 from hvd.guests.supervisor import Supervisor
+from hvd.guests.trace_sessions import TraceSessions
 from hvd.guests.volumes import Volumes
 from hvd.images.blobs import BlobStore
 from hvd.images.builder import ImageBuilder
@@ -179,6 +180,7 @@ class Daemon:
             self._guests, lambda: self.supervisor.backends.available, self._points, usage=self._usage
         )
         self.metrics_endpoint = MetricsEndpoint(self.metrics)
+        self.traces = TraceSessions(config.traces_dir, self.supervisor, self.switch, self.metrics.trace_lost)
         self.system = SystemService(self.supervisor, config)
         self.endpoints: list[Endpoint] = endpoints(config)
         self.server = ApiServer(self._registrations(), SERVICES, self.metrics.observe_operation)
@@ -196,7 +198,7 @@ class Daemon:
         access.tls()  # what is wrong with it is told now
         guests = GuestService(self.supervisor, self.snapshots)
         images = ImageService(self.catalog, self.blobs, self._builder(), self.layers, access)
-        tracing = TraceService(self.supervisor, self.switch, self.metrics.trace_lost)
+        tracing = TraceService(self.supervisor, self.switch, self.traces, self.metrics.trace_lost)
         networks, volumes = NetworkService(self.networks), VolumeService(self.volumes)
         inspection, metrics = InspectService(self.supervisor), MetricsService(self.metrics)
         return [
@@ -230,6 +232,7 @@ class Daemon:
         await self.store.open()
         await self.supervisor.load()  # or the first to ask would hear that there is no such guest
         await self.snapshots.load()
+        await asyncio.to_thread(self.traces.load)
         if self.config.metrics_listen:
             port = await self.metrics_endpoint.start(self.config.metrics_listen)
             host = self.config.metrics_listen.rpartition(":")[0]
@@ -258,6 +261,7 @@ class Daemon:
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
+        await self.traces.close()
         self.supervisor.leave()
         await self.metrics_endpoint.close()
         await self.server.stop()

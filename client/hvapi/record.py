@@ -18,6 +18,8 @@ FLAG_LONG = 4
 # or, with FLAG_TEXT, bytes that the argument whose position stands in place of the vcpu points to. Several continue each other.
 FLAG_MORE = 8
 FLAG_TEXT = 16
+# The payload is up to five return addresses of the guest's call stack, the innermost first; in place of the duration stands their size.
+FLAG_STACK = 32
 PIECE = struct.Struct("<QIHBBHHI40s")  # in place of the duration: how many bytes of the payload count
 PAYLOAD_BYTES = 40
 MORE_WORDS = struct.Struct("<5Q")

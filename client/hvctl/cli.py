@@ -13,6 +13,7 @@ from types import FrameType
 from typing import Any
 
 import click
+from click.shell_completion import CompletionItem
 
 from hvctl import failures
 from hvctl.sdk.errors import HvctlError
@@ -32,8 +33,11 @@ from hvctl.verbs import VERBS
 class VerbGroup(click.Group):
     """The verbs whose names begin with prefix, from the table; a verb's module is imported when the verb is used."""
 
-    def __init__(self, prefix: str = "", **kwargs: Any) -> None:
-        super().__init__(context_settings=CONTEXT, **kwargs)
+    def __init__(self, prefix: str = "", default: VerbCommand | None = None, **kwargs: Any) -> None:
+        """default: takes the words when the first of them is no verb of the group; its options must come behind the group's name."""
+        # Options of the default one are not known here: they are left to it.
+        super().__init__(context_settings=CONTEXT | {"ignore_unknown_options": default is not None}, **kwargs)
+        self._default = default
         self.params += common_options(EVERY_FORMAT, GIVE_UP)
         own = {name.removeprefix(prefix): row for name, row in VERBS.items() if name.startswith(prefix)}
         self._verbs = {name: row for name, row in own.items() if " " not in name}
@@ -48,22 +52,53 @@ class VerbGroup(click.Group):
         row = self._verbs.get(name)
         if row is None:
             return None
+        prefix = f"{self._prefix}{name} "
         if not row.home:
-            return VerbGroup(f"{self._prefix}{name} ", name=name, help=row.help)
+            return VerbGroup(prefix, name=name, help=row.help)
         module, _, function = row.home.partition(":")
         command: VerbCommand = getattr(importlib.import_module(f"hvctl.verbs.{module}"), function)
         command.name, command.short_help, command.rpcs = name, row.help, row.rpcs
+        if any(other.startswith(prefix) for other in VERBS):
+            return VerbGroup(prefix, command, name=name, help=row.help)
         return command
 
     def resolve_command(
         self, ctx: click.Context, args: list[str]
     ) -> tuple[str | None, click.Command | None, list[str]]:
         name = args[0]
+        if self._default is not None and name not in self._verbs and name not in self._aliases:
+            return self.name, self._default, args
         if self.get_command(ctx, name) is None and not name.startswith("-"):
             near = difflib.get_close_matches(name, [*self._verbs, *self._aliases], n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
             raise click.UsageError(f"there is no verb '{name}'{hint}", ctx)
         return super().resolve_command(ctx, args)
+
+    def format_usage(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self._default is not None:
+            pieces = [*self._default.collect_usage_pieces(ctx), "| VERB ..."]
+            formatter.write_usage(ctx.command_path, " ".join(pieces))
+        else:
+            super().format_usage(ctx, formatter)
+
+    def format_help_text(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        command = self._default
+        (super().format_help_text if command is None else command.format_help_text)(ctx, formatter)
+
+    def format_options(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        if self._default is not None:
+            self._default.format_options(ctx, formatter)
+            self.format_commands(ctx, formatter)
+        else:
+            super().format_options(ctx, formatter)
+
+    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
+        command = self._default
+        (super().format_epilog if command is None else command.format_epilog)(ctx, formatter)
+
+    def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
+        own = super().shell_complete(ctx, incomplete)
+        return own if self._default is None else [*own, *self._default.shell_complete(ctx, incomplete)]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """From the table, so that help imports no verb."""

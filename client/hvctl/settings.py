@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 TLS_OPTIONS = {"ca": "Authority of the daemon's certificate", "cert": "Your certificate", "key": "Its private key"}
 DOCUMENTS = ("table", "wide", "json", "jsonl", "yaml", "name")
-EVERY_FORMAT = (*DOCUMENTS, "text")
+EVERY_FORMAT = (*DOCUMENTS, "text", "perfetto", "records")
 
 
 @dataclass

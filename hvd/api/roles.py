@@ -67,6 +67,7 @@ METHODS: dict[str, Permission] = {
     }.items()},
     **{f"/hvd.v1.TraceService/{method}": permission for method, permission in {
         "ListTracePoints": _V, "SummarizeTrace": _V, "StreamTrace": _T,
+        "ListTraces": _V, "GetTrace": _V, "StartTrace": _T, "StopTrace": _T, "DeleteTrace": _T, "ReadTrace": _T,
     }.items()},
     **{f"/hvd.v1.NetworkService/{method}": permission for method, permission in {
         "GetNetwork": _V, "ListNetworks": _V,

@@ -1,106 +1,64 @@
-"""TraceService: crossings as they happen, their counts, and what can be traced."""
+"""TraceService: crossings as they happen, sessions that go on without a client, counts, and what can be traced."""
 
 from __future__ import annotations
 
-import asyncio
 import os
-import time
-from collections.abc import AsyncIterator, Callable, Iterable
-from typing import Any, NoReturn
+from collections.abc import AsyncIterator
+from typing import Any
 
+from google.protobuf import empty_pb2
 from hvapi.v1 import trace_pb2, trace_pb2_grpc
 
-from hvd.backends.contract import Backend, Capability
 from hvd.errors import HvdError
 from hvd.guests import model
 from hvd.guests.lifecycle import GuestLife
 from hvd.guests.supervisor import Supervisor
+from hvd.guests.trace_sessions import TraceSessions
+from hvd.guests.tracing import CountLost, GuestsTrace, message_of, points_of
 from hvd.runner import directory as names
-from hvd.trace.counters import Counters, read_counters
-from hvd.trace.points import BY_ID, Point
-from hvd.trace.session import Filter, GuestTrace, TraceSwitch
-
-POLL_SECONDS = 0.01
-BLOCK_RECORDS = 1000
-# Of one guest in a row, so that a busy one does not starve the others of the same stream.
-BLOCKS_IN_A_ROW = 8
+from hvd.trace.counters import BUCKET_NS, Counters, PointCounter, read_counters
+from hvd.trace.session import TraceSwitch
 
 
 class TraceService(trace_pb2_grpc.TraceServiceServicer):
-    def __init__(
-        self, supervisor: Supervisor, switch: TraceSwitch, count_lost: Callable[[str, str, int], None] = lambda *_: None
-    ) -> None:
+    def __init__(self, supervisor: Supervisor, switch: TraceSwitch, sessions: TraceSessions, count_lost: CountLost = lambda *_: None) -> None:
         """count_lost: told the guest's uid, the kind of reader and how many records it missed."""
         self._supervisor = supervisor
         self._switch = switch
+        self._sessions = sessions
         self._count_lost = count_lost
 
     async def StreamTrace(
         self, request: trace_pb2.StreamTraceRequest, context: Any
     ) -> AsyncIterator[trace_pb2.StreamTraceResponse]:
-        lives = self._named(request.names)
-        backends = _unique(self._supervisor.backend(life.guest.backend) for life in lives)
-        points = _points(backends)
-        wanted = Filter(request.kinds, request.reasons, (point for point, _ in points.values()))
-        traces: dict[int, GuestTrace] = {}
-        # Of a guest that does not run, the next run is waited for.
-        first_runs = [life.run + (not _goes_on(life)) for life in lives]
+        trace = GuestsTrace(self._supervisor, self._switch, request)
         try:
-            for index, life in enumerate(lives):
-                traces[index] = GuestTrace(life.directory, wanted, self._switch)
-            for life in lives:
-                await self._switch.settled(life.directory)
-            for trace in traces.values():
-                trace.check()
-            header = trace_pb2.TraceHeader(
-                guests=[life.guest.name for life in lives],
-                points=[_message(point, who) for point, who in points.values()],
-            )
-            header.monotonic_epoch.FromNanoseconds(time.time_ns() - time.monotonic_ns())
-            yield trace_pb2.StreamTraceResponse(header=header)
-            while traces:
-                idle = True
-                for index, trace in list(traces.items()):
-                    life = lives[index]
-                    # Asked before reading: what was recorded before the end is then read.
-                    over = life.deleted or (life.run >= first_runs[index] and not _goes_on(life))
-                    for _ in range(BLOCKS_IN_A_ROW):
-                        records, lost, found = trace.read(BLOCK_RECORDS)
-                        if not found:
-                            break
-                        idle = False
-                        if lost:
-                            self._count_lost(life.guest.uid, "stream", lost)
-                        if records or lost:
-                            yield trace_pb2.StreamTraceResponse(guest=index, records=records, lost=lost)
-                    else:
-                        continue
-                    if over:
-                        traces.pop(index).close()
-                if idle and traces:
-                    await asyncio.sleep(POLL_SECONDS)
+            await trace.begin()
+            yield trace_pb2.StreamTraceResponse(header=trace.header())
+            async for block in trace.blocks(self._count_lost, "stream"):
+                yield block
         finally:
-            for trace in traces.values():
-                trace.close()
+            trace.close()
 
-    def _named(self, wanted: Iterable[str]) -> list[GuestLife]:
-        """The guests of a stream: those named, whether or not they run, or all that run. Raises HvdError when one of
-        them could never give a record, or none is running.
-        """
-        lives = _unique(self._supervisor.get(name) for name in wanted)
-        if not lives:
-            lives = [life for life in self._supervisor if life.is_alive and _traces(self._supervisor, life)]
-            if not lives:
-                raise HvdError(
-                    "REQUEST_INVALID",
-                    problem="no guest that can be traced is running",
-                    remedy="start one, or name guests",
-                )
-            return lives
-        for life in lives:
-            if not _traces(self._supervisor, life):
-                _explain(self._supervisor.backend(life.guest.backend))
-        return lives
+    async def StartTrace(self, request: trace_pb2.StartTraceRequest, context: Any) -> trace_pb2.TraceSession:
+        return await self._sessions.start(request)
+
+    async def GetTrace(self, request: trace_pb2.GetTraceRequest, context: Any) -> trace_pb2.TraceSession:
+        return self._sessions.get(request.name)
+
+    async def ListTraces(self, request: trace_pb2.ListTracesRequest, context: Any) -> trace_pb2.ListTracesResponse:
+        return trace_pb2.ListTracesResponse(traces=self._sessions.all())
+
+    async def StopTrace(self, request: trace_pb2.StopTraceRequest, context: Any) -> trace_pb2.TraceSession:
+        return await self._sessions.stop(request.name)
+
+    async def DeleteTrace(self, request: trace_pb2.DeleteTraceRequest, context: Any) -> empty_pb2.Empty:
+        await self._sessions.delete(request.name, request.allow_missing)
+        return empty_pb2.Empty()
+
+    async def ReadTrace(self, request: trace_pb2.ReadTraceRequest, context: Any) -> AsyncIterator[trace_pb2.ReadTraceResponse]:
+        async for blocks in self._sessions.read(request.name, request.follow):
+            yield trace_pb2.ReadTraceResponse(blocks=blocks)
 
     async def SummarizeTrace(self, request: trace_pb2.SummarizeTraceRequest, context: Any) -> trace_pb2.TraceSummary:
         life = self._supervisor.get(request.name)
@@ -115,6 +73,9 @@ class TraceService(trace_pb2_grpc.TraceServiceServicer):
                 count=counter.count,
                 total_ns=counter.total_ns,
                 max_ns=counter.max_ns,
+                p50_ns=_percentile(counter, 50),
+                p90_ns=_percentile(counter, 90),
+                p99_ns=_percentile(counter, 99),
             )
             summary.total = (summary.total + counter.count) & 0xFFFFFFFFFFFFFFFF
         return summary
@@ -124,24 +85,8 @@ class TraceService(trace_pb2_grpc.TraceServiceServicer):
     ) -> trace_pb2.ListTracePointsResponse:
         backends = [self._supervisor.backend(request.backend)] if request.backend else self._supervisor.backends.all()
         return trace_pb2.ListTracePointsResponse(
-            points=[_message(point, who) for point, who in _points(backends).values()]
+            points=[message_of(point, who) for point, who in points_of(backends).values()]
         )
-
-
-def _explain(backend: Backend) -> NoReturn:
-    """Raises HvdError: why its guests cannot be traced."""
-    if (problem := backend.limitations.get(Capability.TRACE)) is not None:
-        raise HvdError("TRACE_UNAVAILABLE", problem=problem, remedy="see docs/containers.md, Tracing")
-    raise HvdError("CAPABILITY_MISSING", backend=backend.name, capability=Capability.TRACE.value)
-
-
-def _goes_on(life: GuestLife) -> bool:
-    """Does it run, or will it in a moment?"""
-    return life.is_alive or life.restarts
-
-
-def _traces(supervisor: Supervisor, life: GuestLife) -> bool:
-    return Capability.TRACE in supervisor.backend(life.guest.backend).capabilities
 
 
 def _counters(life: GuestLife) -> Counters:
@@ -163,27 +108,14 @@ def _counters(life: GuestLife) -> Counters:
         os.close(descriptor)
 
 
-def _points(backends: Iterable[Backend]) -> dict[tuple[str, int], tuple[Point, list[str]]]:
-    """Every point of these backends once, with the backends whose own it is (none = it is everybody's)."""
-    found: dict[tuple[str, int], tuple[Point, list[str]]] = {}
-    for backend in backends:
-        for point in backend.trace_points:
-            owners = found.setdefault((point.name, point.id), (point, []))[1]
-            if point.id not in BY_ID:
-                owners.append(backend.name)
-    return found
-
-
-def _message(point: Point, backends: list[str]) -> trace_pb2.TracePoint:
-    return trace_pb2.TracePoint(
-        id=point.id,
-        name=point.name,
-        kind=point.kind.label,
-        arguments=[trace_pb2.TraceArgument(name=argument.name, format=argument.format) for argument in point.arguments],
-        description=point.description,
-        backends=backends,
-    )
-
-
-def _unique(items: Iterable[Any]) -> list[Any]:
-    return list(dict.fromkeys(items))
+def _percentile(counter: PointCounter, percent: int) -> int:
+    """The upper bound of the histogram's bucket in which it lies, or the longest, if that is less."""
+    timed = sum(counter.histogram)
+    if not timed:
+        return 0
+    below = 0
+    for count, bound in zip(counter.histogram, BUCKET_NS, strict=False):
+        below += count
+        if below * 100 >= timed * percent:
+            return min(bound, counter.max_ns)
+    return counter.max_ns

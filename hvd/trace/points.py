@@ -84,12 +84,13 @@ class Wanted:
 
     mask: int = 0
     points: frozenset[int] | None = None
+    stacks: int = 0  # kinds of which the guest's call stack is wanted, too
 
     def __or__(self, other: Wanted) -> Wanted:
         if not self.mask or not other.mask:
             return self if self.mask else other
         points = None if self.points is None or other.points is None else self.points | other.points
-        return Wanted(self.mask | other.mask, points)
+        return Wanted(self.mask | other.mask, points, self.stacks | other.stacks)
 
 
 NOTHING = Wanted()

@@ -20,9 +20,10 @@ from hvd.errors import HvdError
 MAGIC = 0x52545648  # "HVTR"
 VERSION = 1
 HEADER_BYTES = 64
-_HEADER = struct.Struct("<IIIIQ")
+_HEADER = struct.Struct("<IIIIQI")
 _ENABLED_OFFSET = 12
 _HEAD_OFFSET = 16
+_STACKS_OFFSET = 24
 _SEQUENCE_OFFSET = 20  # of struct hv_record
 _SEQUENCE = struct.Struct("<I")
 _FLAGS_OFFSET = 18  # two bytes; FLAG_MORE is in the first
@@ -30,8 +31,8 @@ _FLAGS_OFFSET = 18  # two bytes; FLAG_MORE is in the first
 MOST_RECORDS = 1 << 20
 
 
-def write_enabled(path: Path, mask: int) -> None:
-    """Switch kinds on and off: bit n = kind n. A ring that is not there (yet) is no error.
+def write_enabled(path: Path, mask: int, stacks: int = 0) -> None:
+    """Switch kinds on and off: bit n = kind n, stacks: of which the call stack is wanted. A ring that is not there (yet) is no error.
 
     Raises HvdError DISK_FULL when the ring has no room to be switched on in: it is a sparse file until then, and its
     writer, which maps it, could not be told otherwise than by SIGBUS.
@@ -46,12 +47,13 @@ def write_enabled(path: Path, mask: int) -> None:
         if size >= HEADER_BYTES:
             if mask:
                 _allocate(descriptor, min(size, HEADER_BYTES + MOST_RECORDS * RECORD_BYTES), path)
+            os.pwrite(descriptor, stacks.to_bytes(4, "little"), _STACKS_OFFSET)
             os.pwrite(descriptor, mask.to_bytes(4, "little"), _ENABLED_OFFSET)
     finally:
         os.close(descriptor)
 
 
-def create_ring(path: Path, records: int, mask: int) -> None:
+def create_ring(path: Path, records: int, mask: int, stacks: int = 0) -> None:
     """An empty ring for a guest that is about to start, with these kinds switched on: its writer keeps the word, so
     that nothing is missed. records: capacity, a power of two, the writer's own.
 
@@ -62,7 +64,7 @@ def create_ring(path: Path, records: int, mask: int) -> None:
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         try:
             _allocate(descriptor, HEADER_BYTES + records * RECORD_BYTES, path)
-            os.pwrite(descriptor, _HEADER.pack(MAGIC, VERSION, records, mask, 0), 0)
+            os.pwrite(descriptor, _HEADER.pack(MAGIC, VERSION, records, mask, 0, stacks), 0)
         finally:
             os.close(descriptor)
         os.rename(new, path)  # whoever finds it finds all of it
@@ -85,7 +87,7 @@ def read_header(descriptor: int) -> tuple[int, int]:
     header = os.pread(descriptor, _HEADER.size, 0)
     if len(header) < _HEADER.size:
         raise HvdError("TRACE_UNREADABLE", problem="it has no header")
-    magic, version, capacity, _, head = _HEADER.unpack(header)
+    magic, version, capacity, _, head, _ = _HEADER.unpack(header)
     if magic != MAGIC:
         raise HvdError("TRACE_UNREADABLE", problem=f"magic number {magic:#010x}, not {MAGIC:#010x}")
     if version != VERSION:

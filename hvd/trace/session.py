@@ -2,7 +2,7 @@
 wants.
 
 A ring has one word of enabled kinds, written by the daemon alone: the union of what the sessions on that guest want.
-The last session that goes switches it off. What a session does not want but another does is filtered out here.
+The last session that goes switches it off. What a session does not want but another does is filtered out (filter.py).
 """
 
 from __future__ import annotations
@@ -10,78 +10,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 from collections import deque
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable
 from pathlib import Path
-from typing import TypeVar
 
 from hvapi.record import RECORD_BYTES
 
 from hvd.errors import HvdError
 from hvd.runner import directory as names
-from hvd.trace.points import Kind, Point, Wanted
+from hvd.trace.filter import Filter
+from hvd.trace.points import Kind, Wanted
 from hvd.trace.ring import RingReader, create_ring, write_enabled
 
 _ARGUMENTS_OFFSET = 32
-_POINT_OFFSET = 12  # of struct hv_record; two bytes
-_KIND_OFFSET = 14
+_KIND_OFFSET = 14  # of struct hv_record
+# More than a session can lose in one gap; whoever tells of more is not believed, or sums would not fit into 64 bits.
+MOST_LOST = 1 << 40
 # Rings of one guest that wait for a slow reader; of the oldest the rest is then lost, and counted.
 MOST_RUNS = 8
-T = TypeVar("T")
 
 
 Listener = Callable[[Wanted], Awaitable[None]]
-
-
-class Filter:
-    """Which records a session wants."""
-
-    def __init__(self, kinds: Iterable[str], reasons: Iterable[str], points: Iterable[Point]) -> None:
-        """kinds: labels of Kind; reasons: names of points; empty = all. Raises HvdError FIELD_INVALID for one that does
-        not exist.
-        """
-        known_points: dict[str, list[Point]] = {}
-        for point in points:
-            for name in {point.name, point.family or point.name}:
-                known_points.setdefault(name, []).append(point)
-        known_kinds: dict[str, Kind] = {kind.label: kind for kind in Kind if kind is not Kind.LOST}
-        wanted_kinds: set[Kind] = {_known(known_kinds, "kinds", kind) for kind in kinds}
-        wanted_points = {point for reason in reasons for point in _known(known_points, "reasons", reason)}
-        if wanted_points:
-            # Both given = both must hold.
-            wanted_points = {point for point in wanted_points if not wanted_kinds or point.kind in wanted_kinds}
-            wanted_kinds = {point.kind for point in wanted_points}
-        self.mask = sum(1 << kind for kind in wanted_kinds or known_kinds.values())
-        self._kinds = bytes(sorted(wanted_kinds)) if wanted_kinds else b""
-        self._points = {point.id for point in wanted_points}
-        self.wanted = Wanted(self.mask, frozenset(self._points) if self._points else None)
-
-    def apply(self, block: bytes) -> bytes:
-        """The records of the block that are wanted."""
-        if not self._kinds:
-            return block
-        # bytes.translate with the wanted kinds deleted: what is left are the unwanted ones. All in C, since most blocks
-        # pass whole.
-        if not self._points and not block[_KIND_OFFSET::RECORD_BYTES].translate(None, self._kinds):
-            return block
-        kinds, low, high = (block[offset::RECORD_BYTES] for offset in (_KIND_OFFSET, _POINT_OFFSET, _POINT_OFFSET + 1))
-        return b"".join(
-            block[index * RECORD_BYTES : (index + 1) * RECORD_BYTES]
-            for index in range(len(kinds))
-            if kinds[index] in self._kinds and (not self._points or low[index] | high[index] << 8 in self._points)
-        )
-
-
-def _known(table: dict[str, T], field: str, name: str) -> T:
-    try:
-        return table[name]
-    except KeyError:
-        raise HvdError(
-            "FIELD_INVALID",
-            field=field,
-            value=repr(name[:80]),
-            problem="is not known",
-            remedy="`hvctl trace points` lists what there is",
-        ) from None
 
 
 class TraceSwitch:
@@ -121,7 +69,7 @@ class TraceSwitch:
         """Write the union; also for a ring that an earlier daemon left switched on. Who is told of it besides may take a while: settled().
         Raises HvdError DISK_FULL."""
         wanted = self.wanted(directory)
-        write_enabled(directory / names.TRACE, wanted.mask)
+        write_enabled(directory / names.TRACE, wanted.mask, wanted.stacks)
         if (follower := self._followers.get(directory)) is not None:
             follower.tell(wanted)
 
@@ -158,7 +106,7 @@ class TraceSwitch:
         wanted = self.wanted(directory)
         path = directory / names.TRACE
         try:
-            create_ring(path, names.TRACE_RECORDS, wanted.mask)
+            create_ring(path, names.TRACE_RECORDS, wanted.mask, wanted.stacks)
             for session in sessions:
                 session.follow(RingReader(path, from_start=True))
         except (HvdError, OSError) as error:
@@ -287,7 +235,8 @@ def _without_gaps(block: bytes) -> tuple[bytes, int]:
     kept, lost = [], 0
     for start in range(0, len(block), RECORD_BYTES):
         if block[start + _KIND_OFFSET] == Kind.LOST:
-            lost += int.from_bytes(block[start + _ARGUMENTS_OFFSET : start + _ARGUMENTS_OFFSET + 8], "little")
+            told = int.from_bytes(block[start + _ARGUMENTS_OFFSET : start + _ARGUMENTS_OFFSET + 8], "little")
+            lost += min(told, MOST_LOST)
         else:
             kept.append(block[start : start + RECORD_BYTES])
     return b"".join(kept), lost

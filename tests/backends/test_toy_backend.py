@@ -15,8 +15,9 @@ from hvapi.record import decode
 import hvd.backends
 from hvd.backends import all_backends
 from hvd.errors import HvdError
+from hvd.trace.filter import Filter
 from hvd.trace.points import Kind
-from hvd.trace.session import Filter, GuestTrace, TraceSwitch
+from hvd.trace.session import GuestTrace, TraceSwitch
 
 ELSEWHERE = Path(__file__).resolve().parents[1] / "fakes" / "backends"
 COM1, DEBUG_EXIT, KEYBOARD = 0x3F8, 0xF4, 0x64

@@ -371,7 +371,7 @@ def test_trace_ends_by_for_with_0_and_by_timeout_with_124(three: Hvctl) -> None:
 
 def test_trace_summary_and_points(three: Hvctl) -> None:
     rows = three("trace", "summary", "a").out.splitlines()
-    assert rows[1].split() == ["port-io", "port-out", "10", "20.0us", "2.0us", "3.0us"]
+    assert rows[1].split() == ["port-io", "port-out", "10", "20.0us", "2.0us", "-", "-", "-", "3.0us"]
     assert three("trace", "-o", "json", "summary", "a").json["total"] == "12"
     assert "address, length, result" in three("trace", "points").out
     assert three("trace", "points", "-o", "name").out == "port-out\nhypercall.log\n"

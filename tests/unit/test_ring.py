@@ -14,9 +14,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hvd.errors import HvdError
+from hvd.trace.filter import Filter
 from hvd.trace.points import POINTS
 from hvd.trace.ring import RingReader, write_enabled
-from hvd.trace.session import Filter, GuestTrace, TraceSwitch
+from hvd.trace.session import GuestTrace, TraceSwitch
 from tests.fakes.backend import FakeRing
 
 

@@ -13,14 +13,15 @@ from hvctl.sdk.trace_formats import FORMATS
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvd.api.trace_service import _message
 from hvd.backends.container.trace.points import POINTS
 from hvd.backends.container.trace.syscalls import CALLS
+from hvd.guests.tracing import message_of
 from hvd.runner.directory import COUNTERS, TRACE, TRACE_RECORDS
 from hvd.trace.counters import read_counters
+from hvd.trace.filter import Filter
 from hvd.trace.points import BY_ID, BackendId, Kind
 from hvd.trace.ring import RingReader
-from hvd.trace.session import Filter, GuestTrace, TraceSwitch
+from hvd.trace.session import GuestTrace, TraceSwitch
 from hvd.trace.writer import RecordWriter
 
 BY_NAME = {point.name: point for point in POINTS}
@@ -29,7 +30,7 @@ ALL = Filter((), (), POINTS)
 
 
 def decoded(blocks: list[tuple[bytes, int]]) -> list[TraceEvent]:
-    header = trace_pb2.TraceHeader(guests=["guests/c"], points=[_message(point, []) for point in POINTS])
+    header = trace_pb2.TraceHeader(guests=["guests/c"], points=[message_of(point, []) for point in POINTS])
     decoder = TraceDecoder(header)
     return [
         event

@@ -22,36 +22,66 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from google.protobuf import duration_pb2 as google_dot_protobuf_dot_duration__pb2
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from google.protobuf import timestamp_pb2 as google_dot_protobuf_dot_timestamp__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12hvd/v1/trace.proto\x12\x06hvd.v1\x1a\x1fgoogle/protobuf/timestamp.proto\"C\n\x12StreamTraceRequest\x12\r\n\x05names\x18\x01 \x03(\t\x12\r\n\x05kinds\x18\x02 \x03(\t\x12\x0f\n\x07reasons\x18\x03 \x03(\t\"h\n\x13StreamTraceResponse\x12\r\n\x05guest\x18\x01 \x01(\r\x12\x0f\n\x07records\x18\x02 \x01(\x0c\x12#\n\x06header\x18\x03 \x01(\x0b\x32\x13.hvd.v1.TraceHeader\x12\x0c\n\x04lost\x18\x04 \x01(\x04\"v\n\x0bTraceHeader\x12\x0e\n\x06guests\x18\x01 \x03(\t\x12\"\n\x06points\x18\x02 \x03(\x0b\x32\x12.hvd.v1.TracePoint\x12\x33\n\x0fmonotonic_epoch\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\"\x85\x01\n\nTracePoint\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12(\n\targuments\x18\x04 \x03(\x0b\x32\x15.hvd.v1.TraceArgument\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x10\n\x08\x62\x61\x63kends\x18\x06 \x03(\t\"-\n\rTraceArgument\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x02 \x01(\t\"%\n\x15SummarizeTraceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"D\n\x0cTraceSummary\x12%\n\x04rows\x18\x01 \x03(\x0b\x32\x17.hvd.v1.TraceSummaryRow\x12\r\n\x05total\x18\x02 \x01(\x04\"`\n\x0fTraceSummaryRow\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\x12\x10\n\x08total_ns\x18\x04 \x01(\x04\x12\x0e\n\x06max_ns\x18\x05 \x01(\x04\")\n\x16ListTracePointsRequest\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\"=\n\x17ListTracePointsResponse\x12\"\n\x06points\x18\x01 \x03(\x0b\x32\x12.hvd.v1.TracePoint2\xf3\x01\n\x0cTraceService\x12H\n\x0bStreamTrace\x12\x1a.hvd.v1.StreamTraceRequest\x1a\x1b.hvd.v1.StreamTraceResponse0\x01\x12\x45\n\x0eSummarizeTrace\x12\x1d.hvd.v1.SummarizeTraceRequest\x1a\x14.hvd.v1.TraceSummary\x12R\n\x0fListTracePoints\x12\x1e.hvd.v1.ListTracePointsRequest\x1a\x1f.hvd.v1.ListTracePointsResponseb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x12hvd/v1/trace.proto\x12\x06hvd.v1\x1a\x1egoogle/protobuf/duration.proto\x1a\x1bgoogle/protobuf/empty.proto\x1a\x1fgoogle/protobuf/timestamp.proto\"\xcc\x01\n\x12StreamTraceRequest\x12\r\n\x05names\x18\x01 \x03(\t\x12\r\n\x05kinds\x18\x02 \x03(\t\x12\x0f\n\x07reasons\x18\x03 \x03(\t\x12\'\n\taddresses\x18\x04 \x03(\x0b\x32\x14.hvd.v1.AddressRange\x12\x0c\n\x04pids\x18\x05 \x03(\r\x12/\n\x0cmin_duration\x18\x06 \x01(\x0b\x32\x19.google.protobuf.Duration\x12\x0f\n\x07symbols\x18\x07 \x01(\x08\x12\x0e\n\x06stacks\x18\x08 \x01(\x08\"+\n\x0c\x41\x64\x64ressRange\x12\r\n\x05\x66irst\x18\x01 \x01(\x04\x12\x0c\n\x04last\x18\x02 \x01(\x04\"\xe7\x01\n\x13StreamTraceResponse\x12\r\n\x05guest\x18\x01 \x01(\r\x12\x0f\n\x07records\x18\x02 \x01(\x0c\x12#\n\x06header\x18\x03 \x01(\x0b\x32\x13.hvd.v1.TraceHeader\x12\x0c\n\x04lost\x18\x04 \x01(\x04\x12\x39\n\x07symbols\x18\x05 \x03(\x0b\x32(.hvd.v1.StreamTraceResponse.SymbolsEntry\x12\x12\n\nsettled_ns\x18\x06 \x01(\x04\x1a.\n\x0cSymbolsEntry\x12\x0b\n\x03key\x18\x01 \x01(\x04\x12\r\n\x05value\x18\x02 \x01(\t:\x02\x38\x01\"\x99\x01\n\x0bTraceHeader\x12\x0e\n\x06guests\x18\x01 \x03(\t\x12\"\n\x06points\x18\x02 \x03(\x0b\x32\x12.hvd.v1.TracePoint\x12\x33\n\x0fmonotonic_epoch\x18\x03 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x10\n\x08warnings\x18\x04 \x03(\t\x12\x0f\n\x07\x65\x61rlier\x18\x05 \x03(\x04\"\x85\x01\n\nTracePoint\x12\n\n\x02id\x18\x01 \x01(\r\x12\x0c\n\x04name\x18\x02 \x01(\t\x12\x0c\n\x04kind\x18\x03 \x01(\t\x12(\n\targuments\x18\x04 \x03(\x0b\x32\x15.hvd.v1.TraceArgument\x12\x13\n\x0b\x64\x65scription\x18\x05 \x01(\t\x12\x10\n\x08\x62\x61\x63kends\x18\x06 \x03(\t\"-\n\rTraceArgument\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x66ormat\x18\x02 \x01(\t\"%\n\x15SummarizeTraceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"D\n\x0cTraceSummary\x12%\n\x04rows\x18\x01 \x03(\x0b\x32\x17.hvd.v1.TraceSummaryRow\x12\r\n\x05total\x18\x02 \x01(\x04\"\x90\x01\n\x0fTraceSummaryRow\x12\x0c\n\x04kind\x18\x01 \x01(\t\x12\x0e\n\x06reason\x18\x02 \x01(\t\x12\r\n\x05\x63ount\x18\x03 \x01(\x04\x12\x10\n\x08total_ns\x18\x04 \x01(\x04\x12\x0e\n\x06max_ns\x18\x05 \x01(\x04\x12\x0e\n\x06p50_ns\x18\x06 \x01(\x04\x12\x0e\n\x06p90_ns\x18\x07 \x01(\x04\x12\x0e\n\x06p99_ns\x18\x08 \x01(\x04\")\n\x16ListTracePointsRequest\x12\x0f\n\x07\x62\x61\x63kend\x18\x01 \x01(\t\"=\n\x17ListTracePointsResponse\x12\"\n\x06points\x18\x01 \x03(\x0b\x32\x12.hvd.v1.TracePoint\"\x9d\x03\n\x0cTraceSession\x12\x0c\n\x04name\x18\x01 \x01(\t\x12(\n\x04what\x18\x02 \x01(\x0b\x32\x1a.hvd.v1.StreamTraceRequest\x12)\n\x05state\x18\x03 \x01(\x0e\x32\x1a.hvd.v1.TraceSession.State\x12\x16\n\x0estatus_message\x18\x04 \x01(\t\x12/\n\x0b\x63reate_time\x18\x05 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12,\n\x08\x65nd_time\x18\x06 \x01(\x0b\x32\x1a.google.protobuf.Timestamp\x12\x11\n\tmax_bytes\x18\x07 \x01(\x04\x12\r\n\x05\x66iles\x18\x08 \x01(\r\x12\r\n\x05\x62ytes\x18\t \x01(\x04\x12)\n\x06guests\x18\n \x03(\x0b\x32\x19.hvd.v1.TraceSessionGuest\x12\x0f\n\x07records\x18\x0b \x01(\x04\x12\x0c\n\x04lost\x18\x0c \x01(\x04\"8\n\x05State\x12\x15\n\x11STATE_UNSPECIFIED\x10\x00\x12\x0b\n\x07RUNNING\x10\x01\x12\x0b\n\x07STOPPED\x10\x02\"@\n\x11TraceSessionGuest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0f\n\x07records\x18\x02 \x01(\x04\x12\x0c\n\x04lost\x18\x03 \x01(\x04\"q\n\x11StartTraceRequest\x12\x10\n\x08trace_id\x18\x01 \x01(\t\x12(\n\x04what\x18\x02 \x01(\x0b\x32\x1a.hvd.v1.StreamTraceRequest\x12\x11\n\tmax_bytes\x18\x03 \x01(\x04\x12\r\n\x05\x66iles\x18\x04 \x01(\r\"\x1f\n\x0fGetTraceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"\x13\n\x11ListTracesRequest\":\n\x12ListTracesResponse\x12$\n\x06traces\x18\x01 \x03(\x0b\x32\x14.hvd.v1.TraceSession\" \n\x10StopTraceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\"9\n\x12\x44\x65leteTraceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x15\n\rallow_missing\x18\x02 \x01(\x08\"0\n\x10ReadTraceRequest\x12\x0c\n\x04name\x18\x01 \x01(\t\x12\x0e\n\x06\x66ollow\x18\x02 \x01(\x08\"@\n\x11ReadTraceResponse\x12+\n\x06\x62locks\x18\x01 \x03(\x0b\x32\x1b.hvd.v1.StreamTraceResponse2\xf6\x04\n\x0cTraceService\x12H\n\x0bStreamTrace\x12\x1a.hvd.v1.StreamTraceRequest\x1a\x1b.hvd.v1.StreamTraceResponse0\x01\x12\x45\n\x0eSummarizeTrace\x12\x1d.hvd.v1.SummarizeTraceRequest\x1a\x14.hvd.v1.TraceSummary\x12R\n\x0fListTracePoints\x12\x1e.hvd.v1.ListTracePointsRequest\x1a\x1f.hvd.v1.ListTracePointsResponse\x12=\n\nStartTrace\x12\x19.hvd.v1.StartTraceRequest\x1a\x14.hvd.v1.TraceSession\x12\x39\n\x08GetTrace\x12\x17.hvd.v1.GetTraceRequest\x1a\x14.hvd.v1.TraceSession\x12\x43\n\nListTraces\x12\x19.hvd.v1.ListTracesRequest\x1a\x1a.hvd.v1.ListTracesResponse\x12;\n\tStopTrace\x12\x18.hvd.v1.StopTraceRequest\x1a\x14.hvd.v1.TraceSession\x12\x41\n\x0b\x44\x65leteTrace\x12\x1a.hvd.v1.DeleteTraceRequest\x1a\x16.google.protobuf.Empty\x12\x42\n\tReadTrace\x12\x18.hvd.v1.ReadTraceRequest\x1a\x19.hvd.v1.ReadTraceResponse0\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'hvapi.v1.trace_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_STREAMTRACEREQUEST']._serialized_start=63
-  _globals['_STREAMTRACEREQUEST']._serialized_end=130
-  _globals['_STREAMTRACERESPONSE']._serialized_start=132
-  _globals['_STREAMTRACERESPONSE']._serialized_end=236
-  _globals['_TRACEHEADER']._serialized_start=238
-  _globals['_TRACEHEADER']._serialized_end=356
-  _globals['_TRACEPOINT']._serialized_start=359
-  _globals['_TRACEPOINT']._serialized_end=492
-  _globals['_TRACEARGUMENT']._serialized_start=494
-  _globals['_TRACEARGUMENT']._serialized_end=539
-  _globals['_SUMMARIZETRACEREQUEST']._serialized_start=541
-  _globals['_SUMMARIZETRACEREQUEST']._serialized_end=578
-  _globals['_TRACESUMMARY']._serialized_start=580
-  _globals['_TRACESUMMARY']._serialized_end=648
-  _globals['_TRACESUMMARYROW']._serialized_start=650
-  _globals['_TRACESUMMARYROW']._serialized_end=746
-  _globals['_LISTTRACEPOINTSREQUEST']._serialized_start=748
-  _globals['_LISTTRACEPOINTSREQUEST']._serialized_end=789
-  _globals['_LISTTRACEPOINTSRESPONSE']._serialized_start=791
-  _globals['_LISTTRACEPOINTSRESPONSE']._serialized_end=852
-  _globals['_TRACESERVICE']._serialized_start=855
-  _globals['_TRACESERVICE']._serialized_end=1098
+  _globals['_STREAMTRACERESPONSE_SYMBOLSENTRY']._loaded_options = None
+  _globals['_STREAMTRACERESPONSE_SYMBOLSENTRY']._serialized_options = b'8\001'
+  _globals['_STREAMTRACEREQUEST']._serialized_start=125
+  _globals['_STREAMTRACEREQUEST']._serialized_end=329
+  _globals['_ADDRESSRANGE']._serialized_start=331
+  _globals['_ADDRESSRANGE']._serialized_end=374
+  _globals['_STREAMTRACERESPONSE']._serialized_start=377
+  _globals['_STREAMTRACERESPONSE']._serialized_end=608
+  _globals['_STREAMTRACERESPONSE_SYMBOLSENTRY']._serialized_start=562
+  _globals['_STREAMTRACERESPONSE_SYMBOLSENTRY']._serialized_end=608
+  _globals['_TRACEHEADER']._serialized_start=611
+  _globals['_TRACEHEADER']._serialized_end=764
+  _globals['_TRACEPOINT']._serialized_start=767
+  _globals['_TRACEPOINT']._serialized_end=900
+  _globals['_TRACEARGUMENT']._serialized_start=902
+  _globals['_TRACEARGUMENT']._serialized_end=947
+  _globals['_SUMMARIZETRACEREQUEST']._serialized_start=949
+  _globals['_SUMMARIZETRACEREQUEST']._serialized_end=986
+  _globals['_TRACESUMMARY']._serialized_start=988
+  _globals['_TRACESUMMARY']._serialized_end=1056
+  _globals['_TRACESUMMARYROW']._serialized_start=1059
+  _globals['_TRACESUMMARYROW']._serialized_end=1203
+  _globals['_LISTTRACEPOINTSREQUEST']._serialized_start=1205
+  _globals['_LISTTRACEPOINTSREQUEST']._serialized_end=1246
+  _globals['_LISTTRACEPOINTSRESPONSE']._serialized_start=1248
+  _globals['_LISTTRACEPOINTSRESPONSE']._serialized_end=1309
+  _globals['_TRACESESSION']._serialized_start=1312
+  _globals['_TRACESESSION']._serialized_end=1725
+  _globals['_TRACESESSION_STATE']._serialized_start=1669
+  _globals['_TRACESESSION_STATE']._serialized_end=1725
+  _globals['_TRACESESSIONGUEST']._serialized_start=1727
+  _globals['_TRACESESSIONGUEST']._serialized_end=1791
+  _globals['_STARTTRACEREQUEST']._serialized_start=1793
+  _globals['_STARTTRACEREQUEST']._serialized_end=1906
+  _globals['_GETTRACEREQUEST']._serialized_start=1908
+  _globals['_GETTRACEREQUEST']._serialized_end=1939
+  _globals['_LISTTRACESREQUEST']._serialized_start=1941
+  _globals['_LISTTRACESREQUEST']._serialized_end=1960
+  _globals['_LISTTRACESRESPONSE']._serialized_start=1962
+  _globals['_LISTTRACESRESPONSE']._serialized_end=2020
+  _globals['_STOPTRACEREQUEST']._serialized_start=2022
+  _globals['_STOPTRACEREQUEST']._serialized_end=2054
+  _globals['_DELETETRACEREQUEST']._serialized_start=2056
+  _globals['_DELETETRACEREQUEST']._serialized_end=2113
+  _globals['_READTRACEREQUEST']._serialized_start=2115
+  _globals['_READTRACEREQUEST']._serialized_end=2163
+  _globals['_READTRACERESPONSE']._serialized_start=2165
+  _globals['_READTRACERESPONSE']._serialized_end=2229
+  _globals['_TRACESERVICE']._serialized_start=2232
+  _globals['_TRACESERVICE']._serialized_end=2862
 # @@protoc_insertion_point(module_scope)

@@ -5,9 +5,11 @@ Crossings between guest and hypervisor, as they happen."""
 
 from collections import abc as _abc
 from google.protobuf import descriptor as _descriptor
+from google.protobuf import duration_pb2 as _duration_pb2
 from google.protobuf import message as _message
 from google.protobuf import timestamp_pb2 as _timestamp_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 import builtins as _builtins
 import sys
 import typing as _typing
@@ -26,6 +28,15 @@ class StreamTraceRequest(_message.Message):
     NAMES_FIELD_NUMBER: _builtins.int
     KINDS_FIELD_NUMBER: _builtins.int
     REASONS_FIELD_NUMBER: _builtins.int
+    ADDRESSES_FIELD_NUMBER: _builtins.int
+    PIDS_FIELD_NUMBER: _builtins.int
+    MIN_DURATION_FIELD_NUMBER: _builtins.int
+    SYMBOLS_FIELD_NUMBER: _builtins.int
+    STACKS_FIELD_NUMBER: _builtins.int
+    symbols: _builtins.bool
+    """Name the addresses, where a guest has symbols."""
+    stacks: _builtins.bool
+    """The guest's call stack at every crossing that is recorded, by frame pointers; costs more."""
     @_builtins.property
     def names(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -36,38 +47,107 @@ class StreamTraceRequest(_message.Message):
     def reasons(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
         """Names of trace points ("port-in", ...); empty = all."""
 
+    @_builtins.property
+    def addresses(self) -> _containers.RepeatedCompositeFieldContainer[Global___AddressRange]:
+        """Of the instructions that crossed; empty = all."""
+
+    @_builtins.property
+    def pids(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """Of containers: processes, as the container numbers them; empty = all. Does not concern other guests."""
+
+    @_builtins.property
+    def min_duration(self) -> _duration_pb2.Duration:
+        """Only crossings that took at least so long; those that are not timed (interrupts, exceptions) are left out then."""
+
     def __init__(
         self,
         *,
         names: _abc.Iterable[_builtins.str] | None = ...,
         kinds: _abc.Iterable[_builtins.str] | None = ...,
         reasons: _abc.Iterable[_builtins.str] | None = ...,
+        addresses: _abc.Iterable[Global___AddressRange] | None = ...,
+        pids: _abc.Iterable[_builtins.int] | None = ...,
+        min_duration: _duration_pb2.Duration | None = ...,
+        symbols: _builtins.bool = ...,
+        stacks: _builtins.bool = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["min_duration", b"min_duration"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["kinds", b"kinds", "names", b"names", "reasons", b"reasons"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["addresses", b"addresses", "kinds", b"kinds", "min_duration", b"min_duration", "names", b"names", "pids", b"pids", "reasons", b"reasons", "stacks", b"stacks", "symbols", b"symbols"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___StreamTraceRequest: _TypeAlias = StreamTraceRequest  # noqa: Y015
 
 @_typing.final
+class AddressRange(_message.Message):
+    """From first to last, both included."""
+
+    DESCRIPTOR: _descriptor.Descriptor
+
+    FIRST_FIELD_NUMBER: _builtins.int
+    LAST_FIELD_NUMBER: _builtins.int
+    first: _builtins.int
+    last: _builtins.int
+    def __init__(
+        self,
+        *,
+        first: _builtins.int = ...,
+        last: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["first", b"first", "last", b"last"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___AddressRange: _TypeAlias = AddressRange  # noqa: Y015
+
+@_typing.final
 class StreamTraceResponse(_message.Message):
     DESCRIPTOR: _descriptor.Descriptor
+
+    @_typing.final
+    class SymbolsEntry(_message.Message):
+        DESCRIPTOR: _descriptor.Descriptor
+
+        KEY_FIELD_NUMBER: _builtins.int
+        VALUE_FIELD_NUMBER: _builtins.int
+        key: _builtins.int
+        value: _builtins.str
+        def __init__(
+            self,
+            *,
+            key: _builtins.int = ...,
+            value: _builtins.str = ...,
+        ) -> None: ...
+        _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+        def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+        _ClearFieldArgType: _TypeAlias = _typing.Literal["key", b"key", "value", b"value"]  # noqa: Y015
+        def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+        def WhichOneof(self, oneof_group: _Never) -> None: ...
 
     GUEST_FIELD_NUMBER: _builtins.int
     RECORDS_FIELD_NUMBER: _builtins.int
     HEADER_FIELD_NUMBER: _builtins.int
     LOST_FIELD_NUMBER: _builtins.int
+    SYMBOLS_FIELD_NUMBER: _builtins.int
+    SETTLED_NS_FIELD_NUMBER: _builtins.int
     guest: _builtins.int
     """Index into guests of the first message."""
     records: _builtins.bytes
     """Up to 1000 records of 64 bytes each, little-endian: hvapi/record.py has the layout."""
     lost: _builtins.int
     """Records of this guest that were overwritten before they could be sent, since the last message of this guest."""
+    settled_ns: _builtins.int
+    """Of several guests: what any of them recorded before this time (CLOCK_MONOTONIC) has been sent. Not in every message."""
     @_builtins.property
     def header(self) -> Global___TraceHeader:
         """In the first message only."""
+
+    @_builtins.property
+    def symbols(self) -> _containers.ScalarMap[_builtins.int, _builtins.str]:
+        """Names of addresses of this guest (rip, call stacks) that this block is the first to have: "schedule+0x1f"."""
 
     def __init__(
         self,
@@ -76,10 +156,12 @@ class StreamTraceResponse(_message.Message):
         records: _builtins.bytes = ...,
         header: Global___TraceHeader | None = ...,
         lost: _builtins.int = ...,
+        symbols: _abc.Mapping[_builtins.int, _builtins.str] | None = ...,
+        settled_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["header", b"header"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["guest", b"guest", "header", b"header", "lost", b"lost", "records", b"records"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["guest", b"guest", "header", b"header", "lost", b"lost", "records", b"records", "settled_ns", b"settled_ns", "symbols", b"symbols"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -92,6 +174,8 @@ class TraceHeader(_message.Message):
     GUESTS_FIELD_NUMBER: _builtins.int
     POINTS_FIELD_NUMBER: _builtins.int
     MONOTONIC_EPOCH_FIELD_NUMBER: _builtins.int
+    WARNINGS_FIELD_NUMBER: _builtins.int
+    EARLIER_FIELD_NUMBER: _builtins.int
     @_builtins.property
     def guests(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]: ...
     @_builtins.property
@@ -100,16 +184,26 @@ class TraceHeader(_message.Message):
     def monotonic_epoch(self) -> _timestamp_pb2.Timestamp:
         """Wall-clock time at monotonic time 0: record time + this = time of day."""
 
+    @_builtins.property
+    def warnings(self) -> _containers.RepeatedScalarFieldContainer[_builtins.str]:
+        """What cannot be had of these guests, for people."""
+
+    @_builtins.property
+    def earlier(self) -> _containers.RepeatedScalarFieldContainer[_builtins.int]:
+        """In a file of a session: records of each guest that its earlier files have, or tell as lost."""
+
     def __init__(
         self,
         *,
         guests: _abc.Iterable[_builtins.str] | None = ...,
         points: _abc.Iterable[Global___TracePoint] | None = ...,
         monotonic_epoch: _timestamp_pb2.Timestamp | None = ...,
+        warnings: _abc.Iterable[_builtins.str] | None = ...,
+        earlier: _abc.Iterable[_builtins.int] | None = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["monotonic_epoch", b"monotonic_epoch"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["guests", b"guests", "monotonic_epoch", b"monotonic_epoch", "points", b"points"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["earlier", b"earlier", "guests", b"guests", "monotonic_epoch", b"monotonic_epoch", "points", b"points", "warnings", b"warnings"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -230,12 +324,19 @@ class TraceSummaryRow(_message.Message):
     COUNT_FIELD_NUMBER: _builtins.int
     TOTAL_NS_FIELD_NUMBER: _builtins.int
     MAX_NS_FIELD_NUMBER: _builtins.int
+    P50_NS_FIELD_NUMBER: _builtins.int
+    P90_NS_FIELD_NUMBER: _builtins.int
+    P99_NS_FIELD_NUMBER: _builtins.int
     kind: _builtins.str
     reason: _builtins.str
     count: _builtins.int
     total_ns: _builtins.int
     """Sum of handling time; 0 where the backend does not time this reason."""
     max_ns: _builtins.int
+    p50_ns: _builtins.int
+    """So many nanoseconds or less took half, nine tenths, and 99 hundredths of them; estimated from a histogram. 0 when not timed."""
+    p90_ns: _builtins.int
+    p99_ns: _builtins.int
     def __init__(
         self,
         *,
@@ -244,10 +345,13 @@ class TraceSummaryRow(_message.Message):
         count: _builtins.int = ...,
         total_ns: _builtins.int = ...,
         max_ns: _builtins.int = ...,
+        p50_ns: _builtins.int = ...,
+        p90_ns: _builtins.int = ...,
+        p99_ns: _builtins.int = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "kind", b"kind", "max_ns", b"max_ns", "reason", b"reason", "total_ns", b"total_ns"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["count", b"count", "kind", b"kind", "max_ns", b"max_ns", "p50_ns", b"p50_ns", "p90_ns", b"p90_ns", "p99_ns", b"p99_ns", "reason", b"reason", "total_ns", b"total_ns"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
@@ -292,3 +396,280 @@ class ListTracePointsResponse(_message.Message):
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
 Global___ListTracePointsResponse: _TypeAlias = ListTracePointsResponse  # noqa: Y015
+
+@_typing.final
+class TraceSession(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    class _State:
+        ValueType = _typing.NewType("ValueType", _builtins.int)
+        V: _TypeAlias = ValueType  # noqa: Y015
+
+    class _StateEnumTypeWrapper(_enum_type_wrapper._EnumTypeWrapper[TraceSession._State.ValueType], _builtins.type):
+        DESCRIPTOR: _descriptor.EnumDescriptor
+        STATE_UNSPECIFIED: TraceSession._State.ValueType  # 0
+        RUNNING: TraceSession._State.ValueType  # 1
+        STOPPED: TraceSession._State.ValueType  # 2
+
+    class State(_State, metaclass=_StateEnumTypeWrapper): ...
+    STATE_UNSPECIFIED: TraceSession.State.ValueType  # 0
+    RUNNING: TraceSession.State.ValueType  # 1
+    STOPPED: TraceSession.State.ValueType  # 2
+
+    NAME_FIELD_NUMBER: _builtins.int
+    WHAT_FIELD_NUMBER: _builtins.int
+    STATE_FIELD_NUMBER: _builtins.int
+    STATUS_MESSAGE_FIELD_NUMBER: _builtins.int
+    CREATE_TIME_FIELD_NUMBER: _builtins.int
+    END_TIME_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    BYTES_FIELD_NUMBER: _builtins.int
+    GUESTS_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    """"traces/boot-1" """
+    state: Global___TraceSession.State.ValueType
+    status_message: _builtins.str
+    """Why it ended, or what is wrong with it."""
+    max_bytes: _builtins.int
+    """Its files together are no larger: the oldest goes when all are full."""
+    files: _builtins.int
+    bytes: _builtins.int
+    """In its files now."""
+    records: _builtins.int
+    """Sums over the guests."""
+    lost: _builtins.int
+    @_builtins.property
+    def what(self) -> Global___StreamTraceRequest:
+        """What is traced; names are those of the guests, also where none were given."""
+
+    @_builtins.property
+    def create_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def end_time(self) -> _timestamp_pb2.Timestamp: ...
+    @_builtins.property
+    def guests(self) -> _containers.RepeatedCompositeFieldContainer[Global___TraceSessionGuest]: ...
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        what: Global___StreamTraceRequest | None = ...,
+        state: Global___TraceSession.State.ValueType = ...,
+        status_message: _builtins.str = ...,
+        create_time: _timestamp_pb2.Timestamp | None = ...,
+        end_time: _timestamp_pb2.Timestamp | None = ...,
+        max_bytes: _builtins.int = ...,
+        files: _builtins.int = ...,
+        bytes: _builtins.int = ...,
+        guests: _abc.Iterable[Global___TraceSessionGuest] | None = ...,
+        records: _builtins.int = ...,
+        lost: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["create_time", b"create_time", "end_time", b"end_time", "what", b"what"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["bytes", b"bytes", "create_time", b"create_time", "end_time", b"end_time", "files", b"files", "guests", b"guests", "lost", b"lost", "max_bytes", b"max_bytes", "name", b"name", "records", b"records", "state", b"state", "status_message", b"status_message", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TraceSession: _TypeAlias = TraceSession  # noqa: Y015
+
+@_typing.final
+class TraceSessionGuest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    RECORDS_FIELD_NUMBER: _builtins.int
+    LOST_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    records: _builtins.int
+    """Records (of 64 bytes) written, those that rotation has dropped since included."""
+    lost: _builtins.int
+    """Overwritten before they could be read, or not written because the disk was full."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        records: _builtins.int = ...,
+        lost: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["lost", b"lost", "name", b"name", "records", b"records"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___TraceSessionGuest: _TypeAlias = TraceSessionGuest  # noqa: Y015
+
+@_typing.final
+class StartTraceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRACE_ID_FIELD_NUMBER: _builtins.int
+    WHAT_FIELD_NUMBER: _builtins.int
+    MAX_BYTES_FIELD_NUMBER: _builtins.int
+    FILES_FIELD_NUMBER: _builtins.int
+    trace_id: _builtins.str
+    """The session's id: letters, digits and -; chosen when empty."""
+    max_bytes: _builtins.int
+    """0 = 64 MiB."""
+    files: _builtins.int
+    """0 = 4."""
+    @_builtins.property
+    def what(self) -> Global___StreamTraceRequest: ...
+    def __init__(
+        self,
+        *,
+        trace_id: _builtins.str = ...,
+        what: Global___StreamTraceRequest | None = ...,
+        max_bytes: _builtins.int = ...,
+        files: _builtins.int = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _typing.Literal["what", b"what"]  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["files", b"files", "max_bytes", b"max_bytes", "trace_id", b"trace_id", "what", b"what"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StartTraceRequest: _TypeAlias = StartTraceRequest  # noqa: Y015
+
+@_typing.final
+class GetTraceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___GetTraceRequest: _TypeAlias = GetTraceRequest  # noqa: Y015
+
+@_typing.final
+class ListTracesRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    def __init__(
+        self,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTracesRequest: _TypeAlias = ListTracesRequest  # noqa: Y015
+
+@_typing.final
+class ListTracesResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    TRACES_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def traces(self) -> _containers.RepeatedCompositeFieldContainer[Global___TraceSession]: ...
+    def __init__(
+        self,
+        *,
+        traces: _abc.Iterable[Global___TraceSession] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["traces", b"traces"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ListTracesResponse: _TypeAlias = ListTracesResponse  # noqa: Y015
+
+@_typing.final
+class StopTraceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___StopTraceRequest: _TypeAlias = StopTraceRequest  # noqa: Y015
+
+@_typing.final
+class DeleteTraceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    ALLOW_MISSING_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    allow_missing: _builtins.bool
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        allow_missing: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["allow_missing", b"allow_missing", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___DeleteTraceRequest: _TypeAlias = DeleteTraceRequest  # noqa: Y015
+
+@_typing.final
+class ReadTraceRequest(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    NAME_FIELD_NUMBER: _builtins.int
+    FOLLOW_FIELD_NUMBER: _builtins.int
+    name: _builtins.str
+    follow: _builtins.bool
+    """Go on with what comes until the session ends."""
+    def __init__(
+        self,
+        *,
+        name: _builtins.str = ...,
+        follow: _builtins.bool = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["follow", b"follow", "name", b"name"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadTraceRequest: _TypeAlias = ReadTraceRequest  # noqa: Y015
+
+@_typing.final
+class ReadTraceResponse(_message.Message):
+    DESCRIPTOR: _descriptor.Descriptor
+
+    BLOCKS_FIELD_NUMBER: _builtins.int
+    @_builtins.property
+    def blocks(self) -> _containers.RepeatedCompositeFieldContainer[Global___StreamTraceResponse]:
+        """As StreamTrace sends them."""
+
+    def __init__(
+        self,
+        *,
+        blocks: _abc.Iterable[Global___StreamTraceResponse] | None = ...,
+    ) -> None: ...
+    _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
+    def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["blocks", b"blocks"]  # noqa: Y015
+    def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
+    def WhichOneof(self, oneof_group: _Never) -> None: ...
+
+Global___ReadTraceResponse: _TypeAlias = ReadTraceResponse  # noqa: Y015

@@ -3,6 +3,7 @@
 import grpc
 import warnings
 
+from google.protobuf import empty_pb2 as google_dot_protobuf_dot_empty__pb2
 from hvapi.v1 import trace_pb2 as hvd_dot_v1_dot_trace__pb2
 
 GRPC_GENERATED_VERSION = '1.85.1'
@@ -49,6 +50,36 @@ class TraceServiceStub:
                 request_serializer=hvd_dot_v1_dot_trace__pb2.ListTracePointsRequest.SerializeToString,
                 response_deserializer=hvd_dot_v1_dot_trace__pb2.ListTracePointsResponse.FromString,
                 _registered_method=True)
+        self.StartTrace = channel.unary_unary(
+                '/hvd.v1.TraceService/StartTrace',
+                request_serializer=hvd_dot_v1_dot_trace__pb2.StartTraceRequest.SerializeToString,
+                response_deserializer=hvd_dot_v1_dot_trace__pb2.TraceSession.FromString,
+                _registered_method=True)
+        self.GetTrace = channel.unary_unary(
+                '/hvd.v1.TraceService/GetTrace',
+                request_serializer=hvd_dot_v1_dot_trace__pb2.GetTraceRequest.SerializeToString,
+                response_deserializer=hvd_dot_v1_dot_trace__pb2.TraceSession.FromString,
+                _registered_method=True)
+        self.ListTraces = channel.unary_unary(
+                '/hvd.v1.TraceService/ListTraces',
+                request_serializer=hvd_dot_v1_dot_trace__pb2.ListTracesRequest.SerializeToString,
+                response_deserializer=hvd_dot_v1_dot_trace__pb2.ListTracesResponse.FromString,
+                _registered_method=True)
+        self.StopTrace = channel.unary_unary(
+                '/hvd.v1.TraceService/StopTrace',
+                request_serializer=hvd_dot_v1_dot_trace__pb2.StopTraceRequest.SerializeToString,
+                response_deserializer=hvd_dot_v1_dot_trace__pb2.TraceSession.FromString,
+                _registered_method=True)
+        self.DeleteTrace = channel.unary_unary(
+                '/hvd.v1.TraceService/DeleteTrace',
+                request_serializer=hvd_dot_v1_dot_trace__pb2.DeleteTraceRequest.SerializeToString,
+                response_deserializer=google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+                _registered_method=True)
+        self.ReadTrace = channel.unary_stream(
+                '/hvd.v1.TraceService/ReadTrace',
+                request_serializer=hvd_dot_v1_dot_trace__pb2.ReadTraceRequest.SerializeToString,
+                response_deserializer=hvd_dot_v1_dot_trace__pb2.ReadTraceResponse.FromString,
+                _registered_method=True)
 
 
 class TraceServiceServicer:
@@ -76,6 +107,47 @@ class TraceServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def StartTrace(self, request, context):
+        """A session of its own: the daemon writes the records to files of its own, whoever looks. It ends when it is stopped, when all its guests are
+        deleted, or with the daemon. Any number of sessions and streams go on at once.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def GetTrace(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListTraces(self, request, context):
+        """Missing associated documentation comment in .proto file."""
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def StopTrace(self, request, context):
+        """Its files stay. Stopping a stopped one changes nothing.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def DeleteTrace(self, request, context):
+        """With its files; stopped first.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ReadTrace(self, request, context):
+        """What its files hold, the oldest first, then (follow) what comes, until it ends.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TraceServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -93,6 +165,36 @@ def add_TraceServiceServicer_to_server(servicer, server):
                     servicer.ListTracePoints,
                     request_deserializer=hvd_dot_v1_dot_trace__pb2.ListTracePointsRequest.FromString,
                     response_serializer=hvd_dot_v1_dot_trace__pb2.ListTracePointsResponse.SerializeToString,
+            ),
+            'StartTrace': grpc.unary_unary_rpc_method_handler(
+                    servicer.StartTrace,
+                    request_deserializer=hvd_dot_v1_dot_trace__pb2.StartTraceRequest.FromString,
+                    response_serializer=hvd_dot_v1_dot_trace__pb2.TraceSession.SerializeToString,
+            ),
+            'GetTrace': grpc.unary_unary_rpc_method_handler(
+                    servicer.GetTrace,
+                    request_deserializer=hvd_dot_v1_dot_trace__pb2.GetTraceRequest.FromString,
+                    response_serializer=hvd_dot_v1_dot_trace__pb2.TraceSession.SerializeToString,
+            ),
+            'ListTraces': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListTraces,
+                    request_deserializer=hvd_dot_v1_dot_trace__pb2.ListTracesRequest.FromString,
+                    response_serializer=hvd_dot_v1_dot_trace__pb2.ListTracesResponse.SerializeToString,
+            ),
+            'StopTrace': grpc.unary_unary_rpc_method_handler(
+                    servicer.StopTrace,
+                    request_deserializer=hvd_dot_v1_dot_trace__pb2.StopTraceRequest.FromString,
+                    response_serializer=hvd_dot_v1_dot_trace__pb2.TraceSession.SerializeToString,
+            ),
+            'DeleteTrace': grpc.unary_unary_rpc_method_handler(
+                    servicer.DeleteTrace,
+                    request_deserializer=hvd_dot_v1_dot_trace__pb2.DeleteTraceRequest.FromString,
+                    response_serializer=google_dot_protobuf_dot_empty__pb2.Empty.SerializeToString,
+            ),
+            'ReadTrace': grpc.unary_stream_rpc_method_handler(
+                    servicer.ReadTrace,
+                    request_deserializer=hvd_dot_v1_dot_trace__pb2.ReadTraceRequest.FromString,
+                    response_serializer=hvd_dot_v1_dot_trace__pb2.ReadTraceResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -176,6 +278,168 @@ class TraceService:
             '/hvd.v1.TraceService/ListTracePoints',
             hvd_dot_v1_dot_trace__pb2.ListTracePointsRequest.SerializeToString,
             hvd_dot_v1_dot_trace__pb2.ListTracePointsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StartTrace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hvd.v1.TraceService/StartTrace',
+            hvd_dot_v1_dot_trace__pb2.StartTraceRequest.SerializeToString,
+            hvd_dot_v1_dot_trace__pb2.TraceSession.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def GetTrace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hvd.v1.TraceService/GetTrace',
+            hvd_dot_v1_dot_trace__pb2.GetTraceRequest.SerializeToString,
+            hvd_dot_v1_dot_trace__pb2.TraceSession.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListTraces(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hvd.v1.TraceService/ListTraces',
+            hvd_dot_v1_dot_trace__pb2.ListTracesRequest.SerializeToString,
+            hvd_dot_v1_dot_trace__pb2.ListTracesResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def StopTrace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hvd.v1.TraceService/StopTrace',
+            hvd_dot_v1_dot_trace__pb2.StopTraceRequest.SerializeToString,
+            hvd_dot_v1_dot_trace__pb2.TraceSession.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def DeleteTrace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/hvd.v1.TraceService/DeleteTrace',
+            hvd_dot_v1_dot_trace__pb2.DeleteTraceRequest.SerializeToString,
+            google_dot_protobuf_dot_empty__pb2.Empty.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ReadTrace(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_stream(
+            request,
+            target,
+            '/hvd.v1.TraceService/ReadTrace',
+            hvd_dot_v1_dot_trace__pb2.ReadTraceRequest.SerializeToString,
+            hvd_dot_v1_dot_trace__pb2.ReadTraceResponse.FromString,
             options,
             channel_credentials,
             insecure,

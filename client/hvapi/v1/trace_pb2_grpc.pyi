@@ -4,6 +4,7 @@ isort:skip_file
 Crossings between guest and hypervisor, as they happen."""
 
 from collections import abc as _abc
+from google.protobuf import empty_pb2 as _empty_pb2
 from grpc import aio as _aio
 from hvapi.v1 import trace_pb2 as _trace_pb2
 import abc as _abc_1
@@ -39,6 +40,18 @@ class TraceServiceStub:
     """Counts and times since the guest's start, or of the next so many seconds."""
     ListTracePoints: _grpc.UnaryUnaryMultiCallable[_trace_pb2.ListTracePointsRequest, _trace_pb2.ListTracePointsResponse]
     """What can be traced: names and decoded arguments of every reason."""
+    StartTrace: _grpc.UnaryUnaryMultiCallable[_trace_pb2.StartTraceRequest, _trace_pb2.TraceSession]
+    """A session of its own: the daemon writes the records to files of its own, whoever looks. It ends when it is stopped, when all its guests are
+    deleted, or with the daemon. Any number of sessions and streams go on at once.
+    """
+    GetTrace: _grpc.UnaryUnaryMultiCallable[_trace_pb2.GetTraceRequest, _trace_pb2.TraceSession]
+    ListTraces: _grpc.UnaryUnaryMultiCallable[_trace_pb2.ListTracesRequest, _trace_pb2.ListTracesResponse]
+    StopTrace: _grpc.UnaryUnaryMultiCallable[_trace_pb2.StopTraceRequest, _trace_pb2.TraceSession]
+    """Its files stay. Stopping a stopped one changes nothing."""
+    DeleteTrace: _grpc.UnaryUnaryMultiCallable[_trace_pb2.DeleteTraceRequest, _empty_pb2.Empty]
+    """With its files; stopped first."""
+    ReadTrace: _grpc.UnaryStreamMultiCallable[_trace_pb2.ReadTraceRequest, _trace_pb2.ReadTraceResponse]
+    """What its files hold, the oldest first, then (follow) what comes, until it ends."""
 
 @_typing.type_check_only
 class TraceServiceAsyncStub(TraceServiceStub):
@@ -51,6 +64,18 @@ class TraceServiceAsyncStub(TraceServiceStub):
     """Counts and times since the guest's start, or of the next so many seconds."""
     ListTracePoints: _aio.UnaryUnaryMultiCallable[_trace_pb2.ListTracePointsRequest, _trace_pb2.ListTracePointsResponse]  # type: ignore[assignment]
     """What can be traced: names and decoded arguments of every reason."""
+    StartTrace: _aio.UnaryUnaryMultiCallable[_trace_pb2.StartTraceRequest, _trace_pb2.TraceSession]  # type: ignore[assignment]
+    """A session of its own: the daemon writes the records to files of its own, whoever looks. It ends when it is stopped, when all its guests are
+    deleted, or with the daemon. Any number of sessions and streams go on at once.
+    """
+    GetTrace: _aio.UnaryUnaryMultiCallable[_trace_pb2.GetTraceRequest, _trace_pb2.TraceSession]  # type: ignore[assignment]
+    ListTraces: _aio.UnaryUnaryMultiCallable[_trace_pb2.ListTracesRequest, _trace_pb2.ListTracesResponse]  # type: ignore[assignment]
+    StopTrace: _aio.UnaryUnaryMultiCallable[_trace_pb2.StopTraceRequest, _trace_pb2.TraceSession]  # type: ignore[assignment]
+    """Its files stay. Stopping a stopped one changes nothing."""
+    DeleteTrace: _aio.UnaryUnaryMultiCallable[_trace_pb2.DeleteTraceRequest, _empty_pb2.Empty]  # type: ignore[assignment]
+    """With its files; stopped first."""
+    ReadTrace: _aio.UnaryStreamMultiCallable[_trace_pb2.ReadTraceRequest, _trace_pb2.ReadTraceResponse]  # type: ignore[assignment]
+    """What its files hold, the oldest first, then (follow) what comes, until it ends."""
 
 class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
     @_abc_1.abstractmethod
@@ -78,5 +103,53 @@ class TraceServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_trace_pb2.ListTracePointsResponse, _abc.Awaitable[_trace_pb2.ListTracePointsResponse]]:
         """What can be traced: names and decoded arguments of every reason."""
+
+    @_abc_1.abstractmethod
+    def StartTrace(
+        self,
+        request: _trace_pb2.StartTraceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trace_pb2.TraceSession, _abc.Awaitable[_trace_pb2.TraceSession]]:
+        """A session of its own: the daemon writes the records to files of its own, whoever looks. It ends when it is stopped, when all its guests are
+        deleted, or with the daemon. Any number of sessions and streams go on at once.
+        """
+
+    @_abc_1.abstractmethod
+    def GetTrace(
+        self,
+        request: _trace_pb2.GetTraceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trace_pb2.TraceSession, _abc.Awaitable[_trace_pb2.TraceSession]]: ...
+
+    @_abc_1.abstractmethod
+    def ListTraces(
+        self,
+        request: _trace_pb2.ListTracesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trace_pb2.ListTracesResponse, _abc.Awaitable[_trace_pb2.ListTracesResponse]]: ...
+
+    @_abc_1.abstractmethod
+    def StopTrace(
+        self,
+        request: _trace_pb2.StopTraceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trace_pb2.TraceSession, _abc.Awaitable[_trace_pb2.TraceSession]]:
+        """Its files stay. Stopping a stopped one changes nothing."""
+
+    @_abc_1.abstractmethod
+    def DeleteTrace(
+        self,
+        request: _trace_pb2.DeleteTraceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_empty_pb2.Empty, _abc.Awaitable[_empty_pb2.Empty]]:
+        """With its files; stopped first."""
+
+    @_abc_1.abstractmethod
+    def ReadTrace(
+        self,
+        request: _trace_pb2.ReadTraceRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_abc.Iterator[_trace_pb2.ReadTraceResponse], _abc.AsyncIterator[_trace_pb2.ReadTraceResponse]]:
+        """What its files hold, the oldest first, then (follow) what comes, until it ends."""
 
 def add_TraceServiceServicer_to_server(servicer: TraceServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

@@ -181,6 +181,13 @@ class Calls:
         _TRACE, "ListTracePoints", trace_pb2.ListTracePointsRequest, trace_pb2.ListTracePointsResponse, idempotent=True
     )
 
+    start_trace = Unary(_TRACE, "StartTrace", trace_pb2.StartTraceRequest, trace_pb2.TraceSession)
+    get_trace = Unary(_TRACE, "GetTrace", trace_pb2.GetTraceRequest, trace_pb2.TraceSession, idempotent=True)
+    list_traces = Unary(_TRACE, "ListTraces", trace_pb2.ListTracesRequest, trace_pb2.ListTracesResponse, idempotent=True)
+    stop_trace = Unary(_TRACE, "StopTrace", trace_pb2.StopTraceRequest, trace_pb2.TraceSession, idempotent=True)
+    delete_trace = Unary(_TRACE, "DeleteTrace", trace_pb2.DeleteTraceRequest, empty_pb2.Empty)
+    read_trace = ServerStream(_TRACE, "ReadTrace", trace_pb2.ReadTraceRequest, trace_pb2.ReadTraceResponse, idempotent=True)
+
     get_metrics = Unary(
         _METRICS, "GetMetrics", metrics_pb2.GetMetricsRequest, metrics_pb2.GetMetricsResponse, idempotent=True
     )

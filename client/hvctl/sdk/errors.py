@@ -92,6 +92,7 @@ CLIENT_REASONS: dict[str, _Reason] = {
         "the trace stream is damaged: {problem}",
         "client and daemon may differ in version: `hvctl version --daemon`",
     ),
+    "TRACE_FILE_INVALID": _Reason("DATA_LOSS", "{path}: {problem}", "what stands before that was read; `-o records` writes such files"),
     "CALL_UNKNOWN": _Reason(
         "UNIMPLEMENTED", "this daemon does not know {call}", "`hvctl version --daemon` compares; update the older one"
     ),

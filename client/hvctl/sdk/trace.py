@@ -24,6 +24,13 @@ from hvctl.sdk.names import guest_id
 from hvctl.sdk.trace_formats import FORMATS, TEXTS, duration_text, quoted
 
 RESULT = "result"
+# Of a container's record: the lower half is the thread, the upper one its process.
+_THREAD = "tid"
+_MASK_32 = (1 << 32) - 1
+# Points of the work that devices do: disk-read, ..., nic-receive.
+_WORK = ("disk-", "nic-")
+# What datetime can tell: a hostile guest may record any time.
+_LAST_SECOND = 253402300799.0
 _PLACEHOLDERS = ("-", "")
 
 
@@ -74,6 +81,8 @@ class TraceEvent:
     _point: _Point
     more: tuple[int, ...] = ()  # arguments that did not fit into the record
     texts: Mapping[int, bytes] = field(default_factory=dict)  # position of an argument -> the text it points to
+    stack: tuple[int, ...] = ()  # return addresses, the innermost first; the instruction that crossed is not among them
+    symbols: Mapping[int, str] = field(default_factory=dict)  # the guest's, as far as they were told
 
     @property
     def name(self) -> str:
@@ -93,7 +102,7 @@ class TraceEvent:
     @property
     def wall_time(self) -> datetime:
         """Time of day, UTC, at entry into the hypervisor."""
-        return datetime.fromtimestamp((self.epoch_ns + self.record.time_ns) / 1e9, UTC)
+        return datetime.fromtimestamp(min((self.epoch_ns + self.record.time_ns) / 1e9, _LAST_SECOND), UTC)
 
     @property
     def duration_ns(self) -> int | None:
@@ -104,6 +113,26 @@ class TraceEvent:
     def rip(self) -> int:
         """Guest-virtual address of the instruction."""
         return self.record.rip
+
+    @property
+    def symbol(self) -> str:
+        """Of that address: "schedule+0x1f"; empty when it is not known, or symbols were not asked for."""
+        return self.symbols.get(self.record.rip, "")
+
+    @property
+    def pid(self) -> int | None:
+        """Of a container's: the process, as the container numbers it."""
+        for position, name, _ in self._point.slots:
+            if name == _THREAD and position < 4:
+                return self.record[-4:][position] >> 32 or None
+        return None
+
+    @property
+    def work(self) -> str:
+        """Of a device's work, which is no crossing: what did it, "disk 0" or "nic 1". Otherwise empty."""
+        if not self._point.name.startswith(_WORK):
+            return ""
+        return f"{self._point.name.partition('-')[0]} {self.record.a0}"
 
     @property
     def user(self) -> bool:
@@ -119,9 +148,10 @@ class TraceEvent:
     def arguments(self) -> tuple[Argument, ...]:
         values = self.record[-4:] + self.more
         return tuple(
-            Argument(name, values[position], self._argument_text(position, form, values[position]))
+            Argument(name, value, self._argument_text(position, form, value))
             for position, name, form in self._point.slots
             if position < len(values)
+            for value in (values[position] & _MASK_32 if name == _THREAD else values[position],)
         )
 
     def _argument_text(self, position: int, form: Callable[[int], str], value: int) -> str:
@@ -149,12 +179,17 @@ class TraceEvent:
         if (result := self.result) is not None:
             words.append(f"= {result.text}")
         if self.rip:  # 0: whoever saw it does not know
-            words.append(f"rip={self.rip:#x}")
+            words.append(f"rip={self.rip:#x}" + (f" ({self.symbol})" if self.symbol else ""))
         if self.user:
             words.append("user")
         if (duration := self.duration_ns) is not None:
             words.append(f"<{duration_text(duration)}>")
         return " ".join(words)
+
+    @property
+    def stack_lines(self) -> list[str]:
+        """The call stack, a line for each return address, the innermost first."""
+        return [f"{address:#x} {self.symbols.get(address, '')}".rstrip() for address in self.stack]
 
     def document(self) -> dict[str, Any]:
         """For JSON: values as numbers."""
@@ -177,6 +212,12 @@ class TraceEvent:
         if self.lost:
             document["lost"] = self.lost
             return document
+        if self.symbol:
+            document["symbol"] = self.symbol
+        if self.stack:
+            document["stack"] = [{"address": address, "symbol": self.symbols.get(address, "")} for address in self.stack]
+        if (pid := self.pid) is not None:
+            document["pid"] = pid
         return document | {
             "duration_ns": self.duration_ns,
             "rip": self.rip,
@@ -194,6 +235,7 @@ class TraceDecoder:
         self._points: dict[int, _Point] = {}
         self._epoch_ns = 0
         self._last_ns: dict[str, int] = {}
+        self._symbols: dict[int, dict[int, str]] = {}
         if header is not None:
             self._learn(header)
 
@@ -207,6 +249,9 @@ class TraceDecoder:
         is no block."""
         if block.HasField("header"):
             self._learn(block.header)
+        if block.symbols:
+            named = ((address, name) for address, name in block.symbols.items() if name.isprintable())
+            self._symbols.setdefault(block.guest, {}).update(named)
         if not (block.records or block.lost):
             return
         try:
@@ -223,7 +268,7 @@ class TraceDecoder:
                 self._epoch_ns,
                 _LOST,
             )
-        points, epoch = self._points, self._epoch_ns
+        points, epoch, symbols = self._points, self._epoch_ns, self._symbols.setdefault(block.guest, {})
         event: TraceEvent | None = None
         for at, item in enumerate(record.decode(block.records)):
             if item.flags & record.FLAG_MORE:
@@ -233,7 +278,7 @@ class TraceDecoder:
             if event is not None:
                 yield event
             self._last_ns[guest] = item.time_ns
-            event = TraceEvent(guest, item, epoch, points.get(item.point) or self._unknown(item.point))
+            event = TraceEvent(guest, item, epoch, points.get(item.point) or self._unknown(item.point), symbols=symbols)
         if event is not None:
             yield event
 
@@ -253,6 +298,9 @@ def _continued(event: TraceEvent, item: record.Record, payload: bytes) -> TraceE
     if item.flags & record.FLAG_TEXT:
         text = event.texts.get(item.vcpu, b"") + payload[: min(item.duration_ns, record.PAYLOAD_BYTES)]
         return replace(event, texts={**event.texts, item.vcpu: text})
+    if item.flags & record.FLAG_STACK:
+        addresses = record.MORE_WORDS.unpack_from(payload)
+        return replace(event, stack=event.stack + addresses[: min(item.duration_ns, record.PAYLOAD_BYTES) // 8])
     return replace(event, more=event.more + record.MORE_WORDS.unpack_from(payload))
 
 

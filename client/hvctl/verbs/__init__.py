@@ -15,7 +15,7 @@ class Verb(NamedTuple):
     aliases: tuple[str, ...] = ()
 
 
-# A name of two words belongs to a group, whose own row has no home.
+# A name of two words belongs to a group. Where its own row has a home, that verb takes what is no name of the group.
 VERBS: dict[str, Verb] = {
     "backends": Verb("system:backends", "The kinds of virtualisation: what runs here, and why not", ("ListBackends",)),
     "doctor": Verb("system:doctor", "What is wrong here, and what would help", ("GetInfo", "ListBackends")),
@@ -51,8 +51,17 @@ VERBS: dict[str, Verb] = {
     "type": Verb("screen:type_", "Type on a guest's keyboard", ("TypeKeys",)),
     "exec": Verb("execution:exec_", "Run another program in a container", ("ExecGuest",)),
     "cp": Verb("copying:cp", "Copy files into a container, and out of it", ("CopyIn", "CopyOut")),
-    "trace": Verb("trace:trace", "The crossings between guest and hypervisor, as they happen",
-                  ("StreamTrace", "SummarizeTrace", "ListTracePoints")),
+    "trace": Verb("trace:trace", "The crossings between guest and hypervisor, as they happen", ("StreamTrace",)),
+    "trace summary": Verb("trace_summary:summary", "Where crossings come from, and what they cost",
+                          ("SummarizeTrace", "StreamTrace", "ReadTrace")),
+    "trace points": Verb("trace:points", "What can be traced", ("ListTracePoints",)),
+    "trace start": Verb("trace_sessions:start", "Let the daemon write a trace to files", ("StartTrace",)),
+    "trace list": Verb("trace_sessions:list_traces", "The sessions there are", ("ListTraces",), ("ls",)),
+    "trace show": Verb("trace_sessions:show", "Everything about a session", ("GetTrace",)),
+    "trace stop": Verb("trace_sessions:stop", "End sessions; their files stay", ("StopTrace",)),
+    "trace delete": Verb("trace_sessions:delete", "Delete sessions with their files", ("DeleteTrace",), ("rm",)),
+    "trace follow": Verb("trace_sessions:follow", "What a session has written, and what it writes", ("ReadTrace",)),
+    "trace read": Verb("trace_sessions:read", "Show a trace file"),
     "mem": Verb("", "A guest's memory"),
     "mem read": Verb("memory:read", "Show memory as a hex dump", ("ReadMemory",)),
     "mem write": Verb("memory:write", "Write memory", ("WriteMemory",)),

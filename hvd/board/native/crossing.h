@@ -38,6 +38,7 @@ _Static_assert(sizeof(struct hv_record) == 64, "the record is 64 bytes");
 #define HV_RECORD_LONG 4u    /* the vcpu was in 64-bit mode */
 #define HV_RECORD_MORE 8u    /* continues the record before it (containers only): client/hvapi/record.py */
 #define HV_RECORD_TEXT 16u
+#define HV_RECORD_STACK 32u /* with HV_RECORD_MORE: return addresses of the guest, struct hv_piece */
 
 struct hv_counter {
     uint64_t count, total_ns, max_ns;
@@ -78,7 +79,9 @@ struct hv_trace_header {
     uint32_t capacity;     /* records, a power of two */
     uint32_t enabled;      /* written by the daemon: bit n = record kind n; 0 = off */
     uint64_t head;         /* records ever written; stored with release order after the record */
-    uint64_t reserved[5];
+    uint32_t stacks;       /* written by the daemon: kinds of which the guest's call stack is recorded, too */
+    uint32_t unused;
+    uint64_t reserved[4];
 };
 _Static_assert(sizeof(struct hv_trace_header) == 64, "the ring's header is one record long");
 

@@ -36,7 +36,7 @@ LAST_TURNS = 64
 TURN_CALLS = 1024  # of up to 15 records each: less than a ring holds
 # After a turn that left something, the thread rests for this share of the time that it took: the rest of the daemon needs the interpreter, too.
 REST_SHARE = 0.5
-_REMEDY = "see docs/containers.md, Tracing"
+_REMEDY = "see docs/tracing.md, Containers"
 
 
 @dataclass(slots=True)
