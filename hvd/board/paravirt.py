@@ -1,12 +1,16 @@
-"""Kernels that know of hvd: the ELF note by which they say so (docs/paravirtualisation.md, "Discovery")."""
+"""Kernels that know of hvd: the ELF note by which they say so (docs/paravirtualisation.md, "Discovery"), or the table of sites that hvpvcc
+has given them (docs/hvpvcc.md)."""
 
 from __future__ import annotations
 
 import struct
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Final
 
 from hvd.errors import HvdError
+from hvd.hvpvcc import elf as linked
+from hvd.hvpvcc import sites
 
 if TYPE_CHECKING:
     from hvd.board.loaders.elf import Elf
@@ -30,6 +34,7 @@ class Paravirt:
     sites: int
     sites_bytes: int
     flags: int
+    kernel: Path | bytes | None = None  # hvpvcc's, which is neutral: to be replaced when it has been loaded
 
 
 def note_of(elf: Elf, image: ImageFile) -> Paravirt | None:
@@ -48,4 +53,43 @@ def note_of(elf: Elf, image: ImageFile) -> Paravirt | None:
         if physical is None or page % PAGE or page_bytes < PAGE:
             raise HvdError("IMAGE_LAYOUT", what=image.what, problem=f"its hypercall page {page:#x} is no page of it")
         return Paravirt(page, page_bytes, physical, sites, sites_bytes, flags)
-    return None
+    return _with_sites(elf, image)
+
+
+class _FileBytes:
+    """hvd.hvpvcc.elf.Content"""
+
+    def __init__(self, image: ImageFile) -> None:
+        self._image = image
+
+    def __len__(self) -> int:
+        return self._image.size
+
+    def __getitem__(self, part: slice) -> bytes:
+        start, stop, _ = part.indices(self._image.size)
+        return self._image.read(start, max(0, stop - start))
+
+
+def _with_sites(elf: Elf, image: ImageFile) -> Paravirt | None:
+    if elf.bits != 32:
+        return None
+    try:
+        file = linked.Elf(_FileBytes(image))
+        area = sites.find_area(file)
+        if area is None:
+            return None
+        return Paravirt(area.address, area.pages * PAGE, file.physical(area.address), 0, 0, 0 if area.finished else NEUTRAL)
+    except linked.FormatError as error:
+        raise HvdError("IMAGE_FORMAT", what=image.what, problem=f"its table of sites: {error}") from error
+
+
+def patches(kernel: Path | bytes) -> list[tuple[int, bytes]]:
+    """What makes a neutral kernel of hvpvcc's paravirtual: physical addresses and bytes. Raises HvdError IMAGE_FORMAT; OSError."""
+    from hvd.hvpvcc.finish import finish  # only here: it needs the decoder
+
+    try:
+        file = linked.Elf(kernel if isinstance(kernel, bytes) else kernel.read_bytes())
+        finished = finish(file)
+        return [(file.physical(address), code) for address, code in finished.patches] if finished else []
+    except linked.FormatError as error:
+        raise HvdError("IMAGE_FORMAT", what="the kernel", problem=f"its table of sites: {error}") from error

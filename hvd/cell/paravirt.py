@@ -6,7 +6,7 @@ import struct
 from typing import Final
 
 from hvd.board.memory import GuestMemory
-from hvd.board.paravirt import Paravirt
+from hvd.board.paravirt import Paravirt, patches
 
 ENTRY_BYTES: Final = 64
 ENTRIES: Final = 6
@@ -23,5 +23,8 @@ PAGE: Final = b"".join(_entry(_KIND + index) for index in range(ENTRIES))
 
 
 def prepare(memory: GuestMemory, kernel: Paravirt) -> None:
-    """The kernel was loaded and has not begun."""
+    """The kernel was loaded and has not begun. Raises what patches() does."""
     memory.write(kernel.page_physical, PAGE)
+    if kernel.kernel is not None:
+        for address, code in patches(kernel.kernel):
+            memory.write(address, code)

@@ -17,9 +17,25 @@
 #define TYPE_CODE 8u
 #define KEPT 0x00f0fe00u /* attributes but the accessed bit */
 
+/* Behind them one for each segment register: the guest's table may have changed since one was loaded, so that two registers have different
+ * segments by the same selector. */
 static struct twin {
     uint32_t base, limit, attributes; /* attributes 0 = not made yet */
-} twins[2 * PLACES];
+} twins[2 * PLACES + HV_SEGMENTS];
+
+static bool alike(const struct hv_segment *a, const struct hv_segment *b)
+{
+    return a->base == b->base && a->limit == b->limit && !((a->attributes ^ b->attributes) & KEPT);
+}
+
+/* Does a register before this one need the selector's own place for another segment? */
+static bool place_is_taken(const struct hv_segment *segment)
+{
+    for (const struct hv_segment *other = HV_CPU->segment; other < segment; other++)
+        if (other->selector >> 2 == segment->selector >> 2 && other->attributes & HV_SEGMENT_PRESENT && !alike(other, segment))
+            return true;
+    return false;
+}
 
 static void make(unsigned index, const struct hv_segment *segment)
 {
@@ -51,6 +67,8 @@ uint16_t hv_twin(const struct hv_segment *segment)
     if (place >= PLACES)
         hv_fail("selector %#x: this backend has room for the first %u descriptors of a table", segment->selector, PLACES);
     unsigned index = place + (segment->selector & GUEST_LDT ? PLACES : 0);
+    if (place_is_taken(segment))
+        index = 2 * PLACES + (unsigned)(segment - HV_CPU->segment);
     struct twin *twin = &twins[index];
     if (twin->base != segment->base || twin->limit != segment->limit || twin->attributes != (segment->attributes & KEPT))
         make(index, segment);
@@ -66,8 +84,12 @@ bool hv_twin_guest_selector(uint16_t host, uint16_t *guest)
     if (!(host & HOST_LDT))
         return false;
     unsigned index = (host >> 3) - FIRST;
-    if (index >= 2 * PLACES)
+    if (index >= 2 * PLACES + HV_SEGMENTS)
         return false;
+    if (index >= 2 * PLACES) {
+        *guest = HV_CPU->segment[index - 2 * PLACES].selector;
+        return true;
+    }
     *guest = (uint16_t)((index % PLACES) << 3 | (index >= PLACES ? GUEST_LDT : 0) | HV_CPU->cpl);
     return true;
 }

@@ -5,7 +5,7 @@ from __future__ import annotations
 import bisect
 import struct
 from dataclasses import dataclass
-from typing import Final
+from typing import Final, Protocol
 
 SHT_NOBITS: Final = 8
 SHF_ALLOC: Final = 2
@@ -14,6 +14,14 @@ _PT_LOAD: Final = 1
 _MOST: Final = 65535
 _SECTION: Final = struct.Struct("<10I")
 _SEGMENT: Final = struct.Struct("<8I")
+
+
+class Content(Protocol):
+    """A file's bytes: `bytes`, or what reads them when they are asked for."""
+
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, part: slice, /) -> bytes: ...
 
 
 class FormatError(ValueError):
@@ -49,14 +57,15 @@ class Segment:
 class Elf:
     """data: the whole file. Raises FormatError."""
 
-    def __init__(self, data: bytes) -> None:
+    def __init__(self, data: Content) -> None:
         self.data = data
-        if data[:4] != b"\x7fELF":
+        header = data[:52]
+        if header[:4] != b"\x7fELF":
             raise FormatError("it is no ELF file")
-        if len(data) < 52 or data[4] != 1 or data[5] != 1 or struct.unpack_from("<H", data, 18)[0] != 3:
+        if len(header) < 52 or header[4] != 1 or header[5] != 1 or struct.unpack_from("<H", header, 18)[0] != 3:
             raise FormatError("it is no ELF file of 32-bit x86 code")
-        self.entry, segments, sections = struct.unpack_from("<III", data, 24)
-        segment_size, segment_count, section_size, section_count, names = struct.unpack_from("<5H", data, 42)
+        self.entry, segments, sections = struct.unpack_from("<III", header, 24)
+        segment_size, segment_count, section_size, section_count, names = struct.unpack_from("<5H", header, 42)
         if (segment_count and segment_size != _SEGMENT.size) or (section_count and section_size != _SECTION.size):
             raise FormatError("its headers have the wrong size")
         self.segments = tuple(

@@ -64,7 +64,7 @@ def finish(elf: Elf) -> Finished | None:
 
 def finished_file(elf: Elf, table: Table, finished: Finished) -> bytes:
     """The file with the patches in it, marked."""
-    data = bytearray(elf.data)
+    data = bytearray(elf.data[:])
     for address, code in finished.patches:
         at = elf.file_offset(address, len(code))
         data[at : at + len(code)] = code

@@ -120,27 +120,44 @@ class Table:
     area: Area
 
 
-def read_table(elf: Elf) -> Table | None:
-    """None when hvpvcc had nothing to do with this kernel. Raises FormatError: the table does not fit to the code."""
+def _records(elf: Elf) -> tuple[list[tuple[int, ...]], int] | None:
+    """All records, and where in the file the first is."""
     section = elf.section(SECTION)
     if section is None:
         return None
     if section.size % _RECORD.size or section.size > _MOST * _RECORD.size:
         raise FormatError(f"{SECTION} has {section.size} bytes, which are no table")
-    sites: list[Site] = []
-    areas: list[Area] = []
-    for index, fields in enumerate(_RECORD.iter_unpack(elf.bytes_of(section))):
-        address, kind = fields[:2]
-        if kind == Kind.AREA:
-            areas.append(Area(address, fields[2], fields[3] == FINISHED, section.offset + index * _RECORD.size))
-        elif address:  # 0: the linker left its section out
-            sites.append(_site(elf, *fields))
+    return list(_RECORD.iter_unpack(elf.bytes_of(section))), section.offset
+
+
+def _area(elf: Elf, records: list[tuple[int, ...]], offset: int) -> Area:
+    areas = [
+        Area(address, pages, original == FINISHED, offset + index * _RECORD.size)
+        for index, (address, kind, pages, original, _) in enumerate(records)
+        if kind == Kind.AREA
+    ]
     if len(areas) != 1:
         raise FormatError(f"{SECTION} names {len(areas)} places for thunks, not one")
     area = areas[0]
     if area.address % PAGE or not area.pages or elf.code_section(area.address, area.pages * PAGE) is None:
         raise FormatError(f"the place for thunks at {area.address:#x} is no code")
-    sites.sort()
+    return area
+
+
+def find_area(elf: Elf) -> Area | None:
+    """The area alone: cheaper than read_table(), with the same errors about it."""
+    found = _records(elf)
+    return _area(elf, *found) if found else None
+
+
+def read_table(elf: Elf) -> Table | None:
+    """None when hvpvcc had nothing to do with this kernel. Raises FormatError: the table does not fit to the code."""
+    found = _records(elf)
+    if found is None:
+        return None
+    area = _area(elf, *found)
+    # Address 0: the linker left its section out.
+    sites = sorted(_site(elf, *fields) for fields in found[0] if fields[1] != Kind.AREA and fields[0])
     for first, second in pairwise(sites):
         if second.address < first.end:
             raise FormatError(f"the sites at {first.address:#x} and {second.address:#x} overlap")

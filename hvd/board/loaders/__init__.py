@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
@@ -16,6 +17,7 @@ from hvd.board.loaders.flat import DEFAULT_LOAD_ADDRESS
 from hvd.board.loaders.image import ImageFile
 from hvd.board.loaders.kernel import Kernel, Loaded
 from hvd.board.memory import GuestMemory
+from hvd.board.paravirt import NEUTRAL
 from hvd.board.tables import put_tables
 from hvd.errors import HvdError
 
@@ -69,4 +71,7 @@ def load(
         recognised.check_fits(memory.low_ram_end)
         rsdp = put_tables(memory)
         entry = recognised.load(memory, extra, command_line, rsdp)
-        return Loaded(entry, recognised.format, recognised.description, recognised.paravirt)
+        paravirt = recognised.paravirt
+        if paravirt is not None and paravirt.flags & NEUTRAL:
+            paravirt = replace(paravirt, kernel=kernel)
+        return Loaded(entry, recognised.format, recognised.description, paravirt)
