@@ -3,6 +3,7 @@
 #   make setup      virtual environment in .venv, C parts, guest programs, Debian packages when root; idempotent
 #   make demo       a daemon on a private socket, real guests, their console, trace and metrics; about a minute
 #   make test       the suite, some ten minutes on two cores      make test-slow   the tests marked slow (they build Linux)
+#   make soak DURATION=10m     random verbs on random guests while the daemon is killed again and again; SOAK_SEED repeats a run
 #   make bench      every figure of the README, side by side with its peer
 #   make lint       ruff, mypy --strict, buf lint, generated code up to date
 #   make proto      client/hvapi from proto/
@@ -14,7 +15,7 @@ PYTHON := $(VENV)/bin/python
 TEST_JOBS ?= 2
 export HVD_REQUIRE_BACKENDS
 
-.PHONY: all setup demo test test-slow bench lint proto clean packages
+.PHONY: all setup demo test test-slow soak bench lint proto clean packages
 .DEFAULT_GOAL := all
 all: setup
 
@@ -44,6 +45,10 @@ test: setup lint
 
 test-slow: setup
 	$(PYTHON) -m pytest -m slow --timeout 3000 $(PYTEST_ARGS)
+
+DURATION ?= 10m
+soak: setup
+	SOAK_DURATION=$(DURATION) $(PYTHON) -m pytest -q -s -k test_soak tests/soak $(PYTEST_ARGS)
 
 bench: setup
 	$(PYTHON) -m bench $(BENCH_ARGS)

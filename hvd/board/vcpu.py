@@ -132,6 +132,10 @@ class Vcpu(ABC):
     # Kernel code is rewritten before it runs: rewritten() says what.
     rewrites: bool = False
 
+    # A pidfd of the process that executes the guest, when that is another one; -1 = it is this one. When it has ended, run()
+    # returns ERROR.
+    process: int = -1
+
     @abstractmethod
     def enter(self, state: EntryState) -> None:
         """Set the whole state, for the start and after a reset. At any exit; an access that waits for its answer is dropped."""

@@ -52,6 +52,14 @@ class Verbs(ABC):
     @abstractmethod
     def _set_state(self, state: str) -> None: ...
 
+    @abstractmethod
+    def _error(self, exit_: Exit) -> None: ...
+
+    def process_ended(self) -> None:
+        """The process that executes the guest has ended, as a running vcpu notices by itself and one that stands does not."""
+        if self._paused:
+            self._error(self.vcpu.run())
+
     def pause(self) -> None:
         """Stop the vcpu and the guest's clock; no error when it is paused."""
         if not self._paused:

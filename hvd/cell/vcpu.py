@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import struct
 import weakref
 from collections.abc import Callable, Mapping, Sequence, Set
@@ -87,6 +88,8 @@ class CellVcpu(Vcpu):
             raise HvdError(
                 "RUNNER_START_FAILED", problem=f"the cell cannot be started: {error}", log="runner.log in the guest's directory"
             ) from error
+        self.process = os.pidfd_open(self.pid)
+        weakref.finalize(self, os.close, self.process)
 
     def set_tsc_khz(self, khz: int) -> None:
         """Of the host's counter, by which a guest under paravirt tells the time."""

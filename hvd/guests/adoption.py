@@ -1,8 +1,9 @@
-"""Adoption: what became of a guest while no daemon was there. Reads the guest's directory and asks its process; changes
-nothing.
+"""Adoption: what became of a guest while no daemon was there. Reads the guest's directory and asks its process; all it
+changes is to end a start that nobody waits for any more.
 
 The directory is the truth. An exit record says how the guest ended; otherwise its process is asked, if it is still the
-very process of the pid file (same boot, same start time); otherwise the guest is LOST, with the reason.
+very process of the pid file (same boot, same start time); otherwise the guest is FAILED (its process died) or LOST (nobody can
+tell), with the reason.
 """
 
 from __future__ import annotations
@@ -12,17 +13,23 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
+import structlog
 from hvapi.v1 import guest_pb2
 
 from hvd.backends.contract import Backend, Instance, InstanceStatus
 from hvd.errors import HvdError
 from hvd.guests import records
-from hvd.guests.model import ALIVE, ENDED, Guest
+from hvd.guests.model import ALIVE, ENDED, PREFIX, Guest
 from hvd.runner import directory as names
+from hvd.runner.directory import ExitRecord
+
+log = structlog.get_logger()
 
 ADOPT_SECONDS = 5.0
-# A daemon that died in the middle of a start may have left a runner that is about to write its pid.
-PID_SECONDS = 2.0
+# A daemon that died in the middle of a start may have left a runner that is about to write its pid. One that is later is
+# called off.
+PID_SECONDS = 0.5
+START_INTERRUPTED = "the daemon died while it was starting the guest; `hvctl start` starts it again"
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,8 +82,10 @@ async def find_out(guest: guest_pb2.Guest, directory: Path, backend: Backend, la
         record = await asyncio.to_thread(records.read_exit, directory)
     if record is not None:
         return Found(status=record.status, time_ns=record.time_ns)
+    if guest.state == Guest.STARTING and process is None:
+        await asyncio.to_thread(_call_off, directory)
     if guest.state in ALIVE:
-        return Found(status=_lost(directory, process, problem, last_boot))
+        return Found(status=_without_record(guest.state, directory, process, problem, last_boot))
     return NOTHING_NEW
 
 
@@ -87,18 +96,37 @@ async def _process(directory: Path, was: int) -> records.Process | None:
     return process
 
 
-def _lost(directory: Path, process: records.Process | None, problem: HvdError | None, last_boot: str) -> InstanceStatus:
+def _call_off(directory: Path) -> None:
+    """The start that a daemon died in: its runner may come yet, however slow the host is. A runner writes its pid, then looks
+    for an exit record and ends if there is one; so this writes the record first, then looks for a pid.
+    """
+    if not directory.is_dir():  # it had not begun
+        return
+    try:
+        ExitRecord(str(directory)).write("START_INTERRUPTED", START_INTERRUPTED, None, {})
+    except OSError as error:  # a full disk: then a late runner is found by the next start (GuestLife._readopt)
+        log.warning("interrupted start cannot be called off", directory=str(directory), problem=str(error))
+    if (process := records.read_process(directory)) is not None:
+        records.kill_process(process)
+
+
+def _without_record(
+    was: int, directory: Path, process: records.Process | None, problem: HvdError | None, last_boot: str
+) -> InstanceStatus:
+    """FAILED: its process is known to have died. LOST: nothing, or nothing reachable, is left to tell what became of it."""
     if (process.boot_id if process else last_boot) not in ("", records.boot_id()):
         return InstanceStatus(
             "LOST", "HOST_REBOOTED", "the host was started anew; `hvctl start` starts the guest again"
         )
     if process is None:
+        if was == Guest.STARTING:
+            return InstanceStatus(names.ENDS["START_INTERRUPTED"], "START_INTERRUPTED", START_INTERRUPTED)
         return InstanceStatus(
-            "LOST", "RUNNER_CRASHED", "there is neither runner nor exit record; `hvctl start` starts it anew"
+            "LOST", "RUNNER_GONE", "there is neither runner nor exit record; `hvctl start` starts it anew"
         )
     if not records.is_living(process):
         return InstanceStatus(
-            "LOST",
+            names.ENDS["RUNNER_CRASHED"],
             "RUNNER_CRASHED",
             f"its runner (process {process.pid}) died without an exit record; "
             f"see {directory / names.RUNNER_LOG}; `hvctl start` starts it anew",
@@ -107,3 +135,19 @@ def _lost(directory: Path, process: records.Process | None, problem: HvdError | 
     return InstanceStatus(
         "LOST", reason, f"its runner (process {process.pid}) lives but was not adopted: {problem}; `hvctl kill` ends it"
     )
+
+
+def strangers(guests_dir: Path, known: set[str]) -> list[tuple[Path, guest_pb2.Guest | None]]:
+    """Guests' directories of none of the known uids, each with its guest, None = it is no guest's directory. What a crash left of
+    deleted ones is removed."""
+    found: list[tuple[Path, guest_pb2.Guest | None]] = []
+    if not guests_dir.is_dir():
+        return found
+    for directory in sorted(guests_dir.iterdir()):
+        if directory.name.endswith(records.DELETED):
+            records.remove_left_over(directory)
+        elif directory.name not in known and not directory.name.startswith("."):  # what backends keep beside them
+            guest = records.read_guest(directory)
+            whole = guest is not None and guest.uid == directory.name and guest.name.startswith(PREFIX)
+            found.append((directory, guest if whole else None))
+    return found

@@ -33,7 +33,13 @@ class Host(Protocol):
     def resolve(self, guest: guest_pb2.Guest, paused: bool) -> LaunchSpec: ...
 
     def changed(self, life: GuestLife, kind: guest_pb2.GuestEvent.Type.ValueType, message: str) -> None:
-        """Tell watchers and the store."""
+        """Tell watchers, and in a moment the store."""
+
+    async def keep(self, life: GuestLife) -> None:
+        """The store has it as it is now when this returns, unless the store cannot be written at the moment."""
 
     async def forget(self, life: GuestLife) -> None:
         """Take it out of the store and the tables. Raises HvdError DISK_FULL."""
+
+    async def remove(self, uid: str) -> None:
+        """The files of one that has been forgotten."""

@@ -201,8 +201,7 @@ class GuestLife(PolicyRestarts):
                 await self._kill()
                 await self._host.forget(self)
                 self.deleted = True
-                directories = (self.directory, self._host.disks_directory(self.guest.uid))
-                await asyncio.gather(*(asyncio.to_thread(records.remove_directory, each) for each in directories))
+                await self._host.remove(self.guest.uid)
                 self._host.changed(self, GuestEvent.DELETED, "deleted")
                 self._waiters.fail(HvdError("GUEST_NOT_FOUND", name=self.guest.name))
 
@@ -336,7 +335,10 @@ class GuestLife(PolicyRestarts):
         self._ended.clear()
         try:
             spec = adapt(self._host.resolve(self.guest, paused))
-            await asyncio.to_thread(records.prepare_directory, self.directory, self.guest)
+            # Known before there is a process: should the daemon die now, the next one looks for it.
+            await asyncio.gather(
+                asyncio.to_thread(records.prepare_directory, self.directory, self.guest), self._host.keep(self)
+            )
             spec = replace(spec, traced=self._host.trace.before_launch(self.directory))
             self.run += 1  # only now: whoever sees it finds nothing of the run before
             async with self._host.plugged(self.guest, spec) as plugged:

@@ -65,6 +65,7 @@ class Cloner:
                 except BaseException:
                     await clone.delete(force=True, etag="")
                     raise
+                await self.supervisor.completed(clone.guest)
             return clone.guest
 
     async def _clone_stopped(self, life: GuestLife, identifier: str, request_id: str) -> guest_pb2.Guest:
@@ -92,6 +93,7 @@ class Cloner:
 
         try:
             await life.exclusively(copy)
+            await self.supervisor.completed(clone.guest)
         except BaseException:
             await clone.delete(force=True, etag="")
             raise
@@ -111,7 +113,7 @@ class Cloner:
             guest.ClearField("container")  # asking for its cards has made one
         for port in guest.container.ports if like.HasField("container") else ():
             port.host_port = 0  # a free one
-        made = await self.supervisor.create(request)
+        made = await self.supervisor.create(request, whole=False)
         life = self.supervisor.get(made.name)
         return life, made.name.removeprefix(model.PREFIX) not in before
 

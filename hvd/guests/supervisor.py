@@ -23,7 +23,7 @@ from hvapi.v1 import guest_pb2, image_pb2
 from hvd.backends.contract import Backend, LaunchSpec
 from hvd.config import Config
 from hvd.errors import HvdError
-from hvd.guests import containers, disks, limits, model, records
+from hvd.guests import adoption, containers, disks, limits, model, records
 from hvd.guests.changes import asked_fields, take
 from hvd.guests.events import EventLog, now
 from hvd.guests.lifecycle import GuestLife
@@ -79,6 +79,8 @@ class Supervisor:
         self._asking = asyncio.Lock()
         self._dirty: dict[str, GuestLife] = {}
         self._dirt = asyncio.Event()
+        # uid -> what an earlier daemon did not end (hvd.guests.store).
+        self._half_made: dict[str, str] = {}
         self._writer: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -205,16 +207,28 @@ class Supervisor:
             self._dirty[life.guest.uid] = life
             self._dirt.set()
 
+    async def keep(self, life: GuestLife) -> None:
+        with contextlib.suppress(HvdError):  # what changed is written behind, too, and tried again there
+            await self._store.put([life.guest])
+
     async def forget(self, life: GuestLife) -> None:
         await self._store.delete(life.guest.uid)
         self._dirty.pop(life.guest.uid, None)
         self._guests.pop(model.parse_name(life.guest.name), None)
         self._cards.gone(life.guest)
 
+    async def remove(self, uid: str) -> None:
+        """What there is of a guest that has been forgotten. Should this be cut short, the next daemon does it."""
+        directories = (self.directory(uid), self.disks_directory(uid))
+        await asyncio.gather(*(asyncio.to_thread(records.remove_directory, each) for each in directories))
+        with contextlib.suppress(HvdError):  # then the next daemon looks again, and finds nothing
+            await self._store.finished([uid])
+
     # --- creation and change ---
 
-    async def create(self, request: guest_pb2.CreateGuestRequest) -> guest_pb2.Guest:
-        """Raises HvdError NAME_INVALID, NAME_TAKEN, FIELD_INVALID, REQUEST_ID_REUSED, TOO_MANY_GUESTS, DISK_FULL, and
+    async def create(self, request: guest_pb2.CreateGuestRequest, *, whole: bool = True) -> guest_pb2.Guest:
+        """whole: nothing is to be added to it; otherwise completed() ends its creation, and a daemon that died before leaves
+        nothing of it. Raises HvdError NAME_INVALID, NAME_TAKEN, FIELD_INVALID, REQUEST_ID_REUSED, TOO_MANY_GUESTS, DISK_FULL, and
         what resolve and Backends.place raise.
         """
         if request.request_id:
@@ -225,9 +239,15 @@ class Supervisor:
                 self._check_free(request.guest_id)
             await self._place(guest)
             return guest
-        return await self._whole(self._create(request, guest))
+        return await self._whole(self._create(request, guest, whole))
 
-    async def _create(self, request: guest_pb2.CreateGuestRequest, guest: guest_pb2.Guest) -> guest_pb2.Guest:
+    async def completed(self, guest: guest_pb2.Guest) -> None:
+        """Of a guest that was created in parts. Raises HvdError DISK_FULL and the like."""
+        await self._store.finished([guest.uid], durable=True)
+
+    async def _create(
+        self, request: guest_pb2.CreateGuestRequest, guest: guest_pb2.Guest, whole: bool
+    ) -> guest_pb2.Guest:
         async with self._asking:
             unidentified = guest_pb2.CreateGuestRequest()
             unidentified.CopyFrom(request)
@@ -247,22 +267,25 @@ class Supervisor:
             guest.name = model.PREFIX + identifier
             self._coming = guest
             try:
-                await self._keep(guest, request.request_id, fingerprint)
+                await self._keep(guest, request.request_id, fingerprint, whole)
             finally:
                 self._coming = None
             life = self._guests[identifier] = GuestLife(guest, self)
             self.changed(life, GuestEvent.CREATED, "created")
             return guest
 
-    async def _keep(self, guest: guest_pb2.Guest, request_id: str, fingerprint: bytes) -> None:
+    async def _keep(self, guest: guest_pb2.Guest, request_id: str, fingerprint: bytes, whole: bool) -> None:
         """Place it, make its disks, store it; nothing of it is left when one of these fails."""
         spec = await self._place(guest)
-        directory = self.disks_directory(guest.uid)
+        noted = bool(spec.disks) or not whole
+        if noted:
+            await self._store.begin_creation(guest.uid)
         try:
-            await asyncio.to_thread(disks.make_overlays, spec.disks, directory)
-            await self._store.create(guest, request_id, fingerprint)
+            await asyncio.to_thread(disks.make_overlays, spec.disks, self.disks_directory(guest.uid))
+            await self._store.create(guest, request_id, fingerprint, whole=whole)
         except BaseException:
-            await asyncio.to_thread(records.remove_directory, directory)
+            if noted:
+                await self.remove(guest.uid)
             raise
 
     def _check_free(self, identifier: str) -> None:
@@ -341,7 +364,7 @@ class Supervisor:
             changed.etag = model.etag(changed)
             if changed.etag == life.guest.etag:
                 return life.guest
-            await limits.change(life, changed.limits, lambda: self._store.put([changed]))
+            await limits.change(life, changed.limits, lambda: self._store.put([changed], durable=True))
             if life.deleted:
                 raise HvdError("GUEST_NOT_FOUND", name=life.guest.name)
             # Only these: the guest's state may have moved on while the disk was busy.
@@ -364,6 +387,11 @@ class Supervisor:
         STORE_DAMAGED and the like; never for an odd guest.
         """
         loaded = await self._store.load()
+        kept = {guest.uid for guest in loaded.guests}
+        self._half_made = await self._store.unfinished()
+        for uid in self._half_made.keys() - kept:
+            log.warning("what an earlier daemon left half done is taken down", uid=uid, was=self._half_made[uid])
+            await self.remove(uid)
         for name, problem in loaded.odd:
             log.error("guest in the store cannot be read", guest=name, problem=problem)
             self.oddities.append(f"the store's entry of {name} cannot be read: {problem}")
@@ -378,6 +406,13 @@ class Supervisor:
         self._writer = asyncio.create_task(self._write_behind())
         await self._adopt_strangers()
         await asyncio.gather(*(life.adopt(last_boot) for life in self))
+        for life in [life for life in self if life.guest.uid in self._half_made]:
+            log.warning("a guest whose creation was cut short is deleted", guest=life.guest.name)
+            try:
+                await self._store.forget_request(life.guest.uid)
+                await life.delete(force=True, etag="")
+            except HvdError as error:
+                self.oddities.append(f"{life.guest.name} was made in parts, not to the end, and cannot be deleted: {error}")
         try:
             await self._store.set_fact(_BOOT, records.boot_id())
         except HvdError as error:
@@ -392,7 +427,7 @@ class Supervisor:
     async def _adopt_strangers(self) -> None:
         """Guests that run but that the store does not know, since it was lost: the runtime directory is the truth."""
         known = {life.guest.uid for life in self}
-        for directory, guest in await asyncio.to_thread(_strangers, self.config.guests_dir, known):
+        for directory, guest in await asyncio.to_thread(adoption.strangers, self.config.guests_dir, known):
             if guest is None:
                 self.oddities.append(f"{directory} is no guest's directory; it was left alone")
                 continue
@@ -443,20 +478,6 @@ class Supervisor:
             await self._store.put([life.guest for life in self])
         except HvdError as error:
             log.error("store cannot be written", reason=error.reason, problem=error.message)
-
-
-def _strangers(guests_dir: Path, known: set[str]) -> list[tuple[Path, guest_pb2.Guest | None]]:
-    found: list[tuple[Path, guest_pb2.Guest | None]] = []
-    if not guests_dir.is_dir():
-        return found
-    for directory in sorted(guests_dir.iterdir()):
-        if directory.name.endswith(records.DELETED):
-            records.remove_left_over(directory)
-        elif directory.name not in known:
-            guest = records.read_guest(directory)
-            whole = guest is not None and guest.uid == directory.name and guest.name.startswith(model.PREFIX)
-            found.append((directory, guest if whole else None))
-    return found
 
 
 def _check_request_id(request_id: str) -> None:

@@ -14,10 +14,10 @@ from pathlib import Path
 
 from hvapi.v1 import image_pb2
 
+from hvd.database import Schema, open_database, troubles_told
 from hvd.errors import HvdError
 from hvd.images.blobs import BlobStore
 from hvd.images.formats import check_disk, check_rootfs
-from hvd.private import private_file
 
 # Kind of an image -> the blob that it cannot do without. Any of the others may go with it: a disk with its kernel.
 KINDS = {
@@ -37,14 +37,18 @@ RECIPE_LABEL = "hvd.recipe"
 _ID = re.compile(r"[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?")
 # AIP-155: the same request_id gives the same answer for so many seconds.
 _REQUEST_AGE = 24 * 3600.0
-_VERSION = 1
-_SCHEMA = f"""
-BEGIN;
-CREATE TABLE images (id TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT;
-CREATE TABLE requests (request_id TEXT PRIMARY KEY, fingerprint BLOB NOT NULL, body BLOB NOT NULL, time REAL NOT NULL)
-STRICT; PRAGMA user_version = {_VERSION};
-COMMIT;
-"""
+SCHEMA = Schema(
+    "the catalog of images",
+    0x68766469,  # "hvdi"
+    (
+        """
+        CREATE TABLE images (id TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT;
+        CREATE TABLE requests (request_id TEXT PRIMARY KEY, fingerprint BLOB NOT NULL, body BLOB NOT NULL, time REAL NOT NULL)
+        STRICT;
+        """,
+    ),
+    frozenset({"images", "requests"}),
+)
 
 
 class ImageCatalog:
@@ -59,21 +63,10 @@ class ImageCatalog:
         self.path = path
         self.blobs = blobs
         self.users_of = users_of
-        self._database = self._open()
+        self._database = open_database(path, SCHEMA)
 
     def close(self) -> None:
         self._database.close()
-
-    def _open(self) -> sqlite3.Connection:
-        with self._troubles_told():
-            database = sqlite3.connect(private_file(self.path), isolation_level=None)
-            version = database.execute("PRAGMA user_version").fetchone()[0]
-            if version == 0:
-                database.executescript(_SCHEMA)
-            elif version != _VERSION:
-                database.close()
-                raise HvdError("STORE_VERSION", path=self.path, found=version, known=_VERSION)
-            return database
 
     def get(self, name: str) -> image_pb2.Image:
         """The image "images/{id}" (or just "{id}"). Raises HvdError NAME_INVALID, IMAGE_NOT_FOUND."""
@@ -239,17 +232,8 @@ class ImageCatalog:
             raise
         self._database.execute("COMMIT")
 
-    @contextlib.contextmanager
-    def _troubles_told(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            if code == sqlite3.SQLITE_FULL:
-                raise HvdError("DISK_FULL", directory=self.path.parent, what="the catalog of images") from error
-            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-                raise HvdError("STORE_DAMAGED", path=self.path, problem=error) from error
-            raise
+    def _troubles_told(self) -> contextlib.AbstractContextManager[None]:
+        return troubles_told(self.path, SCHEMA.what)
 
 
 def image_id(name: str) -> str:

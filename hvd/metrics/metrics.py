@@ -25,6 +25,13 @@ from hvd.trace.points import BY_ID
 GuestSource = Callable[[], Iterable[tuple[guest_pb2.Guest, Path]]]
 _OPERATION_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
 
+# Ends of which no exit record tells: the guest's process was killed, or whatever there was of it is gone.
+_UNRECORDED = frozenset({"RUNNER_CRASHED", "MONITOR_GONE"})
+
+
+def _is_lost(guest: guest_pb2.Guest) -> bool:
+    return guest.state == Guest.LOST or (guest.state == Guest.FAILED and guest.reason in _UNRECORDED)
+
 
 class Snapshot:
     """Series at one moment, in the shape that prometheus_client's encoders take."""
@@ -91,7 +98,7 @@ class Metrics:
         for guest, _ in self._guests():
             if guest.state in ALIVE:
                 self._adopted.labels(guest.backend).inc()
-            elif guest.state == Guest.LOST:
+            elif _is_lost(guest):
                 self._lost.labels(guest.backend).inc()
 
     async def follow(self, events: EventLog) -> None:
@@ -116,7 +123,7 @@ class Metrics:
                 was, states[guest.uid] = states.get(guest.uid), guest.state
                 if guest.state == was:
                     continue
-                if guest.state == Guest.LOST:
+                if _is_lost(guest):
                     self._lost.labels(guest.backend).inc()
                 if guest.state not in ALIVE:
                     await self._note_end(guest.uid)

@@ -4,41 +4,36 @@ from __future__ import annotations
 
 import contextlib
 import secrets
-import sqlite3
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 from hvapi.v1 import network_pb2
 
+from hvd.database import Schema, open_database, troubles_told
 from hvd.errors import HvdError
-from hvd.private import private_file
 
 # AIP-155: the same request_id gives the same answer for so many seconds.
 _REQUEST_SECONDS = 24 * 3600.0
-_VERSION = 1
-_SCHEMA = f"""
-BEGIN;
-CREATE TABLE networks (name TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT;
-CREATE TABLE requests (id TEXT PRIMARY KEY, fingerprint BLOB NOT NULL, body BLOB NOT NULL, time REAL NOT NULL) STRICT;
-CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
-PRAGMA user_version = {_VERSION};
-COMMIT;
-"""
+SCHEMA = Schema(
+    "the store of networks",
+    0x6876646E,  # "hvdn"
+    (
+        """
+        CREATE TABLE networks (name TEXT PRIMARY KEY, body BLOB NOT NULL) STRICT;
+        CREATE TABLE requests (id TEXT PRIMARY KEY, fingerprint BLOB NOT NULL, body BLOB NOT NULL, time REAL NOT NULL) STRICT;
+        CREATE TABLE facts (key TEXT PRIMARY KEY, value TEXT NOT NULL) STRICT;
+        """,
+    ),
+    frozenset({"networks", "requests", "facts"}),
+)
 
 
 class NetworkStore:
-    """Its calls are short and run in the event loop. Raises HvdError DISK_FULL, STORE_DAMAGED, STORE_VERSION."""
+    """Its calls are short and run in the event loop. Raises HvdError DISK_FULL and STORE_*."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        with self._troubles_told():
-            self._database = sqlite3.connect(private_file(path), isolation_level=None)
-            (version,) = self._database.execute("PRAGMA user_version").fetchone()
-            if version > _VERSION:
-                raise HvdError("STORE_VERSION", path=path, found=version, known=_VERSION)
-            if version == 0:
-                self._database.executescript(_SCHEMA)
+        self._database = open_database(path, SCHEMA)
 
     def close(self) -> None:
         self._database.close()
@@ -92,14 +87,5 @@ class NetworkStore:
         with self._troubles_told():
             self._database.execute("DELETE FROM networks WHERE name = ?", (name,))
 
-    @contextlib.contextmanager
-    def _troubles_told(self) -> Iterator[None]:
-        try:
-            yield
-        except sqlite3.DatabaseError as error:
-            code = getattr(error, "sqlite_errorcode", 0) & 0xFF
-            if code == sqlite3.SQLITE_FULL:
-                raise HvdError("DISK_FULL", directory=self.path.parent, what="the store of networks") from error
-            if code in (sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB):
-                raise HvdError("STORE_DAMAGED", path=self.path, problem=error) from error
-            raise
+    def _troubles_told(self) -> contextlib.AbstractContextManager[None]:
+        return troubles_told(self.path, SCHEMA.what)

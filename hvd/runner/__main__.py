@@ -20,7 +20,7 @@ from typing import Any
 from hvd.board.machine import CreateVcpu
 from hvd.board.spec import MachineSpec
 from hvd.errors import HvdError
-from hvd.runner.directory import MACHINE, PID, RUNNER_LOG, ExitRecord, process_identity, read_json, write_json
+from hvd.runner.directory import EXIT, MACHINE, PID, RUNNER_LOG, ExitRecord, process_identity, read_json, write_json
 from hvd.runner.runner import Runner
 
 # Of two processes of hvd the kernel should rather end a guest than the daemon.
@@ -99,6 +99,8 @@ def prepare(ready: ReadyPipe) -> Runner:
         spec = read_spec()
         introduce(spec.name)
         write_json(PID, process_identity(os.getpid()))
+        if os.path.exists(EXIT):  # whoever began this start has died, and the next one has called it off (hvd/guests/adoption.py)
+            raise HvdError("RUNNER_START_FAILED", problem="the start was called off", log=RUNNER_LOG)
         return Runner(spec, find_vcpu(spec.backend), record, ready)
     except OSError as error:
         if error.errno in DISK_FULL:

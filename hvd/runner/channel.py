@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from pathlib import Path
 from typing import Any
 
@@ -54,5 +55,18 @@ class Channel:
 
     def close(self) -> None:
         if self._streams is not None:
-            self._streams[1].close()
+            writer = self._streams[1]
             self._streams = None
+            writer.close()
+            # asyncio keeps the connection's end apart from what the reader was told, and complains when nobody asks for it.
+            ending = asyncio.ensure_future(_closed(writer))
+            _ENDINGS.add(ending)
+            ending.add_done_callback(_ENDINGS.discard)
+
+
+_ENDINGS: set[asyncio.Future[None]] = set()
+
+
+async def _closed(writer: asyncio.StreamWriter) -> None:
+    with contextlib.suppress(OSError):  # it is known already
+        await writer.wait_closed()

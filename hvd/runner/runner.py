@@ -77,6 +77,7 @@ class Runner:
         self._control: ControlServer | None = None
         self._debug: DebugServer | None = None
         self._census: CensusWatch | None = None
+        self._process = -1  # Vcpu.process, once it is watched
         self._log = ConsoleLog(LOG, spec.log_max_bytes, spec.log_files)
         self._log_failing = False
         board = HotBoard(
@@ -202,6 +203,8 @@ class Runner:
 
     def _changed(self) -> None:
         machine = self.machine
+        if machine.state != "STARTING" and machine.end is None:
+            self._watch_process()
         if self._ready is not None and machine.state != "STARTING":
             ready, self._ready = self._ready, None
             ready(None)
@@ -214,6 +217,18 @@ class Runner:
                 self._look_at_code()
         if self._control is not None:
             self._control.status_changed()
+
+    def _watch_process(self) -> None:
+        """Of the guest's cell: while the guest is paused, nobody else would notice its end."""
+        found = self.machine.vcpu.process
+        if self._process < 0 <= found:
+            self._process = found
+
+            def ended(events: int) -> None:
+                self._selector.unregister(self._process)
+                self.machine.call(self.machine.process_ended, lambda result, error: None)
+
+            self._selector.register(self._process, selectors.EVENT_READ, ended)
 
     def _look_at_code(self) -> None:
         if self._census is not None and self.machine.end is None and (delay := self._census.look()) is not None:

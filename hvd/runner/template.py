@@ -12,6 +12,7 @@ has one thread, no state of a guest, and ends when the daemon does; its runners 
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import gc
 import importlib
@@ -100,4 +101,6 @@ def _become_runner(
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    # The daemon may die while it is answered; whatever was forked goes on, and the next daemon finds it.
+    with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+        serve(sys.argv[1])

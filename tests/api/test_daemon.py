@@ -51,7 +51,7 @@ async def test_guests_outlive_the_daemon(start_world: StartWorld) -> None:
     assert found["running"].start_time == running.start_time
     assert found["paused"].state == Guest.PAUSED and dict(found["paused"].labels) == {"a": "b"}
     assert (found["ended"].state, found["ended"].reason, found["ended"].exit_code) == (Guest.STOPPED, "EXITED", 5)
-    assert (found["gone"].state, found["gone"].reason) == (Guest.LOST, "RUNNER_CRASHED")
+    assert (found["gone"].state, found["gone"].reason) == (Guest.FAILED, "RUNNER_CRASHED")
     assert found["stopped"].state == Guest.STOPPED
     await second.guests.ResumeGuest(guest_pb2.ResumeGuestRequest(name=paused.name))
     await fakes[running.uid].end("POWEROFF")

@@ -366,6 +366,7 @@ def test_a_catalog_of_garbage(tmp_path: Path) -> None:
 
 
 def test_a_catalog_of_the_future(tmp_path: Path) -> None:
+    ImageCatalog(tmp_path / "images.db", BlobStore(tmp_path / "blobs")).close()
     with sqlite3.connect(tmp_path / "images.db") as database:
         database.execute("PRAGMA user_version = 99")
     with pytest.raises(HvdError) as raised:

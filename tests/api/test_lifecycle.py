@@ -64,11 +64,11 @@ async def test_how_ends_map_to_states(world: World, reason: str, state: str, at_
     assert 0 < ended.start_time.ToNanoseconds() <= ended.end_time.ToNanoseconds()
 
 
-async def test_runner_crash_is_lost_and_startable(world: World) -> None:
+async def test_runner_crash_has_failed_and_startable(world: World) -> None:
     guest = await world.run()
     await world.fake(guest).crash()
-    lost = await world.wait(guest)
-    assert (lost.state, lost.reason) == (Guest.LOST, "RUNNER_CRASHED")
+    failed = await world.wait(guest)
+    assert (failed.state, failed.reason) == (Guest.FAILED, "RUNNER_CRASHED")
     assert (await world.guests.StartGuest(guest_pb2.StartGuestRequest(name=guest.name))).state == Guest.RUNNING
 
 

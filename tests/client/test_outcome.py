@@ -18,7 +18,7 @@ from hvctl.verbs.outcome import exit_code
         (Guest.STOPPED, "TRIPLE_FAULT", 0, 0),
         (Guest.STOPPED, "KILLED", 0, 137),
         (Guest.FAILED, "EXECUTION_ERROR", None, 125),
-        (Guest.LOST, "RUNNER_CRASHED", None, 125),
+        (Guest.FAILED, "RUNNER_CRASHED", None, 125),
     ],
 )
 def test_exit_code(state: Guest.State.ValueType, reason: str, code: int | None, expected: int) -> None:

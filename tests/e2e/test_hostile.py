@@ -8,6 +8,7 @@ import struct
 
 import pytest
 from hostile_rig import SCRIPT, Act
+from hvapi.v1.guest_pb2 import Guest
 from real_daemon import RealDaemon, is_process, wait_for
 
 from hvd.backends.trap.backend import BACKEND
@@ -37,19 +38,32 @@ def test_a_system_call_of_the_host(daemon: RealDaemon) -> None:
     wait_for(lambda: daemon.ok("logs", other).stdout.count("tick") > ticks, "another tick of the other guest")
 
 
-def test_a_cell_that_is_killed(daemon: RealDaemon) -> None:
-    """And what is left of it: nothing."""
-    name = daemon.run("spin.elf", *TRAP)
+@pytest.mark.parametrize("paused", [False, True], ids=["running", "paused"])
+def test_a_cell_that_is_killed(daemon: RealDaemon, paused: bool) -> None:
+    """It is seen at once, by itself; the other guest, the console's log and the trace stay, and the restart policy acts."""
+    other = daemon.run("ticker.elf", *TRAP)
+    name = daemon.run("ticker.elf", *TRAP, "--restart", "on-failure")
+    daemon.wait_logs(name, "tick 2")
     runner = daemon.runner(name)
+    if paused:
+        daemon.ok("pause", name)
 
     def children() -> list[int]:
         return [int(pid) for task in os.listdir(f"/proc/{runner}/task") for pid in open(f"/proc/{runner}/task/{task}/children").read().split()]
 
     (cell,) = children()
-    os.kill(cell, 9)
-    daemon.hvctl("pause", name)
-    found = wait_for(lambda: daemon.show(name)["state"] == "FAILED" and daemon.show(name), "its end")
-    assert "killed from outside" in found["status_message"]
+    neighbour = daemon.runner(other)
+    with daemon.client() as client:
+        events = iter(client.watch([f"guests/{name}"]))
+        next(events)  # the present: whatever changes now is told
+        os.kill(cell, signal.SIGKILL)
+        failed = next(event.guest for event in events if event.guest.state == Guest.FAILED)
+        assert "killed from outside" in failed.status_message and failed.reason == "EXECUTION_ERROR"
+        again = next(event.guest for event in events if event.guest.state == Guest.RUNNING)
+    assert again.host_pid != runner and again.restart_count == 1
+    wait_for(lambda: not is_process(runner), "the runner's end")
+    assert daemon.ok("logs", name).stdout.startswith("tick 0\r\ntick 1\r\ntick 2\r\n")
+    assert daemon.runner(other) == neighbour and daemon.show(other)["state"] == "RUNNING"
 
 
 def test_the_daemon_is_killed_and_comes_back(own_daemon: RealDaemon) -> None:

@@ -67,14 +67,14 @@ def test_kill(daemon: RealDaemon) -> None:
     daemon.ok("kill", name)  # what has ended is killed already
 
 
-def test_a_killed_runner_is_lost_and_starts_again(daemon: RealDaemon) -> None:
+def test_a_killed_runner_has_failed_and_starts_again(daemon: RealDaemon) -> None:
     process = daemon.spawn("run", "--name", "a", "--kernel", kernel("echo.elf"))
     process.wait_out("echo: type")
     os.kill(daemon.runner("a"), signal.SIGKILL)
     assert process.end() == 125
-    assert "LOST" in process.err
+    assert "FAILED" in process.err
     found = daemon.listed()["a"]
-    assert (found["state"], found["reason"]) == ("LOST", "RUNNER_CRASHED") and "exit_code" not in found
+    assert (found["state"], found["reason"]) == ("FAILED", "RUNNER_CRASHED") and "exit_code" not in found
     assert "hvctl start" in found["status_message"]
     daemon.ok("start", "a")
     assert daemon.show("a")["state"] == "RUNNING"

@@ -55,7 +55,7 @@ def test_fifty_guests_each_with_its_own_process_and_memory(daemon: RealDaemon) -
     for name in victims:
         os.kill(pids[name], signal.SIGKILL)
     for name in victims:
-        assert daemon.wait(name)["state"] == "LOST"
+        assert daemon.wait(name)["state"] == "FAILED"
     listed = daemon.listed()
     assert {name for name, guest in listed.items() if guest["state"] != "RUNNING"} == set(victims)
     assert all(int(listed[name]["host_pid"]) == pid for name, pid in pids.items() if name not in victims)
@@ -142,7 +142,7 @@ def test_an_end_while_no_daemon_is_there_is_recorded(own_daemon: RealDaemon, num
     daemon.start()
     listed = daemon.listed()
     assert {key: listed["exits"][key] for key in ("state", "reason", "exit_code")} == {"state": "STOPPED", "reason": "EXITED", "exit_code": 7}
-    assert (listed["crashes"]["state"], listed["crashes"]["reason"]) == ("LOST", "RUNNER_CRASHED")
+    assert (listed["crashes"]["state"], listed["crashes"]["reason"]) == ("FAILED", "RUNNER_CRASHED")
     assert listed["exits"]["end_time"] < time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(ended + 1))
     assert "echo: ok" in daemon.ok("logs", "exits").stdout
     daemon.ok("start", "crashes")

@@ -96,7 +96,7 @@ class FakeGuest:
 
     async def crash(self) -> None:
         """Its process dies without an exit record."""
-        await self._gone("LOST", "RUNNER_CRASHED", None)
+        await self._gone("FAILED", "RUNNER_CRASHED", None)
 
     async def _gone(self, state: str, reason: str, code: int | None) -> None:
         self.process.kill()

@@ -176,7 +176,7 @@ async def test_a_crashed_runner_is_lost(launch: Launch) -> None:
     waiting = asyncio.create_task(instance.wait_change(await instance.status()))
     os.kill(instance.pid, signal.SIGKILL)
     status = await asyncio.wait_for(waiting, SECONDS)
-    assert (status.state, status.reason, status.exit_code) == ("LOST", "RUNNER_CRASHED", None)
+    assert (status.state, status.reason, status.exit_code) == ("FAILED", "RUNNER_CRASHED", None)
     assert "SIGKILL" in status.message
     for verb in (instance.pause(), instance.registers(0)):
         with pytest.raises(HvdError) as error:

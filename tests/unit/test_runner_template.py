@@ -89,7 +89,7 @@ async def test_a_killed_template_harms_no_guest_and_hinders_none(start: Start) -
     for instance in (first, second, third):
         assert (await instance.status()).state == "RUNNING"
     os.kill(first.pid, signal.SIGKILL)
-    assert (await ended(first)).state == "LOST"
+    assert (await ended(first)).state == "FAILED"
 
 
 async def test_a_template_that_hangs_is_replaced(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -63,9 +63,9 @@ class Guest(_message.Message):
         PAUSED: Guest._State.ValueType  # 4
         STOPPING: Guest._State.ValueType  # 5
         FAILED: Guest._State.ValueType  # 6
-        """The hypervisor could not go on with it: see reason and status_message."""
+        """The hypervisor could not go on with it, or its runner died: see reason and status_message."""
         LOST: Guest._State.ValueType  # 7
-        """Its runner is gone and left no exit record, or cannot be reached: see reason."""
+        """Nobody can tell what became of it (the host was started anew, its directory is gone), or its runner cannot be reached: see reason."""
 
     class State(_State, metaclass=_StateEnumTypeWrapper): ...
     STATE_UNSPECIFIED: Guest.State.ValueType  # 0
@@ -75,9 +75,9 @@ class Guest(_message.Message):
     PAUSED: Guest.State.ValueType  # 4
     STOPPING: Guest.State.ValueType  # 5
     FAILED: Guest.State.ValueType  # 6
-    """The hypervisor could not go on with it: see reason and status_message."""
+    """The hypervisor could not go on with it, or its runner died: see reason and status_message."""
     LOST: Guest.State.ValueType  # 7
-    """Its runner is gone and left no exit record, or cannot be reached: see reason."""
+    """Nobody can tell what became of it (the host was started anew, its directory is gone), or its runner cannot be reached: see reason."""
 
     class _OnReset:
         ValueType = _typing.NewType("ValueType", _builtins.int)

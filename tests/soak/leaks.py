@@ -1,0 +1,82 @@
+"""What is there of one daemon and its guests on this host: processes, mounts, control groups, namespaces, descriptors, files. Two
+censuses that differ show a leak."""
+
+from __future__ import annotations
+
+import os
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+
+from hvd.backends.container.cgroup.hierarchy import hierarchy
+
+CELL = "hvd-cell"
+
+
+def processes_below(directory: Path) -> set[int]:
+    """Processes that work in the directory or have it in their command line."""
+    found = set()
+    where = os.fsencode(directory)
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            cwd = os.fsencode(os.readlink(entry / "cwd"))
+            if cwd == where or cwd.startswith(where + b"/") or where + b"/" in (entry / "cmdline").read_bytes():
+                found.add(int(entry.name))
+        except OSError:  # it has ended
+            continue
+    return found
+
+
+def orphan_cells() -> set[int]:
+    """Cells whose runner has gone: a cell dies with it."""
+    found = set()
+    for entry in Path("/proc").glob("[0-9]*"):
+        try:
+            fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
+            if os.path.basename(os.readlink(entry / "exe")) == CELL and fields[0] != b"Z" and int(fields[1]) == 1:
+                found.add(int(entry.name))
+        except OSError:
+            continue
+    return found
+
+
+def descriptors(pid: int) -> Counter[str]:
+    """Of a process, by kind: "socket", "pipe", "anon_inode:[eventfd]", "/memfd:", "file"."""
+    kinds: Counter[str] = Counter()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        try:
+            target = os.readlink(entry)
+        except OSError:
+            continue
+        kinds["/memfd:" if target.startswith("/memfd:") else "file" if target.startswith("/") else target.split(":[")[0]] += 1
+    return kinds
+
+
+def resident_bytes(pid: int) -> int:
+    return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
+
+
+def mounts_below(directory: Path) -> list[str]:
+    return [line for line in Path("/proc/self/mountinfo").read_text().splitlines() if str(directory) in line]
+
+
+def groups_of(uids: Iterable[str]) -> list[Path]:
+    groups = hierarchy()
+    return [path for uid in uids for path in groups.directories(uid) if path.exists()]
+
+
+def network_namespaces() -> set[str]:
+    where = Path("/run/netns")
+    return set(os.listdir(where)) if where.is_dir() else set()
+
+
+def trace_instances() -> set[str]:
+    where = Path("/sys/kernel/tracing/instances")
+    try:
+        return set(os.listdir(where))
+    except OSError:
+        return set()
+
+
+def files_below(*directories: Path) -> set[str]:
+    return {str(path) for directory in directories for path in directory.rglob("*")}
