@@ -31,6 +31,7 @@ gdb:gdb:hvctl gdb
 qemu-system-x86_64:qemu-system-x86:measuring against QEMU
 /usr/share/seabios/bios.bin:seabios:guests that boot from a disk or CD-ROM, pictures of the screen
 /usr/lib/grub-rescue/grub-rescue-cdrom.iso:grub-rescue-pc:tests that boot from a disk and a CD-ROM
+chromium:chromium:tests of the page of hvctl compare
 /boot/memtest86+x64.bin:memtest86+:tests with memtest86+
 "
 missing= packages=

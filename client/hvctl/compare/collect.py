@@ -15,6 +15,7 @@ from hvapi.v1 import system_pb2
 
 from hvctl.compare import images
 from hvctl.compare.kernels import KernelGuest, KernelRun, KernelUnderQemu
+from hvctl.compare.kinds import NO_KERNEL, WHY
 from hvctl.compare.places import (
     Container,
     Crossings,
@@ -28,7 +29,7 @@ from hvctl.compare.places import (
     qemu_program,
 )
 from hvctl.compare.result import NATIVE, QEMU, Table
-from hvctl.compare.workloads import COMMAND, KERNEL, NANO, PROGRAM, PROGRAMS, Workload, cost
+from hvctl.compare.workloads import COMMAND, KERNEL, KERNELS, NANO, PROGRAM, PROGRAMS, Workload, cost
 from hvctl.sdk import Client
 from hvctl.sdk.errors import HvctlError
 
@@ -79,6 +80,8 @@ class Collector:
 
     def cannot(self, workloads: Sequence[Workload], place: str, error: HvctlError) -> None:
         text = f"{error.message}; {error.help}" if error.help and error.reason != "NOT_EXPLAINED" else error.message
+        if why := WHY.get(self.table.places[place]["kind"]):
+            text = f"{text}; {why}"
         for workload in workloads:
             measured = self.table.of(workload.name, place)
             measured.reason, measured.seconds = text, {}
@@ -159,9 +162,17 @@ class Collector:
         """NANO, wherever a kernel can run."""
         ways: dict[str, Callable[[str], KernelRun]] = {}
         for name, backend in self._available():
-            ways[name] = KernelGuest(self._client, backend, self._kernel(name), f"{self._name}-{name}").run
+            if CONTAINER in backend.capabilities:
+                self.cannot(NANO, name, HvctlError.local("NOT_EXPLAINED", problem=NO_KERNEL))
+                continue
+            try:
+                kernel = images.guest_file(self._guests, KERNELS.get(name, KERNEL))
+            except HvctlError as error:
+                self.cannot(NANO, name, error)
+                continue
+            ways[name] = KernelGuest(self._client, backend, kernel, f"{self._name}-{name}").run
         try:
-            ways[QEMU] = KernelUnderQemu(qemu_program(), self._kernel("")).run
+            ways[QEMU] = KernelUnderQemu(qemu_program(), images.guest_file(self._guests, KERNEL)).run
         except HvctlError as error:
             self.cannot(NANO, QEMU, error)
         for turn in self._turns("the nanobenchmark"):
@@ -174,10 +185,6 @@ class Collector:
                     continue
                 for workload in NANO:
                     self._note_kernel(turn, workload, name, found)
-
-    def _kernel(self, backend: str) -> Path:
-        own = self._guests / KERNEL.replace(".elf", f"-{backend}.elf")
-        return own if backend and own.exists() else images.guest_file(self._guests, KERNEL)
 
     def _note_kernel(self, turn: int, workload: Workload, place: str, found: KernelRun) -> None:
         measured = self.table.of(workload.name, place)

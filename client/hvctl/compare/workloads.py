@@ -13,6 +13,8 @@ from hvctl.sdk.errors import HvctlError
 
 PROGRAM: Final = "ops"
 KERNEL: Final = "nano.elf"
+# Backend -> the same kernel as it is built for that one.
+KERNELS: Final = {"paravirt": "nano.pv.elf"}
 # "op NAME NANOSECONDS COUNT", "nano NAME PICOSECONDS COUNT": of one operation, and how many there were.
 _LINE: Final = re.compile(r"^(op|nano) (\S+) (\d+) (\d+)\s*$", re.MULTILINE)
 _UNITS: Final = {"op": 1e-9, "nano": 1e-12}

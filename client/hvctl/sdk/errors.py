@@ -65,6 +65,9 @@ CLIENT_REASONS: dict[str, _Reason] = {
     "FILE_UNWRITABLE": _Reason(
         "FAILED_PRECONDITION", "cannot write {path}: {problem}", "check the path, its permissions and the space left"
     ),
+    "COMPARISON_INVALID": _Reason(
+        "INVALID_ARGUMENT", "{path} is no comparison: {problem}", "give what `hvctl compare -o json` printed"
+    ),
     "COPY_TARGET": _Reason("FAILED_PRECONDITION", "{path} {problem}", "{remedy}"),
     "COPY_UNSAFE": _Reason(
         "DATA_LOSS", "the archive that the guest sent {problem}", "what came before is there; do not trust that guest"
