@@ -18,7 +18,8 @@ COMPARISON = Path(__file__).parent / "comparison.json"
 
 
 def table() -> Table:
-    found = Table({NATIVE: {"kind": "native", "reason": ""}, "trap": {"kind": "trap and emulate", "reason": ""}, "new": {"kind": "unheard of", "reason": "no luck"}})
+    kinds = {NATIVE: ("native", ""), "trap": ("trap and emulate", ""), "new": ("unheard of", "no luck")}
+    found = Table({name: {"kind": kind, "reason": reason} for name, (kind, reason) in kinds.items()})
     found.of("getpid", NATIVE).seconds.update({0: 1e-6, 1: 2e-6, 2: 4e-6})
     measured = found.of("getpid", "trap")
     measured.seconds.update({0: 3e-6, 2: 4e-6})  # turn 1 failed
@@ -60,7 +61,9 @@ def test_what_the_programs_report() -> None:
         cost(text, "fork-exec")
 
 
-@pytest.mark.parametrize(("seconds", "text"), [(2.5, "2.5 s"), (0.0123, "12.3 ms"), (1.23456e-6, "1.23 us"), (234e-6, "234 us"), (3.19e-10, "0.319 ns")])
+@pytest.mark.parametrize(
+    ("seconds", "text"), [(2.5, "2.5 s"), (0.0123, "12.3 ms"), (1.23456e-6, "1.23 us"), (234e-6, "234 us"), (3.19e-10, "0.319 ns")]
+)
 def test_times(seconds: float, text: str) -> None:
     assert time_text(seconds) == text
 
