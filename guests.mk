@@ -13,18 +13,23 @@ include guests/teach/teach.mk
 GUEST_MULTIBOOT := hello hypercalls interrupts apic exceptions paging spin halt triple reset flood wild echo compute ticker ports nonsense screen exits virtio hole isolation modes garbage
 # The same sources for the paravirtual ABI (docs/paravirtualisation.md), by one flag.
 GUEST_PV := hello hypercalls interrupts exceptions paging halt echo compute ticker exits isolation spin flood triple
+# The same sources, unmodified, by hvpvcc (docs/hvpvcc.md).
+GUEST_HVPV := hello hypercalls interrupts apic paging halt reset echo compute ticker ports hole isolation garbage exits virtio
+GUEST_HVPV_CC := $(GUEST_CC) -Bhvd/hvpvcc/bin/
 GUEST_FILES := $(GUEST_MULTIBOOT:%=$(GUEST_BUILD)/%.elf) $(GUEST_BUILD)/nano.elf $(GUEST_BUILD)/pvh.elf $(GUEST_BUILD)/long.elf $(GUEST_BUILD)/alias.elf $(GUEST_BUILD)/flat.bin $(GUEST_BUILD)/hostile.bin $(GUEST_BUILD)/boot.img $(GUEST_PV:%=$(GUEST_BUILD)/%.pv.elf) \
+	$(GUEST_HVPV:%=$(GUEST_BUILD)/%.hvpv.elf) \
 	$(GUEST_BUILD)/diskrate $(GUEST_BUILD)/avx $(GUEST_BUILD)/ops $(TEACH_GUEST)
 
 GUEST_LIB := $(addprefix $(GUEST_BUILD)/lib/,start.o print.o check.o traps.o pic.o entry.o)
 GUEST_LIB_PV := $(addprefix $(GUEST_BUILD)/lib-pv/,start.o print.o check.o traps.o pic.o entry.o pv.o)
+GUEST_LIB_HVPV := $(GUEST_LIB:$(GUEST_BUILD)/lib/%=$(GUEST_BUILD)/lib-hvpv/%)
 GUEST_LIB64 := $(addprefix $(GUEST_BUILD)/lib64/,start.o print.o check.o)
 
 .PHONY: guests guests-clean
 guests: $(GUEST_FILES)
 
 guests-clean:
-	rm -rf $(GUEST_FILES) $(GUEST_BUILD)/lib $(GUEST_BUILD)/lib-pv $(GUEST_BUILD)/lib64 $(GUEST_BUILD)/teach
+	rm -rf $(GUEST_FILES) $(GUEST_BUILD)/lib $(GUEST_BUILD)/lib-pv $(GUEST_BUILD)/lib-hvpv $(GUEST_BUILD)/lib64 $(GUEST_BUILD)/teach
 
 $(GUEST_BUILD)/lib/%.o: guests/lib/%.c $(GUEST_HEADERS) guests.mk
 	@mkdir -p $(@D)
@@ -44,6 +49,17 @@ $(GUEST_BUILD)/lib-pv/%.o: guests/lib/%.S $(GUEST_HEADERS) guests.mk
 
 $(GUEST_PV:%=$(GUEST_BUILD)/%.pv.elf): $(GUEST_BUILD)/%.pv.elf: guests/%.c $(GUEST_BUILD)/lib/multiboot.o $(GUEST_LIB_PV) guests/lib/guest.ld $(GUEST_HEADERS)
 	$(GUEST_CC) -m32 $(GUEST_CFLAGS) $(GUEST_LDFLAGS) -DHV_PARAVIRT -T guests/lib/guest.ld -o $@ $(filter %.o,$^) $<
+
+$(GUEST_BUILD)/lib-hvpv/%.o: guests/lib/%.c $(GUEST_HEADERS) guests.mk hvd/hvpvcc/bin/as
+	@mkdir -p $(@D)
+	$(GUEST_HVPV_CC) -m32 $(GUEST_CFLAGS) -c -o $@ $<
+
+$(GUEST_BUILD)/lib-hvpv/%.o: guests/lib/%.S guests.mk hvd/hvpvcc/bin/as
+	@mkdir -p $(@D)
+	$(GUEST_HVPV_CC) -m32 $(GUEST_CFLAGS) -c -o $@ $<
+
+$(GUEST_HVPV:%=$(GUEST_BUILD)/%.hvpv.elf): $(GUEST_BUILD)/%.hvpv.elf: guests/%.c $(GUEST_BUILD)/lib-hvpv/multiboot.o $(GUEST_LIB_HVPV) guests/lib/guest.ld $(GUEST_HEADERS)
+	$(GUEST_HVPV_CC) -m32 $(GUEST_CFLAGS) $(GUEST_LDFLAGS) -T guests/lib/guest.ld -o $@ $(filter %.o,$^) $<
 
 $(GUEST_BUILD)/lib64/%.o: guests/lib/%.c $(GUEST_HEADERS) guests.mk
 	@mkdir -p $(@D)

@@ -76,14 +76,15 @@ class Thunks:
         return at
 
     def sti(self) -> int:
-        """Interrupts on; what is pending is delivered. JECXZ tests without flags."""
+        """Interrupts on. JECXZ tests without flags; when something is pending, the monitor does it all: what comes next still is in the
+        shadow of STI."""
+        slow = self.site(b"\xfb")
 
         def build(at: int) -> bytes:
             code = _SS + b"\xc6\x05" + _vcpu(IF + 1) + b"\x02"  # movb $2, IF + 1
             code += b"\x51" + _SS + b"\x8b\x0d" + _vcpu(PENDING)  # push %ecx; mov PENDING, %ecx
-            code += b"\xe3\x06\x59"  # jecxz 1f; pop %ecx
-            code += jump(at + len(code), self.page + ENTRY_DELIVER)
-            return code + b"\x59\xc3"  # 1: pop %ecx; ret
+            code += b"\xe3\x0e\x59" + CLI  # jecxz 1f; pop %ecx; movb $0, IF + 1
+            return code + jump(at + len(code), slow) + b"\x59\xc3"  # 1: pop %ecx; ret
 
         return self._get("sti", build)
 
