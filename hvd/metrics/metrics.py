@@ -9,7 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 from pathlib import Path
 
 from hvapi.v1 import guest_pb2
-from prometheus_client import CollectorRegistry, Counter, Histogram, Metric
+from prometheus_client import CollectorRegistry, Counter, Histogram, Metric, ProcessCollector
 from prometheus_client.core import CounterMetricFamily
 
 from hvd.config import version
@@ -64,6 +64,8 @@ class Metrics:
         self._meter = Meter(usage)
         self._handling = HandlingTimes()
         self._own = CollectorRegistry(auto_describe=True)
+        # The daemon's own process, by the names that every exporter has for them: process_cpu_seconds_total, ...
+        ProcessCollector(registry=self._own)
         self._operations = Histogram(
             "hvd_operation_duration_seconds",
             "Duration of API calls; of a stream, until its end.",
