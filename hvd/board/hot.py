@@ -8,7 +8,6 @@ from __future__ import annotations
 import ctypes
 import enum
 import functools
-import mmap
 import os
 import threading
 from collections.abc import Mapping
@@ -18,9 +17,11 @@ from typing import Any
 
 from hvapi.record import RECORD, RECORD_BYTES, Record
 
+from hvd.board.shared_file import SharedFile
 from hvd.errors import HvdError
 from hvd.trace.counters import COUNTERS_BYTES, DISK_WORDS, DISKS, DISKS_OFFSET, NIC_WORDS, NICS, NICS_OFFSET
 from hvd.trace.points import BackendId
+from hvd.trace.ring import ENABLED_OFFSET
 
 LIBRARY = Path(__file__).resolve().parent.parent / "libhv.so"
 NEVER = (1 << 64) - 1
@@ -98,6 +99,7 @@ _PROTOTYPES: dict[str, tuple[type | None, list[type]]] = {
     "hv_board_restored": (None, [_pointer]),
     "hv_clock_set": (_bool, [_pointer, _u64]),
     "hv_crossings_tap": (None, [_pointer, _pointer]),
+    "hv_note": (None, [_pointer, _unsigned, _u64, _u64, _u64, _u64, _u64]),
     "hv_cross": (None, [_pointer, _unsigned, _u64, _u64, _unsigned, _u64, _u64, _u64, _u64]),
 }
 
@@ -142,34 +144,6 @@ class Tap(ctypes.Structure):
     """struct hv_tap (native/crossing.h)."""
 
     _fields_ = (("head", _u64), ("records", (ctypes.c_char * RECORD_BYTES) * TAP_RECORDS))
-
-
-class _SharedFile:
-    """A file of the guest directory, mapped for the C side.
-
-    Its blocks are allocated as they are written: whoever switches a trace on allocates the ring's (posix_fallocate), so
-    that a full disk is that reader's error and not the guest's.
-    """
-
-    def __init__(self, path: Path | None, size: int) -> None:
-        self.size = 0
-        self.address: int | None = None
-        if path is None:
-            return
-        fd = os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
-        try:
-            os.ftruncate(fd, size)
-            self._map = mmap.mmap(fd, size)
-        finally:
-            os.close(fd)
-        self.size = size
-        self._first: ctypes.c_char | None = ctypes.c_char.from_buffer(self._map)
-        self.address = ctypes.addressof(self._first)
-
-    def close(self) -> None:
-        if self.address is not None:
-            self.address, self._first = None, None
-            self._map.close()
 
 
 WINDOWS = 4
@@ -245,8 +219,8 @@ class HotBoard:
         self.out_event = out_event
         self.counters_path = counters
         self.trace_path = trace
-        self._counters = _SharedFile(counters, COUNTERS_BYTES)
-        self._trace = _SharedFile(trace, RECORD_BYTES * (1 + trace_records))
+        self._counters = SharedFile(counters, COUNTERS_BYTES)
+        self._trace = SharedFile(trace, RECORD_BYTES * (1 + trace_records))
         # Written at once and by every crossing: better to find a full disk now than by SIGBUS later.
         for path, written in ((counters, COUNTERS_BYTES), (trace, RECORD_BYTES)):
             if path is not None:
@@ -264,6 +238,8 @@ class HotBoard:
         self._console: int = self._lib.hv_board_console(self.address)
         self._console_lock = threading.Lock()  # held by the other thread while it uses the console's rings
         self._crossings: int = self._lib.hv_board_crossings(self.address)
+        # The ring's word of kinds that somebody wants.
+        self._enabled = ctypes.c_uint32.from_address(self._trace.address + ENABLED_OFFSET) if self._trace.address else ctypes.c_uint32(0)
         self._clock: int = self._lib.hv_board_clock(self.address)
         self._value = ctypes.c_uint64()
         self._tap: Tap | None = None
@@ -272,6 +248,7 @@ class HotBoard:
 
     def close(self) -> None:
         """Unmap the files. Nothing else may be called afterwards."""
+        self._enabled = ctypes.c_uint32(0)
         self._counters.close()
         self._trace.close()
 
@@ -421,6 +398,11 @@ class HotBoard:
     ) -> None:
         """Count a finished crossing, and record it if somebody listens. start_ns: host_ns() at entry, 0 = untimed."""
         self._lib.hv_cross(self._crossings, point, start_ns, rip, flags, a0, a1, a2, a3)
+
+    def note(self, point: int, start_ns: int, a0: int = 0, a1: int = 0, a2: int = 0, a3: int = 0) -> None:
+        """Work of a device, done since start_ns: recorded if somebody listens, and not counted as a crossing."""
+        if self._enabled.value:
+            self._lib.hv_note(self._crossings, point, start_ns, a0, a1, a2, a3)
 
     def tap(self, on: bool) -> None:
         """Keep the last TAP_RECORDS crossings for tapped(), or no longer."""

@@ -180,6 +180,9 @@ bool hv_kicked(void);                  /* the runner wants the state at the next
 uint64_t hv_tsc(void);                 /* the guest's time stamp counter */
 void hv_cross_here(unsigned point, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a3); /* a record of this instruction, timed since entry_ns */
 
+/* ---- callstack.c */
+void hv_callstack_init(void); /* records have the guest's call stack, if that is wanted */
+
 /* ---- walk.c, shadow.c */
 struct hv_walk {
     uint64_t physical;

@@ -23,6 +23,8 @@
 
 struct hv_cell_host {
     struct hv_board *board;
+    const uint8_t *memory; /* of the guest, as the runner has mapped it */
+    uint64_t memory_size;
     struct hv_cell_area *area;
     int area_fd, go, left, wake, pidfd;
     struct hv_cell_known known;
@@ -64,7 +66,35 @@ static bool make_area(struct hv_cell_host *host)
     return true;
 }
 
-struct hv_cell_host *hv_cell_create(struct hv_board *board, enum hv_cell_mode mode, unsigned backend, uint64_t memory_size, uint64_t tsc_hz)
+/* ---- call stacks of the crossings that the runner records (hvd/board/native/stack.c): registers as checked at the exit, memory as it is */
+
+static const void *ram_at(void *owner, uint64_t physical, size_t length)
+{
+    const struct hv_cell_host *host = owner;
+    for (uint32_t i = 0; i < host->known.region_count; i++) {
+        const struct hv_cell_region *region = &host->known.regions[i];
+        uint64_t at = region->file_offset + (physical - region->start);
+        if (physical - region->start < region->length && region->kind != HV_REGION_MMIO)
+            return region->length - (physical - region->start) >= length && at <= host->memory_size - length ? host->memory + at : NULL;
+    }
+    return NULL;
+}
+
+static unsigned call_stack(void *owner, uint64_t *addresses, unsigned most)
+{
+    struct hv_cell_host *host = owner;
+    const struct hv_cpu *cpu = &host->cpu;
+    if (!(cpu->segment[HV_CS].attributes & HV_SEGMENT_32))
+        return 0; /* 16-bit code */
+    const struct hv_stack_begin begin = {
+        .cr0 = cpu->cr0, .cr3 = cpu->cr3, .cr4 = cpu->cr4, .frame = cpu->segment[HV_SS].base + cpu->r[HV_EBP], .word = 4,
+        .memory = ram_at, .owner = host,
+    };
+    return hv_stack_walk(&begin, addresses, most);
+}
+
+struct hv_cell_host *hv_cell_create(struct hv_board *board, enum hv_cell_mode mode, unsigned backend, const void *memory, uint64_t memory_size,
+                                    uint64_t tsc_hz)
 {
     struct hv_cell_host *host = aligned_alloc(64, (sizeof *host + 63) / 64 * 64);
     if (!host)
@@ -82,6 +112,10 @@ struct hv_cell_host *hv_cell_create(struct hv_board *board, enum hv_cell_mode mo
         return NULL;
     }
     host->known.start_ns = hv_host_ns();
+    host->memory = memory;
+    host->memory_size = memory_size;
+    board->crossings.stack = call_stack;
+    board->crossings.owner = host;
     struct hv_cell_area *area = host->area;
     area->magic = HV_AREA_MAGIC;
     area->version = HV_AREA_VERSION;
@@ -387,6 +421,8 @@ void hv_cell_free(struct hv_cell_host *host)
     if (!host)
         return;
     hv_cell_end(host);
+    if (host->board->crossings.owner == host)
+        host->board->crossings.stack = NULL;
     release(host);
 }
 

@@ -26,8 +26,9 @@ void hv_cell_give_devices(struct hv_cell_area *, const struct hv_board *);
 #define HV_CELL_LAST_WAITS 600u        /* for the console, of a tenth of a second each (hvd/board/machine.py) */
 
 struct hv_cell_host;
-/* NULL: errno. The area is made and described; what it lacks are regions, CPUID and claimed ports. tsc_hz as in the area. */
-struct hv_cell_host *hv_cell_create(struct hv_board *, enum hv_cell_mode, unsigned backend, uint64_t memory_size, uint64_t tsc_hz);
+/* NULL: errno. The area is made and described; what it lacks are regions, CPUID and claimed ports. memory: the runner's own mapping of the
+ * memory file. tsc_hz as in the area. */
+struct hv_cell_host *hv_cell_create(struct hv_board *, enum hv_cell_mode, unsigned backend, const void *memory, uint64_t memory_size, uint64_t tsc_hz);
 bool hv_cell_add_region(struct hv_cell_host *, uint64_t start, uint64_t length, uint64_t file_offset, uint32_t kind, bool hot); /* false: too many */
 bool hv_cell_set_cpuid(struct hv_cell_host *, const struct hv_cell_cpuid *, uint32_t count);                                   /* false: too many */
 void hv_cell_set_tsc_khz(struct hv_cell_host *, uint32_t khz); /* of the host's counter, under paravirt: before it runs */

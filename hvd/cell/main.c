@@ -82,6 +82,7 @@ static void make_board(void)
     hv_board_init(&cell.board, HV_CELL_FD_CONSOLE, NULL, 0, NULL, 0, cell.area->backend);
     void *counters = map_file(HV_CELL_FD_COUNTERS, &counters_size), *trace = map_file(HV_CELL_FD_TRACE, &trace_size);
     hv_crossings_join(&cell.board.crossings, counters, counters_size, trace, trace_size, cell.area->backend);
+    hv_callstack_init();
     memcpy(cell.board.claimed, cell.area->claimed, sizeof cell.board.claimed);
     cell.board.console = &cell.area->console;
 }

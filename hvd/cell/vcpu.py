@@ -62,7 +62,7 @@ class CellVcpu(Vcpu):
         self._mode = mode
         self.rewrites = mode in (Mode.REWRITING, Mode.BREAKPOINT)
         self.cpuid: dict[tuple[int, int], tuple[int, ...]] = {}
-        host: int | None = self._lib.hv_cell_create(board.address, int(mode), int(backend), memory.whole.nbytes, tsc_hz)
+        host: int | None = self._lib.hv_cell_create(board.address, int(mode), int(backend), memory.host_address, memory.whole.nbytes, tsc_hz)
         if host is None:
             raise HvdError("RUNNER_START_FAILED", problem="no memory for a cell's run area", log="runner.log in the guest's directory")
         self._host = host

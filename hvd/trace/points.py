@@ -219,6 +219,14 @@ POINTS: tuple[Point, ...] = (
           "the driver of a virtio device offers buffers; those that the device was done with at once"),
     Point(13, "virtio-fault", Kind.DEVICE, _arguments("slot:dec", "device:dec", "queue:dec"),
           "the driver of a virtio device broke the rules: the device needs a reset"),
+    # Work of devices, which is no crossing and not counted as one (hv_note): it goes on within one, or for the world outside.
+    *(
+        Point(number, f"disk-{what}", Kind.DEVICE, _arguments("disk:dec", "offset", "length:dec", "result:errno"), f"a disk's {text}")
+        for number, what, text in ((14, "read", "image is read"), (15, "write", "image is written"),
+                                   (16, "flush", "image is flushed to the host's disk"), (17, "discard", "blocks are given back"))
+    ),
+    Point(18, "nic-receive", Kind.DEVICE, _arguments("nic:dec", "length:dec"), "a network card gives a frame to the guest"),
+    Point(19, "nic-transmit", Kind.DEVICE, _arguments("nic:dec", "length:dec"), "a network card sends a frame of the guest"),
     *(
         Point(EXCEPTION_BASE + vector, f"exception.{name}",
               Kind.PAGE_FAULT if vector == 14 else Kind.EXCEPTION,

@@ -21,7 +21,7 @@ MAGIC = 0x52545648  # "HVTR"
 VERSION = 1
 HEADER_BYTES = 64
 _HEADER = struct.Struct("<IIIIQI")
-_ENABLED_OFFSET = 12
+ENABLED_OFFSET = 12
 _HEAD_OFFSET = 16
 _STACKS_OFFSET = 24
 _SEQUENCE_OFFSET = 20  # of struct hv_record
@@ -48,7 +48,7 @@ def write_enabled(path: Path, mask: int, stacks: int = 0) -> None:
             if mask:
                 _allocate(descriptor, min(size, HEADER_BYTES + MOST_RECORDS * RECORD_BYTES), path)
             os.pwrite(descriptor, stacks.to_bytes(4, "little"), _STACKS_OFFSET)
-            os.pwrite(descriptor, mask.to_bytes(4, "little"), _ENABLED_OFFSET)
+            os.pwrite(descriptor, mask.to_bytes(4, "little"), ENABLED_OFFSET)
     finally:
         os.close(descriptor)
 
@@ -105,7 +105,7 @@ def read_enabled(path: Path) -> int:
     except FileNotFoundError:
         return 0
     try:
-        return int.from_bytes(os.pread(descriptor, 4, _ENABLED_OFFSET), "little")
+        return int.from_bytes(os.pread(descriptor, 4, ENABLED_OFFSET), "little")
     finally:
         os.close(descriptor)
 

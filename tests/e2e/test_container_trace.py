@@ -96,6 +96,7 @@ def test_a_known_workload_gives_exactly_its_calls_and_no_other_container_appears
     assert all(r["result"] >= 0 and r["duration_ns"] > 0 and r["kind"] == "system-call" for r in seen)
     threads = {r["arguments"]["tid"] for r in found}
     assert len(threads) >= 3  # the shell and what it forked
+    assert all(r["pid"] == r["arguments"]["tid"] for r in creating(found))  # programs without threads
     if tracer == "ebpf":
         assert max(threads) < 100  # the container's own numbers
         assert opens(found) == seen
@@ -111,6 +112,14 @@ def test_a_known_workload_gives_exactly_its_calls_and_no_other_container_appears
     assert re.search(r'^hvd_\w+\{[^}]*"exit_group"[^}]*\} [1-9]', metrics, re.MULTILINE)
     rows = {row["reason"]: int(row["count"]) for row in box.ok("trace", "summary", "c", "-o", "json").json["rows"]}
     assert rows["openat" if "openat" in rows else "open"] >= OPENS and rows["exit_group"] >= 3
+
+
+def test_one_process_of_several(box: RealDaemon) -> None:
+    box.ok("create", "--name", "c", "--image", "box", "--", "sh", "-c", f"{WORKLOAD}; cat /none; exit 0")
+    with contextlib.closing(tracing(box, "c", "--pid", "1")) as process:
+        box.ok("start", "c")
+        found = records(process)
+    assert {r["pid"] for r in found} == {1} and len(creating(found)) == OPENS
 
 
 def test_what_exec_starts_is_followed_and_lines_read_like_those_of_strace(box: RealDaemon, tracer: str) -> None:

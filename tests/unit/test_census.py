@@ -130,7 +130,7 @@ def _segments(path: Path) -> tuple[int, dict[int, bytes]]:
 
 CLEAN = (
     "hello", "interrupts", "exceptions", "paging", "hypercalls", "compute", "echo", "ticker", "ports", "nonsense", "nano", "isolation",
-    "spin", "halt", "triple", "reset", "wild", "flood", "exits", "virtio", "screen", "pvh", "modes", "garbage",
+    "spin", "halt", "triple", "reset", "wild", "flood", "exits", "virtio", "screen", "pvh", "modes", "garbage", "callers",
 )  # fmt: skip
 
 

@@ -8,6 +8,7 @@ this needs are written, by hand: numbers are varints, fixed numbers or bytes (pr
 from __future__ import annotations
 
 import heapq
+from collections import deque
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 
@@ -31,8 +32,8 @@ _OUR_SEQUENCE = 1
 _MASK = (1 << 64) - 1
 # Events of a track that are put in order before they are written; nearly all that a crossing encloses end before it does.
 WINDOW = 4096
-# Work of devices that waits for the crossing that asked for it.
-MOST_WAITING = 256
+# Work of devices, and crossings, among which what belongs together is looked for.
+MOST_RECENT = 64
 
 
 def _varint(value: int) -> bytes:
@@ -67,6 +68,15 @@ class _Slice:
     number: int
     event: TraceEvent = field(compare=False)
     flows: list[int] = field(compare=False, default_factory=list)
+    written: bool = field(compare=False, default=False)
+
+    def encloses(self, other: _Slice) -> bool:
+        return self.start_ns <= other.start_ns and self.minus_end_ns <= other.minus_end_ns
+
+    def flow_from(self, crossing: _Slice) -> None:
+        if not (self.written or crossing.written):
+            crossing.flows.append(self.number)
+            self.flows.append(self.number)
 
 
 @dataclass(slots=True)
@@ -86,7 +96,8 @@ class PerfettoWriter:
         self._tracks: dict[tuple[str, str], _Track] = {}
         self._names: dict[tuple[int, str], int] = {}
         self._fresh: list[bytes] = []
-        self._work: dict[str, list[_Slice]] = {}
+        self._work: dict[str, deque[_Slice]] = {}
+        self._crossings: dict[str, deque[_Slice]] = {}
         self._number = 0
         self._packet(_number(_SEQUENCE_FLAGS, _CLEARED))
 
@@ -98,15 +109,25 @@ class PerfettoWriter:
             self._put(self._cpu(event, "lost"), piece)
         elif event.work:
             self._put(self._track(event.guest, f"device {event.work}", 0), piece)
-            waiting = self._work.setdefault(event.guest, [])
-            waiting.append(piece)
-            del waiting[:-MOST_WAITING]
+            # In the order of the stream what a crossing encloses comes before it, in the order of time behind it.
+            asked = next((each for each in reversed(self._recent(event.guest, self._crossings)) if each.encloses(piece)), None)
+            if asked is not None:
+                piece.flow_from(asked)
+            else:
+                self._recent(event.guest, self._work).append(piece)
         else:
-            for done in self._work.pop(event.guest, ()) if event.duration_ns is not None else ():
-                if start <= done.start_ns <= -piece.minus_end_ns:
-                    piece.flows.append(done.number)
-                    done.flows.append(done.number)
+            if event.duration_ns is not None:
+                work = self._recent(event.guest, self._work)
+                for done in list(work):
+                    if piece.encloses(done):
+                        done.flow_from(piece)
+                        work.remove(done)
+                self._recent(event.guest, self._crossings).append(piece)
             self._put(self._cpu(event, ""), piece)
+
+    @staticmethod
+    def _recent(guest: str, slices: dict[str, deque[_Slice]]) -> deque[_Slice]:
+        return slices.setdefault(guest, deque(maxlen=MOST_RECENT))
 
     def close(self) -> None:
         for track in self._tracks.values():
@@ -126,7 +147,7 @@ class PerfettoWriter:
 
     def _emit(self, track: _Track, piece: _Slice) -> None:
         # Slices of a track must nest: what came too late, or overlaps, is moved to where it can stand; its arguments say the truth.
-        event = piece.event
+        event, piece.written = piece.event, True
         start, end = max(piece.start_ns, track.last_ns), -piece.minus_end_ns
         while track.open and track.open[-1] <= start:
             self._event(track, track.open.pop(), _number(_TYPE, _SLICE_END))

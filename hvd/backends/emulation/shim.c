@@ -102,6 +102,8 @@ struct hv_emulator *hv_emulator_create(const char *library, struct hv_board *boa
         close_partly(e);
         return NULL;
     }
+    board->crossings.stack = hv_emulator_call_stack;
+    board->crossings.owner = e;
     if (!hv_coroutine_create(&e->coroutine, COROUTINE_STACK, emulate, e)) {
         snprintf(why, why_size, "no memory for a stack");
         close_partly(e);
@@ -118,6 +120,8 @@ void hv_emulator_close(struct hv_emulator *e)
 {
     if (e->timer_made)
         timer_delete(e->timer);
+    if (e->board->crossings.owner == e)
+        e->board->crossings.stack = NULL;
     hv_emulator_abandon(e); /* Unicorn is closed from outside of its loop only */
     close_partly(e);
 }

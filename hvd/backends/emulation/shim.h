@@ -6,6 +6,7 @@
  *   state.c     registers in and out
  *   save.c      what a snapshot needs beyond those
  *   fpu.c       x87 and SSE registers in and out
+ *   callstack.c what called the instruction that crosses
  *   debug.c     breakpoints, watchpoints and single steps, the debugger's and the guest's own
  *   plt.c       puts functions of ours between the library's parts: those of debug.c and of the three below
  *   flags.c     status flags without garbage
@@ -144,6 +145,9 @@ extern const size_t hv_code_page_redirection_count;
 void hv_code_pages_enter_thread(struct hv_emulator *);
 bool hv_code_pages_grow(struct hv_emulator *, uint64_t length);
 bool hv_code_pages_any(const struct hv_emulator *, uint64_t ram_address, uint64_t length); /* is there code in one of these pages */
+
+/* callstack.c */
+unsigned hv_emulator_call_stack(void *emulator, uint64_t *addresses, unsigned most);
 
 /* fpu.c */
 struct hv_fpu;

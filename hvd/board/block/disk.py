@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -29,12 +29,16 @@ def open_disks(specs: Sequence[DiskSpec], board: HotBoard) -> tuple[Disk, ...]:
     disks: list[Disk] = []
     try:
         for slot, spec in enumerate(specs):
-            image = CountedImage(_open(spec), board.disk_counters(slot))
+            image = CountedImage(_open(spec), board.disk_counters(slot), _noting(board, slot))
             disks.append(Disk(spec, image))
     except BaseException:
         close_disks(disks)
         raise
     return tuple(disks)
+
+
+def _noting(board: HotBoard, slot: int) -> Callable[[int, int, int, int, int], None]:
+    return lambda point, start_ns, offset, length, result: board.note(point, start_ns, slot, offset, length, result)
 
 
 def close_disks(disks: Sequence[Disk]) -> None:

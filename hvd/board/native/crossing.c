@@ -69,12 +69,42 @@ static struct hv_record fill(const struct hv_crossings *crossings, uint64_t numb
     };
 }
 
+static struct hv_record *slot(const struct hv_crossings *crossings)
+{
+    return (struct hv_record *)(crossings->trace + 1) + (crossings->head & (crossings->capacity - 1));
+}
+
+static void record_stack(struct hv_crossings *crossings, const struct hv_record *first)
+{
+    enum { EACH = sizeof(((struct hv_piece *)0)->payload) / sizeof(uint64_t) };
+    uint64_t addresses[HV_STACK_MOST];
+    unsigned count = crossings->stack(crossings->owner, addresses, HV_STACK_MOST);
+    for (unsigned at = 0; at < count && at < HV_STACK_MOST; at += EACH) {
+        unsigned here = count - at < EACH ? count - at : EACH;
+        struct hv_piece piece = {
+            .time_ns = first->time_ns,
+            .bytes = here * (unsigned)sizeof *addresses,
+            .point = first->point,
+            .kind = first->kind,
+            .backend = first->backend,
+            .flags = HV_RECORD_MORE | HV_RECORD_STACK,
+            .sequence = (uint32_t)crossings->head,
+        };
+        memcpy(piece.payload, addresses + at, here * sizeof *addresses);
+        memcpy(slot(crossings), &piece, sizeof piece);
+        crossings->head++;
+    }
+}
+
 static void record(struct hv_crossings *crossings, unsigned point, uint64_t start_ns, uint64_t duration_ns, uint64_t rip, unsigned flags,
                    const uint64_t arguments[4])
 {
-    struct hv_record *slot = (struct hv_record *)(crossings->trace + 1) + (crossings->head & (crossings->capacity - 1));
-    *slot = fill(crossings, crossings->head, point, start_ns, duration_ns, rip, flags, arguments);
+    const struct hv_record first = fill(crossings, crossings->head, point, start_ns, duration_ns, rip, flags, arguments);
+    *slot(crossings) = first;
     crossings->head++;
+    if (__builtin_expect(__atomic_load_n(&crossings->trace->stacks, __ATOMIC_RELAXED) >> point_kind[point] & 1, 0) && crossings->stack)
+        record_stack(crossings, &first);
+    /* Together: no reader finds a record without what continues it. */
     crossings->counters->records = crossings->head;
     __atomic_store_n(&crossings->trace->head, crossings->head, __ATOMIC_RELEASE);
 }
@@ -106,4 +136,13 @@ void hv_cross(struct hv_crossings *crossings, unsigned point, uint64_t start_ns,
             fill(crossings, tap->head, point, start_ns, duration, rip, flags, (const uint64_t[4]){a0, a1, a2, a3});
         tap->head++;
     }
+}
+
+void hv_note(struct hv_crossings *crossings, unsigned point, uint64_t start_ns, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a3)
+{
+    point &= HV_POINTS - 1;
+    if (!crossings->trace || !(__atomic_load_n(&crossings->trace->enabled, __ATOMIC_RELAXED) >> point_kind[point] & 1))
+        return;
+    uint64_t now = hv_host_ns();
+    record(crossings, point, start_ns, start_ns && now > start_ns ? now - start_ns : 0, 0, 0, (const uint64_t[4]){a0, a1, a2, a3});
 }

@@ -6,6 +6,7 @@
 #ifndef HV_CROSSING_H
 #define HV_CROSSING_H
 
+#include <stdbool.h>
 #include <stddef.h>
 #include <stdint.h>
 
@@ -38,7 +39,19 @@ _Static_assert(sizeof(struct hv_record) == 64, "the record is 64 bytes");
 #define HV_RECORD_LONG 4u    /* the vcpu was in 64-bit mode */
 #define HV_RECORD_MORE 8u    /* continues the record before it (containers only): client/hvapi/record.py */
 #define HV_RECORD_TEXT 16u
-#define HV_RECORD_STACK 32u /* with HV_RECORD_MORE: return addresses of the guest, struct hv_piece */
+#define HV_RECORD_STACK 32u /* with HV_RECORD_MORE: return addresses of the guest, the innermost first */
+
+/* What continues a record, in a slot of its own: as struct hv_record up to `sequence`. */
+struct hv_piece {
+    uint64_t time_ns;
+    uint32_t bytes; /* of the payload that count */
+    uint16_t point;
+    uint8_t kind, backend;
+    uint16_t position, flags;
+    uint32_t sequence;
+    uint64_t payload[5];
+};
+_Static_assert(sizeof(struct hv_piece) == sizeof(struct hv_record), "a piece takes the place of a record");
 
 struct hv_counter {
     uint64_t count, total_ns, max_ns;
@@ -92,6 +105,19 @@ struct hv_tap {
     struct hv_record records[HV_TAP_RECORDS];
 };
 
+/* ---- stack.c */
+#define HV_STACK_MOST 20u /* return addresses of one crossing */
+struct hv_stack_begin {
+    uint64_t cr0, cr3, cr4, efer;
+    uint64_t frame; /* linear address that the frame pointer points to */
+    uint32_t word;  /* of the code: 4 or 8 bytes */
+    /* Guest-physical memory, `length` bytes of it in one piece; NULL = not RAM. */
+    const void *(*memory)(void *owner, uint64_t physical, size_t length);
+    void *owner;
+};
+/* Returns how many addresses it found. */
+unsigned hv_stack_walk(const struct hv_stack_begin *, uint64_t *addresses, unsigned most);
+
 struct hv_crossings {
     struct hv_counters *counters; /* never NULL after init: falls back to a private page */
     struct hv_trace_header *trace;  /* NULL = no ring */
@@ -99,6 +125,9 @@ struct hv_crossings {
     uint64_t head;
     uint8_t backend;
     struct hv_tap *tap;
+    /* The guest's call stack now, by whoever knows its registers; NULL = nobody does. */
+    unsigned (*stack)(void *owner, uint64_t *addresses, unsigned most);
+    void *owner;
 };
 void hv_crossings_tap(struct hv_crossings *, struct hv_tap *);
 void hv_crossings_init(struct hv_crossings *, void *counters, size_t counters_size, void *trace, size_t trace_size, unsigned backend);
@@ -106,6 +135,8 @@ void hv_crossings_init(struct hv_crossings *, void *counters, size_t counters_si
 void hv_crossings_join(struct hv_crossings *, void *counters, size_t counters_size, void *trace, size_t trace_size, unsigned backend);
 /* It is this process's turn: go on behind the records of the other. Whatever stands in the file, no record goes beyond it. */
 void hv_crossings_turn(struct hv_crossings *);
+/* Work that is no crossing: recorded if somebody listens, not counted. Times as below. */
+void hv_note(struct hv_crossings *, unsigned point, uint64_t start_ns, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a3);
 /* Count, and record if somebody listens. start_ns = hv_host_ns() at entry; 0 = untimed. */
 void hv_cross(struct hv_crossings *, unsigned point, uint64_t start_ns, uint64_t rip, unsigned flags, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a3);
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from hvd.board.net.plug import open_port
@@ -31,4 +31,9 @@ def virtio_devices(machine: Machine) -> Iterator[VirtioDevice]:
             log=machine.log,
             is_paused=lambda: machine.state == "PAUSED",
             counters=machine.board.nic_counters(number),
+            note=_noting(machine, number),
         )
+
+
+def _noting(machine: Machine, slot: int) -> Callable[[int, int, int], None]:
+    return lambda point, start_ns, length: machine.board.note(point, start_ns, slot, length)

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import ctypes
 import struct
+import time
 from collections.abc import Callable
 from typing import Any, ClassVar, Final
 
@@ -28,6 +29,7 @@ from hvd.board.net.port import (
 from hvd.board.virtio.device import VirtioDevice
 from hvd.board.virtio.queue import Chain
 from hvd.trace.counters import NIC_FIELDS
+from hvd.trace.points import BY_NAME
 
 RECEIVE, TRANSMIT = 0, 1
 QUEUE_SIZE: Final = 256
@@ -52,6 +54,7 @@ NO_OFFLOADS: Final = bytes(HEADER_BYTES)
 _WORD: Final = {name: number for number, name in enumerate(NIC_FIELDS)}
 _RECEIVED_BYTES, _RECEIVED = _WORD["received_bytes"], _WORD["received_packets"]
 _TRANSMITTED_BYTES, _TRANSMITTED = _WORD["transmitted_bytes"], _WORD["transmitted_packets"]
+_RECEIVE_POINT, _TRANSMIT_POINT = BY_NAME["nic-receive"].id, BY_NAME["nic-transmit"].id
 _NOT_RECEIVED, _NOT_TRANSMITTED = _WORD["received_dropped"], _WORD["transmitted_dropped"]
 
 
@@ -73,10 +76,12 @@ class Net(VirtioDevice):
         log: Callable[[bytes], None] = lambda line: None,
         is_paused: Callable[[], bool] = lambda: False,
         counters: ctypes.Array[ctypes.c_uint64] | None = None,
+        note: Callable[[int, int, int], None] = lambda point, start_ns, length: None,
     ) -> None:
-        """counters: HotBoard.nic_counters()."""
+        """counters: HotBoard.nic_counters(). note: told of each frame the trace point, since when it was worked on, and its length."""
         self.label = label
         self.counters = counters if counters is not None else (ctypes.c_uint64 * len(NIC_FIELDS))()
+        self._note = note
         self._mac = bytes.fromhex(mac.replace(":", ""))
         self._port = port
         self._log, self._is_paused = log, is_paused
@@ -129,7 +134,7 @@ class Net(VirtioDevice):
 
     def _deliver(self) -> bool:
         """The frame in the buffer; False = the guest has no room for it."""
-        queue, length = self.queues[RECEIVE], self._length
+        queue, length, start = self.queues[RECEIVE], self._length, time.monotonic_ns()
         frame_bytes = length - HEADER_BYTES
         if frame_bytes < ETHERNET_HEADER_BYTES:
             self._length = 0
@@ -162,6 +167,7 @@ class Net(VirtioDevice):
         self._length = 0
         self.counters[_RECEIVED] += 1
         self.counters[_RECEIVED_BYTES] += frame_bytes
+        self._note(_RECEIVE_POINT, start, frame_bytes)
         return True
 
     # ---- from the guest
@@ -184,6 +190,7 @@ class Net(VirtioDevice):
         length = sum(map(len, frame))
         if not self._up or len(header) < HEADER_BYTES or not ETHERNET_HEADER_BYTES <= length <= MOST_FRAME_BYTES:
             return Sent.DROPPED
+        start = time.monotonic_ns()
         try:
             sent = self._port.send(header if self.negotiated & CSUM else NO_OFFLOADS, frame)
         except PortGone as error:
@@ -192,6 +199,7 @@ class Net(VirtioDevice):
         if sent is Sent.DONE:
             self.counters[_TRANSMITTED] += 1
             self.counters[_TRANSMITTED_BYTES] += length
+            self._note(_TRANSMIT_POINT, start, length)
         return sent
 
     # ---- the port

@@ -71,7 +71,7 @@ class Ebpf:
             arguments = [fields[_REGISTERS + place] for place in places]
             lengths = fields[19:21]
             texts = _texts(event, lengths, BY_KEY[key].address is not None) if any(lengths) else ()
-            tell(writer, key, fields[2], fields[0], fields[1], fields[6], fields[7], fields[4], arguments, texts)
+            tell(writer, key, fields[2], fields[0], fields[1], fields[6], fields[7], fields[4], fields[5], arguments, texts)
         return count == most
 
     def close(self) -> None:

@@ -19,7 +19,7 @@ UNNAMED = 511
 KEYS = 1024
 # What x32 programs add to numbers (__X32_SYSCALL_BIT); we know of no kernel in use that takes them.
 X32_BIT = 1 << 30
-# Before the call's own arguments: the thread is the container's number of it (gettid(2)).
+# Before the call's own arguments: the thread is the container's number of it (gettid(2)); the upper 32 bits are its process.
 _COMMON = (Argument("result", "errno"), Argument("tid", "dec"))
 
 _UNNAMED_ARGUMENTS = (*_COMMON, Argument("number", "dec"), Argument("argument0"))

@@ -149,7 +149,8 @@ class _Task:
     """A thread, as the host numbers it."""
 
     inside: bool  # of the container; otherwise the runtime's
-    pid: int  # in its own namespace, if that could be learnt before it ended
+    thread: int  # in its own namespace, if that could be learnt before it ended
+    process: int  # likewise, or 0
     compatible: bool
 
 
@@ -325,19 +326,22 @@ class _Guest:
 
     def _tell(self, writer: RecordWriter, task: _Task, key: int, number: int, call: _Call, end_ns: int, result: int) -> None:
         if task.inside and self._wanted[key >> 3] >> (key & 7) & 1:
-            tell(writer, key, number, call.time_ns, end_ns - call.time_ns, 0, result & _MASK, task.pid, call.arguments)
+            tell(writer, key, number, call.time_ns, end_ns - call.time_ns, 0, result & _MASK, task.thread, task.process, call.arguments)
 
     def _look(self, thread: int, *, inside: bool = False, parent: _Task | None = None) -> _Task:
         """What this thread is; it may have ended."""
-        numbers: list[int] = []
-        with contextlib.suppress(OSError, ValueError, StopIteration):
+        threads: list[int] = []
+        processes: list[int] = []
+        with contextlib.suppress(OSError, ValueError, KeyError):
             status = Path(f"/proc/{thread}/status").read_text("utf-8", "replace")
-            line = next(line for line in status.splitlines() if line.startswith("NSpid:"))
-            numbers = [int(word) for word in line.split()[1:]]
-        inside = inside or len(numbers) > len(_OWN_NUMBERS)
-        pid = numbers[len(_OWN_NUMBERS)] if len(numbers) > len(_OWN_NUMBERS) else thread
+            rows = dict(line.split(":", 1) for line in status.splitlines())
+            threads, processes = ([int(word) for word in rows[row].split()] for row in ("NSpid", "NStgid"))
+        own = len(_OWN_NUMBERS)
+        inside = inside or len(threads) > own
+        number = threads[own] if len(threads) > own else thread
+        process = processes[own] if len(processes) > own else 0
         before = parent is not None and parent.compatible
-        task = _Task(inside, pid, _is_compatible(thread, before))
+        task = _Task(inside, number, process, _is_compatible(thread, before))
         self._tasks[thread] = task
         return task
 
