@@ -281,7 +281,8 @@ static enum outcome await(struct hv_cell_host *host)
     uint64_t start_ns = hv_host_ns(), count;
     for (;;) {
         int timeout = -1;
-        if (__atomic_load_n(&host->kicked, __ATOMIC_SEQ_CST)) {
+        bool kicked = __atomic_load_n(&host->kicked, __ATOMIC_SEQ_CST);
+        if (kicked) {
             uint64_t used_ns = host->silent_ns + (hv_host_ns() - start_ns);
             if (used_ns >= HV_CELL_SILENCE_NS)
                 return SILENT;
@@ -292,8 +293,8 @@ static enum outcome await(struct hv_cell_host *host)
             return DIED; /* cannot be: these are our own descriptors */
         if (events[1].revents)
             return DIED;
-        if (events[2].revents && read(host->wake, &count, sizeof count) == sizeof count)
-            start_ns = hv_host_ns(); /* kicked now: until here its silence was its right */
+        if (events[2].revents && read(host->wake, &count, sizeof count) == sizeof count && !kicked)
+            start_ns = hv_host_ns(); /* kicked now, and not before: until here its silence was its right */
         if (events[0].revents && read(host->left, &count, sizeof count) == sizeof count)
             break;
     }

@@ -29,7 +29,9 @@ static void find_breakpoint(void) { may_run = hv_breakpoint_prepare(); }
 static void settle(void)
 {
     hv_trap.stepping = false;
-    for (;;) {
+    for (bool again = false;; again = true) {
+        if (again) /* code that is interpreted runs on in here, and time with it */
+            cell.entry_ns = hv_host_ns();
         hv_deliver_raised();
         if (hv_was_abandoned()) {
             hv_debug_forget();

@@ -85,8 +85,9 @@ bool hv_in_64_bits(int signal)
         hv_gate_step();
         return false;
     }
-    /* Elsewhere 64-bit code is the guest's own, whatever ends it. */
-    if (async && in_monitor && (!in_cache || hv_gate_is((uint64_t)rip) || (rip >= hv_stubs.callout && rip < hv_stubs.callout_end))) {
+    /* Elsewhere 64-bit code is the guest's own, whatever ends it; so it is below 4 GiB, where only paravirt's gate is ours. */
+    bool of_guest = cell.mode == HV_MODE_REWRITING && (uint64_t)rip < HV_LOW_END;
+    if (async && in_monitor && !of_guest && (!in_cache || hv_gate_is((uint64_t)rip) || (rip >= hv_stubs.callout && rip < hv_stubs.callout_end))) {
         cell.async = 1;
         set_step(HV_STEP_RUN);
         return false;

@@ -88,6 +88,34 @@ async def test_a_breakpoint_is_hit_and_the_guest_ends_well_behind_it(bench: Benc
     assert (await running.end()).exit_code == 0
 
 
+def instructions(guest: str, name: str) -> list[int]:
+    """Their addresses, of a function in a test kernel."""
+    command = ["objdump", "-d", "--no-show-raw-insn", f"--disassemble={name}", kernel(guest)]
+    listing = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
+    return [int(address, 16) for address in re.findall(r"^ *([0-9a-f]+):\t", listing, re.M)]
+
+
+async def test_breakpoints_on_every_instruction(bench: Bench) -> None:
+    """Of a function that runs once and straight on, and of one with loops: each stops where it stands, and nothing else changes."""
+    async with debugged(bench, "interrupts.elf") as (front, running):
+        once, loops = instructions("interrupts.elf", "pit_periodic"), instructions("interrupts.elf", "put_number")
+        addresses = {*once, *loops}
+        for address in addresses:
+            assert await front.ask(b"Z0,%x,1" % address) == b"OK"
+        stops: list[int] = []
+        step = False
+        while (answer := await front.ask(b"s" if step else b"c")).startswith(b"T05"):
+            eip = await front.word(EIP)
+            step = eip in addresses  # as gdb does: over it by a step
+            if step:
+                stops.append(eip)
+        assert answer == b"W00", running.console()
+    assert [stop for stop in stops if stop in once] == once
+    others = [stop for stop in stops if stop not in once]
+    assert set(others) == set(loops) and others[0] == loops[0] and others.count(loops[0]) == others.count(loops[-1])
+    assert (await running.end()).exit_code == 0 and "20 ticks" in running.console()
+
+
 async def test_steps_and_watchpoints(bench: Bench) -> None:
     async with debugged(bench, "interrupts.elf") as (front, running):
         start, ticks = await front.word(EIP), symbol("interrupts.elf", "ticks")

@@ -1,0 +1,192 @@
+"""Code as no compiler writes it, under both engines of rewriting: correct, or the end of the guest with the reason, the bytes and the address."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterator
+
+import pytest
+from stream_compare import DONE, Pair, all_same, difference
+from stream_guest import DEVICE, KERNEL, STREAMS, USER, Outcome, Program, Side
+from stream_programs import SET_ESP
+
+from hvd.backends.emulation.backend import BACKEND as EMULATION
+from hvd.backends.rewriting.backend import BACKEND as REWRITING
+
+NATIVE = next(engine for engine in EMULATION.engines() if engine.name == "native").availability
+AVAILABLE = REWRITING.probe() if NATIVE.available else NATIVE
+pytestmark = pytest.mark.skipif(not AVAILABLE.available, reason=f"{AVAILABLE.reason}; {AVAILABLE.remedy}")
+
+ENGINES = {"translate": "rewriting", "breakpoint": "rewriting-breakpoint"}
+SPARE = 0x700000  # guest-physical, also at KERNEL + SPARE; up to 8 MiB
+END = KERNEL + (8 << 20)
+CACHE = 0x2_0000_0000  # HV_CACHE
+HOST_CODE_64 = 0x33
+LATE_SECONDS = 1.0
+
+
+@pytest.fixture(scope="module", params=ENGINES)
+def pair(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    directory = tmp_path_factory.mktemp("streams")
+    pair = Pair(Side("emulation", directory), Side(ENGINES[request.param], directory))
+    yield pair
+    pair.close()
+
+
+def word(value: int) -> str:
+    return struct.pack("<I", value & 0xFFFF_FFFF).hex()
+
+
+def program(*code: str, ring: int = 0) -> Program:
+    return Program(ring, 2, [0x11111111 * n for n in range(8)], [[bytes.fromhex(atom)] for atom in code])
+
+
+def alike(pair: Pair, *code: str, ring: int = 0, extra: dict[int, bytes] | None = None) -> list[tuple[int, ...]]:
+    """The records, which are those of emulation."""
+    pair.reference.extra = pair.other.extra = extra or {}
+    try:
+        one, two = pair.run([program(*code, ring=ring)])
+    finally:
+        pair.reference.extra = pair.other.extra = {}
+    assert all_same(one.records[0], two.records[0]), difference(one, two)
+    assert two.records[0][-1][0] == DONE, two.end
+    return two.records[0]
+
+
+def alone(pair: Pair, *code: str, ring: int = 0, extra: dict[int, bytes] | None = None) -> Outcome:
+    """On rewriting."""
+    pair.other.extra = extra or {}
+    try:
+        return pair.other.run([program(*code, ring=ring)])
+    finally:
+        pair.other.extra = {}
+
+
+EAX = 7  # of a record
+END_VECTOR = 0x81
+
+
+@pytest.mark.parametrize("ring", [0, 3])
+def test_a_jump_into_its_own_middle(pair: Pair, ring: int) -> None:
+    """EB FF: to its second byte, which begins FF C0, INC EAX."""
+    assert alike(pair, "31c0" + "ebffc0" + "ebffc0", ring=ring)[0][EAX] == 2
+
+
+@pytest.mark.parametrize("ring", [0, 3])
+def test_a_loop_through_an_immediate(pair: Pair, ring: int) -> None:
+    """MOV EAX, imm; then from the immediate's first byte: ADD EAX, 5; NOP; DEC ECX; JNZ there."""
+    records = alike(pair, "b903000000" + "b883c00590" + "4975f9", ring=ring)
+    assert records[0][EAX] == 0x9005C083 + 10
+
+
+def test_instructions_that_overlap_across_pages(pair: Pair) -> None:
+    """MOV EAX, imm with one byte before the page's end; then it is entered at that end."""
+    code = bytes.fromhex("b840404040" + "40" + "49" + "75fa" + "c3")  # MOV EAX; INC EAX; DEC ECX; JNZ into the immediate, 3 INC from there; RET
+    call = "b902000000" + "b8" + word(KERNEL + SPARE + 0xFFF) + "ffd0"
+    assert alike(pair, call, extra={SPARE + 0xFFF: code})[0][EAX] == 0x40404040 + 1 + 3
+
+
+def test_a_sensitive_instruction_in_the_middle_of_another(pair: Pair) -> None:
+    """MOV EAX, imm whose bytes are CLI; PUSHF; POP EBX; RET, run both ways."""
+    code = bytes.fromhex("b8fa9c5bc3" + "c3")
+    at = KERNEL + SPARE
+    records = alike(pair, "fb90" + "be" + word(at) + "ffd6" + "8d4601" + "ffd0" + "fb90" + "ffd6" + "cd82", extra={SPARE: code})
+    assert records[0][10] & 0x200 == 0 and records[0][4] & 0x200  # EBX saw IF off; STI came behind it
+
+
+@pytest.mark.parametrize("address", [0x1234, 0x7FFFFFFF, END, 0xFFFFFFF0])
+def test_a_jump_to_where_nothing_is_mapped(pair: Pair, address: int) -> None:
+    fault = alike(pair, "b8" + word(address) + "ffe0")[0]
+    assert (fault[0], fault[2], fault[5]) == (14, address, address)
+
+
+def test_code_that_runs_into_what_is_not_mapped(pair: Pair) -> None:
+    """The last instruction reaches over the end of the last page. Emulation faults too early: it is no help."""
+    at = END - 4
+    fault = alone(pair, "31c0" + "b9" + word(at) + "ffe1", extra={at - KERNEL: bytes.fromhex("404040b8")}).records[0][0]
+    assert (fault[0], fault[2], fault[5], fault[EAX]) == (14, at + 3, END, 3)
+
+
+def test_code_on_a_devices_registers(pair: Pair) -> None:
+    """There is no memory to run from, and a device's answers are not known beforehand: the end, and it says where."""
+    outcome = pair.other.run([program("b8" + word(DEVICE + 0x10) + "ffe0")])
+    pair.other.reopen()
+    assert outcome.end.startswith("ERROR") and f"{DEVICE + 0x10:08x}" in outcome.end, outcome.end
+
+
+@pytest.mark.parametrize("ring", [0, 3])
+def test_a_page_that_is_code_and_stack(pair: Pair, ring: int) -> None:
+    """Each PUSH and CALL writes to the page that is running."""
+    code = bytes.fromhex("b928000000" + "51" + "e802000000" + "eb02" + "40c3" + "5a" + "01d3" + "49" + "75f0" + "ffe6")
+    at = USER + 0x1100
+    code += b"\x90" * (-len(code) % 4)
+    put = ["c705" + word(at + n) + code[n : n + 4].hex() for n in range(0, len(code), 4)]
+    # ESI: where it comes back to, behind the jump
+    start = "31c031db" + "bc" + word(USER + 0x1800) + "e800000000" + "5e" + "83c60b" + "bf" + word(at) + "ffe7"
+    records = alike(pair, *put, start, SET_ESP.hex(), ring=ring)
+    assert records[0][0] == END_VECTOR and records[0][EAX] == 40 and records[0][10] == sum(range(1, 41))
+
+
+@pytest.mark.parametrize("ring", [0, 3])
+def test_a_store_over_what_runs(pair: Pair, ring: int) -> None:
+    """REP STOSB over the instructions behind it; then a loop that writes its next instruction, another one each turn."""
+    # call next; pop edi; add edi, 13; mov ecx, 6; mov al, 42; rep stosb; six INT3, which become INC EDX
+    code = "31d2" + "e800000000" + "5f" + "83c70d" + "b906000000" + "b042" + "f3aa" + "cc" * 6
+    records = alike(pair, code, ring=ring)
+    assert records[0][0] == END_VECTOR and records[0][9] == 6
+    # L: lea edi, [esi + 14]; mov eax, 1; and eax, ebp; add al, 42; stosb; (INC EDX or INC EBX); dec ebp; jnz L
+    turns = "31d231db" + "bd0a000000" + "e800000000" + "5e" + "8d7e0e" + "b801000000" + "21e8" + "0442" + "aa" + "90" + "4d" + "75ef"
+    records = alike(pair, turns, ring=ring)
+    assert records[0][0] == END_VECTOR and records[0][9:11] == (5, 5)
+
+
+def test_more_code_than_the_cache_has_bytes(pair: Pair) -> None:
+    """PUSHF and POPF, whose work in line is long."""
+    count = 0x7F000
+    if pair.other.name != "rewriting":
+        pytest.skip("this engine has no cache")
+    before = pair.other.vcpu.figures()["cache_flushes"]
+    outcome = alone(pair, "31db" + ("b8" + word(KERNEL + SPARE) + "ffd0") * 2, extra={SPARE: b"\x9c\x9d" * count + b"\x43\xc3"})
+    assert outcome.records[0][0][0] == END_VECTOR and outcome.records[0][0][10] == 2, outcome.end
+    assert pair.other.vcpu.figures()["cache_flushes"] > before
+
+
+# ---- user code that leaves for the host's 64-bit segment
+
+TO_64_BITS = "ea" + word(STREAMS + 7) + struct.pack("<H", HOST_CODE_64).hex()
+ESCAPES = {
+    "a system call of the host": "b827000000" + "0f05" + "f4",  # getpid
+    "a privileged instruction": "f4",
+    "a wild store": "4831c0" + "48c7c0ffffff7f" + "48c1e010" + "c60001",
+    "a loop": "ebfe",
+    "an interrupt gate of the host's": "cd80",
+}
+
+
+def escape(pair: Pair, code: str) -> Outcome:
+    """How it ends; the next guest gets a cell of its own."""
+    outcome = pair.other.run([program(TO_64_BITS + code, ring=3)], seconds=LATE_SECONDS)
+    pair.other.reopen()
+    return outcome
+
+
+@pytest.mark.parametrize("what", ESCAPES)
+def test_programs_that_leave_for_64_bit_code(pair: Pair, what: str) -> None:
+    end = escape(pair, ESCAPES[what]).end
+    assert end.startswith("ERROR") and ("64-bit code" in end or "system call of the host" in end), end
+    alike(pair, "90", ring=3)
+
+
+def test_a_program_that_overwrites_the_code_cache(pair: Pair) -> None:
+    """And comes back as if nothing had happened: its own guest ends, one way or another."""
+    save = "8c0d" + word(USER + 0x104)  # MOV [USER + 104], CS
+    store_target = "c705" + word(USER + 0x100)
+    leave = "ea" + word(0) + struct.pack("<H", HOST_CODE_64).hex()
+    fill = "48bf" + struct.pack("<Q", CACHE).hex() + "b900001000" + "b0f4" + "f3aa" + "ff2c25" + word(USER + 0x100)
+    length = len(bytes.fromhex(save + store_target + "00000000" + leave))
+    target = STREAMS + length + len(bytes.fromhex(fill))
+    code = save + store_target + word(target) + "ea" + word(STREAMS + length) + struct.pack("<H", HOST_CODE_64).hex() + fill
+    outcome = pair.other.run([program(code, ring=3)], seconds=LATE_SECONDS)
+    pair.other.reopen()
+    assert outcome.end.split(" at ")[0] in ("ERROR", "SHUTDOWN"), outcome.end
+    alike(pair, "90", ring=3)
