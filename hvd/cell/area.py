@@ -88,7 +88,7 @@ class CellCpu(ctypes.Structure):
         ("r", _u32 * len(GENERAL)), ("eip", _u32), ("eflags", _u32), ("segment", CellSegment * len(SEGMENTS)),
         ("cr0", _u32), ("cr2", _u32), ("cr3", _u32), ("cr4", _u32), ("dr", _u32 * 8), ("gdt", CellTable), ("idt", CellTable),
         ("cpl", _u8), ("halted", _u8), ("interrupt_shadow", _u8), ("nmi_blocked", _u8), ("nmi_pending", _u8), ("injected", _u8),
-        ("injected_vector", _u8), ("reserved", _u8), ("sysenter_cs", _u32), ("sysenter_esp", _u32), ("sysenter_eip", _u32),
+        ("injected_vector", _u8), ("reserved", _u8), ("sysenter_cs", _u32), ("sysenter_esp", _u32), ("sysenter_eip", _u32), ("user_limit", _u32),
         ("pat", _u64), ("mtrr_default", _u64), ("misc_enable", _u64), ("efer", _u64), ("tsc_offset", _u64), ("_aligned", _u64),
         ("fxsave", _u8 * FPU_BYTES),
     )  # fmt: skip

@@ -183,6 +183,7 @@ static int64_t (*const calls[HV_PV_CALL_END - HV_PV_CALL_FIRST])(const uint32_t 
     ROW(HV_PV_CALL_IDLE, idle), ROW(HV_PV_CALL_DELIVER, deliver), ROW(HV_PV_CALL_SET_TIMER, set_timer), ROW(HV_PV_CALL_CONSOLE, console),
     ROW(HV_PV_CALL_PORT_IN, port_in), ROW(HV_PV_CALL_PORT_OUT, port_out), ROW(HV_PV_CALL_READ_MSR, read_msr),
     ROW(HV_PV_CALL_WRITE_MSR, write_msr), ROW(HV_PV_CALL_POWER, power), ROW(HV_PV_CALL_DEBUG, debug), ROW(HV_PV_CALL_FILL_PAGE, hv_call_fill_page),
+    ROW(HV_PV_CALL_SET_USER_LIMIT, hv_call_set_user_limit),
 };
 
 /* Those that go elsewhere or sleep have no place in a row of calls. */

@@ -111,6 +111,7 @@ static const char *check_cpu(struct hv_cpu *cpu)
         cpu->segment[i].reserved = 0;
     }
     cpu->eflags |= 2;
+    cpu->user_limit &= ~0xfffu; /* of a page */
     return NULL;
 }
 

@@ -40,6 +40,7 @@ struct hv_cpu {
     uint8_t injected_vector;
     uint8_t reserved;
     uint32_t sysenter_cs, sysenter_esp, sysenter_eip;
+    uint32_t user_limit;      /* paravirt: programs have no pages from there on; 0 = not known */
     uint64_t pat, mtrr_default, misc_enable, efer;
     uint64_t tsc_offset;      /* of the board's virtual clock; added */
     uint8_t fxsave[512] __attribute__((aligned(16))); /* x87 and SSE; valid at exits */

@@ -124,7 +124,7 @@ void hv_make_twins(void)
     if (HV_CPU->cpl == 3 && hv_user_fault(&linear))
         hv_shadow_prefill(linear);
     for (unsigned i = 0; i <= HV_GS; i++)
-        hv_trap.expected[i] = hv_twin(&HV_CPU->segment[i]);
+        hv_trap.expected[i] = HV_CPU->cpl == 3 && HV_CPU->user_limit ? hv_twin_below(&HV_CPU->segment[i], HV_CPU->user_limit) : hv_twin(&HV_CPU->segment[i]);
     hv_shadow_mode(HV_CPU->cpl);
     if (hv_paravirtual())
         hv_paravirt_give();

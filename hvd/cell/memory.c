@@ -215,3 +215,11 @@ HV_CALL(fill_page)
     hv_gate_fill(entries);
     return hv_copy_out(argument[0], entries, sizeof entries) ? 0 : -EFAULT;
 }
+
+HV_CALL(set_user_limit)
+{
+    if (argument[0] % PAGE)
+        return -EINVAL;
+    HV_CPU->user_limit = argument[0];
+    return 0;
+}

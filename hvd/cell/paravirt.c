@@ -146,3 +146,18 @@ bool hv_paravirt_trap(const struct hv_insn *insn)
     hv_hypercall();
     return true;
 }
+
+bool hv_paravirt_beyond(const struct hv_insn *insn)
+{
+    if (hv_interpret(insn)) /* or raises what its segments and page tables say */
+        return true;
+    /* x87 and SSE: only what they access is known here. */
+    if (!insn->has_modrm || insn->mod == 3)
+        return false;
+    struct hv_walk walk;
+    uint32_t linear = hv_operand_linear(insn, 1, false);
+    hv_walk(&walk, linear, false, true, false, false);
+    if (walk.error)
+        hv_raise_page_fault(linear, walk.error);
+    hv_fail("a program uses x87 or SSE registers on memory at %#x, beyond its limit %#x", linear, HV_CPU->user_limit);
+}

@@ -17,6 +17,8 @@ void hv_paravirt_take(void);  /* what the guest may have written there into cell
 void hv_paravirt_give(void);  /* before its kernel runs: the reverse */
 void hv_paravirt_keep(void);  /* all runs of kernel pages were forgotten: not that page */
 bool hv_paravirt_trap(const struct hv_insn *); /* INT 82, INT 83 of the kernel: done */
+/* A program's segments end at its limit (hv_twin_below), and it went further: what happens then in segments as they are. */
+bool hv_paravirt_beyond(const struct hv_insn *);
 /* An access of the monitor in the guest's name to that page; NULL = another address. */
 uint8_t *hv_paravirt_at(uint32_t linear, bool user);
 uint16_t hv_paravirt_selector(unsigned segment, uint16_t selector); /* with the RPL that the guest knows it by */
@@ -54,5 +56,6 @@ HV_CALL(set_traps);
 HV_CALL(set_stack);
 HV_CALL(load_segment);
 HV_CALL(fill_page);
+HV_CALL(set_user_limit);
 
 #endif

@@ -46,6 +46,8 @@ static void settle(void)
             hv_board_advance(&cell.board);
         bool wanted = hv_interrupts_wanted(), translated = cell.mode == HV_MODE_REWRITING && HV_CPU->cpl < 3;
         bool interpreted = translated && !hv_translatable(), by_breakpoint = cell.mode == HV_MODE_BREAKPOINT && HV_CPU->cpl < 3;
+        if (HV_CPU->cpl == 3 && HV_CPU->user_limit && HV_CPU->eip >= HV_CPU->user_limit)
+            interpreted = true; /* its code segment ends there, for now */
         if (hv_debugging && hv_debug_stops()) {
             hv_guarded(hv_debug_leave);
             continue;

@@ -107,9 +107,9 @@ void hv_runs_add(uint32_t first, uint32_t end, int protection)
         runs_insert(i, (struct run){first, end, protection, false});
 }
 
-void hv_runs_hide(void)
+void hv_runs_hide(uint32_t end)
 {
-    for (unsigned i = 0; i < run_count; i++)
+    for (unsigned i = 0; i < run_count && runs[i].first < end; i++)
         hide(&runs[i]);
 }
 

@@ -453,7 +453,7 @@ void hv_shadow_mode(unsigned cpl)
     if (user != user_runs)
         cell.area->counters.mode_switches++;
     if (user)
-        hv_runs_hide();
+        hv_runs_hide(HV_CPU->user_limit ? HV_CPU->user_limit / PAGE : PAGES);
     else if (user_runs)
         hv_runs_show();
     user_runs = user;

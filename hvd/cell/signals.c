@@ -70,6 +70,8 @@ static void protection_fault(void)
     }
     if (hv_loaded_host_selector())
         return;
+    if (decoded == HV_DECODED && HV_CPU->cpl == 3 && HV_CPU->user_limit && hv_paravirt_beyond(&insn))
+        return;
     hv_raise_error(hv_frame_registers()[REG_TRAPNO] == HV_STACK ? HV_STACK : HV_GP, 0);
 }
 

@@ -11,17 +11,18 @@
 #include "cell.h"
 
 #define FIRST 1024u  /* below: nothing, so that a selector of the guest's own LDT does not mean a twin: its loads trap */
-#define PLACES 1024u /* first those for the guest's GDT, then those for its LDT; a large LDT is dear to change */
+#define PLACES 1024u /* first those for the guest's GDT, then those for its LDT, then both once more, cut short; a large LDT is dear to change */
 #define HOST_LDT 4u
 #define GUEST_LDT 4u
 #define TYPE_CODE 8u
+#define TYPE_DOWN 4u /* of data: expands down */
 #define KEPT 0x00f0fe00u /* attributes but the accessed bit */
 
 /* Behind them one for each segment register: the guest's table may have changed since one was loaded, so that two registers have different
  * segments by the same selector. */
 static struct twin {
     uint32_t base, limit, attributes; /* attributes 0 = not made yet */
-} twins[2 * PLACES + HV_SEGMENTS];
+} twins[4 * PLACES + HV_SEGMENTS];
 
 static bool alike(const struct hv_segment *a, const struct hv_segment *b)
 {
@@ -59,20 +60,35 @@ static void make(unsigned index, const struct hv_segment *segment)
     cell.area->counters.ldt_writes++;
 }
 
-uint16_t hv_twin(const struct hv_segment *segment)
+/* segment: the one that is meant, of HV_CPU, or what is left of it. */
+static uint16_t twin_at(unsigned first, const struct hv_segment *segment, const struct hv_segment *meant)
 {
     if (!(segment->attributes & HV_SEGMENT_PRESENT))
         return segment->selector & 3; /* null */
     unsigned place = segment->selector >> 3;
     if (place >= PLACES)
         hv_fail("selector %#x: this backend has room for the first %u descriptors of a table", segment->selector, PLACES);
-    unsigned index = place + (segment->selector & GUEST_LDT ? PLACES : 0);
-    if (place_is_taken(segment))
-        index = 2 * PLACES + (unsigned)(segment - HV_CPU->segment);
+    unsigned index = first + place + (segment->selector & GUEST_LDT ? PLACES : 0);
+    if (place_is_taken(meant))
+        index = 4 * PLACES + (unsigned)(meant - HV_CPU->segment);
     struct twin *twin = &twins[index];
     if (twin->base != segment->base || twin->limit != segment->limit || twin->attributes != (segment->attributes & KEPT))
         make(index, segment);
     return (uint16_t)((FIRST + index) << 3 | HOST_LDT | 3);
+}
+
+uint16_t hv_twin(const struct hv_segment *segment) { return twin_at(0, segment, segment); }
+
+uint16_t hv_twin_below(const struct hv_segment *segment, uint32_t end)
+{
+    struct hv_segment cut = *segment;
+    bool down = !(HV_SEGMENT_TYPE(segment) & TYPE_CODE) && HV_SEGMENT_TYPE(segment) & TYPE_DOWN;
+    /* One that is not flat may be meant to wrap around: thread-local storage is below its base. */
+    if (segment->base || down || segment->limit < end)
+        return hv_twin(segment);
+    cut.limit = end - 1;
+    cut.attributes |= HV_SEGMENT_PAGES;
+    return twin_at(2 * PLACES, &cut, segment);
 }
 
 bool hv_twin_guest_selector(uint16_t host, uint16_t *guest)
@@ -84,12 +100,12 @@ bool hv_twin_guest_selector(uint16_t host, uint16_t *guest)
     if (!(host & HOST_LDT))
         return false;
     unsigned index = (host >> 3) - FIRST;
-    if (index >= 2 * PLACES + HV_SEGMENTS)
+    if (index >= 4 * PLACES + HV_SEGMENTS)
         return false;
-    if (index >= 2 * PLACES) {
-        *guest = HV_CPU->segment[index - 2 * PLACES].selector;
+    if (index >= 4 * PLACES) {
+        *guest = HV_CPU->segment[index - 4 * PLACES].selector;
         return true;
     }
-    *guest = (uint16_t)((index % PLACES) << 3 | (index >= PLACES ? GUEST_LDT : 0) | HV_CPU->cpl);
+    *guest = (uint16_t)((index % PLACES) << 3 | (index / PLACES & 1 ? GUEST_LDT : 0) | HV_CPU->cpl);
     return true;
 }

@@ -158,6 +158,7 @@ PARAVIRT: dict[str, tuple[tuple[Argument, ...], str]] = {
     "power": (_arguments("what:dec", "-", "-", "result:errno"), "power off (0) or reset (1)"),
     "debug": (_arguments("value", "-", "-", "result:dec"), "stop for a debugger, when there is one"),
     "fill-page": (_arguments("address", "-", "-", "result:errno"), "the hypercall page's entries, to this page"),
+    "set-user-limit": (_arguments("address", "-", "-", "result:errno"), "where the address space of programs ends"),
 }
 
 PRIVILEGED_BASE = 128

@@ -91,7 +91,8 @@
 #define HV_PV_CALL_POWER 90        /* (HV_PV_POWER_*) */
 #define HV_PV_CALL_DEBUG 91        /* (value): stops for a debugger when there is one -> 1, else 0 */
 #define HV_PV_CALL_FILL_PAGE 92    /* (linear address of a page): entries of the hypercall page, there */
-#define HV_PV_CALL_END 93          /* the first number that version 1 has not */
+#define HV_PV_CALL_SET_USER_LIMIT 93 /* (linear address of a page, 0 = none): programs have no pages from there on */
+#define HV_PV_CALL_END 94          /* the first number that version 1 has not */
 
 #define HV_PV_PTE_INVALIDATE 1 /* what was known of the linear address is forgotten */
 #define HV_PV_PTE_TOUCH 2      /* it will be used at once: map it, too */
