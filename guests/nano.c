@@ -18,10 +18,10 @@ const char guest_name[] = "nano";
 #define PM_TIMER 0x608 /* of QEMU's "pc", as SeaBIOS sets it up; 24 bits, 3.579545 MHz */
 
 typedef void op(uint32_t turns);
-op op_in, op_cr_write, op_cli, op_shadow_fill, op_cli_sti, op_call_ret, op_divide_error, op_kernel_int, op_page_fault, op_pte_change, op_context_switch, op_copy,
-	op_kernel_compute;
-extern const char on_divide_error[], on_syscall[], on_kernel_int[], on_page_fault[], user_start[], user_end[], user_stack_bottom[],
-	user_stack_top[];
+op op_in, op_cr_write, op_cli, op_shadow_fill, op_cli_sti, op_call_ret, op_divide_error, op_kernel_int, op_page_fault, op_pte_change, op_pte_batch, op_context_switch,
+	op_hypercall, op_copy, op_kernel_compute;
+extern const char on_divide_error[], on_syscall[], on_kernel_int[], on_page_fault[], user_start[], user_end[], user_stack_top[],
+	user_load[];
 extern uint32_t user_turns;
 void user_syscall(void), user_compute(void);
 
@@ -42,6 +42,10 @@ static uint64_t clock_ns(void)
 	static uint64_t ticks;
 	uint32_t now;
 
+#ifdef HV_PARAVIRT
+	if (hv_pv_present)
+		return hv_pv_clock();
+#endif
 	if (hypercalls)
 		return (uint64_t)hv_clock();
 	now = hv_port_read(PM_TIMER) & 0xffffff;
@@ -69,8 +73,7 @@ static void map(void)
 	for (uint32_t n = 0; n < IDENTITY_TABLES * 1024; n++)
 		entry[n] = n << 12 | W | P;
 	for (uint32_t at = (uint32_t)user_start; at < (uint32_t)user_end; at += 4096)
-		entry[at >> 12] |= U;
-	entry[(uint32_t)user_stack_bottom >> 12] |= U;
+		entry[at >> 12] = (at - (uint32_t)user_start + (uint32_t)user_load) | U | W | P;
 	for (unsigned space = 0; space < 2; space++) {
 		for (unsigned n = 0; n < IDENTITY_TABLES; n++)
 			directories[space][n] = (uint32_t)identity[n] | U | W | P;
@@ -89,7 +92,11 @@ static void unmap_window(void)
 {
 	for (unsigned n = 0; n < WINDOW_PAGES; n++)
 		fault_table[n] = 0;
+#ifdef HV_PARAVIRT
+	hv_pv_write_cr3(spaces[0]);
+#else
 	__asm__ volatile("movl %0, %%cr3" : : "r"(spaces[0]) : "memory");
+#endif
 }
 
 /* All pages of the window, no two neighbours of neighbouring frames. */
@@ -123,7 +130,7 @@ static void op_user_compute(uint32_t turns)
 	in_user(user_compute, turns);
 }
 
-static const struct row {
+static struct row {
 	const char *name;
 	op *op;
 	void (*before)(void); /* each run, not timed */
@@ -141,11 +148,53 @@ static const struct row {
 	{"page-fault", op_page_fault, unmap_window, WINDOW_PAGES, 1},
 	{"divide-error", op_divide_error, NULL, 0, 1},
 	{"pte-change", op_pte_change, NULL, 0, 1},
+	{"pte-batch", op_pte_batch, unmap_window, 0, 1},
 	{"context-switch", op_context_switch, NULL, 0, 2},
+	{"hypercall", op_hypercall, NULL, 0, 1},
 	{"copy-4k", op_copy, NULL, 0, 1},
 	{"kernel-compute", op_kernel_compute, NULL, 0, 1},
 	{"user-compute", op_user_compute, NULL, 0, 1},
 };
+
+#ifdef HV_PARAVIRT
+op pv_in, pv_cr_write, pv_cli, pv_shadow_fill, pv_cli_sti, pv_divide_error, pv_kernel_int, pv_page_fault, pv_pte_change, pv_pte_batch, pv_context_switch,
+	pv_hypercall;
+extern const char pv_on_divide_error[], pv_on_kernel_int[], pv_on_page_fault[], hv_pv_programs[];
+struct hv_pv_pte pte_batch[64];
+void user_pv_syscall(void);
+
+static void pv_syscall(uint32_t turns)
+{
+	in_user(user_pv_syscall, turns);
+}
+
+static const struct {
+	op *native, *paravirtual;
+} replacements[] = {
+	{op_syscall, pv_syscall}, {op_in, pv_in}, {op_cr_write, pv_cr_write}, {op_cli_sti, pv_cli_sti}, {op_kernel_int, pv_kernel_int}, {op_cli, pv_cli},
+	{op_page_fault, pv_page_fault}, {op_divide_error, pv_divide_error}, {op_pte_change, pv_pte_change}, {op_pte_batch, pv_pte_batch},
+	{op_context_switch, pv_context_switch}, {op_hypercall, pv_hypercall},
+};
+
+/* The same operations by the ABI's means. */
+static void paravirtualise(void)
+{
+	for (unsigned n = 0; n < sizeof rows / sizeof *rows; n++)
+		for (unsigned k = 0; k < sizeof replacements / sizeof *replacements; k++)
+			if (rows[n].op == replacements[k].native) {
+				rows[n].op = replacements[k].paravirtual;
+				break;
+			}
+	set_gate(0, pv_on_divide_error, 0);
+	set_gate(14, pv_on_page_fault, 0);
+	set_gate(0x80, pv_on_kernel_int, 3);
+	set_gate(0x84, pv_on_kernel_int, 0);
+	for (uint32_t n = 0; n < 64; n++)
+		pte_batch[n] = (struct hv_pv_pte){(uint32_t)&fault_table[n], frame_entry, (WINDOW + n * 4096) | HV_PV_PTE_INVALIDATE, 0};
+	hv_pv_call(HV_PV_CALL_SET_USER_LIMIT, 0x100000, 0, 0, 0);
+	hv_pv_call(HV_PV_CALL_FILL_PAGE, (uint32_t)hv_pv_programs, 0, 0, 0);
+}
+#endif
 
 static uint64_t run(const struct row *row, uint32_t turns)
 {
@@ -187,11 +236,15 @@ int main(void)
 	set_gate(0, on_divide_error, 0);
 	set_gate(14, on_page_fault, 0);
 	set_gate(0x80, on_syscall, 3);
-	set_gate(0x82, on_kernel_int, 0);
+	set_gate(0x84, on_kernel_int, 0);
 	set_handler(0x81, on_leave);
 	set_gate(0x81, NULL, 3);
 	map();
 	fault_table[0] = frame_entry;
+#ifdef HV_PARAVIRT
+	if (hv_pv_present)
+		paravirtualise();
+#endif
 	for (unsigned n = 0; n < sizeof rows / sizeof *rows; n++)
 		if (only == sizeof rows / sizeof *rows || only == n)
 			measure(&rows[n], least_ns);

@@ -45,7 +45,7 @@ on_divide_error:
 	iretl
 
 OP op_kernel_int
-1:	int	$0x82
+1:	int	$0x84
 	TURN
 
 	.globl	on_kernel_int, on_syscall
@@ -87,6 +87,30 @@ OP op_pte_change
 	movl	%eax, fault_table
 	invlpg	(%edx)
 	incl	(%edx)
+	TURN
+
+/* 64 entries of pages that nothing has touched. */
+OP op_pte_batch
+	pushl	%ebx
+1:	xorl	%ebx, %ebx
+	movl	$0x40000000, %edx
+2:	movl	frame_entry, %eax
+	movl	%eax, fault_table(,%ebx,4)
+	invlpg	(%edx)
+	addl	$4096, %edx
+	incl	%ebx
+	cmpl	$64, %ebx
+	jne	2b
+	decl	%ecx
+	jnz	1b
+	popl	%ebx
+	ret
+
+/* The base hypercall's version (docs/hypercall.md). */
+OP op_hypercall
+1:	xorl	%eax, %eax
+	movl	$0x6870, %edx
+	outl	%eax, %dx
 	TURN
 
 /* To another address space with a stack of its own, and a page of its own touched: two switches a turn. */
@@ -142,7 +166,7 @@ op_kernel_compute:
 /* ---- code that runs at CPL 3: pages of their own. Ends by interrupt 0x81; turns are in user_turns. */
 	.section .user, "ax"
 	.balign	4096
-	.globl	user_start, user_end, user_turns, user_syscall, user_compute
+	.globl	user_start, user_turns, user_syscall, user_compute
 user_start:
 user_syscall:
 	movl	user_turns, %ecx
@@ -166,14 +190,14 @@ compute_table: /* code and what it writes are not in one page, as in programs */
 	.skip	4096
 compute_copy:
 	.skip	4096
-user_end:
-
-	.bss
-	.balign	4096
 	.globl	user_stack_bottom, user_stack_top
 user_stack_bottom:
 	.skip	4096
 user_stack_top:
+
+	.bss
+	.balign	4096
+	.globl	other_stack_top
 	.skip	4096
 other_stack_top:
 	.section .note.GNU-stack, "", @progbits
