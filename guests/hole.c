@@ -24,13 +24,22 @@ __attribute__((noinline)) uint32_t interrupts_save(void)
 {
 	uint32_t flags;
 
+#ifdef HV_PARAVIRT
+	flags = hv_pv_save_flags();
+	hv_pv_cli();
+#else
 	__asm__ volatile("pushfl; popl %0; cli" : "=r"(flags) : : "memory");
+#endif
 	return flags;
 }
 
 __attribute__((noinline)) void interrupts_restore(uint32_t flags)
 {
+#ifdef HV_PARAVIRT
+	hv_pv_restore_flags(flags);
+#else
 	__asm__ volatile("pushl %0; popfl" : : "r"(flags) : "memory", "cc");
+#endif
 }
 
 static bool wait_requested(void)

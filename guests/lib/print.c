@@ -19,6 +19,12 @@ void serial_init(void)
 
 static void put(char c)
 {
+#ifdef HV_PARAVIRT
+	if (hv_pv_present) {
+		hv_pv_call(HV_PV_CALL_CONSOLE, (uint32_t)(uintptr_t)&c, 1, 0, 0);
+		return;
+	}
+#endif
 	while (!(inb(COM1 + 5) & LSR_THRE))
 		;
 	outb(COM1, (uint8_t)c);

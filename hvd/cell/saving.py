@@ -6,7 +6,7 @@ import ctypes
 import struct
 from typing import TYPE_CHECKING, Any, Final
 
-from hvd.board import ia32
+from hvd.board import ia32, saved
 from hvd.board.vcpu import FPU_BYTES
 from hvd.cell.area import GENERAL, SEGMENTS
 from hvd.errors import HvdError
@@ -14,6 +14,9 @@ from hvd.errors import HvdError
 if TYPE_CHECKING:
     from hvd.cell.vcpu import CellVcpu
 
+# Under paravirt: as ia32.FORMAT, and "user_limit". Such a guest's kernel counts on the page of its virtual processor, which only this
+# backend has.
+PARAVIRT_FORMAT: Final = "ia32-paravirt/1"
 MASK: Final = 0xFFFF_FFFF
 EFER_NXE: Final = 0x800
 X87_AND_SSE: Final = 3
@@ -36,8 +39,8 @@ def save(vcpu: CellVcpu) -> dict[str, Any]:
     cpu, registers = vcpu.cpu, vcpu.registers()
     control = registers | {"xcr0": 1, "pkru": 0}
     present = struct.pack("<Q", X87_AND_SSE).ljust(ia32.XSAVE_BYTES - FPU_BYTES, b"\0")
-    return {
-        "format": ia32.FORMAT,
+    own = {"format": PARAVIRT_FORMAT, "user_limit": cpu.user_limit} if vcpu.paravirtual else {"format": ia32.FORMAT}
+    return own | {
         "registers": {name: registers[name] for name in ia32.REGISTERS},
         "control": {name: control[name] for name in ia32.CONTROL},
         "segments": {
@@ -59,11 +62,18 @@ def save(vcpu: CellVcpu) -> dict[str, Any]:
 
 def restore(vcpu: CellVcpu, document: dict[str, Any]) -> None:
     """Raises as Vcpu.restore."""
+    user_limit = 0
+    if vcpu.paravirtual:
+        if document.get("format") != PARAVIRT_FORMAT:
+            raise _mismatch("form of the vcpu's state", str(document.get("format"))[:80], PARAVIRT_FORMAT)
+        user_limit = saved.number(document, "user_limit", MASK) & ~0xFFF
+        document = {name: value for name, value in document.items() if name != "user_limit"} | {"format": ia32.FORMAT}
     state = ia32.parse(document)
     told: dict[tuple[int, int], tuple[int, ...]] = {(row.leaf, row.subleaf): row[2:] for row in state.cpuid}
     _check(state, told, vcpu.cpuid)
     vcpu.set_cpuid(told)
     cpu = vcpu.new_state()
+    cpu.user_limit = user_limit
     for index, name in enumerate(GENERAL):
         cpu.r[index] = state.registers[name]
     cpu.eip, cpu.eflags = state.registers["rip"], state.registers["rflags"] | 2

@@ -3,6 +3,7 @@
  * A handler does the instruction's work; EIP moves on behind it unless the handler says that it went elsewhere.
  */
 #include "cell.h"
+#include "paravirt.h"
 
 #define CR4_KNOWN 0x3007ffu      /* VME to UMIP, SMEP and SMAP */
 #define TSS_MAP_BASE 0x66
@@ -122,6 +123,9 @@ static enum after in_out(const struct hv_insn *insn)
 
 static void recorded_load(unsigned segment, uint16_t selector)
 {
+    /* A twin that was offered, in another cell, from which this guest was moved. */
+    if (hv_paravirtual() && selector & ~3u && hv_twin_guest_selector(selector, &selector))
+        selector = hv_paravirt_selector(segment, selector);
     hv_load_segment(segment, selector);
     hv_cross_here(HV_POINT_PRIVILEGED_LOAD_SEGMENT, segment, selector, 0, 0);
 }

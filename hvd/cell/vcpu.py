@@ -95,8 +95,12 @@ class CellVcpu(Vcpu):
         """Of the host's counter, by which a guest under paravirt tells the time."""
         self._lib.hv_cell_set_tsc_khz(self._host, khz)
 
+    @property
+    def paravirtual(self) -> bool:
+        return self._mode is Mode.PARAVIRT
+
     def paravirtualise(self, memory: GuestMemory, kernel: Paravirt) -> None:
-        if self._mode is Mode.PARAVIRT:
+        if self.paravirtual:
             paravirt.prepare(memory, kernel)
 
     def set_cpuid(self, table: Mapping[tuple[int, int], Sequence[int]]) -> None:

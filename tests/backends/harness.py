@@ -23,6 +23,10 @@ SECONDS = 60.0
 ESCAPES = re.compile(r"\x1b\[[0-9;?]*[A-Za-z]")
 
 
+def kernel_exists(name: str) -> bool:
+    return not name.startswith("/") and (GUESTS / name).exists()
+
+
 def kernel(name: str) -> Path:
     path = GUESTS / name
     if not path.exists():
@@ -99,6 +103,8 @@ class Bench:
 
     def spec(self, name: str, **changes: Any) -> LaunchSpec:
         """Of a kernel in build/guests."""
+        if self.backend.name == "paravirt" and name.endswith(".elf") and kernel_exists(paravirtual := name.removesuffix(".elf") + ".pv.elf"):
+            name = paravirtual  # the same source, built for it
         path = Path(name) if name.startswith("/") else kernel(name)
         spec = LaunchSpec(
             uid=str(uuid.uuid4()), name=path.stem, engine=self.engine, memory_bytes=16 << 20, cpus=1, kernel=path, initrd=None,

@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
 import pytest
-from harness import Bench, Running, kernel
+from harness import Bench, Running
 
 from hvd.backends.contract import Capability, DebugConnection
 from hvd.errors import HvdError
@@ -55,9 +55,9 @@ class Front:
 EIP = 8
 
 
-def symbol(guest: str, name: str) -> int:
+def symbol(bench: Bench, guest: str, name: str) -> int:
     """Its address in a test kernel."""
-    table = subprocess.run(["nm", kernel(guest)], capture_output=True, text=True, check=True, timeout=60).stdout
+    table = subprocess.run(["nm", bench.spec(guest).kernel], capture_output=True, text=True, check=True, timeout=60).stdout
     return next(int(address, 16) for address, _, found in map(str.split, table.splitlines()) if found == name)
 
 
@@ -78,7 +78,7 @@ async def debugged(bench: Bench, name: str) -> AsyncIterator[tuple[Front, Runnin
 
 async def test_a_breakpoint_is_hit_and_the_guest_ends_well_behind_it(bench: Bench) -> None:
     async with debugged(bench, "interrupts.elf") as (front, running):
-        main = symbol("interrupts.elf", "main")
+        main = symbol(bench, "interrupts.elf", "main")
         assert await front.ask(b"Z0,%x,1" % main) == b"OK"
         assert (await front.ask(b"c")).startswith(b"T05")
         assert await front.word(EIP) == main
@@ -118,7 +118,7 @@ async def test_breakpoints_on_every_instruction(bench: Bench) -> None:
 
 async def test_steps_and_watchpoints(bench: Bench) -> None:
     async with debugged(bench, "interrupts.elf") as (front, running):
-        start, ticks = await front.word(EIP), symbol("interrupts.elf", "ticks")
+        start, ticks = await front.word(EIP), symbol(bench, "interrupts.elf", "ticks")
         assert (await front.ask(b"s")).startswith(b"T05")
         assert 0 < await front.word(EIP) - start <= 15
         assert await front.ask(b"Z2,%x,4" % ticks) == b"OK"
