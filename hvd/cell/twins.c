@@ -11,18 +11,20 @@
 #include "cell.h"
 
 #define FIRST 1024u  /* below: nothing, so that a selector of the guest's own LDT does not mean a twin: its loads trap */
-#define PLACES 1024u /* first those for the guest's GDT, then those for its LDT, then both once more, cut short; a large LDT is dear to change */
+#define PLACES 1024u /* first those for the guest's GDT, then those for its LDT; a large LDT is dear to change */
+#define OWN (2 * PLACES)      /* then one for each segment register */
+#define CUT (OWN + HV_SEGMENTS) /* then those of the tables once more, cut short (hv_twin_below) */
 #define HOST_LDT 4u
 #define GUEST_LDT 4u
 #define TYPE_CODE 8u
 #define TYPE_DOWN 4u /* of data: expands down */
 #define KEPT 0x00f0fe00u /* attributes but the accessed bit */
 
-/* Behind them one for each segment register: the guest's table may have changed since one was loaded, so that two registers have different
+/* One for each segment register, since the guest's table may have changed since one was loaded, so that two registers have different
  * segments by the same selector. */
 static struct twin {
     uint32_t base, limit, attributes; /* attributes 0 = not made yet */
-} twins[4 * PLACES + HV_SEGMENTS];
+} twins[CUT + 2 * PLACES];
 
 static bool alike(const struct hv_segment *a, const struct hv_segment *b)
 {
@@ -70,7 +72,7 @@ static uint16_t twin_at(unsigned first, const struct hv_segment *segment, const 
         hv_fail("selector %#x: this backend has room for the first %u descriptors of a table", segment->selector, PLACES);
     unsigned index = first + place + (segment->selector & GUEST_LDT ? PLACES : 0);
     if (place_is_taken(meant))
-        index = 4 * PLACES + (unsigned)(meant - HV_CPU->segment);
+        index = OWN + (unsigned)(meant - HV_CPU->segment);
     struct twin *twin = &twins[index];
     if (twin->base != segment->base || twin->limit != segment->limit || twin->attributes != (segment->attributes & KEPT))
         make(index, segment);
@@ -88,7 +90,7 @@ uint16_t hv_twin_below(const struct hv_segment *segment, uint32_t end)
         return hv_twin(segment);
     cut.limit = end - 1;
     cut.attributes |= HV_SEGMENT_PAGES;
-    return twin_at(2 * PLACES, &cut, segment);
+    return twin_at(CUT, &cut, segment);
 }
 
 bool hv_twin_guest_selector(uint16_t host, uint16_t *guest)
@@ -100,12 +102,14 @@ bool hv_twin_guest_selector(uint16_t host, uint16_t *guest)
     if (!(host & HOST_LDT))
         return false;
     unsigned index = (host >> 3) - FIRST;
-    if (index >= 4 * PLACES + HV_SEGMENTS)
+    if (index >= CUT + 2 * PLACES)
         return false;
-    if (index >= 4 * PLACES) {
-        *guest = HV_CPU->segment[index - 4 * PLACES].selector;
+    if (index >= OWN && index < CUT) {
+        *guest = HV_CPU->segment[index - OWN].selector;
         return true;
     }
-    *guest = (uint16_t)((index % PLACES) << 3 | (index / PLACES & 1 ? GUEST_LDT : 0) | HV_CPU->cpl);
+    if (index >= CUT)
+        index -= CUT;
+    *guest = (uint16_t)((index % PLACES) << 3 | (index >= PLACES ? GUEST_LDT : 0) | HV_CPU->cpl);
     return true;
 }
