@@ -49,6 +49,8 @@ static uint32_t directory[1024] __attribute__((aligned(4096))), tables[TABLES * 
 static uint32_t scratch[SCRATCH_PAGES * 1024] __attribute__((aligned(4096)));
 static uint32_t state;
 
+void *memcpy(void *to, const void *from, size_t length);
+
 static uint32_t random(void)
 {
 	state ^= state << 13;
@@ -116,6 +118,10 @@ static void at_random(uint32_t count)
 	uint32_t sum = checksum(), bad = 0, refused = 0;
 	const struct table gdt = *(struct table *)(HV_PV_VCPU + HV_PV_GDTR), idt = *(struct table *)(HV_PV_VCPU + HV_PV_IDTR);
 
+	static uint8_t saved[2][4096]; /* GDT and IDT, which some calls may change */
+
+	memcpy(saved[0], (const void *)gdt.base, gdt.limit + 1u);
+	memcpy(saved[1], (const void *)idt.base, idt.limit + 1u);
 	for (uint32_t n = 0; n < count && bad < 8; n++) {
 		uint32_t number = random() % 8 ? HV_PV_CALL_FIRST + random() % (HV_PV_CALL_END - HV_PV_CALL_FIRST + 4) : random();
 
@@ -125,9 +131,14 @@ static void at_random(uint32_t count)
 
 		if (number == HV_PV_CALL_SET_USER_LIMIT || number == HV_PV_CALL_PORT_IN)
 			before.ebx |= 1; /* not a page's; not the result of the base call */
-		if (number == HV_PV_CALL_MULTICALL || number == HV_PV_CALL_SET_PTES || number == HV_PV_CALL_SET_TRAPS)
+		if (number == HV_PV_CALL_MULTICALL || number == HV_PV_CALL_SET_PTES || number == HV_PV_CALL_SET_TRAPS) {
+			if (before.ebx - (uint32_t)scratch < sizeof scratch) /* what lies behind it might make sense */
+				before.ecx %= 64, before.ebx = (uint32_t)scratch + before.ebx % 4096;
 			for (uint32_t k = 0; k < SCRATCH_PAGES * 1024; k++)
 				scratch[k] = random() % 4 ? 0xffffffff - random() % 4096 : 0; /* numbers, entries and flags that there are not */
+		}
+		if (number == HV_PV_CALL_LOAD_SEGMENT)
+			before.ecx |= 0x400; /* none that there is */
 		after = before;
 		call_with(&after, random() % 4 == 0);
 		int32_t result = (int32_t)after.eax;
@@ -136,6 +147,8 @@ static void at_random(uint32_t count)
 
 		refused += result < 0 && result > -4096;
 		/* What was set is set back. */
+		memcpy((void *)gdt.base, saved[0], gdt.limit + 1u);
+		memcpy((void *)idt.base, saved[1], idt.limit + 1u);
 		hv_pv_call(HV_PV_CALL_SET_GDT, gdt.base, gdt.limit, 0, 0);
 		hv_pv_call(HV_PV_CALL_SET_IDT, idt.base, idt.limit, 0, 0);
 		hv_pv_call(HV_PV_CALL_SET_LDT, 0, 0, 0, 0);

@@ -101,8 +101,11 @@ enter_user:
 	pushl	%edi
 	pushl	%ebp
 	movl	%esp, kernel_stack
-	HV_PV_LOAD_DATA 0x23, %eax
-	pushl	$0x23 /* USER_DATA */
+	HV_PV_LOAD_DATA 0x23, %eax /* USER_DATA */
+#ifdef HV_PARAVIRT
+	movl	$0x23, %eax
+#endif
+	pushl	%eax
 	pushl	%edx
 	pushl	$0x2 /* eflags: interrupts off, IOPL 0 */
 	pushl	$0x1b /* USER_CODE */
