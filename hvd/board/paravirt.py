@@ -22,6 +22,7 @@ VERSION: Final = 1
 NEUTRAL: Final = 1  # flag: the sites are native instructions still
 _FORMAT: Final = "<6I"
 PAGE: Final = 4096
+_UPPER: Final = 1 << 31
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,7 +35,15 @@ class Paravirt:
     sites: int
     sites_bytes: int
     flags: int
+    user_limit: int = 0  # programs have no pages from there on; 0 = not known
     kernel: Path | bytes | None = None  # hvpvcc's, which is neutral: to be replaced when it has been loaded
+
+
+def user_limit(elf: Elf) -> int:
+    """Of a kernel in the upper part of the address space: where physical memory begins for it; 0 for others."""
+    offsets = {segment.virtual - segment.physical for segment in elf.segments}
+    start = min(offsets)
+    return start if start >= _UPPER and start % PAGE == 0 and all(segment.virtual >= start for segment in elf.segments) else 0
 
 
 def note_of(elf: Elf, image: ImageFile) -> Paravirt | None:
@@ -52,7 +61,7 @@ def note_of(elf: Elf, image: ImageFile) -> Paravirt | None:
         )
         if physical is None or page % PAGE or page_bytes < PAGE:
             raise HvdError("IMAGE_LAYOUT", what=image.what, problem=f"its hypercall page {page:#x} is no page of it")
-        return Paravirt(page, page_bytes, physical, sites, sites_bytes, flags)
+        return Paravirt(page, page_bytes, physical, sites, sites_bytes, flags, user_limit(elf))
     return _with_sites(elf, image)
 
 
@@ -78,7 +87,7 @@ def _with_sites(elf: Elf, image: ImageFile) -> Paravirt | None:
         area = sites.find_area(file)
         if area is None:
             return None
-        return Paravirt(area.address, area.pages * PAGE, file.physical(area.address), 0, 0, 0 if area.finished else NEUTRAL)
+        return Paravirt(area.address, area.pages * PAGE, file.physical(area.address), 0, 0, 0 if area.finished else NEUTRAL, user_limit(elf))
     except linked.FormatError as error:
         raise HvdError("IMAGE_FORMAT", what=image.what, problem=f"its table of sites: {error}") from error
 

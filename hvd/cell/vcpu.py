@@ -74,6 +74,7 @@ class CellVcpu(Vcpu):
         self._census = area.CellCensus.from_address(self._lib.hv_cell_census(host))
         self._counters = area.CellCounters.from_address(self._lib.hv_cell_counters(host))
         self._answered: Exit | None = None
+        self._user_limit = 0
         self._debugging = (frozenset[int](), frozenset[Watchpoint](), False)
         for region in memory.regions():
             if region.kind is not RegionKind.HOLE and not self._lib.hv_cell_add_region(
@@ -102,6 +103,7 @@ class CellVcpu(Vcpu):
     def paravirtualise(self, memory: GuestMemory, kernel: Paravirt) -> None:
         if self.paravirtual:
             paravirt.prepare(memory, kernel)
+            self._user_limit = kernel.user_limit
 
     def set_cpuid(self, table: Mapping[tuple[int, int], Sequence[int]]) -> None:
         """(leaf, subleaf) -> registers. Leaves with one row answer any subleaf."""
@@ -133,6 +135,7 @@ class CellVcpu(Vcpu):
             raise HvdError(
                 "BACKEND_UNAVAILABLE", backend=self._name, problem="it runs 32-bit guests", remedy="use emulation, or a 32-bit kernel"
             )
+        cpu.user_limit = self._user_limit
         cpu.cr0, cpu.cr3, cpu.cr4, cpu.efer = state.cr0, state.cr3, state.cr4, state.efer
         cpu.gdt.base, cpu.gdt.limit = state.gdt
         cpu.idt.base, cpu.idt.limit = state.idt

@@ -88,9 +88,9 @@ async def test_a_breakpoint_is_hit_and_the_guest_ends_well_behind_it(bench: Benc
     assert (await running.end()).exit_code == 0
 
 
-def instructions(guest: str, name: str) -> list[int]:
+def instructions(bench: Bench, guest: str, name: str) -> list[int]:
     """Their addresses, of a function in a test kernel."""
-    command = ["objdump", "-d", "--no-show-raw-insn", f"--disassemble={name}", kernel(guest)]
+    command = ["objdump", "-d", "--no-show-raw-insn", f"--disassemble={name}", bench.spec(guest).kernel]
     listing = subprocess.run(command, capture_output=True, text=True, check=True, timeout=60).stdout
     return [int(address, 16) for address in re.findall(r"^ *([0-9a-f]+):\t", listing, re.M)]
 
@@ -98,7 +98,7 @@ def instructions(guest: str, name: str) -> list[int]:
 async def test_breakpoints_on_every_instruction(bench: Bench) -> None:
     """Of a function that runs once and straight on, and of one with loops: each stops where it stands, and nothing else changes."""
     async with debugged(bench, "interrupts.elf") as (front, running):
-        once, loops = instructions("interrupts.elf", "pit_periodic"), instructions("interrupts.elf", "put_number")
+        once, loops = instructions(bench, "interrupts.elf", "pit_periodic"), instructions(bench, "interrupts.elf", "put_number")
         addresses = {*once, *loops}
         for address in addresses:
             assert await front.ask(b"Z0,%x,1" % address) == b"OK"
