@@ -20,6 +20,7 @@ from bench import (
     memory,
     nano,
     network,
+    paravirt,
     rpc,
     scrape,
     smallest,
@@ -49,6 +50,7 @@ FIGURES: Final[dict[str, Callable[[Lab], Iterable[Figure]]]] = {
     "network": network.measure,
     "trap": trap.measure,
     "nano": nano.measure,
+    "paravirt": paravirt.measure,
     "linux-ops": linux_ops.measure,
     "container": container.measure,
 }

@@ -25,13 +25,18 @@ OPERATIONS: Final = {
     "page-fault": "page fault that maps a page",
     "divide-error": "divide error",
     "pte-change": "page-table change, invlpg, touch",
+    "pte-batch": "64 page-table entries written and flushed",
     "context-switch": "context switch (CR3, stack)",
+    "hypercall": "a call that does nothing (base hypercall; of the paravirtual ABI)",
+    "program-int": "int 0x80 of a program, iret",
     "copy-4k": "copy of 4 KiB",
     "kernel-compute": "computing in the kernel",
     "user-compute": "computing in user mode",
 }
 # Backends whose guests are IA-32 kernels on the same board, and the engines that are measured.
-WAYS: Final = (("emulation", "native"), ("trap", ""), ("rewriting", ""))
+WAYS: Final = (("emulation", "native"), ("trap", ""), ("rewriting", ""), ("paravirt", ""))
+# The same source, built for the paravirtual ABI.
+KERNELS: Final = {"paravirt": "nano.pv.elf"}
 MILLISECONDS: Final = 40
 PEER: Final = "qemu-system-i386 -accel tcg, same guest"
 _LINE = re.compile(r"^nano (\S+) (\d+) \d+$", re.MULTILINE)
@@ -45,7 +50,7 @@ def measure(lab: Lab) -> Iterator[Figure]:
     for turn in range(-1, lab.runs(5)):  # the first turn warms up
         lab.say(f"nanobenchmarks, turn {turn + 1}")
         for name, engine in ways:
-            found = costs(lab.run_guest(path, append, name, engine).console)
+            found = costs(lab.run_guest(kernel(KERNELS.get(name, "nano.elf")), append, name, engine).console)
             samples[name] += [found] if turn >= 0 else []
         found = under_qemu(program, path, append)
         samples[PEER] += [found] if turn >= 0 else []

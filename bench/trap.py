@@ -25,9 +25,9 @@ def measure(lab: Lab) -> Iterator[Figure]:
         raise Unavailable("backend trap does not run here: `hvctl doctor` says why")
     path = kernel("nano.elf")
     directory = lab.new_directory("native")
-    compute = _compiled(directory, "compute", "-m32", "-Os", "-ffreestanding", "-fno-pic", "-fno-stack-protector", "-static", "-nostdlib",
+    compute = compiled(directory, "compute", "-m32", "-Os", "-ffreestanding", "-fno-pic", "-fno-stack-protector", "-static", "-nostdlib",
                         "-Wl,-z,noexecstack", str(COMPUTE))  # fmt: skip
-    signals = _compiled(directory, "signals", "-O2")
+    signals = compiled(directory, "signals", "-O2")
     share = 8 if lab.quick else 1
     lab.say("trap: computing, traps and shadows beside the bare ones")
 
@@ -62,8 +62,8 @@ def measure(lab: Lab) -> Iterator[Figure]:
         yield compared(f"trap: {what}", "us", pair["own"], pair["bare"], peer, target="<= 1.5")
 
 
-def _compiled(directory: Path, name: str, *options: str) -> Path:
-    """Raises Unavailable."""
+def compiled(directory: Path, name: str, *options: str) -> Path:
+    """A program of bench/native. Raises Unavailable."""
     compiler = shutil.which("gcc")
     if compiler is None:
         raise Unavailable("gcc is missing: apt install gcc")

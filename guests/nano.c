@@ -125,6 +125,12 @@ static void op_syscall(uint32_t turns)
 	in_user(user_syscall, turns);
 }
 
+/* The same, of a program that knows of nothing else under the paravirtual ABI, either. */
+static void op_program_int(uint32_t turns)
+{
+	in_user(user_syscall, turns);
+}
+
 static void op_user_compute(uint32_t turns)
 {
 	in_user(user_compute, turns);
@@ -151,6 +157,7 @@ static struct row {
 	{"pte-batch", op_pte_batch, unmap_window, 0, 1},
 	{"context-switch", op_context_switch, NULL, 0, 2},
 	{"hypercall", op_hypercall, NULL, 0, 1},
+	{"program-int", op_program_int, NULL, 0, 1},
 	{"copy-4k", op_copy, NULL, 0, 1},
 	{"kernel-compute", op_kernel_compute, NULL, 0, 1},
 	{"user-compute", op_user_compute, NULL, 0, 1},
