@@ -18,6 +18,8 @@ A JSON object; numbers are unsigned, of at most 64 bits.
     nmi_blocked       an NMI is being served
     nmi_pending       an NMI was raised and is not taken yet
     interrupt         vector of an interrupt that was injected and not taken yet, or null
+    tsc_at_zero       what the time stamp counter would have been when the board's virtual clock was 0, modulo 2**64; 0 if it is missing.
+                      Only of a counter whose frequency (cpuid's leaf 0x15) is another one than that clock's
     cpuid             [[leaf, subleaf, eax, ebx, ecx, edx], ...]: what the guest was told, and goes on to be told
 
 The time stamp counter is the board's virtual clock, the local APIC and its base are the board's.
@@ -25,7 +27,7 @@ The time stamp counter is the board's virtual clock, the local APIC and its base
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, Final, NamedTuple
 
 from hvd.board import saved
@@ -43,7 +45,7 @@ MOST_CPUID: Final = 4096
 MASK: Final = (1 << 64) - 1
 _FIELDS: Final = frozenset(
     {"format", "registers", "control", "segments", "tables", "debug", "msrs", "xsave", "halted", "interrupt_shadow", "nmi_blocked",
-     "nmi_pending", "interrupt", "cpuid"}
+     "nmi_pending", "interrupt", "tsc_at_zero", "cpuid"}
 )  # fmt: skip
 _WIDTHS: Final = {"cr0": 32, "cr4": 32, "cr8": 4, "pkru": 32, "dr6": 32, "dr7": 32}
 
@@ -74,7 +76,14 @@ class Saved(NamedTuple):
     nmi_blocked: bool
     nmi_pending: bool
     interrupt: int | None
+    tsc_at_zero: int
     cpuid: list[Cpuid]
+
+
+def tsc_hz(cpuid: Mapping[tuple[int, int], Sequence[int]]) -> int:
+    """The frequency of the time stamp counter that a guest was told in leaf 0x15; 0 = none."""
+    denominator, numerator, crystal_hz, _ = cpuid.get((0x15, 0), (0, 0, 0, 0))
+    return crystal_hz * numerator // denominator if denominator else 0
 
 
 def _group(state: Mapping[str, Any], name: str, members: tuple[str, ...]) -> dict[str, int]:
@@ -127,5 +136,6 @@ def parse(state: Mapping[str, Any]) -> Saved:
         saved.flag(state, "nmi_blocked"),
         saved.flag(state, "nmi_pending"),
         saved.optional(state, "interrupt", 0xFF),
+        saved.optional(state, "tsc_at_zero", MASK) or 0,
         cpuid,
     )

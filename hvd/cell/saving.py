@@ -56,6 +56,7 @@ def save(vcpu: CellVcpu) -> dict[str, Any]:
         "nmi_blocked": bool(cpu.nmi_blocked),
         "nmi_pending": bool(cpu.nmi_pending),
         "interrupt": cpu.injected_vector if cpu.injected else None,
+        "tsc_at_zero": vcpu.tsc_at_zero(),
         "cpuid": [[leaf, subleaf, *row] for (leaf, subleaf), row in sorted(vcpu.cpuid.items())],
     }
 

@@ -264,6 +264,11 @@ class CellVcpu(Vcpu):
         """As the cell says: meaningful once it ran."""
         return area.Sandbox(self._lib.hv_cell_sandbox(self._host) & 0x1F)
 
+    def tsc_at_zero(self) -> int:
+        """What the time stamp counter, which is the host's, was when the virtual clock was 0, had both run all the time."""
+        tsc = int(self._lib.hv_host_tsc()) + int(self.cpu.tsc_offset)
+        return (tsc - self._board.now() * ia32.tsc_hz(self.cpuid) // 1_000_000_000) & 0xFFFF_FFFF_FFFF_FFFF
+
     def save(self) -> dict[str, Any]:
         return save(self)
 

@@ -376,12 +376,20 @@ static int on_cpuid(uc_engine *uc, void *user)
     return 1;
 }
 
-/* The time stamp counter is the guest's virtual clock: 1 GHz, standing while the guest is paused. */
+void hv_emulator_set_tsc(struct hv_emulator *e, uint64_t hz, uint64_t at_zero)
+{
+    e->tsc_hz = hz;
+    e->tsc_at_zero = at_zero;
+}
+
+/* The time stamp counter is the guest's virtual clock: 1 GHz, if the guest was not told otherwise elsewhere, standing while it is paused. */
 static int on_rdtsc(uc_engine *uc, void *user)
 {
     (void)uc;
     struct hv_emulator *e = user;
     uint64_t *regs = &HV_AT(uint64_t, e->env, ENV_REGS), now = hv_clock_now(&e->board->clock);
+    if (e->tsc_hz)
+        now = e->tsc_at_zero + (uint64_t)((unsigned __int128)now * e->tsc_hz / 1000000000u);
     regs[GPR_AX] = (uint32_t)now;
     regs[GPR_DX] = now >> 32;
     return 1;

@@ -15,6 +15,9 @@ _u8, _u32, _u64, _pointer = ctypes.c_uint8, ctypes.c_uint32, ctypes.c_uint64, ct
 ATTRIBUTES: Final = 0x00FF_FF00
 DEBUG_REGISTERS: Final = {name: int(name[2:]) for name in ia32.DEBUG}
 X87_AND_SSE: Final = 3
+TSC: Final = 0x10
+TSC_DEADLINE: Final = 1 << 24  # of CPUID.1:ECX: it counts ticks of the guest's own counter
+TSC_HZ: Final = (1_000_000, 100_000_000_000)  # least and greatest frequency of another backend's that a guest goes on with
 
 
 class _More(ctypes.Structure):
@@ -31,6 +34,7 @@ PROTOTYPES: Final[dict[str, tuple[Any, list[Any]]]] = {
     "hv_emulator_set_more": (None, [_pointer, _pointer]),
     "hv_emulator_get_msr": (ctypes.c_bool, [_pointer, _u32, _pointer, _pointer]),
     "hv_emulator_set_msr": (ctypes.c_bool, [_pointer, _u32, _u64]),
+    "hv_emulator_set_tsc": (None, [_pointer, _u64, _u64]),
 }
 
 
@@ -68,6 +72,7 @@ def save(vcpu: NativeVcpu) -> dict[str, Any]:
         "nmi_blocked": bool(more.nmi_blocked),
         "nmi_pending": bool(more.nmi_pending),
         "interrupt": more.injected_vector if more.injected else None,
+        "tsc_at_zero": vcpu.tsc_at_zero,
         "cpuid": [[leaf, subleaf, *row] for (leaf, subleaf), row in sorted(vcpu.cpuid.items())],
     }
 
@@ -78,6 +83,7 @@ def restore(vcpu: NativeVcpu, document: dict[str, Any]) -> None:
     if len(state.xsave) > ia32.XSAVE_BYTES and state.control["xcr0"] & ~X87_AND_SSE:
         raise _mismatch("XCR0", hex(state.control["xcr0"]), "x87 and SSE only")
     vcpu.apply_cpuid({(row.leaf, row.subleaf): row[2:] for row in state.cpuid})
+    vcpu.set_tsc(state.tsc_at_zero)
     raw = vcpu.new_state()
     for index, name in enumerate(ia32.GENERAL):
         raw.regs[index] = state.registers[name]
@@ -104,6 +110,8 @@ def restore(vcpu: NativeVcpu, document: dict[str, Any]) -> None:
     ctypes.memmove(more.xsave, state.xsave, ia32.XSAVE_BYTES)
     vcpu.set_state(raw)
     for number, value in state.msrs.items():
+        if number == TSC:  # tsc_at_zero says it
+            continue
         if not vcpu.library.hv_emulator_set_msr(vcpu.emulator, number, value) and value:
             raise _mismatch(f"MSR {number:#x}", hex(value), "0, since this backend has not that MSR")
     vcpu.library.hv_emulator_set_more(vcpu.emulator, ctypes.byref(more))
@@ -124,6 +132,6 @@ def check_cpuid(
         told, offered = (table.get((leaf, 0), (0, 0, 0, 0))[index] for table in (saved, own))
         if lacking := told & ~offered:
             raise _mismatch(f"CPUID.{leaf:#x}:{register.upper()}", f"{told:#x}", f"{offered:#x}, which lacks {lacking:#x}")
-    frequency = (0x15, 0)
-    if saved.get(frequency) != own.get(frequency):
-        raise _mismatch("time stamp counter's frequency", str(saved.get(frequency)), str(own.get(frequency)))
+    told_hz, own_hz = ia32.tsc_hz(saved), ia32.tsc_hz(own)
+    if told_hz != own_hz and (saved.get((1, 0), (0, 0, 0, 0))[2] & TSC_DEADLINE or not TSC_HZ[0] <= told_hz <= TSC_HZ[1]):
+        raise _mismatch("time stamp counter's frequency", f"{told_hz} Hz", f"{own_hz} Hz")

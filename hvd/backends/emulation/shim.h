@@ -87,6 +87,7 @@ struct hv_emulator {
     unsigned cpuid_count;
     struct mmio_region *regions;
     struct hv_debug debug;
+    uint64_t tsc_hz, tsc_at_zero; /* of the guest's virtual clock: ticks a second, and the counter when the clock was 0 */
 };
 
 /* unicorn.c */

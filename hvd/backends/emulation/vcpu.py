@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from hvd.backends.emulation import saving
+from hvd.board import ia32
 from hvd.board.hot import LIBRARY, HotBoard
 from hvd.board.memory import HIGH_RAM_START, GuestMemory, RegionKind
 from hvd.board.vcpu import FPU_BYTES, EntryState, Exit, ExitReason, Segment, Vcpu, Watchpoint
@@ -220,6 +221,7 @@ class NativeVcpu(Vcpu):
         leaves = cpuid(self._native_cpuid, TSC_HZ, follows_cr4=True, tsc_deadline=True)
         offered = {key: tuple(leaf) for key, leaf in leaves.items() if key[0] != 0xD}
         self.cpuid: dict[tuple[int, int], tuple[int, ...]] = offered
+        self.tsc_at_zero = 0
         self.apply_cpuid(offered)
 
     def apply_cpuid(self, table: dict[tuple[int, int], tuple[int, ...]]) -> None:
@@ -237,6 +239,12 @@ class NativeVcpu(Vcpu):
         if not self._lib.hv_emulator_set_cpuid(self._emulator, entries, len(entries)):
             raise MemoryError
         self.cpuid = table
+
+    def set_tsc(self, at_zero: int) -> None:
+        """Its frequency is what the guest was told; at_zero counts where that is not this backend's own."""
+        hz = ia32.tsc_hz(self.cpuid)
+        self.tsc_at_zero = at_zero if hz != TSC_HZ else 0
+        self._lib.hv_emulator_set_tsc(self._emulator, hz, self.tsc_at_zero)
 
     def enter(self, state: EntryState) -> None:
         raw = _State(cr0=state.cr0, cr3=state.cr3, cr4=state.cr4, efer=state.efer, rflags=2)
