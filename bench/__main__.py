@@ -17,6 +17,7 @@ from bench import (
     firmware,
     host,
     linux_ops,
+    linux_pv,
     memory,
     nano,
     network,
@@ -52,6 +53,7 @@ FIGURES: Final[dict[str, Callable[[Lab], Iterable[Figure]]]] = {
     "nano": nano.measure,
     "paravirt": paravirt.measure,
     "linux-ops": linux_ops.measure,
+    "linux-pv": linux_pv.measure,
     "container": container.measure,
 }
 

@@ -42,7 +42,7 @@ def _boot(lab: Lab, daemon: Daemon, guest: str, backend: Sequence[str], target: 
         raise Unavailable(str(error)) from error
     name = f"boot of {what} to the prompt, {backend[1]}"
     runs = lab.runs(5)
-    ways: dict[str, Callable[[], float]] = {"hvd": lambda: _hvd(daemon, image, mebibytes, backend)}
+    ways: dict[str, Callable[[], float]] = {"hvd": lambda: boot_seconds(daemon, image, mebibytes, backend)}
     note = f"{mebibytes} MiB, {image.append}"
     try:
         program = qemu(arch)
@@ -61,7 +61,8 @@ def _qemu(program: str, image: GuestImage, mebibytes: int) -> list[str]:
     ]  # fmt: skip
 
 
-def _hvd(daemon: Daemon, image: GuestImage, mebibytes: int, backend: Sequence[str]) -> float:
+def boot_seconds(daemon: Daemon, image: GuestImage, mebibytes: int, backend: Sequence[str]) -> float:
+    """`hvctl run` to the prompt."""
     command = daemon.hvctl(
         "run", *backend, "--name", NAME, "--memory", f"{mebibytes}M", "--kernel", str(image.kernel),
         "--initrd", str(image.initrd), "--append", image.append,

@@ -6,7 +6,7 @@ import os
 import re
 import subprocess
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Final
 
 from bench.boot import REWRITING
@@ -46,7 +46,7 @@ def measure(lab: Lab) -> Iterator[Figure]:
     with lab.daemon() as daemon:
         for turn in range(-1, lab.runs(5)):  # the first turn warms up
             lab.say(f"operations of a Linux guest, turn {turn + 1}")
-            found = {"hvd": _hvd(daemon, image), "qemu": _in_guest(command, None), "host": _costs(_on_host(str(program)))}
+            found = {"hvd": guest_costs(daemon, image), "qemu": _in_guest(command, None), "host": _costs(_on_host(str(program)))}
             for side, costs in found.items() if turn >= 0 else ():
                 samples[side].append(costs)
     for operation, (what, goal) in OPERATIONS.items():
@@ -55,9 +55,10 @@ def measure(lab: Lab) -> Iterator[Figure]:
         yield compared(f"Linux guest, rewriting: {what}", "us", own_costs, host_costs, "the host, same program", target=goal)
 
 
-def _hvd(daemon: Daemon, image: GuestImage) -> dict[str, float]:
+def guest_costs(daemon: Daemon, image: GuestImage, backend: Sequence[str] = REWRITING) -> dict[str, float]:
+    """Seconds of each of OPERATIONS; the initrd has /bin/ops."""
     command = daemon.hvctl(
-        "run", *REWRITING, "--name", NAME, "--memory", f"{MEBIBYTES}M", "--kernel", str(image.kernel), "--initrd", str(image.initrd),
+        "run", *backend, "--name", NAME, "--memory", f"{MEBIBYTES}M", "--kernel", str(image.kernel), "--initrd", str(image.initrd),
         "--append", image.append,
     )  # fmt: skip
     try:

@@ -185,6 +185,11 @@ class Vcpu(ABC):
     def memory_changed(self, address: int, length: int) -> None:
         """The board wrote guest-physical memory (DMA, debugger): drop what was derived from it (translated code)."""
 
+    # What a census of the kernel leaves out: pages (linear addresses) of the ABI's own code, and instructions (hvd.cell.sensitive) that the
+    # ABI has native.
+    census_pages: frozenset[int] = frozenset()
+    census_native: frozenset[str] = frozenset()
+
     def executed_code(self) -> Sequence[int] | None:
         """Linear addresses at which the guest's kernel was seen to execute; more and more. Any thread. None: this way of executing does not
         need to know, since no sensitive instruction can pass it by (docs/trap.md)."""

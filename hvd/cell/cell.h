@@ -119,6 +119,7 @@ bool hv_fpu_instruction(const struct hv_insn *); /* 0F AE: FXSAVE, FXRSTOR; fals
 /* ---- twins.c: the guest's segments in the host's LDT */
 uint16_t hv_twin(const struct hv_segment *);              /* the host selector that acts like this one */
 uint16_t hv_twin_below(const struct hv_segment *, uint32_t end); /* and ends there; of a page */
+unsigned hv_twin_place(uint16_t host); /* of one of the guest's GDT: its index there */
 bool hv_twin_guest_selector(uint16_t host, uint16_t *guest); /* false: no twin, but a selector of the host's own GDT */
 
 /* ---- signals.c */

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Set
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -81,8 +81,10 @@ def _relative(instruction: Instruction) -> int:
 class Descent:
     """A census that can be continued: what was visited is not looked at again. 32-bit code."""
 
-    def __init__(self, read_page: ReadPage, most_instructions: int = 2_000_000) -> None:
-        """read_page(address): PAGE bytes at a multiple of PAGE. Raises OSError when libhv.so was not built."""
+    def __init__(self, read_page: ReadPage, most_instructions: int = 2_000_000, native: Set[str] = frozenset()) -> None:
+        """read_page(address): PAGE bytes at a multiple of PAGE. native: names of instructions that are no findings. Raises OSError when
+        libhv.so was not built."""
+        self._native = native
         self.census = Census()
         self._read_page = read_page
         self._most = most_instructions
@@ -122,7 +124,8 @@ class Descent:
                 census.instructions += 1
                 if (instruction.map, instruction.opcode) in CANDIDATES and (what := sensitive(instruction)) is not None:
                     code = bytes(self._window[offset : offset + instruction.length])
-                    census.findings[address] = Finding(address, code, what)
+                    if what.name not in self._native:
+                        census.findings[address] = Finding(address, code, what)
                 flow = _flow(instruction)
                 behind = address + instruction.length & MASK
                 if flow == _STRAIGHT:

@@ -126,8 +126,11 @@ void hv_make_twins(void)
     for (unsigned i = 0; i <= HV_GS; i++)
         hv_trap.expected[i] = HV_CPU->cpl == 3 && HV_CPU->user_limit ? hv_twin_below(&HV_CPU->segment[i], HV_CPU->user_limit) : hv_twin(&HV_CPU->segment[i]);
     hv_shadow_mode(HV_CPU->cpl);
-    if (hv_paravirtual())
-        hv_paravirt_give();
+    if (!hv_paravirtual())
+        return;
+    for (unsigned i = 0; i <= HV_GS && HV_CPU->cpl == 0; i++)
+        hv_paravirt_offer_twin(i, hv_trap.expected[i]);
+    hv_paravirt_give();
 }
 
 uint32_t hv_native_flags(void)

@@ -107,19 +107,43 @@ uint16_t hv_paravirt_selector(unsigned segment, uint16_t selector)
     return HV_CPU->cpl < 3 && (stored & ~3u) == (selector & ~3u) ? stored : selector;
 }
 
-void hv_paravirt_offer_twin(uint16_t selector, const struct hv_segment *segment, uint16_t host)
+/* What the kernel has loaded since it was last told the twins. */
+static struct {
+    bool fresh;
+    uint32_t words[2];
+} loaded[HV_SEGMENTS];
+
+void hv_paravirt_loaded(unsigned segment, const uint32_t words[2])
 {
-    unsigned index = selector >> 3;
-    if (selector & 4 || index >= HV_PV_TWIN_COUNT || !index)
+    loaded[segment].fresh = true;
+    loaded[segment].words[0] = words[0];
+    loaded[segment].words[1] = words[1];
+}
+
+void hv_paravirt_offer_twin(unsigned segment, uint16_t host)
+{
+    const struct hv_segment *its = &HV_CPU->segment[segment];
+    unsigned index = its->selector >> 3;
+    bool fresh = loaded[segment].fresh, flat = its->base == 0 && its->limit == ~0u;
+    loaded[segment].fresh = false;
+    if (!fresh || !flat || segment == HV_CS || segment == HV_SS || its->selector & 4 || !index || index >= HV_PV_TWIN_COUNT ||
+        hv_twin_place(host) != index)
         return;
-    bool flat = segment->base == 0 && segment->limit == ~0u;
-    put16(HV_PV_TWINS + 2 * index, flat ? host : 0);
+    put(HV_PV_DESCRIPTORS + 8 * index, loaded[segment].words[0]);
+    put(HV_PV_DESCRIPTORS + 8 * index + 4, loaded[segment].words[1]);
+    put16(HV_PV_TWINS + 2 * index, host);
+}
+
+void hv_paravirt_forget_twin(unsigned index)
+{
+    if (index < HV_PV_TWIN_COUNT)
+        put16(HV_PV_TWINS + 2 * index, 0);
 }
 
 void hv_paravirt_forget_twins(void)
 {
     for (unsigned i = 0; i < HV_PV_TWIN_COUNT; i++)
-        put16(HV_PV_TWINS + 2 * i, 0);
+        hv_paravirt_forget_twin(i);
 }
 
 /* ---- the page in the low view */

@@ -22,7 +22,9 @@ bool hv_paravirt_beyond(const struct hv_insn *);
 /* An access of the monitor in the guest's name to that page; NULL = another address. */
 uint8_t *hv_paravirt_at(uint32_t linear, bool user);
 uint16_t hv_paravirt_selector(unsigned segment, uint16_t selector); /* with the RPL that the guest knows it by */
-void hv_paravirt_offer_twin(uint16_t selector, const struct hv_segment *, uint16_t host); /* a segment register was loaded with it */
+void hv_paravirt_loaded(unsigned segment, const uint32_t words[2]); /* the kernel has, with this descriptor */
+void hv_paravirt_offer_twin(unsigned segment, uint16_t host);  /* it may load what it has loaded by itself from now on */
+void hv_paravirt_forget_twin(unsigned index); /* the host's descriptor at this place is another one */
 void hv_paravirt_forget_twins(void); /* the guest's GDT is another one */
 
 /* ---- gate.c */

@@ -1,5 +1,5 @@
 /* Descriptors and segment registers (Intel SDM vol. 3A, chapter "Protection"; vol. 2A, "MOV"). */
-#include "cell.h"
+#include "paravirt.h"
 
 #define SELECTOR_LDT 4u
 #define TYPE_CODE 8u
@@ -70,6 +70,8 @@ static void commit(unsigned index, uint16_t selector, uint32_t words[2])
     hv_mark_accessed(selector, words);
     words[1] |= TYPE_ACCESSED << 8;
     hv_unpack(&HV_CPU->segment[index], selector, words);
+    if (hv_paravirtual() && HV_CPU->cpl == 0)
+        hv_paravirt_loaded(index, words);
 }
 
 void hv_check_stack_segment(uint16_t selector, unsigned level, bool switching, uint32_t external, uint32_t words[2])

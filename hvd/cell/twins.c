@@ -8,7 +8,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#include "cell.h"
+#include "paravirt.h"
 
 #define FIRST 1024u  /* below: nothing, so that a selector of the guest's own LDT does not mean a twin: its loads trap */
 #define PLACES 1024u /* first those for the guest's GDT, then those for its LDT; a large LDT is dear to change */
@@ -59,6 +59,8 @@ static void make(unsigned index, const struct hv_segment *segment)
         hv_fail("modify_ldt refused a twin of selector %#x (base %#x, limit %#x, attributes %#x): error %d", segment->selector, segment->base,
                 segment->limit, segment->attributes, errno);
     twins[index] = (struct twin){segment->base, segment->limit, segment->attributes & KEPT};
+    if (hv_paravirtual())
+        hv_paravirt_forget_twin(index);
     cell.area->counters.ldt_writes++;
 }
 
@@ -92,6 +94,8 @@ uint16_t hv_twin_below(const struct hv_segment *segment, uint32_t end)
     cut.attributes |= HV_SEGMENT_PAGES;
     return twin_at(CUT, &cut, segment);
 }
+
+unsigned hv_twin_place(uint16_t host) { return (host >> 3) - FIRST; }
 
 bool hv_twin_guest_selector(uint16_t host, uint16_t *guest)
 {

@@ -12,7 +12,7 @@ from typing import Any, Final
 from hvd.board import ia32
 from hvd.board.hot import HotBoard
 from hvd.board.memory import GuestMemory, RegionKind
-from hvd.board.paravirt import Paravirt
+from hvd.board.paravirt import PAGE, Paravirt
 from hvd.board.vcpu import (
     FPU_BYTES,
     CensusCommand,
@@ -104,6 +104,10 @@ class CellVcpu(Vcpu):
         if self.paravirtual:
             paravirt.prepare(memory, kernel)
             self._user_limit = kernel.user_limit
+            # Before paging they are at their physical addresses.
+            offsets = range(0, kernel.page_bytes, PAGE)
+            self.census_pages = frozenset(start + offset for start in (kernel.page, kernel.page_physical) for offset in offsets)
+            self.census_native = frozenset({"rdtsc"})
 
     def set_cpuid(self, table: Mapping[tuple[int, int], Sequence[int]]) -> None:
         """(leaf, subleaf) -> registers. Leaves with one row answer any subleaf."""

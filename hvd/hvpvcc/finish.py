@@ -107,6 +107,7 @@ def _filled(site: Site, code: bytes) -> bytes:
 
 
 _PUSH_SELECTOR: Final = {b"\x06": 0, b"\x0e": 1, b"\x16": 2, b"\x1e": 3, b"\x0f\xa0": 4, b"\x0f\xa8": 5}
+_POP_SELECTOR: Final = {b"\x07": 0, b"\x1f": 3, b"\x0f\xa1": 4, b"\x0f\xa9": 5}
 _SIMPLE: Final[dict[bytes, Callable[[Thunks], int]]] = {b"\xfb": Thunks.sti, b"\x9c": Thunks.pushf, b"\x9d": Thunks.popf}
 _ESP: Final = 4
 
@@ -117,6 +118,8 @@ def _thunk(code: bytes, thunks: Thunks) -> int | None:
         return simple(thunks)
     if (segment := _PUSH_SELECTOR.get(code)) is not None:
         return thunks.push_selector(segment)
+    if (segment := _POP_SELECTOR.get(code)) is not None:
+        return thunks.pop_selector(segment, code)
     modrm = code[-1]
     register, other = modrm & 7, modrm >> 3 & 7
     if modrm < 0xC0 or register == _ESP:
@@ -125,4 +128,6 @@ def _thunk(code: bytes, thunks: Thunks) -> int | None:
         return thunks.read_control(other, register)
     if code[:-1] in (b"\x8c", b"\x66\x8c") and other < 6:
         return thunks.read_selector(other, register, half=len(code) == 3)
+    if code[:-1] in (b"\x8e", b"\x66\x8e") and other in _POP_SELECTOR.values():
+        return thunks.load_selector(other, register, code)
     return None

@@ -17,6 +17,7 @@ from hvd.hvpvcc.sites import PAGE, Area
 VCPU: Final = 0xFFFF_F000
 IF, PENDING, CR0, FLAGS = 0x000, 0x004, 0x010, 0x028
 SELECTORS: Final = 0x030  # 4 bytes apart, in the order of their encoding
+GDT, TWINS, TWIN_COUNT, DESCRIPTORS = 0x052, 0x300, 256, 0x800
 ENTRY_SITE, ENTRY_IRET, ENTRY_IDLE, ENTRY_DELIVER = 0x040, 0x080, 0x0C0, 0x100
 FIRST_THUNK: Final = 0x200  # behind the entries
 
@@ -131,6 +132,53 @@ class Thunks:
         # pushl (%esp); push %eax; movzwl selector, %eax; mov %eax, 8(%esp); pop %eax; ret
         code = b"\xff\x34\x24\x50" + _SS + b"\x0f\xb7\x05" + _vcpu(SELECTORS + 4 * segment) + b"\x89\x44\x24\x08\x58\xc3"
         return self._get(("push", segment), lambda at: code)
+
+    def _load_selector(self, segment: int) -> int:
+        """A function: [return, selector] on the stack; loads the twin and returns 5 bytes behind its caller, or returns to it. The twin that the
+        monitor offers is good as long as the guest's descriptor is the one that it was made of, and its DPL not below the RPL."""
+        start = b"\x9c\x50\x51\x52\x53"  # pushf; push %eax; push %ecx; push %edx; push %ebx
+        start += b"\x0f\xb7\x44\x24\x18\x89\xc2\xa8\x04"  # movzwl 24(%esp), %eax; mov %eax, %edx; test $4, %al
+        end = b"\x5b\x5a\x59\x58\x9d\xc2\x04\x00"  # slow: pop %ebx; pop %edx; pop %ecx; pop %eax; popf; ret $4
+        load = b"\x66" + _SS + b"\xa3" + _vcpu(SELECTORS + 4 * segment)  # mov %ax, the selector
+        load += bytes([0x8E, 0xC0 | segment << 3 | 2]) + b"\x83\x44\x24\x14\x05"  # mov %edx, the segment register; addl $5, 20(%esp)
+        # The body, from its end on: what jumps to `slow` must know how far that is.
+        parts: list[tuple[bytes, bytes, str]] = [
+            (b"", b"\x75", "slow"),  # jne
+            (b"\x89\xc1\xc1\xe9\x03", b"\x74", "load"),  # mov %eax, %ecx; shr $3, %ecx; je load: null
+            (b"\x81\xf9" + struct.pack("<I", TWIN_COUNT), b"\x73", "slow"),  # cmp $256, %ecx; jae
+            (_SS + b"\x0f\xb7\x14\x4d" + _vcpu(TWINS) + b"\x85\xd2", b"\x74", "slow"),  # movzwl TWINS(,%ecx,2), %edx; test %edx, %edx; je
+            (_SS + b"\x8b\x1d" + _vcpu(GDT) + b"\x8d\x1c\xcb" + _SS + b"\x8b\x03"  # mov GDT, %ebx; lea (%ebx,%ecx,8), %ebx; mov (%ebx), %eax
+             + _SS + b"\x3b\x04\xcd" + _vcpu(DESCRIPTORS), b"\x75", "slow"),  # cmp DESCRIPTORS(,%ecx,8), %eax; jne
+            (_SS + b"\x8b\x5b\x04" + _SS + b"\x3b\x1c\xcd" + _vcpu(DESCRIPTORS + 4), b"\x75", "slow"),  # mov 4(%ebx), %ebx; cmp; jne
+            (b"\x0f\xb7\x44\x24\x18\xa8\x03", b"\x74", "load"),  # movzwl 24(%esp), %eax; test $3, %al; je load
+            (b"\xf7\xd3\xf7\xc3" + struct.pack("<I", 0x6000), b"\x75", "slow"),  # not %ebx; test $DPL, %ebx; jne: below 3
+        ]  # fmt: skip
+        length = sum(len(code) + 2 for code, _, _ in parts)
+        body = b""
+        for code, jump_opcode, where in parts:
+            behind = len(body) + len(code) + 2
+            body += code + jump_opcode + bytes([length - behind + (len(load) if where == "slow" else 0)])
+        return self._get(("load", segment), lambda at: start + body + load + end)
+
+    def load_selector(self, segment: int, register: int, code: bytes) -> int:
+        """MOV of a general register to DS, ES, FS or GS; code: the instruction."""
+        function, slow = self._load_selector(segment), self.site(code)
+
+        def build(at: int) -> bytes:
+            made = bytes([0x50 | register])  # push
+            made += call(at + 1, function)
+            return made + jump(at + 6, slow) + b"\xc3"
+
+        return self._get(("mov", segment, register), build)
+
+    def pop_selector(self, segment: int, code: bytes) -> int:
+        function, slow = self._load_selector(segment), self.site(code)
+
+        def build(at: int) -> bytes:
+            made = b"\xff\x74\x24\x04" + call(at + 4, function)  # pushl 4(%esp)
+            return made + jump(at + 9, slow) + b"\xc2\x04\x00"  # ret $4
+
+        return self._get(("pop", segment), build)
 
     def idle(self, skip: int) -> int:
         """STI with HLT behind it; returns behind the HLT, whose site has so many bytes."""

@@ -80,7 +80,8 @@ class CensusWatch:
             start = time.monotonic()
             self._registers = registers
             if self._descent is None:
-                self._descent = Descent(lambda page: _page(self._machine, self._registers, page))
+                native = self._machine.vcpu.census_native
+                self._descent = Descent(lambda page: _page(self._machine, self._registers, page), native=native)
             self._descent.feed([*entries, *_handlers(self._machine, registers)], LOOK_MOST_SECONDS)
             # A kernel that reaches new code all the time must not cost a processor.
             spent = time.monotonic() - start
@@ -126,13 +127,15 @@ def explained(end: End, census: Census, name: str) -> End:
 
 def take(machine: Machine, registers: dict[str, int], entries: Sequence[int], seconds: float) -> Census:
     """A whole census, as memory is now. Any thread."""
-    descent = Descent(lambda page: _page(machine, registers, page))
+    descent = Descent(lambda page: _page(machine, registers, page), native=machine.vcpu.census_native)
     here = (registers.get("cs.base", 0) + registers["rip"]) & 0xFFFF_FFFF
     own = [here] if not registers["cs"] & 3 else []
     return descent.feed([*entries, *_handlers(machine, registers), *own], seconds)
 
 
 def _page(machine: Machine, registers: dict[str, int], page: int) -> bytes | None:
+    if page in machine.vcpu.census_pages:
+        return None
     try:
         return AddressSpace(machine.memory, registers).read(page, PAGE)
     except HvdError:

@@ -25,7 +25,7 @@ BUILD_SECONDS = 2400.0
 def _own(name: str, arch: str) -> object:
     """A parameter: the small Linux. Building it takes minutes, so without one in the cache its tests are slow ones."""
     marks = [pytest.mark.timeout(BUILD_SECONDS)]
-    if not is_built(f"linux-{arch}"):
+    if not is_built(name if name == "linux-pv" else f"linux-{arch}"):
         print(f"{name} is not in the cache: its tests build it, which takes minutes, and are marked slow")
         marks.append(pytest.mark.slow)
     return pytest.param((name, arch), id=name, marks=marks)
@@ -38,9 +38,10 @@ own_linux = pytest.mark.parametrize("own", [_own("linux", "i386"), _own("linux64
 def own(request: pytest.FixtureRequest, shared_daemon: RealDaemon) -> str:
     """The name of the image, built by `hvctl image build linux`."""
     name, arch = request.param
+    recipe = "linux-pv" if name == "linux-pv" else "linux"
     images = shared_daemon.ok("image", "list", "-o", "name").stdout.split()
     if f"images/{name}" not in images:
-        built = shared_daemon.hvctl("image", "build", "linux", "--arch", arch, timeout=BUILD_SECONDS)
+        built = shared_daemon.hvctl("image", "build", recipe, "--arch", arch, timeout=BUILD_SECONDS)
         if built.returncode and any(reason in built.stderr for reason in ("PACKAGE_", "apt ")):
             pytest.skip(built.stderr)
         assert built.returncode == 0, built.stderr

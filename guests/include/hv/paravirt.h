@@ -58,6 +58,7 @@
 #define HV_PV_TIME_BASE 0x078 /* u64: nanoseconds of the guest's virtual clock, as call CLOCK */
 #define HV_PV_TWINS 0x300    /* u16[256]: by index into the GDT: selector to load into DS, ES, FS or GS at CPL 0; 0 = by call or trap */
 #define HV_PV_TWIN_COUNT 256
+#define HV_PV_DESCRIPTORS 0x800 /* u32[2][256]: of each twin that is not 0, the descriptor that it was made of */
 #define HV_PV_SIGNATURE 0x31647668 /* "hvd1" */
 
 /* ---- calls. 0 to 6: hypercall.h */
