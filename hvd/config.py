@@ -28,7 +28,7 @@ from hvd.runner.directory import LEAST_LOG_FILES, MOST_LOG_FILES
 ENV_PREFIX = "HVD_"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 ROLES = ("view", "trace", "operate", "admin")  # hvd.api.roles says what each may do
-LOG_FORMATS = ("console", "json")
+LOG_FORMATS = ("auto", "console", "json")
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
@@ -220,7 +220,7 @@ class Config:
         _choice(*LOG_LEVELS), "info", f"least level that is logged: {', '.join(LOG_LEVELS)}", value="LEVEL"
     )
     log_format: str = _setting(
-        _choice(*LOG_FORMATS), "console", f"form of the log on stderr: {', '.join(LOG_FORMATS)}", value="FORM"
+        _choice(*LOG_FORMATS), "auto", "form of the log on stderr: console, json, auto (json under systemd)", value="FORM"
     )
     stop_grace: float = _setting(
         _seconds, 10.0, "seconds that a guest has to end by itself when it is stopped", value="SECONDS"
@@ -254,6 +254,9 @@ class Config:
         "auto",
         "how system calls of containers are learnt: by eBPF, by the kernel's trace files (no path names), the best of them, or not at all",
         value="WAY",
+    )
+    jail: str = _setting(
+        _choice("auto", "off"), "auto", "lock guests' processes in as far as this host lets hvd (docs/security.md), or not at all", value="HOW"
     )
     tls_cert: Path | None = _setting(_path, None, "the daemon's certificate chain (PEM)", shown="none", value="FILE")
     tls_key: Path | None = _setting(_path, None, "its private key (PEM)", shown="none", value="FILE")

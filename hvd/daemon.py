@@ -5,15 +5,12 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import io
-import logging
 import os
 import signal
-import socket
 import sys
 from collections.abc import Coroutine, Iterator, Mapping
 from pathlib import Path
-from typing import Any, TextIO, cast
+from typing import Any
 
 import structlog
 from hvapi.v1 import (
@@ -29,6 +26,7 @@ from hvapi.v1 import (
 )
 
 from hvd import config as settings
+from hvd import systemd
 from hvd.api.endpoints import Endpoint, endpoints
 from hvd.api.guest_service import GuestService
 from hvd.api.image_service import ImageService
@@ -56,11 +54,13 @@ from hvd.images.catalog import ImageCatalog
 from hvd.images.collector import collect_for_ever
 from hvd.images.layers import LayerStore
 from hvd.images.registry_access import RegistryAccess
+from hvd.logs import configure_logging
 from hvd.metrics.endpoint import MetricsEndpoint
 from hvd.metrics.metrics import Metrics
 from hvd.network.cards import Cards
 from hvd.network.networks import Networks
 from hvd.private import private_directory
+from hvd.systemd import notify
 from hvd.trace.points import BY_ID, Point
 from hvd.trace.session import TraceSwitch
 
@@ -68,47 +68,6 @@ log = structlog.get_logger()
 
 LOCK = "lock"
 SERVICES = tuple(f"hvd.v1.{noun}Service" for noun in ("Guest", "Image", "Inspect", "Trace", "Metrics", "Network", "Volume", "System"))
-
-
-class _Unfailing(io.TextIOBase):
-    """stderr, but a full disk or a reader that went does not turn a call that was served into a failure."""
-
-    def write(self, text: str) -> int:
-        with contextlib.suppress(OSError):  # there is nobody left to tell
-            sys.stderr.write(text)
-        return len(text)
-
-    def flush(self) -> None:
-        with contextlib.suppress(OSError):
-            sys.stderr.flush()
-
-
-def configure_logging(config: Config) -> None:
-    """structlog to stderr: lines for people or JSON for machines."""
-    renderer: structlog.typing.Processor = (
-        structlog.processors.JSONRenderer()
-        if config.log_format == "json"
-        else structlog.dev.ConsoleRenderer(
-            colors=sys.stderr.isatty() and "NO_COLOR" not in os.environ,
-            # The default shows every local variable: pages of a guest's data for one error.
-            exception_formatter=structlog.dev.plain_traceback,
-        )
-    )
-    processors: list[structlog.typing.Processor] = [
-        structlog.contextvars.merge_contextvars,
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper("iso", utc=True),
-    ]
-    if config.log_format == "json":
-        processors.append(structlog.processors.format_exc_info)
-    structlog.configure(
-        processors=[*processors, renderer],
-        wrapper_class=structlog.make_filtering_bound_logger(getattr(logging, config.log_level.upper())),
-        logger_factory=structlog.PrintLoggerFactory(cast(TextIO, _Unfailing())),
-        cache_logger_on_first_use=True,
-    )
-    # What libraries say (grpc, asyncio), in the same place.
-    logging.basicConfig(stream=sys.stderr, level=logging.WARNING, format="%(name)s: %(message)s")
 
 
 @contextlib.contextmanager
@@ -132,19 +91,6 @@ def locked(directory: Path) -> Iterator[None]:
         yield
     finally:
         os.close(descriptor)
-
-
-def notify(state: str) -> None:
-    """Tell systemd (sd_notify(3)), if it listens."""
-    address = os.environ.get("NOTIFY_SOCKET")
-    if not address:
-        return
-    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notifier:
-        try:
-            notifier.connect("\0" + address[1:] if address.startswith("@") else address)
-            notifier.send(state.encode())
-        except OSError as error:
-            log.warning("NOTIFY_SOCKET cannot be told", error=str(error))
 
 
 class Daemon:
@@ -242,15 +188,16 @@ class Daemon:
         await self.volumes.start()
         await self.supervisor.start()
         self.metrics.adoption_finished()
-        self._begin(self.metrics.follow(self.supervisor.events))
+        self.begin(self.metrics.follow(self.supervisor.events))
         for life in self.supervisor:
             self.switch.apply(life.directory)  # an earlier daemon may have left recording on
-        self._begin(collect_for_ever(self.blobs, self.layers, self._references))
+        self.begin(collect_for_ever(self.blobs, self.layers, self._references))
         # Asked before anybody waits for the answer: a backend's self-check takes a while.
-        self._begin(self.supervisor.backends.probe_all())
+        self.begin(self.supervisor.backends.probe_all())
         await self.server.ready()
 
-    def _begin(self, work: Coroutine[Any, Any, None]) -> None:
+    def begin(self, work: Coroutine[Any, Any, None]) -> None:
+        """Something that goes on until the end."""
         self._tasks.append(asyncio.create_task(work))
 
     def _references(self) -> set[str]:
@@ -291,6 +238,8 @@ async def serve(config: Config) -> None:
                 "ready", endpoints=addresses, guests=len(daemon.supervisor), pid=os.getpid(), version=settings.version()
             )
             notify("READY=1\nSTATUS=serving on " + " ".join(addresses))
+            if (seconds := systemd.watchdog_seconds()) is not None:
+                daemon.begin(systemd.keep_watchdog(seconds))
             await stopping
             log.info("ending; the guests go on", guests=sum(life.is_alive for life in daemon.supervisor))
         notify("STOPPING=1")

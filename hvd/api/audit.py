@@ -29,8 +29,9 @@ FILE_MODE = 0o600
 # Processes that one line names at most.
 MOST_PROCESSES = 8
 MOST_TARGETS = 8
-# Fields of requests that say which resource is meant.
-_NAMING = frozenset({"name", "names", "guest", "guests", "guest_id", "image_id", "network_id", "volume_id", "snapshot_id", "parent", "source"})
+# Fields of requests that say which resource is meant, and what their values lack to be its name.
+_NAMING = {"name": "", "names": "", "guest": "", "guests": "", "snapshot": "", "parent": "", "source": "",
+           "guest_id": "guests/", "image_id": "images/", "network_id": "networks/", "volume_id": "volumes/"}  # fmt: skip
 _WRAPPERS = frozenset({"setup", "guest", "image", "network", "volume"})
 # Only what looks like a name is repeated: a request may hold anything, passwords included.
 _NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}(/[a-z0-9][a-z0-9._-]{0,62}){0,3}")
@@ -46,7 +47,7 @@ def _targets(message: Message, depth: int = 0) -> Iterator[str]:
     for field, value in message.ListFields():
         if field.type == field.TYPE_STRING and field.name in _NAMING:
             values = [value] if isinstance(value, str) else list(value)[:MOST_TARGETS]
-            yield from (text for text in values if _NAME.fullmatch(text))
+            yield from (_NAMING[field.name] + text for text in values if _NAME.fullmatch(text))
         elif field.name in _WRAPPERS and isinstance(value, Message) and depth < 2:
             yield from _targets(value, depth + 1)
 

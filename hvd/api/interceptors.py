@@ -267,8 +267,11 @@ class _Call:
         fields: dict[str, Any] = {"method": self.method.rpartition("/")[2], "code": code, "ms": round(seconds * 1000, 2)}
         if self._error:
             fields |= {"reason": self._error.reason, "problem": self._error.message}
+        targets = audit.targets(self._request)
+        if guest := next((name for name in targets if name.startswith("guests/")), None):
+            fields["guest"] = guest
         if self._audited:
-            about = {"role": str(self.role), "client": self.client, **self._who, "targets": audit.targets(self._request)}
+            about = {"role": str(self.role), "client": self.client, **self._who, "targets": targets}
             self._audit.write(fields | about)
         else:
             log.debug("call", **fields)

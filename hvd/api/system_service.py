@@ -18,6 +18,7 @@ from hvd.errors import HvdError
 from hvd.guests.model import host_memory_bytes
 from hvd.guests.placement import Probe
 from hvd.guests.supervisor import Supervisor
+from hvd.jail import user
 from hvd.network.cards import check_user_mode
 from hvd.network.networks import check_host
 
@@ -111,6 +112,7 @@ class SystemService(system_pb2_grpc.SystemServiceServicer):
                 )
             )
         findings += [_network_finding(subject, check) for subject, check in NETWORKS.items()]
+        findings.append(_jail_finding(self._settings.jail))
         if os.geteuid() != 0:
             findings.append(
                 Finding(
@@ -130,6 +132,19 @@ class SystemService(system_pb2_grpc.SystemServiceServicer):
                 )
             )
         return findings
+
+
+def _jail_finding(setting: str) -> system_pb2.Finding:
+    """What holds a machine's processes back; containers have their runtime's own walls."""
+    if setting == "off":
+        message, remedy = "machines run as hvd's user, with all that it may do: the setting jail is off", "set it to auto"
+    elif lacking := user.missing():
+        message = f"a filter of system calls is all that holds machines, which run as hvd's user: hvd lacks {', '.join(lacking)}"
+        remedy = "run hvd as root, or with these capabilities"
+    else:
+        message = "each machine has a user, a root and a network of its own, and a filter of system calls"
+        return Finding(level=Finding.OK, subject="jail", message=message)
+    return Finding(level=Finding.NOTE, subject="jail", message=message, remedy=remedy)
 
 
 def _network_finding(subject: str, check: Callable[[], None]) -> system_pb2.Finding:

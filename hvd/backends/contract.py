@@ -99,6 +99,8 @@ class LaunchSpec:
     symbols: Path | None = None
     snapshot: Path | None = None  # where to begin, instead of loading the kernel
     traced: Wanted = NOTHING  # somebody listens already
+    state_directory: Path | None = None  # what is the guest's own beside the directory of what runs; it may be missing
+    jailed: bool = True
     container: ContainerSpec | None = None  # then there is no machine: memory_bytes, cpus, kernel, ... say nothing
 
 

@@ -61,6 +61,9 @@ static void limit(void)
     }
 }
 
+/* In a jailed runner (hvd/jail) there are no privileges for that, but an empty directory: all that is above it is the jail's. */
+static bool leave_jail_root(void) { return chroot("/empty") == 0 && chdir("/") == 0; }
+
 /* All of them but CAP_SYS_RAWIO, if it is there: mmap(2) of what lies below vm.mmap_min_addr asks for it. */
 static uint32_t drop_capabilities(void)
 {
@@ -84,7 +87,7 @@ uint32_t hv_sandbox_enter(void)
     uint32_t done = 0;
     if (unshare(CLONE_NEWNET | CLONE_NEWIPC | CLONE_NEWUTS | CLONE_NEWNS) == 0)
         done |= HV_SANDBOX_NAMESPACES;
-    if (leave_root())
+    if (leave_root() || leave_jail_root())
         done |= HV_SANDBOX_ROOT;
     limit();
     return done | drop_capabilities();

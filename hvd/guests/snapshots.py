@@ -40,6 +40,7 @@ from hvd.guests.snapshot_files import (
 from hvd.guests.snapshot_transfer import Blobs
 from hvd.guests.supervisor import Supervisor
 from hvd.images.catalog import ImageCatalog
+from hvd.jail.user import give_as
 from hvd.snapshot.container import FULL, unfinished
 
 log = structlog.get_logger()
@@ -313,7 +314,9 @@ def _decode_token(token: str) -> list[Any]:
 
 
 def make_directory(directory: Path) -> None:
+    """The guest's own, as what it lies in."""
     directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    give_as(directory, directory.parent)
 
 
 def remove(stored: Stored) -> None:

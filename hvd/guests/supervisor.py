@@ -190,7 +190,8 @@ class Supervisor:
                 config.log_max_bytes,
                 paused,
             )
-        return replace(spec, log_files=config.log_files)
+        directory = self.disks_directory(guest.uid)
+        return replace(spec, log_files=config.log_files, state_directory=directory, jailed=config.jail != "off")
 
     @contextlib.asynccontextmanager
     async def plugged(self, guest: guest_pb2.Guest, spec: LaunchSpec) -> AsyncIterator[LaunchSpec]:

@@ -15,12 +15,26 @@ import json
 import os
 import signal
 import sys
+from pathlib import Path
 from typing import Any
 
+from hvd.board import firmware
 from hvd.board.machine import CreateVcpu
 from hvd.board.spec import MachineSpec
 from hvd.errors import HvdError
-from hvd.runner.directory import EXIT, MACHINE, PID, RUNNER_LOG, ExitRecord, process_identity, read_json, write_json
+from hvd.jail import inputs, user
+from hvd.jail.enter import CELL, PERFMON, Jail, enter
+from hvd.runner.directory import (
+    EXIT,
+    JAIL,
+    MACHINE,
+    PID,
+    RUNNER_LOG,
+    ExitRecord,
+    process_identity,
+    read_json,
+    write_json,
+)
 from hvd.runner.runner import Runner
 
 # Of two processes of hvd the kernel should rather end a guest than the daemon.
@@ -71,11 +85,16 @@ def introduce(name: str) -> None:
             score.write(OOM_SCORE_ADJUSTMENT)
 
 
-def read_spec() -> MachineSpec:
+def read_document() -> dict[str, Any]:
     """Raises HvdError RUNNER_START_FAILED."""
     document = read_json(MACHINE)
     if document is None:
         raise HvdError("RUNNER_START_FAILED", problem=f"{MACHINE} is missing or no JSON", log=RUNNER_LOG)
+    return document
+
+
+def read_spec(document: dict[str, Any]) -> MachineSpec:
+    """Raises HvdError RUNNER_START_FAILED."""
     try:
         return MachineSpec.of(document)
     except TypeError as error:
@@ -92,16 +111,45 @@ def find_vcpu(backend: str) -> CreateVcpu:
     return create
 
 
+def preload(backend: str) -> None:
+    """Everything that a runner would import and load, even what it needs only once somebody talks to it. Raises HvdError BACKEND_UNAVAILABLE."""
+    importlib.import_module("hvd.runner.control")
+    create = find_vcpu(backend)
+    load = getattr(sys.modules[create.__module__], "preload", None)
+    if load is not None:
+        load()
+
+
+def lock_in(document: dict[str, Any], spec: MachineSpec, create_vcpu: CreateVcpu) -> None:
+    """From here on only what is open, and what is the guest's own. Raises HvdError RUNNER_START_FAILED."""
+    if JAIL not in document:
+        return
+    preload(spec.backend)  # what it loads lies outside
+    inputs.hold(path for path in (spec.kernel, spec.initrd, spec.snapshot) if path)
+    jail = Jail.of(document[JAIL]) if document[JAIL] is not None else None
+    if jail is not None:
+        user.give(Path("."), jail.user)  # what was made here so far
+    kept: frozenset[int] = getattr(sys.modules[create_vcpu.__module__], "KEPT_CAPABILITIES", CELL)
+    if spec.engine == "breakpoint":
+        kept |= {PERFMON}
+    roms = [str(path) for path in firmware.directories()] if spec.boot != "kernel" else []
+    enter(jail, kept if os.geteuid() == 0 else frozenset(), roms)
+
+
 def prepare(ready: ReadyPipe) -> Runner:
     """Raises HvdError when there is no machine to be had."""
     try:
         record = ExitRecord(".")
-        spec = read_spec()
+        document = read_document()
+        spec = read_spec(document)
         introduce(spec.name)
         write_json(PID, process_identity(os.getpid()))
         if os.path.exists(EXIT):  # whoever began this start has died, and the next one has called it off (hvd/guests/adoption.py)
             raise HvdError("RUNNER_START_FAILED", problem="the start was called off", log=RUNNER_LOG)
-        return Runner(spec, find_vcpu(spec.backend), record, ready)
+        create_vcpu = find_vcpu(spec.backend)
+        runner = Runner(spec, create_vcpu, record, ready)
+        lock_in(document, spec, create_vcpu)
+        return runner
     except OSError as error:
         if error.errno in DISK_FULL:
             raise HvdError("DISK_FULL", directory=os.getcwd(), what=error.filename or "the guest's files") from error

@@ -25,11 +25,13 @@ from hvd.backends.contract import (
 )
 from hvd.board.spec import MachineSpec
 from hvd.errors import HvdError
+from hvd.jail import user
+from hvd.jail.enter import Jail
 from hvd.runner import launch
 from hvd.runner.channel import Channel
 from hvd.runner.console_client import RunnerConsole
 from hvd.runner.debug_client import RunnerDebugger
-from hvd.runner.directory import ENDS, EXIT, MACHINE, RUNNER_LOG, ExitRecord, read_json, write_json
+from hvd.runner.directory import ENDS, EXIT, JAIL, MACHINE, RUNNER_LOG, ExitRecord, read_json, write_json
 from hvd.runner.process import RunnerProcess, start_runner
 from hvd.runner.rewritten import census_of_message
 
@@ -110,7 +112,7 @@ class RunnerInstance(Instance):
         read, write = os.pipe()
         try:
             try:
-                write_json(str(directory / MACHINE), machine.document())
+                write_json(str(directory / MACHINE), machine.document() | _jail(spec, directory))
                 # In a thread: a template that hangs is waited for some seconds, and nobody else shall wait with it.
                 starting = asyncio.create_task(
                     asyncio.to_thread(start_runner, backend, directory, executable, write, spec.card_descriptors)
@@ -381,6 +383,22 @@ class RunnerInstance(Instance):
                 return await self._calls.call(name, request)
         except TimeoutError:
             raise HvdError("RUNNER_TIMEOUT", call=name, seconds=CALL_SECONDS) from None
+
+
+def _jail(spec: LaunchSpec, directory: Path) -> dict[str, Any]:
+    """For machine.json; what the guest's processes may write to is theirs from here on. Raises OSError."""
+    if not spec.jailed:
+        return {}
+    if user.missing():
+        return {JAIL: None}
+    owner = user.user_of(spec.uid)
+    writable = []
+    if spec.state_directory is not None:
+        spec.state_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+        writable.append(spec.state_directory.absolute())
+    for path in (directory.absolute(), *writable):
+        user.give(path, owner)
+    return {JAIL: Jail(owner, [str(path) for path in writable]).document()}
 
 
 def _restoring_seconds(snapshot: Path | None) -> float:

@@ -47,6 +47,8 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 MACHINE = "machine.json"
+# In there: how the runner is locked in (hvd.jail.enter.Jail); null = as far as it can be without privileges, absent = not.
+JAIL = "jail"
 PID = "pid"
 ATTACH = "attach"
 LOG = "console.log"

@@ -59,11 +59,7 @@ def serve(backend: str) -> None:
 def _preload(backend: str) -> Callable[[list[str]], int]:
     """Everything that each runner would import and load, even what it needs only once somebody talks to it."""
     main = importlib.import_module("hvd.runner.__main__")
-    importlib.import_module("hvd.runner.control")
-    main.find_vcpu(backend)
-    preload = getattr(importlib.import_module(f"hvd.backends.{backend}.vcpu"), "preload", None)
-    if preload is not None:
-        preload()
+    main.preload(backend)
     main.introduce("template")
     # What is there now is there for ever: the collector's marks would only unshare its pages.
     gc.collect()

@@ -22,6 +22,7 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple
 
 from hvd.errors import HvdError
+from hvd.jail.inputs import open_input
 from hvd.snapshot.pages import PAGE, crc32c
 
 VERSION: Final = 1
@@ -219,7 +220,7 @@ class Reader:
     def __init__(self, path: Path, name: str = "") -> None:
         self.name = name or path.name
         self.path = path
-        self._fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        self._fd = open_input(path)
         try:
             self.bytes = os.fstat(self._fd).st_size
             self.sections = {section.name: section for section in self._table()}

@@ -198,13 +198,14 @@ async def test_the_audit_log_says_who_did_what_to_which_guest(start_world: Start
     text = path.read_text()
     entries = [json.loads(line) for line in text.splitlines()]
     assert [(entry["method"], entry["code"], entry["role"], entry["targets"]) for entry in entries] == [
-        ("CreateGuest", "OK", "admin", ["audited"]),
+        ("CreateGuest", "OK", "admin", ["guests/audited"]),
         ("StartGuest", "OK", "admin", ["guests/audited"]),
         ("KillGuest", "PERMISSION_DENIED", "view", ["guests/audited"]),
         ("KillGuest", "OK", "admin", ["guests/audited"]),
     ]
     for entry in entries:
         assert (entry["uid"], entry["pid"]) == (os.getuid(), os.getpid()) and entry["ms"] >= 0 and entry["time"]
+        assert entry["guest"] == "guests/audited"
     assert len({entry["trace_id"] for entry in entries}) == 4 and entries[-1]["trace_id"] == "ab" * 16
     assert "hunter2" not in text and stat.S_IMODE(path.stat().st_mode) == 0o600
 

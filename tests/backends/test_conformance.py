@@ -300,7 +300,7 @@ async def _run_moving(bench: Bench, name: str, numbers: random.Random, attempt: 
     while moves < MOST_MOVES:
         await running.instance.resume()
         await asyncio.sleep(numbers.random() * 0.05 / (attempt + 1) ** 2)
-        path = running.directory.with_name(f"{running.directory.name}.hvdsnap")
+        path = running.directory / "moved.hvdsnap"
         try:
             await running.instance.save_snapshot(path, b"{}")
         except HvdError as error:
@@ -331,7 +331,7 @@ async def test_a_paused_guest_is_saved_paused(bench: Bench) -> None:
     running = await bench.start("ticker.elf")
     await running.wrote("3")
     await running.instance.pause()
-    path = running.directory.with_name("paused.hvdsnap")
+    path = running.directory / "paused.hvdsnap"
     await running.instance.save_snapshot(path, b"{}")
     assert (await running.instance.status()).state == "PAUSED"
     restored = await bench.start("ticker.elf", snapshot=path)

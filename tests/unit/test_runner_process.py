@@ -423,7 +423,7 @@ async def test_a_long_paste_arrives_whole(launch: Launch, tmp_path: Path) -> Non
 
 async def test_a_full_disk_under_the_log(launch: Launch, tmp_path: Path) -> None:
     """RLIMIT_FSIZE on the runner stands for the disk: the guest goes on, the loss is told, the log resumes."""
-    instance = await launch("ticker")
+    instance = await launch("ticker", jailed=False)  # or its limits would be its own user's
     limits = resource.prlimit(instance.pid, resource.RLIMIT_FSIZE)
     status = await instance.status()
     resource.prlimit(instance.pid, resource.RLIMIT_FSIZE, (100, limits[1]))
@@ -439,7 +439,7 @@ async def test_a_full_disk_under_the_log(launch: Launch, tmp_path: Path) -> None
 
 
 async def test_the_end_is_recorded_on_a_full_disk(launch: Launch) -> None:
-    instance = await launch("ticker")
+    instance = await launch("ticker", jailed=False)
     _, hard = resource.prlimit(instance.pid, resource.RLIMIT_FSIZE)
     resource.prlimit(instance.pid, resource.RLIMIT_FSIZE, (4096, hard))
     await instance.kill()

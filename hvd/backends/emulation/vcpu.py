@@ -18,6 +18,8 @@ from hvd.board.memory import HIGH_RAM_START, GuestMemory, RegionKind
 from hvd.board.vcpu import FPU_BYTES, EntryState, Exit, ExitReason, Segment, Vcpu, Watchpoint
 from hvd.errors import HvdError
 
+# All is in this process, at addresses of its own choosing.
+KEPT_CAPABILITIES: Final[frozenset[int]] = frozenset()
 TSC_HZ: Final = 1_000_000_000  # the guest's TSC is its virtual clock in nanoseconds
 # Family 6, model 28, stepping 10: an in-order Atom. A translator does not speculate, and this tells kernels so: they leave out the
 # mitigations (page-table isolation, retpolines, ...) that Unicorn's own Haswell would cost them.

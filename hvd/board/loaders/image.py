@@ -10,6 +10,7 @@ from typing import BinaryIO
 
 from hvd.board.memory import GuestMemory
 from hvd.errors import HvdError
+from hvd.jail.inputs import open_input
 
 
 class ImageFile:
@@ -19,7 +20,7 @@ class ImageFile:
     def __init__(self, source: Path | bytes, what: str = "the kernel") -> None:
         """what: how messages name it. Raises OSError when the file cannot be opened."""
         self.what = what
-        self._file: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else source.open("rb", buffering=0)
+        self._file: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else os.fdopen(open_input(source), "rb", buffering=0)
         self.size = self._file.seek(0, os.SEEK_END)
 
     def __enter__(self) -> ImageFile:

@@ -1,0 +1,196 @@
+"""Into the jail: the last thing that a runner does before its guest's first instruction, while it has one thread."""
+
+from __future__ import annotations
+
+import ctypes
+import os
+import platform
+import resource
+import sys
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any, Final
+
+import hvapi
+
+import hvd
+import hvd.backends
+from hvd.errors import HvdError
+from hvd.jail import seccomp
+
+# linux/capability.h
+SYS_RAWIO, SYS_CHROOT, PERFMON = 17, 18, 38
+# What a cell needs of its runner: page 0 of its guest below vm.mmap_min_addr, and an empty root of its own.
+CELL: Final = frozenset({SYS_RAWIO, SYS_CHROOT})
+EMPTY: Final = "/empty"
+MOST_DESCRIPTORS: Final = 1024
+# Threads and the cell.
+MOST_PROCESSES: Final = 64
+
+# linux/sched.h, linux/mount.h, linux/prctl.h
+_NEWNS, _NEWUTS, _NEWIPC, _NEWNET = 0x20000, 0x4000000, 0x8000000, 0x40000000
+_READ_ONLY, _NO_SUID, _NO_DEVICES, _NO_EXECUTION, _REMOUNT, _BIND, _RECURSIVE, _PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
+_DETACH = 2
+_KEEP_CAPABILITIES, _CAPABILITY_DROP, _NO_NEW_PRIVILEGES, _AMBIENT, _AMBIENT_RAISE = 8, 24, 38, 47, 2
+_PIVOT_ROOT, _CAPSET, _SECCOMP = 155, 126, 317
+_CAPABILITY_VERSION = 0x20080522
+_SECCOMP_FILTER, _SPEC_ALLOW = 1, 4
+
+
+@dataclass(frozen=True, slots=True)
+class Jail:
+    """As machine.json has it, beside the machine."""
+
+    user: int  # and group
+    writable: Sequence[str] = ()  # directories that are the guest's own, besides the present one
+
+    def document(self) -> dict[str, Any]:
+        return {"user": self.user, "writable": list(self.writable)}
+
+    @classmethod
+    def of(cls, document: Any) -> Jail:
+        """Raises HvdError RUNNER_START_FAILED."""
+        try:
+            return cls(int(document["user"]), [str(path) for path in document["writable"]])
+        except (TypeError, KeyError, ValueError) as error:
+            raise _failed("machine.json", error) from error
+
+
+class _Program(ctypes.Structure):
+    """struct sock_fprog."""
+
+    _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
+
+
+# Made once, by the template.
+_CODE: Final = seccomp.program()
+
+
+class _Libc:
+    """System calls that raise."""
+
+    def __init__(self) -> None:
+        self._lib = ctypes.CDLL(None, use_errno=True)
+        self._lib.syscall.restype = ctypes.c_long
+
+    def __call__(self, name: str, *arguments: Any) -> None:
+        if getattr(self._lib, name)(*arguments) != 0:
+            number = ctypes.get_errno()
+            raise HvdError(
+                "RUNNER_START_FAILED",
+                problem=f"its jail cannot be made ({name}: {os.strerror(number)}); the setting jail=off does without",
+                log="runner.log in the guest's directory",
+            )
+
+    def prctl(self, option: int, *arguments: int) -> None:
+        self("prctl", option, *(ctypes.c_ulong(argument) for argument in (*arguments, 0, 0, 0, 0)[:4]))
+
+    def mount(self, source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
+        self("mount", *(text.encode() for text in (source, target, kind)), ctypes.c_ulong(flags), data.encode())
+
+
+def enter(jail: Jail | None, kept: frozenset[int], readable: Sequence[str] = ()) -> None:
+    """kept: the capabilities that stay. readable: directories besides the libraries'. jail None = without privileges: only what needs none.
+    Raises HvdError RUNNER_START_FAILED."""
+    libc = _Libc()
+    for kind, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, MOST_DESCRIPTORS)):
+        _limit(kind, most)
+    if jail is not None:
+        try:
+            _leave_root(libc, jail, readable)
+        except OSError as error:
+            raise _failed("root", error) from error
+        _limit(resource.RLIMIT_NPROC, MOST_PROCESSES)
+        _become(libc, jail.user, kept)
+    libc.prctl(_NO_NEW_PRIVILEGES, 1)
+    _filter(libc)
+
+
+def _failed(what: str, error: Exception) -> HvdError:
+    return HvdError("RUNNER_START_FAILED", problem=f"its jail cannot be made ({what}: {error})", log="runner.log in the guest's directory")
+
+
+def _limit(kind: int, most: int) -> None:
+    """Never raises a limit."""
+    hard = resource.getrlimit(kind)[1]
+    most = most if hard == resource.RLIM_INFINITY else min(most, hard)
+    resource.setrlimit(kind, (most, most))
+
+
+def _libraries() -> list[str]:
+    """Where Python may still find what it imports late; none of it is anybody's secret."""
+    paths = [os.path.dirname(os.__file__), *(path for package in (hvd, hvapi) for path in package.__path__)]
+    paths += [path for path in sys.path if path.endswith(("site-packages", "dist-packages", "lib-dynload"))]
+    paths += hvd.backends.__path__
+    return _outermost(os.path.abspath(path) for path in paths if os.path.isdir(path))
+
+
+def _outermost(paths: Iterable[str]) -> list[str]:
+    """Without those that lie in another."""
+    found: list[str] = []
+    for path in sorted(set(paths)):
+        if not any(path.startswith(f"{other}/") for other in found):
+            found.append(path)
+    return found
+
+
+def _leave_root(libc: _Libc, jail: Jail, readable: Sequence[str]) -> None:
+    """Namespaces of its own: a network, host name, IPC without anything in them, and a root with the guest's directories, Python's libraries and
+    what /proc tells of this user's processes."""
+    here = os.getcwd()
+    libc("unshare", _NEWNS | _NEWUTS | _NEWIPC | _NEWNET)
+    own = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    libc.mount("", "/", flags=_RECURSIVE | _PRIVATE)
+    # Any directory will do that none of the others is in.
+    libc.mount("jail", here, "tmpfs", _NO_SUID | _NO_DEVICES, "mode=755,size=1m")
+    os.umask(0o022)
+    for path in _outermost([*_libraries(), *filter(os.path.isdir, readable)]):
+        _show(libc, path, here + path, _READ_ONLY)
+    for path in jail.writable:
+        _show(libc, path, here + path, _NO_EXECUTION)
+    _show(libc, f"/proc/self/fd/{own}", here + here, _NO_EXECUTION)
+    os.close(own)
+    os.mkdir(here + EMPTY, 0o755)
+    os.mkdir(f"{here}/proc", 0o755)
+    os.umask(0o077)
+    quiet = _NO_SUID | _NO_DEVICES | _NO_EXECUTION | _READ_ONLY
+    libc.mount("proc", f"{here}/proc", "proc", quiet, "hidepid=2")
+    libc.mount("", here, flags=_REMOUNT | _BIND | quiet)
+    os.chdir(here)
+    libc("syscall", _PIVOT_ROOT, b".", b".")
+    libc("umount2", b".", _DETACH)
+    os.chdir(here)
+
+
+def _show(libc: _Libc, source: str, target: str, flags: int) -> None:
+    os.makedirs(target, exist_ok=True)
+    libc.mount(source, target, flags=_BIND)
+    libc.mount("", target, flags=_REMOUNT | _BIND | _NO_SUID | _NO_DEVICES | flags)
+
+
+def _become(libc: _Libc, user: int, kept: frozenset[int]) -> None:
+    """That user, with these capabilities; a cell inherits them and drops what it does not need."""
+    with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
+        last = int(file.read())
+    for capability in range(last + 1):
+        if capability not in kept:
+            libc.prctl(_CAPABILITY_DROP, capability)
+    os.setgroups([])
+    libc.prctl(_KEEP_CAPABILITIES, 1)
+    os.setresgid(user, user, user)
+    os.setresuid(user, user, user)
+    masks = [sum(1 << bit - 32 * word for bit in kept if bit // 32 == word) for word in range(2)]
+    header = (ctypes.c_uint32 * 2)(_CAPABILITY_VERSION, 0)
+    # Effective, permitted, inheritable; of the low capabilities, then of the high ones.
+    sets = (ctypes.c_uint32 * 6)(*(mask for mask in masks for _ in range(3)))
+    libc("syscall", _CAPSET, header, sets)
+    for capability in kept:
+        libc.prctl(_AMBIENT, _AMBIENT_RAISE, capability)
+
+
+def _filter(libc: _Libc) -> None:
+    if platform.machine() != "x86_64":
+        return
+    program = _Program(len(_CODE) // 8, _CODE)
+    # Without SPEC_ALLOW, kernels before 5.16 slow down all that runs under a filter.
+    libc("syscall", _SECCOMP, _SECCOMP_FILTER, _SPEC_ALLOW, ctypes.byref(program))

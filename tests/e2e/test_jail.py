@@ -1,0 +1,130 @@
+"""The jail of runners and cells: seen from outside on guests of the real daemon, and from inside by trying to get out."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+from real_daemon import ROOT, RealDaemon, kernel, wait_for
+
+from hvd.jail import seccomp, user
+
+pytestmark = pytest.mark.skipif(bool(user.missing()), reason=f"the jail's walls need privileges: {', '.join(user.missing())}")
+RAWIO_CHROOT = 1 << 17 | 1 << 18
+
+
+def status(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
+
+
+def children(pid: int) -> list[int]:
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(entry.read_bytes().rpartition(b")")[2].split()[1]) == pid:
+                found.append(int(entry.parent.name))
+        except OSError:
+            continue
+    return found
+
+
+def namespaces(pid: int | str) -> dict[str, str]:
+    return {kind: os.readlink(f"/proc/{pid}/ns/{kind}") for kind in ("net", "mnt", "ipc", "uts")}
+
+
+def check_locked_in(pid: int, owner: int, capabilities: int) -> None:
+    about = status(pid)
+    assert set(about["Uid"].split()) == set(about["Gid"].split()) == {str(owner)} and about["Groups"] == ""
+    for which in ("CapPrm", "CapEff", "CapBnd", "CapInh", "CapAmb"):
+        assert int(about[which], 16) | capabilities == capabilities, which
+    assert (about["NoNewPrivs"], about["Seccomp"]) == ("1", "2")
+    ours = namespaces("self")
+    assert not [kind for kind, name in namespaces(pid).items() if name == ours[kind]]
+    assert not Path(f"/proc/{pid}/root/etc").exists() and not Path(f"/proc/{pid}/root/dev").exists()
+    links = subprocess.run(["nsenter", f"--net=/proc/{pid}/ns/net", "ip", "-o", "link"], capture_output=True, text=True, check=True).stdout
+    assert re.fullmatch(r"1: lo: <LOOPBACK> .*\n?(?:\d+: \w+@NONE: <NOARP> .*\n?)*", links), links
+
+
+def descriptors(pid: int) -> set[str]:
+    """What is open, without numbers and the guest's own directory."""
+    found = set()
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        target = os.readlink(entry)
+        found.add(re.sub(r":\[\d+\]", "", target))
+    return found
+
+
+@pytest.mark.parametrize("backend", ["emulation", "trap", "rewriting"])
+def test_a_guest_s_processes_are_locked_in(daemon: RealDaemon, backend: str) -> None:
+    done = daemon.hvctl("run", "-d", "--name", "g", "--backend", backend, "--kernel", kernel("echo.elf"), "--memory", "8M")
+    if done.returncode == 6:
+        pytest.skip(done.stderr)
+    assert done.returncode == 0, done.stderr
+    shown = daemon.show("g")
+    runner, owner = int(shown["host_pid"]), user.user_of(shown["uid"])
+    check_locked_in(runner, owner, 0 if backend == "emulation" else RAWIO_CHROOT)
+    home = daemon.runtime_dir / "guests" / shown["uid"]
+    assert {path.stat().st_uid for path in (home, home / "console.log", home / "control") if path.exists()} == {owner}
+    allowed = {"/dev/null", "socket", "anon_inode", "pipe", kernel("echo.elf")}
+    odd = {
+        target for target in descriptors(runner)
+        if target.split(":")[0] not in allowed and not target.startswith(("/memfd:", "anon_inode:", str(home), str(daemon.state_dir / "blobs")))
+    }  # fmt: skip
+    assert not odd, odd
+    cells = children(runner)
+    assert bool(cells) == (backend != "emulation")
+    for cell in cells:
+        check_locked_in(cell, owner, RAWIO_CHROOT)
+        assert int(status(cell)["CapEff"], 16) | 1 << 17 == 1 << 17
+        assert status(cell)["Seccomp_filters"] == "2"
+        assert os.listdir(f"/proc/{cell}/root") == []
+    # It works as ever: console, memory, snapshot, what is written when it ends.
+    daemon.ok("snapshot", "g", "one")
+    daemon.ok("restore", "g", "one")
+    daemon.ok("kill", "g")
+    assert daemon.show("g")["reason"] == "KILLED"
+    # And nothing of the jail is left.
+    wait_for(lambda: not Path(f"/proc/{runner}").exists(), "the runner is gone")
+    assert shown["uid"] not in Path("/proc/self/mountinfo").read_text()
+
+
+def test_doctor_says_how_machines_are_held(daemon: RealDaemon) -> None:
+    findings = {finding["subject"]: finding for finding in daemon.hvctl("doctor", "-o", "json").json["findings"]}
+    assert findings["jail"]["level"] == "OK"
+
+
+def test_two_guests_are_two_users(daemon: RealDaemon) -> None:
+    pids = [daemon.runner(daemon.run("echo.elf")) for _ in range(2)]
+    first, second = (status(pid)["Uid"] for pid in pids)
+    assert first != second
+
+
+def test_nobody_gets_out(tmp_path: Path) -> None:
+    secret = tmp_path / "secret"
+    secret.write_text("the host's")
+    secret.chmod(0o644)
+    home = tmp_path / "home"
+    home.mkdir()
+    os.chown(home, 1_900_000_000, 1_900_000_000)
+    words = [sys.executable, str(ROOT / "tests" / "e2e" / "jail_escape.py"), str(home), str(secret), str(os.getpid()), str(tmp_path / "socket")]
+    done = subprocess.run(words, capture_output=True, text=True, check=False, env={"PYTHONPATH": f"{ROOT}:{ROOT / 'client'}"})
+    assert done.returncode == 0, done.stderr
+    found: dict[str, Any] = json.loads(done.stdout)
+    assert found.pop("own") == "what is the guest's own can be written"
+    got = {name: what for name, what in found.items() if what not in ("", "[]")}
+    assert not got
+    assert len(found) > 40
+
+
+def test_the_filter_knows_no_call_that_makes_links_devices_or_namespaces() -> None:
+    forbidden = {"symlink": 88, "symlinkat": 266, "link": 86, "linkat": 265, "mknod": 133, "mknodat": 259, "unshare": 272, "setns": 308,
+                 "mount": 165, "ptrace": 101, "bpf": 321, "io_uring_setup": 425, "init_module": 175, "iopl": 172, "ioperm": 173}  # fmt: skip
+    assert not [name for name, number in forbidden.items() if number in seccomp.ALLOWED]
+    assert len(seccomp.program()) // 8 < 4096
