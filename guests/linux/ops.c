@@ -212,11 +212,11 @@ static const struct {
     {"file-write-read-4k", file, 3000, 0},      {"disk-64k", disk, 128, 1},
 };
 
-/* ops [xN] [NAME...]: all operations, or these; xN: N times as many of each.   ops run COMMAND [ARGUMENT...]   ops wait: until it is killed.
+/* ops [n=N] [NAME...]: all operations, or these; n=N: so many of each.   ops run COMMAND [ARGUMENT...]   ops wait: until it is killed.
  * ops mark: one getpgid(2), which nothing else calls: who counts calls has counted all before it. */
 __attribute__((used)) static void run(int count, char **arguments)
 {
-    u32 times = 1;
+    u32 number = 0;
     int first = 1;
 
     self = arguments;
@@ -229,10 +229,9 @@ __attribute__((used)) static void run(int count, char **arguments)
             call(PAUSE, 0, 0, 0);
     if (count > 2 && same(arguments[1], "run"))
         command(arguments + 2, arguments + count + 1);
-    if (count > 1 && arguments[1][0] == 'x') {
-        times = 0;
-        for (const char *digit = arguments[1] + 1; *digit; digit++)
-            times = times * 10 + (u32)(*digit - '0');
+    if (count > 1 && arguments[1][0] == 'n' && arguments[1][1] == '=') {
+        for (const char *digit = arguments[1] + 2; *digit; digit++)
+            number = number * 10 + (u32)(*digit - '0');
         first = 2;
     }
     for (u32 n = 0; n < sizeof rows / sizeof *rows; n++) {
@@ -240,7 +239,7 @@ __attribute__((used)) static void run(int count, char **arguments)
         for (int i = first; i < count; i++)
             wanted |= same(arguments[i], rows[n].name);
         if (wanted)
-            rows[n].run(rows[n].count * times);
+            rows[n].run(number ? number : rows[n].count);
     }
     call(WRITE, 1, (long)"ops: done\n", 10);
     call(EXIT, 0, 0, 0);

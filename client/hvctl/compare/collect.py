@@ -40,16 +40,18 @@ CONTAINER: Final = "container"  # the capability that tells programs from machin
 
 @dataclass(frozen=True, slots=True)
 class Effort:
-    """How much is done. times: of a program's usual number of operations."""
+    """How much is done."""
 
     turns: int
-    seconds: float  # no turn begins later than that
-    times: int
+    seconds: float  # in all: later nothing is measured anew, but once
+    sample: float  # seconds that the operations of one measurement are to take
     kernel_ms: int
 
 
-FULL: Final = Effort(9, 210.0, 3, 20)
-QUICK: Final = Effort(3, 40.0, 1, 5)
+FULL: Final = Effort(9, 240.0, 0.25, 20)
+QUICK: Final = Effort(3, 45.0, 0.06, 5)
+# The programs' share of the time; the kernels have the rest.
+PROGRAMS_SHARE: Final = 0.7
 
 
 class Say(Protocol):
@@ -112,7 +114,7 @@ class Collector:
                 except HvctlError as error:
                     self.cannot(workloads, name, error)
             runs = _Runs(self, sessions, root.program, command)
-            for turn in self._turns("programs"):
+            for turn in self._turns("programs", PROGRAMS_SHARE):
                 for workload in workloads:
                     for name in list(sessions):
                         runs.measure(turn, workload, name)
@@ -151,8 +153,7 @@ class Collector:
                 self._say(f"counting what {name} crosses")
                 try:
                     with Container(self._client, backend, root, f"{self._name}-counted", True).opened() as session:
-                        for workload in workloads:
-                            runs.count(workload, name, session)
+                        runs.count(workloads, name, session)
                 except HvctlError as error:
                     self._say(f"the system calls of {name} are not counted: {error.message}")
 
@@ -166,7 +167,7 @@ class Collector:
                 self.cannot(NANO, name, HvctlError.local("NOT_EXPLAINED", problem=NO_KERNEL))
                 continue
             try:
-                kernel = images.guest_file(self._guests, KERNELS.get(name, KERNEL))
+                kernel = images.guest_file(self._guests, *KERNELS.get(name, (KERNEL,)))
             except HvctlError as error:
                 self.cannot(NANO, name, error)
                 continue
@@ -175,7 +176,7 @@ class Collector:
             ways[QEMU] = KernelUnderQemu(qemu_program(), images.guest_file(self._guests, KERNEL)).run
         except HvctlError as error:
             self.cannot(NANO, QEMU, error)
-        for turn in self._turns("the nanobenchmark"):
+        for turn in self._turns("the nanobenchmark", 1.0):
             for name, run in list(ways.items()):
                 try:
                     found = run(f"ms={self.effort.kernel_ms}")
@@ -194,14 +195,14 @@ class Collector:
 
     # --- all ---
 
-    def _turns(self, what: str) -> Iterator[int]:
-        """The first one, -1, warms up and counts for nothing. As many as time allows, and at least two that count."""
+    def _turns(self, what: str, share: float) -> Iterator[int]:
+        """The first one, -1, warms up and counts for nothing. As many as time allows until `share` of it is over, and at least one that counts."""
+        until = self._began + self.effort.seconds * share
         began = time.monotonic()
         for turn in range(-1, self.effort.turns):
             now = time.monotonic()
-            each = (now - began) / (turn + 1) if turn >= 0 else 0.0
-            if turn >= 2 and now + each - began > self.effort.seconds / 2:
-                self._say(f"{what}: {turn} turns, since time is up")
+            if turn >= 1 and now + (now - began) / (turn + 1) > until:
+                self._say(f"{what}: {turn} of {self.effort.turns} turns, since time is up")
                 return
             self._say(f"{what}, turn {turn + 1} of {self.effort.turns}" if turn >= 0 else f"{what}: warming up")
             yield turn
@@ -215,23 +216,33 @@ class _Runs:
         self.sessions, self._program, self._command = sessions, program, command
         # What starting any program crosses, which is none of the workload's: from the turn that warms up.
         self._starting: dict[str, Crossings] = {}
+        self._costs: dict[tuple[str, str], float] = {}  # seconds of an operation, of the turn that warmed up
 
-    def _words(self, workload: Workload, times: int) -> list[str]:
+    def _words(self, workload: Workload, number: int) -> list[str]:
         if self._command is not None:
             return [self._program, "run", *self._command]
-        return [self._program, f"x{times}", workload.name]
+        return [self._program, f"n={number}", workload.name]
+
+    def _number(self, workload: Workload, place: str, times: int = 1) -> int:
+        """So many operations fill the time of a measurement."""
+        cost = self._costs.get((workload.name, place))
+        if cost is None:
+            return workload.first
+        return min(max(int(self._effort.sample * times / cost), workload.first), workload.most)
 
     def measure(self, turn: int, workload: Workload, place: str) -> None:
         session = self.sessions[place]
         try:
             if place not in self._starting and self._command is None:
                 self._starting[place] = self._start(session)
-            seconds, count, crossings = self._run(workload, place, session, self._effort.times)
+            seconds, count, crossings = self._run(workload, place, session, self._number(workload, place))
             memory = session.usage().memory_bytes
         except HvctlError as error:
             self._cannot((workload,), place, error)
             return
         measured = self._table.of(workload.name, place)
+        if turn < 0 and seconds:
+            self._costs[workload.name, place] = seconds
         if turn < 0 or not seconds:  # a clock that stood still, as it may in a guest when it finds a better one
             return
         measured.seconds[turn] = seconds
@@ -240,14 +251,15 @@ class _Runs:
             measured.crossings.append(crossings)
             measured.operations += count
 
-    def count(self, workload: Workload, place: str, session: Session) -> None:
+    def count(self, workloads: Sequence[Workload], place: str, session: Session) -> None:
         """The crossings alone. Raises HvctlError."""
         self._starting[place] = self._start(session)
-        _, count, crossings = self._run(workload, place, session, self._effort.times * COUNTED_TIMES)
-        if crossings is not None:
-            measured = self._table.of(workload.name, place)
-            measured.crossings.append(crossings)
-            measured.operations += count
+        for workload in workloads:
+            _, count, crossings = self._run(workload, place, session, self._number(workload, place, COUNTED_TIMES))
+            if crossings is not None:
+                measured = self._table.of(workload.name, place)
+                measured.crossings.append(crossings)
+                measured.operations += count
 
     def _start(self, session: Session) -> Crossings:
         before = session.usage().crossings
@@ -255,10 +267,10 @@ class _Runs:
         after = session.usage().crossings
         return _less(after, before) if before is not None and after is not None else {}
 
-    def _run(self, workload: Workload, place: str, session: Session, times: int) -> tuple[float, int, Crossings | None]:
+    def _run(self, workload: Workload, place: str, session: Session, number: int) -> tuple[float, int, Crossings | None]:
         """Seconds of an operation, how many were made, what all of them crossed."""
         before = session.usage().crossings
-        found = cost(session.run(self._words(workload, times)), workload.name)
+        found = cost(session.run(self._words(workload, number)), workload.name)
         after = session.usage().crossings
         if before is None or after is None:
             return found.seconds, found.operations, None

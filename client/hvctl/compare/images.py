@@ -30,12 +30,12 @@ USUAL_RECIPE: Final = "linux"
 ARCH: Final = "i386"
 
 
-def guest_file(directory: Path, name: str) -> Path:
-    """Raises HvctlError."""
-    path = directory / name
-    if not path.exists():
-        raise HvctlError.local("FILE_UNREADABLE", path=path, problem="it is not built: `make guests` in hvd's sources, and --guests FOLDER")
-    return path
+def guest_file(directory: Path, *names: str) -> Path:
+    """The first of these that is there. Raises HvctlError."""
+    for name in names:
+        if (directory / name).exists():
+            return directory / name
+    raise HvctlError.local("GUEST_PROGRAM_MISSING", program=names[0], folder=directory)
 
 
 @contextlib.contextmanager

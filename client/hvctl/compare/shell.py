@@ -69,9 +69,10 @@ class Shell:
         self._line = line
 
     def wait(self, wanted: bytes, seconds: float) -> bytes:
-        """What came, up to `wanted` and the rest of what came with it. Raises HvctlError when it does not come."""
-        data, until = bytearray(), time.monotonic() + seconds
+        """What came, up to `wanted` and the rest of what came with it. Raises HvctlError when nothing comes for so long, or no more."""
+        data = bytearray()
         while wanted not in data:
+            until = time.monotonic() + seconds
             fresh = self._line.read(until)
             if not fresh:
                 said = bytes(data[-_TOLD:]).decode(errors="replace").strip()

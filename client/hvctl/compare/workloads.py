@@ -13,8 +13,8 @@ from hvctl.sdk.errors import HvctlError
 
 PROGRAM: Final = "ops"
 KERNEL: Final = "nano.elf"
-# Backend -> the same kernel as it is built for that one.
-KERNELS: Final = {"paravirt": "nano.pv.elf"}
+# Backend -> the same kernel as it is built for that one: what is there first.
+KERNELS: Final = {"paravirt": ("nano.pv.elf", "nano.hvpv.elf")}
 # "op NAME NANOSECONDS COUNT", "nano NAME PICOSECONDS COUNT": of one operation, and how many there were.
 _LINE: Final = re.compile(r"^(op|nano) (\S+) (\d+) (\d+)\s*$", re.MULTILINE)
 _UNITS: Final = {"op": 1e-9, "nano": 1e-12}
@@ -24,16 +24,24 @@ class Workload(NamedTuple):
     name: str  # as the program reports it
     title: str  # of one operation
     stresses: str  # for a student: what it is about
+    first: int = 1  # so many operations to begin with, which says how many fill the time of a measurement
+    most: int = 1
 
 
 # Group -> its workloads. Those of PROGRAM are run one by one, those of KERNEL all in one guest.
 PROGRAMS: Final = (
-    Workload("compute-1000", "computing, 1000 rounds of a hash", "CPU-bound: nothing but arithmetic in a program; the kernel is not involved"),
-    Workload("getpid", "system call (getpid)", "system-call-bound: into the kernel and back, which does next to nothing there"),
-    Workload("page-touch", "first touch of a page", "memory- and fault-bound: each touch is a page fault, and the kernel finds a page and maps it"),
-    Workload("fork-exec", "fork, exec, exit, wait", "a new address space, filled and thrown away: page tables, faults and system calls together"),
-    Workload("ping-pong", "a byte there and back between two processes", "two context switches and four system calls"),
-    Workload("disk-64k", "64 KiB written, synced, read back", "disk: a virtual disk and its flushes, or the host's own file system"),
+    Workload("compute-1000", "computing, 1000 rounds of a hash",
+             "CPU-bound: nothing but arithmetic in a program; the kernel is not involved", 500, 2_000_000),
+    Workload("getpid", "system call (getpid)",
+             "system-call-bound: into the kernel and back, which does next to nothing there", 500, 2_000_000),
+    Workload("page-touch", "first touch of a page",
+             "memory- and fault-bound: each touch is a page fault, and the kernel finds a page and maps it", 256, 12_288),
+    Workload("fork-exec", "fork, exec, exit, wait",
+             "a new address space, filled and thrown away: page tables, faults and system calls together", 5, 2_000),
+    Workload("ping-pong", "a byte there and back between two processes",
+             "two context switches and four system calls", 50, 50_000),
+    Workload("disk-64k", "64 KiB written, synced, read back",
+             "disk: a virtual disk and its flushes, or the host's own file system", 16, 512),
 )  # fmt: skip
 NANO: Final = (
     Workload("system-call", "system call (int 0x80, iret)", "user mode to kernel mode and back"),

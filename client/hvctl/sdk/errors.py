@@ -77,6 +77,9 @@ CLIENT_REASONS: dict[str, _Reason] = {
         "a picture needs the font of a VGA BIOS, and there is none in {places}",
         "install Debian's package {package}, or look at the text: `hvctl screen GUEST`",
     ),
+    "GUEST_PROGRAM_MISSING": _Reason(
+        "FAILED_PRECONDITION", "there is no {program} in {folder}", "`make guests` in hvd's sources, and --guests FOLDER if they are elsewhere"
+    ),
     "GDB_MISSING": _Reason(
         "FAILED_PRECONDITION",
         "there is no {program} on this machine",
