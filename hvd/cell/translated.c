@@ -80,7 +80,7 @@ bool hv_in_64_bits(int signal)
     bool async = signal == SIGALRM || signal == SIGUSR1 || (signal == SIGTRAP && hv_trap.step != HV_STEP_RUN);
     bool in_monitor = cell.mode == HV_MODE_REWRITING || hv_paravirtual(); /* at work while signals can come */
     bool in_cache = in_monitor && (uint64_t)rip - HV_CACHE < HV_CACHE_BYTES;
-    if (hv_paravirtual() && signal == SIGTRAP && (hv_gate_is((uint64_t)rip) || (uint64_t)rip < HV_LOW_END)) {
+    if (hv_paravirtual() && signal == SIGTRAP && hv_frame_registers()[REG_TRAPNO] == HV_DB && (hv_gate_is((uint64_t)rip) || (uint64_t)rip < HV_LOW_END)) {
         set_step(HV_STEP_RUN);
         hv_gate_step();
         return false;

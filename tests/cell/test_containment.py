@@ -175,6 +175,25 @@ def test_kernel_that_runs_natively_to_breakpoints() -> None:
         assert end.reason in ("EXECUTION_ERROR", "TRIPLE_FAULT")
 
 
+GATE = 0x2_0000_0000  # gate.c
+
+
+@pytest.mark.parametrize(
+    "step",
+    [
+        (Act.CALL, *CALLS["open"]), (Act.TRAP,), (Act.JUMP, 0x1234_5678_9000, 0x110800), (Act.JUMP, GATE, 0x110800), (Act.JUMP, GATE + 0x40, 0x110800),
+        (Act.JUMP, GATE + 0x101, 0x110800), (Act.JUMP, GATE + 0x1C0, 0x110800), (Act.FILL, GATE, 0x1000, 0x90),
+    ],
+)  # fmt: skip
+def test_kernel_that_comes_through_the_gate_on_its_own(step: tuple[int, ...]) -> None:
+    """Wherever it enters what lies between hypercall page and monitor, and with whatever in the registers: its own end."""
+    with Rig(mode=Mode.PARAVIRT) as rig:
+        rig.wrote(b"hostile: ready")
+        rig.poke(PATH, b"/etc/passwd\0")
+        assert rig.attack(step, gadget=rig.gadget()).reason in ("EXECUTION_ERROR", "TRIPLE_FAULT", "EXITED")
+        assert rig.memory.read(RESULT, 8) == bytes(8)
+
+
 def test_trap_in_64_bit_code(rig: Rig) -> None:
     end = rig.attack((Act.TRAP,))
     assert end.reason == "EXECUTION_ERROR" and "64-bit code" in end.message
