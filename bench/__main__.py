@@ -28,6 +28,7 @@ from bench import (
     snapshot,
     syscall_trace,
     trace,
+    trace_cost,
     trap,
     virtio_blk,
 )
@@ -41,6 +42,7 @@ FIGURES: Final[dict[str, Callable[[Lab], Iterable[Figure]]]] = {
     "memory": memory.measure,
     "rpc": rpc.measure,
     "trace": trace.measure,
+    "trace-cost": trace_cost.measure,
     "syscall-trace": syscall_trace.measure,
     "cli": cli.measure,
     "scrape": scrape.measure,

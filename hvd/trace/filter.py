@@ -74,6 +74,8 @@ class Filter:
             # bytes.translate with the wanted kinds deleted: what is left are the unwanted ones. All in C, since most blocks pass whole.
             if not self._points and not block[_KIND_OFFSET::RECORD_BYTES].translate(None, self._kinds):
                 return block
+            if self._points and self._points.issuperset(memoryview(block).cast("H")[_POINT_OFFSET // 2 :: RECORD_BYTES // 2].tolist()):
+                return block
             return self._of_kinds(block)
         words = memoryview(block).cast("Q")
         columns = (words[at::_WORDS].tolist() for at in (_WHAT, _WHERE, _RIP, _THREAD))

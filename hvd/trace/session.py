@@ -219,7 +219,7 @@ class GuestTrace:
             # Cut short or gone bad: silent until the guest is started anew.
             self._rings.popleft().close()
             return b"", lost, complete
-        lost += missed
+        lost += min(missed, MOST_LOST)
         if complete and not block and not missed:
             self._rings.popleft().close()
             return b"", lost, True
@@ -227,7 +227,7 @@ class GuestTrace:
         if 0 in block[_KIND_OFFSET::RECORD_BYTES]:
             block, missed = _without_gaps(block)
             lost += missed
-        return self._filter.apply(block), lost, found
+        return self._filter.apply(block), min(lost, MOST_LOST), found
 
 
 def _without_gaps(block: bytes) -> tuple[bytes, int]:

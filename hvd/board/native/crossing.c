@@ -11,11 +11,19 @@ static const uint8_t point_kind[HV_POINTS] = HV_POINT_KINDS;
 /* Where boards count that were given no page, in tests mostly. Nobody reads it. */
 static struct hv_counters unread;
 
+/* Where hv_cross looks whether it has more to do than count: one load and one branch. */
+static void set_watched(struct hv_crossings *crossings)
+{
+    crossings->own_watched = crossings->tap != NULL;
+    crossings->watched = crossings->trace && !crossings->tap ? &crossings->trace->enabled : &crossings->own_watched;
+}
+
 void hv_crossings_join(struct hv_crossings *crossings, void *counters, size_t counters_size, void *trace, size_t trace_size, unsigned backend)
 {
     memset(crossings, 0, sizeof *crossings);
     crossings->backend = (uint8_t)backend;
     crossings->counters = counters && counters_size >= sizeof(struct hv_counters) ? counters : &unread;
+    set_watched(crossings);
     if (!trace || trace_size < sizeof(struct hv_trace_header) + sizeof(struct hv_record))
         return;
     uint64_t room = (trace_size - sizeof(struct hv_trace_header)) / sizeof(struct hv_record);
@@ -23,6 +31,7 @@ void hv_crossings_join(struct hv_crossings *crossings, void *counters, size_t co
     crossings->capacity = 1;
     while ((uint64_t)crossings->capacity * 2 <= room && crossings->capacity < 1u << 31)
         crossings->capacity *= 2;
+    set_watched(crossings);
     hv_crossings_turn(crossings);
 }
 
@@ -51,7 +60,11 @@ void hv_crossings_init(struct hv_crossings *crossings, void *counters, size_t co
     __atomic_store_n(&crossings->trace->magic, HV_TRACE_MAGIC, __ATOMIC_RELEASE);
 }
 
-void hv_crossings_tap(struct hv_crossings *crossings, struct hv_tap *tap) { crossings->tap = tap; }
+void hv_crossings_tap(struct hv_crossings *crossings, struct hv_tap *tap)
+{
+    crossings->tap = tap;
+    set_watched(crossings);
+}
 
 static struct hv_record fill(const struct hv_crossings *crossings, uint64_t number, unsigned point, uint64_t start_ns, uint64_t duration_ns,
                              uint64_t rip, unsigned flags, const uint64_t arguments[4])
@@ -109,6 +122,24 @@ static void record(struct hv_crossings *crossings, unsigned point, uint64_t star
     __atomic_store_n(&crossings->trace->head, crossings->head, __ATOMIC_RELEASE);
 }
 
+static bool wanted(const struct hv_crossings *crossings, unsigned point)
+{
+    return crossings->trace && __atomic_load_n(&crossings->trace->enabled, __ATOMIC_RELAXED) >> point_kind[point] & 1;
+}
+
+/* Somebody looks: at crossings of this kind, too? */
+static __attribute__((noinline, cold)) void look(struct hv_crossings *crossings, unsigned point, uint64_t start_ns, uint64_t duration, uint64_t rip,
+                                                 unsigned flags, const uint64_t arguments[4])
+{
+    if (wanted(crossings, point))
+        record(crossings, point, start_ns, duration, rip, flags, arguments);
+    struct hv_tap *tap = crossings->tap;
+    if (tap) {
+        tap->records[tap->head % HV_TAP_RECORDS] = fill(crossings, tap->head, point, start_ns, duration, rip, flags, arguments);
+        tap->head++;
+    }
+}
+
 void hv_cross(struct hv_crossings *crossings, unsigned point, uint64_t start_ns, uint64_t rip, unsigned flags, uint64_t a0, uint64_t a1, uint64_t a2,
               uint64_t a3)
 {
@@ -128,20 +159,14 @@ void hv_cross(struct hv_crossings *crossings, unsigned point, uint64_t start_ns,
             bucket++;
         crossings->counters->histogram[point][bucket]++;
     }
-    if (crossings->trace && __atomic_load_n(&crossings->trace->enabled, __ATOMIC_RELAXED) >> point_kind[point] & 1)
-        record(crossings, point, start_ns, duration, rip, flags, (const uint64_t[4]){a0, a1, a2, a3});
-    struct hv_tap *tap = crossings->tap;
-    if (__builtin_expect(tap != NULL, 0)) {
-        tap->records[tap->head % HV_TAP_RECORDS] =
-            fill(crossings, tap->head, point, start_ns, duration, rip, flags, (const uint64_t[4]){a0, a1, a2, a3});
-        tap->head++;
-    }
+    if (__builtin_expect(__atomic_load_n(crossings->watched, __ATOMIC_RELAXED) != 0, 0))
+        look(crossings, point, start_ns, duration, rip, flags, (const uint64_t[4]){a0, a1, a2, a3});
 }
 
 void hv_note(struct hv_crossings *crossings, unsigned point, uint64_t start_ns, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a3)
 {
     point &= HV_POINTS - 1;
-    if (!crossings->trace || !(__atomic_load_n(&crossings->trace->enabled, __ATOMIC_RELAXED) >> point_kind[point] & 1))
+    if (!wanted(crossings, point))
         return;
     uint64_t now = hv_host_ns();
     record(crossings, point, start_ns, start_ns && now > start_ns ? now - start_ns : 0, 0, 0, (const uint64_t[4]){a0, a1, a2, a3});

@@ -121,6 +121,9 @@ unsigned hv_stack_walk(const struct hv_stack_begin *, uint64_t *addresses, unsig
 struct hv_crossings {
     struct hv_counters *counters; /* never NULL after init: falls back to a private page */
     struct hv_trace_header *trace;  /* NULL = no ring */
+    /* What hv_cross asks: 0 = nobody looks. The ring's word of kinds; a word of our own without a ring, and with a tap. */
+    const uint32_t *watched;
+    uint32_t own_watched;
     uint32_t capacity;            /* our own copies: what is shared is not trusted */
     uint64_t head;
     uint8_t backend;
