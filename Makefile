@@ -48,7 +48,7 @@ test-slow: setup
 
 DURATION ?= 10m
 soak: setup
-	SOAK_DURATION=$(DURATION) $(PYTHON) -m pytest -q -s -k test_soak tests/soak $(PYTEST_ARGS)
+	SOAK_DURATION=$(DURATION) $(PYTHON) -m pytest -q -s tests/soak/test_soak.py::test_soak $(PYTEST_ARGS)
 
 bench: setup
 	$(PYTHON) -m bench $(BENCH_ARGS)

@@ -45,6 +45,7 @@ def finish(soak: Soak) -> None:
         print(f"\nsoak, seed {SEED}: {soak.report.text()}")
 
 
+@pytest.mark.timeout(600)
 def test_ten_kills_of_the_daemon(soak: Soak) -> None:
     soak.run(60, kills=10, pause=(0.1, 1.0))
     assert soak.report.daemon_kills == 10
@@ -52,6 +53,7 @@ def test_ten_kills_of_the_daemon(soak: Soak) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_thirty_kills_of_the_daemon(soak: Soak) -> None:
     soak.run(300, kills=30, pause=(0.1, 1.0))
     assert soak.report.daemon_kills == 30

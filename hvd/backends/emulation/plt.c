@@ -77,6 +77,7 @@ bool hv_plt_redirect(void *handle, char *why, size_t why_size)
     if (!redirected) {
         ok = redirect(handle, hv_code_page_redirections, hv_code_page_redirection_count, why, why_size) &&
              redirect(handle, &hv_flags_redirection, 1, why, why_size) && redirect(handle, &hv_apic_redirection, 1, why, why_size) &&
+             redirect(handle, &hv_abort_redirection, 1, why, why_size) &&
              redirect(handle, hv_debug_redirections, hv_debug_redirection_count, why, why_size);
         redirected = ok ? handle : NULL;
     } else if (redirected != handle) {

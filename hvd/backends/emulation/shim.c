@@ -283,6 +283,8 @@ static int run(struct hv_emulator *e)
 {
     struct hv_counters *counters = e->board->crossings.counters;
     for (;;) {
+        if (e->gave_up)
+            return finish(e, HV_EXIT_ERROR);
         if (!e->in_hook) {
             if (atomic_exchange(&e->kicked, 0))
                 return finish(e, HV_EXIT_INTERRUPTED);
@@ -298,6 +300,8 @@ static int run(struct hv_emulator *e)
             counters->first_instruction_ns = start;
         hv_coroutine_enter(&e->coroutine);
         counters->run_ns += hv_host_ns() - start;
+        if (e->gave_up)
+            continue;
         if (e->in_hook && !e->protected_pages) { /* translated without a word to us: stores to code would go unnoticed */
             snprintf(e->exit.detail, sizeof e->exit.detail, "Unicorn's code tracking is not wired up");
             return finish(e, HV_EXIT_ERROR);

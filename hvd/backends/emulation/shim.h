@@ -8,7 +8,8 @@
  *   fpu.c       x87 and SSE registers in and out
  *   callstack.c what called the instruction that crosses
  *   debug.c     breakpoints, watchpoints and single steps, the debugger's and the guest's own
- *   plt.c       puts functions of ours between the library's parts: those of debug.c and of the three below
+ *   plt.c       puts functions of ours between the library's parts: those of debug.c and of the four below
+ *   abort.c     the library may not end the process
  *   flags.c     status flags without garbage
  *   apic.c      the board's local APIC in the vcpu's registers
  *   code_pages.c  which pages hold translated code: what a store must drop
@@ -68,6 +69,7 @@ struct hv_emulator {
     struct hv_coroutine coroutine;
     struct hv_exit exit;
     bool in_hook;   /* the coroutine waits in a hook for the answer to `exit` */
+    bool gave_up;   /* the library cannot go on */
     bool abandon;   /* drop the instruction that the hook belongs to */
     int result;     /* of cpu_exec */
     atomic_uint kicked;
@@ -133,6 +135,9 @@ void hv_debug_free(struct hv_emulator *);
 
 /* flags.c */
 extern const struct hv_redirection hv_flags_redirection;
+
+/* abort.c */
+extern const struct hv_redirection hv_abort_redirection;
 
 /* apic.c */
 extern const struct hv_redirection hv_apic_redirection;

@@ -38,6 +38,20 @@ struct hv_state {
     uint32_t gdt_limit, idt_limit;
 };
 
+/* The task register's TSS is busy (SDM vol. 3A, 8.2.2); QEMU keeps that in memory only, and gives up over a descriptor that says so. */
+static struct segment_cache without_busy(struct segment_cache tr)
+{
+    tr.flags &= ~(uint32_t)DESC_TSS_BUSY;
+    return tr;
+}
+
+static struct segment_cache with_busy(struct segment_cache tr)
+{
+    if (tr.flags & DESC_P && !(tr.flags & DESC_S))
+        tr.flags |= DESC_TSS_BUSY;
+    return tr;
+}
+
 void hv_emulator_set_state(struct hv_emulator *e, const struct hv_state *state)
 {
     CPUX86State *env = e->env;
@@ -62,7 +76,7 @@ void hv_emulator_set_state(struct hv_emulator *e, const struct hv_state *state)
     HV_AT(struct segment_cache, env, ENV_GDT) = (struct segment_cache){ .base = state->gdt_base, .limit = state->gdt_limit };
     HV_AT(struct segment_cache, env, ENV_IDT) = (struct segment_cache){ .base = state->idt_base, .limit = state->idt_limit };
     HV_AT(struct segment_cache, env, ENV_LDT) = state->segs[6];
-    HV_AT(struct segment_cache, env, ENV_TR) = state->segs[7];
+    HV_AT(struct segment_cache, env, ENV_TR) = without_busy(state->segs[7]);
     e->unicorn.helper_write_eflags_x86_64(env, state->rflags | 2, 0xFFFFFFFF);
     static const unsigned order[] = { SEG_CS, SEG_ES, SEG_DS, SEG_FS, SEG_GS, SEG_SS };
     for (unsigned i = 0; i < sizeof order / sizeof *order; i++) {
@@ -88,7 +102,7 @@ void hv_emulator_get_state(struct hv_emulator *e, struct hv_state *state)
     state->efer = hv_env64(e, ENV_EFER);
     memcpy(state->segs, &HV_AT(uint8_t, env, ENV_SEGS), 6 * sizeof *state->segs);
     state->segs[6] = HV_AT(struct segment_cache, env, ENV_LDT);
-    state->segs[7] = HV_AT(struct segment_cache, env, ENV_TR);
+    state->segs[7] = with_busy(HV_AT(struct segment_cache, env, ENV_TR));
     state->gdt_base = HV_AT(struct segment_cache, env, ENV_GDT).base;
     state->gdt_limit = HV_AT(struct segment_cache, env, ENV_GDT).limit;
     state->idt_base = HV_AT(struct segment_cache, env, ENV_IDT).base;

@@ -82,7 +82,7 @@ enum { CPU_INTERRUPT_HARD = 2, CPU_INTERRUPT_DEBUG = 0x80, CPU_INTERRUPT_NMI = 0
 enum { HF2_VINTR_MASK = 1 << 3 };
 enum { EXCP_INTERRUPT = 0x10000, EXCP_HLT = 0x10001, EXCP_DEBUG = 0x10002, EXCP_HALTED = 0x10003 };
 enum { HF_CPL = 3, HF_INHIBIT_IRQ = 1 << 3, HF_CS32 = 1 << 4, HF_SS32 = 1 << 5, HF_ADDSEG = 1 << 6, HF_LMA = 1 << 14, HF_CS64 = 1 << 15 };
-enum { DESC_B = 1 << 22, DESC_L = 1 << 21, DESC_P = 1 << 15, DESC_S = 1 << 12, DESC_G = 1 << 23 };
+enum { DESC_B = 1 << 22, DESC_L = 1 << 21, DESC_P = 1 << 15, DESC_S = 1 << 12, DESC_G = 1 << 23, DESC_TSS_BUSY = 1 << 9 };
 enum { EFLAGS_TF = 1 << 8, EFLAGS_IF = 1 << 9, EFLAGS_RF = 1 << 16, EFLAGS_VM = 1 << 17 };
 
 #define HV_AT(type, base, offset) (*(type *)((uint8_t *)(base) + (offset)))
