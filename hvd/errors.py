@@ -136,6 +136,13 @@ REASONS: dict[str, Reason] = {
                                "give the guest less --memory"),
     "MEMORY_ALIGNMENT": Reason("INVALID_ARGUMENT", "guest memory of {memory} bytes is no multiple of {granule}", "round it"),
     "DISK_FULL": Reason("RESOURCE_EXHAUSTED", "no space left in {directory} (writing {what})", "free some and repeat"),
+    "TOO_MANY_FILES": Reason("RESOURCE_EXHAUSTED", "no file descriptors are left for {what}: {problem}",
+                             "raise LimitNOFILE= of the daemon's unit (ulimit -n), or let fewer clients watch at once"),
+    "TOO_MANY_PROCESSES": Reason("RESOURCE_EXHAUSTED", "the host makes no more processes for hvd: {problem}",
+                                 "raise TasksMax= of the daemon's unit (ulimit -u), or stop guests"),
+    "HOST_MEMORY_FULL": Reason("RESOURCE_EXHAUSTED", "the host has no memory for {what}: {problem}", "stop guests, or give them less --memory"),
+    "HOST_IO_ERROR": Reason("INTERNAL", "the host cannot read or write {what}: {problem}",
+                            "see the host's own log about that disk; guests that run go on"),
     "TOO_MANY_GUESTS": Reason("RESOURCE_EXHAUSTED", "the daemon's limit of {limit} guests is reached", "delete some"),
     # networks
     "NETWORK_NOT_FOUND": Reason("NOT_FOUND", "there is no network '{name}'", "`hvctl network list` shows the networks there are"),

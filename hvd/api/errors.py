@@ -14,6 +14,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from grpc_status import rpc_status
 
 from hvd.errors import DOMAIN, HvdError
+from hvd.host_errors import known
 
 log = structlog.get_logger()
 
@@ -45,10 +46,10 @@ def _status_code(number: int) -> grpc.StatusCode:
 
 def as_hvd_error(error: Exception, method: str) -> HvdError:
     """What the client is told of any exception; one that nobody expected is logged."""
-    if isinstance(error, HvdError):
-        return error
-    log.error("internal error", method=method, exc_info=error)
-    return HvdError("INTERNAL", problem=repr(error)[:_MOST_VALUE])
+    found = known(error)
+    if found.reason == "INTERNAL" and found is not error:
+        log.error("internal error", method=method, exc_info=error)
+    return found
 
 
 async def abort(context: grpc.aio.ServicerContext[Any, Any], error: HvdError) -> None:

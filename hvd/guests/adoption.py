@@ -44,6 +44,16 @@ class Found:
 NOTHING_NEW = Found()
 
 
+async def first_status(instance: Instance) -> InstanceStatus:
+    """Of one that has just been launched; without an answer it is ended: what FAILED to start does not run. Raises HvdError."""
+    try:
+        return await instance.status()
+    except BaseException:
+        await instance.kill()
+        await instance.close()
+        raise
+
+
 async def adopt_instance(backend: Backend, directory: Path) -> Found:
     """Raises HvdError RUNNER_GONE, RUNNER_TIMEOUT."""
 

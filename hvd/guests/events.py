@@ -23,7 +23,11 @@ HISTORY = 4096
 
 def now() -> timestamp_pb2.Timestamp:
     """The time of day."""
-    seconds, nanos = divmod(time.time_ns(), 1_000_000_000)
+    return timestamp_of(time.time_ns())
+
+
+def timestamp_of(time_ns: int) -> timestamp_pb2.Timestamp:
+    seconds, nanos = divmod(time_ns, 1_000_000_000)
     return timestamp_pb2.Timestamp(seconds=seconds, nanos=nanos)
 
 

@@ -17,19 +17,20 @@ from dataclasses import replace
 from pathlib import Path
 
 import structlog
-from google.protobuf import timestamp_pb2
 from hvapi.v1 import guest_pb2
 
 from hvd.backends.contract import Backend, Capability, Instance, InstanceStatus, LaunchSpec
 from hvd.errors import HvdError
 from hvd.guests import adoption, conditions, records
+from hvd.guests.adoption import first_status
 from hvd.guests.containers import with_stdin
-from hvd.guests.events import now
+from hvd.guests.events import now, timestamp_of
 from hvd.guests.host import Host
 from hvd.guests.model import ALIVE, ENDED, Guest, State, copy_of, state_name
 from hvd.guests.restart import is_on
 from hvd.guests.restarting import PolicyRestarts
 from hvd.guests.waiters import Waiters
+from hvd.host_errors import known
 
 log = structlog.get_logger()
 
@@ -343,11 +344,11 @@ class GuestLife(PolicyRestarts):
             self.run += 1  # only now: whoever sees it finds nothing of the run before
             async with self._host.plugged(self.guest, spec) as plugged:
                 instance = await backend.launch(plugged, self.directory)
-            status = await instance.status()
+            status = await first_status(instance)
         except Exception as error:
             self._asked_to_end = by_hand
-            known = error if isinstance(error, HvdError) else HvdError("INTERNAL", problem=repr(error))
-            self._end(InstanceStatus("FAILED", known.reason, str(known), metadata=known.metadata), 0)
+            problem = known(error)
+            self._end(InstanceStatus("FAILED", problem.reason, str(problem), metadata=problem.metadata), 0)
             raise
         self._follow(instance, status, "started")
         if status.state in _FINAL:
@@ -379,7 +380,10 @@ class GuestLife(PolicyRestarts):
         self._ended.clear()
         self._resets = status.resets
         self._restarts.begin()
-        self._host.trace.begin(self.directory, instance.trace)
+        try:
+            self._host.trace.begin(self.directory, instance.trace)
+        except OSError as error:  # it runs, and is watched, whether or not it is traced
+            log.error("trace cannot be switched on", guest=self.guest.name, problem=str(error))
         self.guest.host_pid = instance.pid
         for fact, value in instance.facts.items():
             setattr(self.guest, fact, value)
@@ -406,7 +410,10 @@ class GuestLife(PolicyRestarts):
             status = InstanceStatus("LOST", "INTERNAL", f"watching it failed: {error!r}; `hvctl kill` ends its runner")
         record = await asyncio.to_thread(records.read_exit, self.directory)
         self.instance = None
-        self._host.trace.end(self.directory)
+        try:
+            self._host.trace.end(self.directory)
+        except OSError as error:
+            log.error("trace cannot be ended", guest=self.guest.name, problem=str(error))
         self._end(status, record.time_ns if record else 0)
         await instance.close()
 
@@ -444,7 +451,7 @@ class GuestLife(PolicyRestarts):
         conditions.clear(guest, conditions.DEBUGGED)
         if message := conditions.put_sensitive_at_end(guest, status):
             self._host.changed(self, GuestEvent.CHANGED, message)
-        guest.end_time.CopyFrom(_timestamp(time_ns) if time_ns else now())
+        guest.end_time.CopyFrom(timestamp_of(time_ns) if time_ns else now())
         guest.ClearField("exit_code")
         if status.state == "STOPPED":
             guest.exit_code = status.exit_code or 0
@@ -489,7 +496,3 @@ class GuestLife(PolicyRestarts):
         await self.instance.kill()
         if await self.end_of(self.run, KILL_SECONDS) is None:
             raise HvdError("RUNNER_TIMEOUT", call="kill", seconds=KILL_SECONDS)
-
-
-def _timestamp(time_ns: int) -> timestamp_pb2.Timestamp:
-    return timestamp_pb2.Timestamp(seconds=time_ns // 1_000_000_000, nanos=time_ns % 1_000_000_000)

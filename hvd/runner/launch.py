@@ -27,6 +27,7 @@ ENVIRONMENT = (
     "LANG",
     "LC_ALL",
     "LD_LIBRARY_PATH",
+    "LD_PRELOAD",  # another allocator, or the faults of our tests
     "PYTHONHOME",
     "PYTHONDONTWRITEBYTECODE",
     "PYTHONPYCACHEPREFIX",

@@ -21,7 +21,7 @@ from queue import SimpleQueue
 from typing import TYPE_CHECKING
 
 from hvd.board import firmware
-from hvd.board.end import End
+from hvd.board.end import End, failure
 from hvd.board.hot import HotBoard
 from hvd.board.machine import CreateVcpu, Machine
 from hvd.board.memory import GuestMemory
@@ -161,7 +161,12 @@ class Runner:
             self._turn()
 
     def _run_machine(self) -> None:
-        self._ended.put(self.machine.run())
+        try:
+            end = self.machine.run()
+        except Exception as error:  # noqa: BLE001  a bug, or a host that has nothing left: the guest ends, and it is said why
+            sys.excepthook(type(error), error, error.__traceback__)
+            end = failure("EXECUTION_ERROR", f"the runner cannot go on: {error!r}")
+        self._ended.put(end)
         self.post(self._machine_ended)
 
     def _turn(self) -> None:

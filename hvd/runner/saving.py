@@ -33,7 +33,11 @@ def save_snapshot(machine: Machine, path: Path, about: bytes, done: Done) -> Non
         if writer is None:
             done(None, error)
         else:
-            threading.Thread(target=finish, args=(writer,), name="snapshot", daemon=True).start()
+            try:
+                threading.Thread(target=finish, args=(writer,), name="snapshot", daemon=True).start()
+            except RuntimeError as failed:  # the host has no more threads
+                with writer:
+                    done(None, HvdError("SNAPSHOT_FAILED", problem=str(failed)))
 
     def finish(writer: Writer) -> None:
         try:
@@ -41,7 +45,7 @@ def save_snapshot(machine: Machine, path: Path, about: bytes, done: Done) -> Non
                 size = writer.finish()
         except HvdError as error:
             done(None, error)
-        except (OSError, EOFError) as error:
+        except Exception as error:  # noqa: BLE001  whoever asked gets it; without an answer he would wait for ever
             done(None, HvdError("SNAPSHOT_FAILED", problem=repr(error)))
         else:
             done(control_pb2.SnapshotSaved(size_bytes=size, paused_ns=paused_ns), None)
