@@ -77,8 +77,9 @@ def open_database(path: Path, schema: Schema, *, check_same_thread: bool = True)
         database = sqlite3.connect(private_file(path), timeout=BUSY_SECONDS, isolation_level=None, check_same_thread=check_same_thread)
         try:
             found = inspect(database, path, schema)
+            if found == 0:  # nothing can be lost yet: synced once, when it is whole
+                database.execute("PRAGMA synchronous=OFF")
             database.execute("PRAGMA journal_mode=WAL")
-            database.execute("PRAGMA synchronous=FULL")
             if (problem := problems(database, quick=True)) is not None:
                 raise HvdError("STORE_DAMAGED", path=path, problem=problem)
             # Can it be written at all? Told now, not to the first client. (This writes nothing.)
@@ -86,6 +87,10 @@ def open_database(path: Path, schema: Schema, *, check_same_thread: bool = True)
             database.execute("ROLLBACK")
             if found < schema.version:
                 _migrate(database, path, schema, found)
+                if found == 0:
+                    _sync(path)
+                    _sync(path.parent)
+            database.execute("PRAGMA synchronous=FULL")
         except BaseException:
             database.close()
             raise

@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import re
 import secrets
+import uuid
 from collections.abc import Container, Mapping
 from pathlib import Path
 from typing import Literal, Protocol
@@ -26,8 +27,8 @@ PREFIX = "guests/"
 ENDED: frozenset[int] = frozenset({Guest.STOPPED, Guest.FAILED, Guest.LOST})
 ALIVE: frozenset[int] = frozenset({Guest.STARTING, Guest.RUNNING, Guest.PAUSED, Guest.STOPPING})
 # Fields of a Guest that UpdateGuest may change.
-Mutable = Literal["labels", "on_reset", "restart_policy", "limits"]
-MUTABLE: tuple[Mutable, ...] = ("labels", "on_reset", "restart_policy", "limits")
+Mutable = Literal["labels", "on_reset", "restart_policy", "limits", "autostart"]
+MUTABLE: tuple[Mutable, ...] = ("labels", "on_reset", "restart_policy", "limits", "autostart")
 PAGE_BYTES = 4096
 # A board needs room for its loaders' tables and the first megabyte of a PC.
 LEAST_MEMORY = 1 << 20
@@ -63,6 +64,20 @@ def parse_name(name: str) -> str:
     return check_id(name.removeprefix(PREFIX))
 
 
+def check_request_id(request_id: str) -> None:
+    """Raises HvdError FIELD_INVALID."""
+    try:
+        uuid.UUID(request_id)
+    except ValueError:
+        raise HvdError(
+            "FIELD_INVALID",
+            field="request_id",
+            value=repr(request_id[:80]),
+            problem="is no UUID",
+            remedy="use a new UUID4",
+        ) from None
+
+
 def make_up_id(taken: Container[str]) -> str:
     """A free identifier for a guest that was given none."""
     while True:
@@ -84,7 +99,7 @@ def copy_of(guest: guest_pb2.Guest) -> guest_pb2.Guest:
 
 def etag(guest: Guest) -> str:
     """Changes when what was asked for changes, not when the guest's state does (AIP-154)."""
-    asked = Guest(uid=guest.uid, labels=guest.labels, on_reset=guest.on_reset)
+    asked = Guest(uid=guest.uid, labels=guest.labels, on_reset=guest.on_reset, autostart=guest.autostart)
     asked.restart_policy.CopyFrom(guest.restart_policy)
     if guest.HasField("limits"):
         asked.limits.CopyFrom(guest.limits)

@@ -110,6 +110,7 @@ def asked_of(guest: guest_pb2.Guest) -> guest_pb2.Guest:
         labels=guest.labels,
         image=guest.image,
         on_reset=guest.on_reset,
+        autostart=guest.autostart,
     )
     asked.machine.CopyFrom(guest.machine)
     asked.restart_policy.CopyFrom(guest.restart_policy)

@@ -24,6 +24,7 @@ from hvd.backends.contract import Backend, LaunchSpec
 from hvd.config import Config
 from hvd.errors import HvdError
 from hvd.guests import adoption, containers, disks, limits, model, records
+from hvd.guests.autostart import start_after_boot
 from hvd.guests.changes import asked_fields, take
 from hvd.guests.events import EventLog, now
 from hvd.guests.lifecycle import GuestLife
@@ -82,6 +83,7 @@ class Supervisor:
         # uid -> what an earlier daemon did not end (hvd.guests.store).
         self._half_made: dict[str, str] = {}
         self._writer: asyncio.Task[None] | None = None
+        self._autostart: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
     # --- tables ---
@@ -233,7 +235,7 @@ class Supervisor:
         what resolve and Backends.place raise.
         """
         if request.request_id:
-            _check_request_id(request.request_id)
+            model.check_request_id(request.request_id)
         guest = self._asked(request)
         if request.validate_only:
             if request.guest_id:
@@ -300,8 +302,9 @@ class Supervisor:
         if request.guest_id:
             model.check_id(request.guest_id)
         guest = Guest(
-            backend=asked.backend, engine=asked.engine, labels=asked.labels, image=asked.image, on_reset=asked.on_reset
-        )
+            backend=asked.backend, engine=asked.engine, labels=asked.labels, image=asked.image, on_reset=asked.on_reset,
+            autostart=asked.autostart,
+        )  # fmt: skip
         guest.machine.CopyFrom(asked.machine)
         if asked.HasField("container"):
             guest.container.CopyFrom(asked.container)
@@ -424,6 +427,8 @@ class Supervisor:
         self._cards.adopted(life.guest for life in self)
         log.info("guests adopted", guests=len(self), alive=sum(life.is_alive for life in self))
         self.adopted.set()
+        if last_boot != records.boot_id():
+            self._autostart = asyncio.create_task(start_after_boot(self))
 
     async def _adopt_strangers(self) -> None:
         """Guests that run but that the store does not know, since it was lost: the runtime directory is the truth."""
@@ -470,6 +475,8 @@ class Supervisor:
 
     async def close(self) -> None:
         """The daemon goes, the guests stay. Verbs under way are cut short: the next daemon finds out."""
+        if self._autostart is not None:
+            self._autostart.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(life.close() for life in self), return_exceptions=True)
         if self._writer is not None:
@@ -479,16 +486,3 @@ class Supervisor:
             await self._store.put([life.guest for life in self])
         except HvdError as error:
             log.error("store cannot be written", reason=error.reason, problem=error.message)
-
-
-def _check_request_id(request_id: str) -> None:
-    try:
-        uuid.UUID(request_id)
-    except ValueError:
-        raise HvdError(
-            "FIELD_INVALID",
-            field="request_id",
-            value=repr(request_id[:80]),
-            problem="is no UUID",
-            remedy="use a new UUID4",
-        ) from None

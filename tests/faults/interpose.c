@@ -210,7 +210,7 @@ int unlink(const char *path) { return fault(UNLINK, path, -1) ? -1 : (int)syscal
 
 void *mmap(void *at, size_t size, int rights, int flags, int fd, off_t offset)
 {
-    return fault(MAP, fd < 0 ? "anonymous" : NULL, fd) ? MAP_FAILED : (void *)syscall(SYS_mmap, at, size, rights, flags, fd, offset);
+    return fault(MAP, fd < 0 ? "/anonymous" : NULL, fd) ? MAP_FAILED : (void *)syscall(SYS_mmap, at, size, rights, flags, fd, offset);
 }
 void *mmap64(void *at, size_t size, int rights, int flags, int fd, off64_t offset) { return mmap(at, size, rights, flags, fd, offset); }
 int memfd_create(const char *name, unsigned flags) { return fault(MEMFD, name, -1) ? -1 : (int)syscall(SYS_memfd_create, name, flags); }

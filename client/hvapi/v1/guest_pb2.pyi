@@ -126,6 +126,7 @@ class Guest(_message.Message):
     MACHINE_FIELD_NUMBER: _builtins.int
     ON_RESET_FIELD_NUMBER: _builtins.int
     RESTART_POLICY_FIELD_NUMBER: _builtins.int
+    AUTOSTART_FIELD_NUMBER: _builtins.int
     REASON_FIELD_NUMBER: _builtins.int
     STATUS_MESSAGE_FIELD_NUMBER: _builtins.int
     EXIT_CODE_FIELD_NUMBER: _builtins.int
@@ -158,6 +159,8 @@ class Guest(_message.Message):
     image: _builtins.str
     """"images/{image}": the kernel, initrd and defaults come from it."""
     on_reset: Global___Guest.OnReset.ValueType
+    autostart: _builtins.bool
+    """Start it when the host has been started anew, however it ended before."""
     reason: _builtins.str
     """Everything below is output only.
 
@@ -228,6 +231,7 @@ class Guest(_message.Message):
         machine: Global___MachineConfig | None = ...,
         on_reset: Global___Guest.OnReset.ValueType = ...,
         restart_policy: Global___RestartPolicy | None = ...,
+        autostart: _builtins.bool = ...,
         reason: _builtins.str = ...,
         status_message: _builtins.str = ...,
         exit_code: _builtins.int | None = ...,
@@ -251,7 +255,7 @@ class Guest(_message.Message):
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "container", b"container", "create_time", b"create_time", "end_time", b"end_time", "exit_code", b"exit_code", "limit_effects", b"limit_effects", "limits", b"limits", "machine", b"machine", "restart_policy", b"restart_policy", "start_time", b"start_time"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "backend", b"backend", "backend_reason", b"backend_reason", "capabilities", b"capabilities", "conditions", b"conditions", "container", b"container", "create_time", b"create_time", "disk_stored_bytes", b"disk_stored_bytes", "end_time", b"end_time", "engine", b"engine", "etag", b"etag", "exit_code", b"exit_code", "exit_signal", b"exit_signal", "host_pid", b"host_pid", "image", b"image", "labels", b"labels", "limit_effects", b"limit_effects", "limits", b"limits", "machine", b"machine", "monitor_pid", b"monitor_pid", "name", b"name", "on_reset", b"on_reset", "oom_killed", b"oom_killed", "reason", b"reason", "restart_count", b"restart_count", "restart_policy", b"restart_policy", "rootfs_path", b"rootfs_path", "start_time", b"start_time", "state", b"state", "status_message", b"status_message", "uid", b"uid"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code", "autostart", b"autostart", "backend", b"backend", "backend_reason", b"backend_reason", "capabilities", b"capabilities", "conditions", b"conditions", "container", b"container", "create_time", b"create_time", "disk_stored_bytes", b"disk_stored_bytes", "end_time", b"end_time", "engine", b"engine", "etag", b"etag", "exit_code", b"exit_code", "exit_signal", b"exit_signal", "host_pid", b"host_pid", "image", b"image", "labels", b"labels", "limit_effects", b"limit_effects", "limits", b"limits", "machine", b"machine", "monitor_pid", b"monitor_pid", "name", b"name", "on_reset", b"on_reset", "oom_killed", b"oom_killed", "reason", b"reason", "restart_count", b"restart_count", "restart_policy", b"restart_policy", "rootfs_path", b"rootfs_path", "start_time", b"start_time", "state", b"state", "status_message", b"status_message", "uid", b"uid"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__exit_code: _TypeAlias = _typing.Literal["exit_code"]  # noqa: Y015
     _WhichOneofArgType__exit_code: _TypeAlias = _typing.Literal["_exit_code", b"_exit_code"]  # noqa: Y015

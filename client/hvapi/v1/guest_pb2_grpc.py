@@ -197,7 +197,7 @@ class GuestServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def UpdateGuest(self, request, context):
-        """Changes the fields that update_mask names: labels, restart_policy, on_reset, limits (of a running container, too).
+        """Changes the fields that update_mask names: labels, restart_policy, autostart, on_reset, limits (of a running container, too).
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

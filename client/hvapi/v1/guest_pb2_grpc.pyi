@@ -39,7 +39,7 @@ class GuestServiceStub:
     GetGuest: _grpc.UnaryUnaryMultiCallable[_guest_pb2.GetGuestRequest, _guest_pb2.Guest]
     ListGuests: _grpc.UnaryUnaryMultiCallable[_guest_pb2.ListGuestsRequest, _guest_pb2.ListGuestsResponse]
     UpdateGuest: _grpc.UnaryUnaryMultiCallable[_guest_pb2.UpdateGuestRequest, _guest_pb2.Guest]
-    """Changes the fields that update_mask names: labels, restart_policy, on_reset, limits (of a running container, too)."""
+    """Changes the fields that update_mask names: labels, restart_policy, autostart, on_reset, limits (of a running container, too)."""
     DeleteGuest: _grpc.UnaryUnaryMultiCallable[_guest_pb2.DeleteGuestRequest, _empty_pb2.Empty]
     """Deletes a stopped guest; with force, kills it first. Deleting what is not there is NOT_FOUND unless allow_missing."""
     StartGuest: _grpc.UnaryUnaryMultiCallable[_guest_pb2.StartGuestRequest, _guest_pb2.Guest]
@@ -92,7 +92,7 @@ class GuestServiceAsyncStub(GuestServiceStub):
     GetGuest: _aio.UnaryUnaryMultiCallable[_guest_pb2.GetGuestRequest, _guest_pb2.Guest]  # type: ignore[assignment]
     ListGuests: _aio.UnaryUnaryMultiCallable[_guest_pb2.ListGuestsRequest, _guest_pb2.ListGuestsResponse]  # type: ignore[assignment]
     UpdateGuest: _aio.UnaryUnaryMultiCallable[_guest_pb2.UpdateGuestRequest, _guest_pb2.Guest]  # type: ignore[assignment]
-    """Changes the fields that update_mask names: labels, restart_policy, on_reset, limits (of a running container, too)."""
+    """Changes the fields that update_mask names: labels, restart_policy, autostart, on_reset, limits (of a running container, too)."""
     DeleteGuest: _aio.UnaryUnaryMultiCallable[_guest_pb2.DeleteGuestRequest, _empty_pb2.Empty]  # type: ignore[assignment]
     """Deletes a stopped guest; with force, kills it first. Deleting what is not there is NOT_FOUND unless allow_missing."""
     StartGuest: _aio.UnaryUnaryMultiCallable[_guest_pb2.StartGuestRequest, _guest_pb2.Guest]  # type: ignore[assignment]
@@ -166,7 +166,7 @@ class GuestServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _guest_pb2.UpdateGuestRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_guest_pb2.Guest, _abc.Awaitable[_guest_pb2.Guest]]:
-        """Changes the fields that update_mask names: labels, restart_policy, on_reset, limits (of a running container, too)."""
+        """Changes the fields that update_mask names: labels, restart_policy, autostart, on_reset, limits (of a running container, too)."""
 
     @_abc_1.abstractmethod
     def DeleteGuest(

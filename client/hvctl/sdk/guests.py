@@ -54,6 +54,7 @@ class GuestSpec:
     labels: Mapping[str, str] = field(default_factory=dict)
     on_reset: OnReset = ""
     restart: guest_pb2.RestartPolicy | None = None
+    autostart: bool = False  # with the host
     container: guest_pb2.ContainerConfig | None = None  # what only containers have; args are its command
     limits: guest_pb2.Limits | None = None
 
@@ -68,6 +69,7 @@ class GuestSpec:
             labels=self.labels,
             on_reset=_ON_RESET[self.on_reset],
             restart_policy=self.restart,
+            autostart=self.autostart,
             machine=guest_pb2.MachineConfig(
                 memory_bytes=self.memory_bytes,
                 cpus=self.cpus,

@@ -125,6 +125,7 @@ def reset(settings: Settings, guest: tuple[str, ...]) -> int:
 @click.option("--label", "labels", type=LABEL, multiple=True, help="Set this label; may be repeated.")
 @click.option("--remove-label", "removed", metavar="KEY", multiple=True, help="Remove this label; may be repeated.")
 @click.option("--restart", type=RESTART, metavar="POLICY", help="never, always, on-failure or on-failure:N.")
+@click.option("--autostart/--no-autostart", default=None, help="Start it whenever the host is started anew.")
 @click.option("--on-reset", type=click.Choice(["stop", "restart"]), help="What a reset or triple fault does.")
 @limit_options
 def update(
@@ -133,13 +134,14 @@ def update(
     labels: tuple[tuple[str, str], ...],
     removed: tuple[str, ...],
     restart: tuple[str, int] | None,
+    autostart: bool | None,
     on_reset: str | None,
     **limits: float | None,
 ) -> int:
-    """Changes a guest's labels, restart policy, what a reset does, or a container's limits while it runs."""
+    """Changes a guest's labels, restart policy, start with the host, what a reset does, or a container's limits while it runs."""
     wanted = {field: value for field, value in limits.items() if value is not None}
-    if not (labels or removed or restart or on_reset or wanted):
-        raise click.UsageError("nothing to change: give --label, --remove-label, --restart, --on-reset or a limit")
+    if not (labels or removed or restart or on_reset or wanted or autostart is not None):
+        raise click.UsageError("nothing to change: give --label, --remove-label, --restart, --autostart, --on-reset or a limit")
     from google.protobuf import field_mask_pb2
     from hvapi.v1 import guest_pb2
 
@@ -163,6 +165,9 @@ def update(
             changed.restart_policy.mode = guest_pb2.RestartPolicy.Mode.Value(restart[0])
             changed.restart_policy.max_retries = restart[1]
             paths.append("restart_policy")
+        if autostart is not None:
+            changed.autostart = autostart
+            paths.append("autostart")
         if on_reset is not None:
             changed.on_reset = guest_pb2.Guest.OnReset.Value(on_reset.upper())
             paths.append("on_reset")

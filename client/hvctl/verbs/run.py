@@ -46,6 +46,7 @@ _SPEC_OPTIONS = [
                  help="Network card on network N, user or none; may be repeated."),
     click.option("--label", "labels", type=LABEL, multiple=True, help="Label; may be repeated."),
     click.option("--restart", type=RESTART, metavar="POLICY", help="never, always, on-failure or on-failure:N."),
+    click.option("--autostart", is_flag=True, help="Start it whenever the host is started anew."),
     click.option("--on-reset", type=click.Choice(["stop", "restart"]), help="What a reset or triple fault does."),
     *CONTAINER_OPTIONS,
     click.argument("args", nargs=-1, metavar="[GUEST ARGS]..."),
@@ -100,6 +101,7 @@ def make(settings: Settings, spec: dict[str, Any]) -> guest_pb2.Guest:
         labels=dict(spec["labels"]),
         on_reset=spec["on_reset"] or "",
         restart=policy,
+        autostart=spec["autostart"],
         disks=disks,
         boot=spec["boot"] or "",
     )
