@@ -35,8 +35,11 @@ def test_linux_pv_under_paravirt(daemon: RealDaemon, own: str) -> None:
     # CLI and STI that reach the monitor: an interrupt waited.
     assert found.get("privileged.cli", 0) < 100
     assert found.get("privileged.sti", 0) < found["interrupt"] + 100
-    census = daemon.ok("census", "a")
-    assert "no sensitive instruction" in census.stdout + census.stderr, census.stdout
+    # Behind its text are what it needed for the boot alone, and what lies there by now: no code.
+    symbols = (guest_image("linux-pv").kernel.parent / "System.map").read_text()
+    end = int(next(line for line in symbols.splitlines() if line.endswith(" _etext")).split()[0], 16)
+    found_there = [line for line in daemon.ok("census", "a").stdout.splitlines()[1:] if int(line.split()[0], 16) < end]
+    assert not found_there
     shell.type("reboot -f\n")
     assert process.end() == 0
     assert daemon.listed()["a"]["reason"] == "RESET"
