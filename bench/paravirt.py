@@ -8,8 +8,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from bench.figure import Figure, compared
-from bench.lab import Lab, Unavailable, kernel
-from bench.nano import KERNELS, OPERATIONS, available, costs
+from bench.lab import Lab, Unavailable
+from bench.nano import OPERATIONS, available, costs, kernel_for
 from bench.trap import compiled
 
 MILLISECONDS: Final = 40
@@ -34,7 +34,7 @@ def measure(lab: Lab) -> Iterator[Figure]:
     for turn in range(-1, lab.runs(5)):  # the first turn warms up
         lab.say(f"paravirt, turn {turn + 1}")
         for name, runs in samples.items():
-            found = costs(lab.run_guest(kernel(KERNELS.get(name, "nano.elf")), append, name, ways[name]).console)
+            found = costs(lab.run_guest(kernel_for(name), append, name, ways[name]).console)
             runs += [found] if turn >= 0 else []
         done = subprocess.run([str(signals), "signal"], capture_output=True, text=True, timeout=120, check=True)
         picoseconds = next(int(words[1]) for line in done.stdout.splitlines() if (words := line.split())[0] == "signal")

@@ -108,11 +108,11 @@ KINDS: Final[dict[str, Kind]] = {
         "do itself.",
         (
             Claim("Cheaper than guessing what a kernel means: what takes many traps becomes one hypercall", "B03",
-                  (_CALL, Measure("crossings", "getpid"), Measure("beside", "getpid", "rewriting"),
-                   Measure("beside", "fork-exec", "rewriting")), True),
+                  (Measure("beside", "pte-batch", "trap"), Measure("beside", "hypercall", "trap"), Measure("beside", "cli", "trap"),
+                   Measure("beside", "system-call", "trap"), Measure("beside", "fork-exec", "rewriting")), True),
             Claim("Close to native where a program computes", "B03", (_COMPUTE,), True),
             Claim("The kernel has to be changed; page faults and new processes, which change page tables, stay the dearest", "B03",
-                  (Measure("programs"), _FAULT, _FORK), False),
+                  (_CALL, Measure("crossings", "getpid"), _FAULT, _FORK), False),
         ),
     ),
     "hardware assisted": Kind(

@@ -14,7 +14,7 @@ from hvctl.sdk.errors import HvctlError
 PROGRAM: Final = "ops"
 KERNEL: Final = "nano.elf"
 # Backend -> the same kernel as it is built for that one: what is there first.
-KERNELS: Final = {"paravirt": ("nano.pv.elf", "nano.hvpv.elf")}
+KERNELS: Final[dict[str, tuple[str, ...]]] = {"paravirt": ("nano.pv.elf", "nano.hvpv.elf")}
 # "op NAME NANOSECONDS COUNT", "nano NAME PICOSECONDS COUNT": of one operation, and how many there were.
 _LINE: Final = re.compile(r"^(op|nano) (\S+) (\d+) (\d+)\s*$", re.MULTILINE)
 _UNITS: Final = {"op": 1e-9, "nano": 1e-12}
@@ -55,7 +55,10 @@ NANO: Final = (
     Workload("page-fault", "page fault that maps a page", "a fault that is the guest's own"),
     Workload("divide-error", "divide error", "an exception"),
     Workload("pte-change", "page-table change, invlpg, touch", "page tables and their shadows must agree"),
+    Workload("pte-batch", "64 page-table entries written and flushed", "a kernel that tells of its page tables can do it once for many"),
     Workload("context-switch", "context switch (CR3, stack)", "another address space"),
+    Workload("hypercall", "a call that does nothing (base hypercall; of the paravirtual ABI)", "the least that asking the hypervisor costs"),
+    Workload("program-int", "int 0x80 of a program, iret", "into the kernel and back, the call alone"),
     Workload("copy-4k", "copy of 4 KiB", "rep movs: one instruction, much work"),
     Workload("kernel-compute", "computing in the kernel", "calls, memory, arithmetic in kernel mode"),
     Workload("user-compute", "computing in user mode", "the same in user mode"),
