@@ -98,7 +98,10 @@ class VerbGroup(click.Group):
 
     def shell_complete(self, ctx: click.Context, incomplete: str) -> list[CompletionItem]:
         own = super().shell_complete(ctx, incomplete)
-        return own if self._default is None else [*own, *self._default.shell_complete(ctx, incomplete)]
+        if self._default is None:
+            return own
+        words = [param for param in self._default.params if isinstance(param, click.Argument)] if not incomplete.startswith("-") else []
+        return [*own, *self._default.shell_complete(ctx, incomplete), *(item for param in words for item in param.shell_complete(ctx, incomplete))]
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         """From the table, so that help imports no verb."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 from pathlib import Path
@@ -11,7 +12,7 @@ from typing import Any
 import pytest
 from hvctl.output import document
 from hvctl.sdk import TraceDecoder
-from real_daemon import RealDaemon, wait_for
+from real_daemon import BIN, RealDaemon, wait_for
 
 
 def session(daemon: RealDaemon, name: str) -> dict[str, Any]:
@@ -189,3 +190,29 @@ def test_what_cannot_be_asked_for(daemon: RealDaemon) -> None:
     daemon.ok("trace", "delete", "one", "--allow-missing")
     daemon.ok("trace", "delete", "one", "--allow-missing")
     assert daemon.ok("trace", "list", "-o", "json").json.get("traces", []) == []
+
+
+def test_top_has_crossings_a_second_by_kind(daemon: RealDaemon) -> None:
+    name = daemon.run("ticker.elf")
+    lines = daemon.ok("top", "--every", "300ms", "--count", "3").stdout.splitlines()
+    titles = lines[0].split()
+    assert titles[:2] == ["NAME", "BACKEND"] and "BY KIND /S" in lines[0] and "MEMORY" in titles and "CPU%" in titles
+    rows = [line for line in lines if line.startswith(name)]
+    assert len(rows) == 3 and re.search(r"interrupt \d+", rows[-1]) and re.search(r"halt \d+", rows[-1]), rows
+
+
+def test_completion_asks_the_daemon(daemon: RealDaemon) -> None:
+    name = daemon.run("ticker.elf")
+    daemon.ok("trace", "start", "--name", "night", name)
+
+    def completed(*words: str) -> list[str]:
+        asked = {"_HVCTL_COMPLETE": "bash_complete", "COMP_WORDS": " ".join(["hvctl", *words]), "COMP_CWORD": str(len(words))}
+        done = subprocess.run([BIN / "hvctl"], env=daemon.environment | asked, capture_output=True, text=True, check=True)
+        return [line.partition(",")[2] for line in done.stdout.splitlines() if line]
+
+    assert {"start", "stop", "points", "summary"} <= set(completed("trace", ""))
+    assert completed("trace", "tick") == [name]
+    assert completed("trace", "stop", "n") == ["night"]
+    assert completed("trace", "--kind", "int") == ["interrupt"]
+    assert completed("trace", "start", "--reason", "port-i") == ["port-in"]
+    daemon.ok("trace", "delete", "night")

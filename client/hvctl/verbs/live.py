@@ -55,6 +55,42 @@ every_option = click.option(
 count_option = click.option("--count", type=click.IntRange(min=1), help="End after so many.")
 
 
+# Of `top`: crossings a second by kind between two responses are not in either of them.
+Rates = dict[str, dict[str, float]]
+
+
+class _Rates:
+    def __init__(self) -> None:
+        self._before: dict[str, tuple[float, dict[str, int]]] = {}
+
+    def of(self, response: metrics_pb2.WatchStatsResponse) -> Rates:
+        """guest -> kind -> crossings a second since the response before; of the first one nothing."""
+        moment = response.time.ToNanoseconds() / 1e9
+        rates: Rates = {}
+        for stats in response.stats:
+            kinds = dict(stats.exits_by_kind)
+            began, before = self._before.get(stats.name, (moment, {}))
+            if moment > began:
+                # Of a guest that was started anew they count from 0 again.
+                since = {kind: number - before.get(kind, 0) if number >= before.get(kind, 0) else number for kind, number in kinds.items()}
+                rates[stats.name] = {kind: number / (moment - began) for kind, number in since.items()}
+            self._before[stats.name] = (moment, kinds)
+        return rates
+
+
+def _rates_text(rates: Mapping[str, float]) -> str:
+    """The most frequent first: "port-io 1204, halt 250"."""
+    shown = sorted(((rate, kind) for kind, rate in rates.items() if rate >= 0.5), reverse=True)
+    return ", ".join(f"{kind} {rate:.0f}" for rate, kind in shown) or "-"
+
+
+def top_columns(rates: Rates) -> list[Column[metrics_pb2.GuestStats]]:
+    wanted = {"NAME", "BACKEND", "STATE", "CPU%", "MEMORY", "EXITS/S"}
+    by_kind: Column[metrics_pb2.GuestStats] = Column("BY KIND /S", lambda s: _rates_text(rates.get(s.name, {})))
+    columns = [column if column.title in wanted else column._replace(wide=True) for column in COLUMNS if column.title != "BY KIND"]
+    return [*[column for column in columns if not column.wide], by_kind, *[column for column in columns if column.wide]]
+
+
 def _follow(settings: Settings, guests: Sequence[str], every: float, count: int | None, busiest_first: bool) -> None:
     from hvapi.v1 import metrics_pb2
 
@@ -74,17 +110,22 @@ def _follow(settings: Settings, guests: Sequence[str], every: float, count: int 
                 return sorted(response.stats, key=lambda s: (-s.cpu_ratio, -s.exits_per_second, s.name))
             return sorted(response.stats, key=lambda s: s.name)
 
+        past = _Rates()
+
+        def lines(response: metrics_pb2.WatchStatsResponse) -> str:
+            columns = top_columns(past.of(response)) if busiest_first else COLUMNS
+            return "\n".join(table_lines(settings, ordered(response), columns))
+
         if settings.live and count is None:
             from rich.live import Live
             from rich.text import Text
 
             with Live(auto_refresh=False, screen=busiest_first) as live:
                 for response in responses:
-                    text = "\n".join(table_lines(settings, ordered(response), COLUMNS))
-                    live.update(Text.from_ansi(text), refresh=True)
+                    live.update(Text.from_ansi(lines(response)), refresh=True)
             return
         for response in responses:
-            click.echo("\n".join(table_lines(settings, ordered(response), COLUMNS)))
+            click.echo(lines(response))
 
 
 @verb(formats=FORMATS)
@@ -92,7 +133,7 @@ def _follow(settings: Settings, guests: Sequence[str], every: float, count: int 
 @every_option
 @count_option
 def top(settings: Settings, guest: tuple[str, ...], every: float, count: int | None) -> None:
-    """Shows guests, the busiest first, again and again. Ends with Ctrl-C."""
+    """Shows guests, the busiest first, again and again: CPU, memory, crossings a second by kind. Ends with Ctrl-C."""
     _follow(settings, guest, every, count, busiest_first=True)
 
 
