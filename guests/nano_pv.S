@@ -19,20 +19,16 @@
 	popl	%ebx
 	ret
 	.endm
-	.macro PVCALL number
-	movl	$\number, %eax
-	call	hv_pv_page
-	.endm
 
 OP pv_in
 1:	movl	$0x80, %ebx
 	movl	$1, %ecx
-	PVCALL	HV_PV_CALL_PORT_IN
+	HV_PV_HYPERCALL	HV_PV_CALL_PORT_IN
 	TURN
 
 OP pv_cr_write
 	movl	%cr0, %ebx
-1:	PVCALL	HV_PV_CALL_SET_CR0
+1:	HV_PV_HYPERCALL	HV_PV_CALL_SET_CR0
 	TURN
 
 OP pv_cli_sti /* with nothing pending, and off again at the end */
@@ -77,7 +73,7 @@ pv_on_page_fault:
 	andl	$0xfffff000, %esi
 	orl	$HV_PV_PTE_TOUCH, %esi
 	xorl	%edi, %edi
-	PVCALL	HV_PV_CALL_SET_PTE
+	HV_PV_HYPERCALL	HV_PV_CALL_SET_PTE
 	popal
 	addl	$4, %esp /* the error code */
 	jmp	hv_pv_page + HV_PV_ENTRY_IRET
@@ -98,7 +94,7 @@ OP pv_pte_change
 	movl	$0x40000000 + HV_PV_PTE_INVALIDATE + HV_PV_PTE_TOUCH, %esi
 	xorl	%edi, %edi
 1:	xorl	$0x1000, %ecx
-	PVCALL	HV_PV_CALL_SET_PTE
+	HV_PV_HYPERCALL	HV_PV_CALL_SET_PTE
 	incl	0x40000000
 	TURN
 
@@ -106,11 +102,11 @@ OP pv_pte_change
 OP pv_pte_batch
 1:	movl	$pte_batch, %ebx
 	movl	$64, %ecx
-	PVCALL	HV_PV_CALL_SET_PTES
+	HV_PV_HYPERCALL	HV_PV_CALL_SET_PTES
 	TURN
 
 OP pv_hypercall
-1:	PVCALL	HV_PV_CALL_VERSION
+1:	HV_PV_HYPERCALL	HV_PV_CALL_VERSION
 	TURN
 
 /* To another address space with a stack of its own, and a page of its own touched: two switches a turn. */
@@ -121,13 +117,13 @@ OP pv_context_switch
 	pushl	$4f
 	xchgl	%esp, %edi
 1:	movl	spaces + 4, %ebx /* 0 -> 1 */
-	PVCALL	HV_PV_CALL_SET_CR3
+	HV_PV_HYPERCALL	HV_PV_CALL_SET_CR3
 	xchgl	%esp, %edi
 	ret
 4:	incl	0x40400000
 	pushl	$4b
 	movl	spaces, %ebx /* 1 -> 0 */
-	PVCALL	HV_PV_CALL_SET_CR3
+	HV_PV_HYPERCALL	HV_PV_CALL_SET_CR3
 	xchgl	%esp, %edi
 	ret
 3:	incl	0x40400000
@@ -136,7 +132,7 @@ OP pv_context_switch
 	jnz	1b
 	addl	$4, %esp
 	movl	spaces, %ebx
-	PVCALL	HV_PV_CALL_SET_CR3
+	HV_PV_HYPERCALL	HV_PV_CALL_SET_CR3
 	popl	%ebp
 	popl	%edi
 	popl	%esi

@@ -10,6 +10,7 @@
 
 #include "cell.h"
 #include "debug.h"
+#include "paravirt.h"
 #include "start.h"
 #include "translate.h"
 
@@ -86,6 +87,8 @@ void hv_leave(enum hv_cell_reason reason)
     hv_wait_for_turn();
     if (area->cpu_changed) {
         cell.cpu = area->cpu;
+        if (hv_paravirtual())
+            hv_paravirt_forget_twins(); /* after a reset the guest may have other tables */
         hv_abandon();
     }
 }

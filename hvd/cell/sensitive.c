@@ -523,6 +523,8 @@ static enum after group_01(const struct hv_insn *insn)
     case 1:
         return store_table(insn, &HV_CPU->idt);
     case 2:
+        if (hv_paravirtual())
+            hv_paravirt_forget_twins();
         return load_table(insn, &HV_CPU->gdt, HV_POINT_PRIVILEGED_LGDT);
     case 3:
         return load_table(insn, &HV_CPU->idt, HV_POINT_PRIVILEGED_LIDT);

@@ -7,6 +7,12 @@
 
 #ifdef __ASSEMBLER__
 
+/* A call: arguments are in EBX, ECX, ESI, EDI; changes EAX and EDX. Only where hv_pv_present. */
+.macro HV_PV_HYPERCALL number
+	movl	$\number, %eax
+	call	hv_pv_page
+.endm
+
 /* IRET. Flags may change: they are loaded. */
 .macro HV_PV_IRETL
 	cmpb	$0, %ss:hv_pv_present
@@ -97,23 +103,24 @@ static inline void hv_pv_sti(void)
 		hv_pv_deliver();
 }
 
-/* EFLAGS with the guest's interrupt flag. */
+/* The interrupt flag, in its place; without the ABI with the other flags. For hv_pv_restore_flags. */
 static inline uint32_t hv_pv_save_flags(void)
 {
 	uint32_t flags;
 
+	__asm__ volatile("" : : : "memory");
+	if (hv_pv_present)
+		return *hv_pv_word(HV_PV_IF);
 	__asm__ volatile("pushfl; popl %0" : "=r"(flags) : : "memory");
-	return hv_pv_present ? (flags & ~0x200u) | *hv_pv_word(HV_PV_IF) | *hv_pv_word(HV_PV_FLAGS) : flags;
+	return flags;
 }
 
-/* The interrupt flag, and the others with it. */
 static inline void hv_pv_restore_flags(uint32_t flags)
 {
 	if (!hv_pv_present) {
 		__asm__ volatile("pushl %0; popfl" : : "r"(flags) : "memory", "cc");
 		return;
 	}
-	__asm__ volatile("pushl %0; popfl" : : "r"(flags) : "memory", "cc");
 	if (flags & 0x200)
 		hv_pv_sti();
 	else
