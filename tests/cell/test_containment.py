@@ -181,7 +181,8 @@ GATE = 0x2_0000_0000  # gate.c
 @pytest.mark.parametrize(
     "step",
     [
-        (Act.CALL, *CALLS["open"]), (Act.TRAP,), (Act.JUMP, 0x1234_5678_9000, 0x110800), (Act.JUMP, GATE, 0x110800), (Act.JUMP, GATE + 0x40, 0x110800),
+        (Act.CALL, *CALLS["open"]), (Act.TRAP,), (Act.JUMP, 0x1234_5678_9000, 0x110800), (Act.JUMP, GATE, 0x110800),
+        (Act.JUMP, GATE + 0x40, 0x110800),
         (Act.JUMP, GATE + 0x101, 0x110800), (Act.JUMP, GATE + 0x1C0, 0x110800), (Act.FILL, GATE, 0x1000, 0x90),
     ],
 )  # fmt: skip
