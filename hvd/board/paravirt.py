@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Final
 from hvd.errors import HvdError
 from hvd.hvpvcc import elf as linked
 from hvd.hvpvcc import sites
+from hvd.jail.inputs import open_input
 
 if TYPE_CHECKING:
     from hvd.board.loaders.elf import Elf
@@ -92,12 +93,18 @@ def _with_sites(elf: Elf, image: ImageFile) -> Paravirt | None:
         raise HvdError("IMAGE_FORMAT", what=image.what, problem=f"its table of sites: {error}") from error
 
 
+def _content(kernel: Path) -> bytes:
+    """A runner is locked in when it loads its kernel: it has the file open."""
+    with open(open_input(kernel), "rb") as file:
+        return file.read()
+
+
 def patches(kernel: Path | bytes) -> list[tuple[int, bytes]]:
     """What makes a neutral kernel of hvpvcc's paravirtual: physical addresses and bytes. Raises HvdError IMAGE_FORMAT; OSError."""
     from hvd.hvpvcc.finish import finish  # only here: it needs the decoder
 
     try:
-        file = linked.Elf(kernel if isinstance(kernel, bytes) else kernel.read_bytes())
+        file = linked.Elf(kernel if isinstance(kernel, bytes) else _content(kernel))
         finished = finish(file)
         return [(file.physical(address), code) for address, code in finished.patches] if finished else []
     except linked.FormatError as error:

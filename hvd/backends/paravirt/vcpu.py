@@ -2,19 +2,25 @@
 
 from __future__ import annotations
 
+import importlib
 from typing import Any
 
 from hvd.board.hot import HotBoard
 from hvd.board.memory import GuestMemory
 from hvd.board.vcpu import Vcpu
+from hvd.cell import features as cell
 from hvd.cell import process
 from hvd.cell.area import Mode
-from hvd.cell.features import features, preload
+from hvd.cell.features import features
 from hvd.cell.vcpu import CellVcpu, Cpuid
 from hvd.errors import HvdError
 from hvd.trace.points import BackendId
 
-__all__ = ["create", "preload"]
+
+def preload() -> None:
+    """Of a runner that will be locked in: what it loads, hvpvcc's loader with its decoder, too."""
+    cell.preload()
+    importlib.import_module("hvd.hvpvcc.finish")
 
 
 def create(board: HotBoard, memory: GuestMemory, cpuid: Cpuid, engine: str) -> Vcpu:
