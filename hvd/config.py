@@ -382,7 +382,7 @@ def _parser() -> argparse.ArgumentParser:
         prog="hvd",
         allow_abbrev=False,
         description="The hypervisor daemon: runs guests under every kind of virtualisation, behind one gRPC API.",
-        epilog="`hvd certs --help`: certificates for TCP. "
+        epilog="`hvd certs --help`: certificates for TCP. `hvd store --help`: the databases. "
         "Each option is also an environment variable (HVD_STATE_DIR for --state-dir) and a key of the file.",
     )
     parser.add_argument("--config", metavar="FILE", help="settings file (TOML); also HVD_CONFIG")

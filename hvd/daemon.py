@@ -256,6 +256,10 @@ def main() -> None:
         from hvd import certificates
 
         sys.exit(certificates.main(sys.argv[2:]))
+    if sys.argv[1:2] == ["store"]:
+        from hvd import store_command
+
+        sys.exit(store_command.main(sys.argv[2:]))
     try:
         config = settings.load(sys.argv[1:], os.environ)
     except HvdError as error:

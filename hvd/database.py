@@ -65,7 +65,7 @@ def _is_full(directory: Path) -> bool:
         found = os.statvfs(directory)
     except OSError:
         return False
-    return found.f_bavail == 0 or (found.f_files > 0 and found.f_favail == 0)
+    return (found.f_blocks > 0 and found.f_bavail == 0) or (found.f_files > 0 and found.f_favail == 0)
 
 
 def open_database(path: Path, schema: Schema, *, check_same_thread: bool = True) -> sqlite3.Connection:

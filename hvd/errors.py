@@ -172,6 +172,8 @@ REASONS: dict[str, Reason] = {
     "DEBUGGER_ATTACHED": Reason("FAILED_PRECONDITION", "a debugger is attached to guest '{name}': {problem}", "{remedy}"),
     # runners
     "RUNNER_START_FAILED": Reason("INTERNAL", "the guest's runner did not start: {problem}", "see {log}"),
+    "RUNNER_PROTOCOL": Reason("FAILED_PRECONDITION", "the guest's runner speaks versions {theirs} of the runner's protocol, this hvd {ours}",
+                              "start the hvd that started it, or end the guest: `hvctl kill`, then `hvctl start`"),
     "RUNNER_GONE": Reason("UNAVAILABLE", "the guest's runner is gone: {problem}", "`hvctl show` says how it ended"),
     "RUNNER_TIMEOUT": Reason("DEADLINE_EXCEEDED", "the guest's runner did not answer {call} within {seconds} s", "`hvctl kill` ends it"),
     "COUNTERS_UNREADABLE": Reason("UNAVAILABLE", "the guest's counters cannot be read: {problem}", "`hvctl show` says whether it runs"),

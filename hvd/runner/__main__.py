@@ -29,6 +29,8 @@ from hvd.runner.directory import (
     JAIL,
     MACHINE,
     PID,
+    PROTOCOL,
+    PROTOCOL_OLDEST,
     RUNNER_LOG,
     ExitRecord,
     process_identity,
@@ -143,7 +145,7 @@ def prepare(ready: ReadyPipe) -> Runner:
         document = read_document()
         spec = read_spec(document)
         introduce(spec.name)
-        write_json(PID, process_identity(os.getpid()))
+        write_json(PID, process_identity(os.getpid()) | {"protocol": [PROTOCOL_OLDEST, PROTOCOL]})
         if os.path.exists(EXIT):  # whoever began this start has died, and the next one has called it off (hvd/guests/adoption.py)
             raise HvdError("RUNNER_START_FAILED", problem="the start was called off", log=RUNNER_LOG)
         create_vcpu = find_vcpu(spec.backend)

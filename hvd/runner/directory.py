@@ -5,7 +5,8 @@ In conmon's form, so that conmon can provide it for containers and the runner fo
 
     machine.json   what to run (hvd.board.spec.MachineSpec), written by the daemon before the start; guest.json next
                    to it is the daemon's own
-    pid            JSON {"pid", "start_time", "boot_id"} of the process; start_time is field 22 of /proc/PID/stat
+    pid            JSON {"pid", "start_time", "boot_id"} of the process; start_time is field 22 of /proc/PID/stat. A runner adds
+                   "protocol": [oldest, newest], the versions of this contract that it speaks
     attach         SOCK_SEQPACKET: packets to the viewer are one byte stream (2 = stdout, 3 = stderr) and up to 8191
                    bytes; a packet of stream 0 has 8 bytes little-endian: so many bytes were skipped for this viewer.
                    Packets from the viewer are input. A viewer that closes its writing side has left.
@@ -64,6 +65,11 @@ RUNNER_LOG = "runner.log"
 # Files of one console log. More than a few descriptors do not go with one packet.
 LEAST_LOG_FILES, MOST_LOG_FILES = 2, 32
 LEAST_LOG_FILE_BYTES = 4096
+
+# Versions of this contract and of control.proto: a daemon adopts the runners of older ones, and of newer ones that still speak with
+# it. A runner that says nothing speaks version 1, which was before versions were told. What a version adds, an older runner does not
+# know: it answers REQUEST_INVALID, and the daemon goes without. PROTOCOL_OLDEST moves only when something is taken away.
+PROTOCOL_OLDEST, PROTOCOL = 1, 2
 
 # 1 MiB.
 TRACE_RECORDS = 1 << 14

@@ -9,7 +9,7 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +18,7 @@ import hvapi
 import hvd
 import hvd.backends
 from hvd.errors import HvdError
-from hvd.runner.directory import PID, RUNNER_LOG, boot_id, process_start_time, read_json
+from hvd.runner.directory import PID, PROTOCOL, PROTOCOL_OLDEST, RUNNER_LOG, boot_id, process_start_time, read_json
 from hvd.runner.inheritance import READY_FD, lifted
 
 # What a runner gets of the daemon's environment.
@@ -125,7 +125,7 @@ def log_tail(directory: Path) -> str:
 
 def find(directory: Path) -> tuple[int, int]:
     """(pid, pidfd) of the runner that the directory names. Raises HvdError RUNNER_GONE: none, ended, or another
-    process now."""
+    process now; RUNNER_PROTOCOL."""
     pid_file = read_json(str(directory / PID))
     if pid_file is None:
         raise HvdError("RUNNER_GONE", problem="its directory has no pid file")
@@ -134,6 +134,7 @@ def find(directory: Path) -> tuple[int, int]:
         raise HvdError("RUNNER_GONE", problem="the host was started anew since")
     if not isinstance(pid, int) or pid <= 0:
         raise HvdError("RUNNER_GONE", problem=f"its pid file names process {pid!r}")
+    check_protocol(pid_file)
     # First the descriptor, then the check: what the descriptor names cannot be replaced after it.
     try:
         pidfd = os.pidfd_open(pid)
@@ -143,6 +144,16 @@ def find(directory: Path) -> tuple[int, int]:
         os.close(pidfd)
         raise HvdError("RUNNER_GONE", problem=f"process {pid} is another one now, or has ended")
     return pid, pidfd
+
+
+def check_protocol(pid_file: Mapping[str, Any]) -> None:
+    """Do we speak with the runner that wrote it? Raises HvdError RUNNER_PROTOCOL."""
+    versions = pid_file.get("protocol", [1, 1])
+    if not (isinstance(versions, list) and len(versions) == 2 and all(isinstance(version, int) for version in versions)):
+        versions = [1, 1]
+    oldest, newest = versions
+    if oldest > PROTOCOL or newest < PROTOCOL_OLDEST:
+        raise HvdError("RUNNER_PROTOCOL", theirs=f"{oldest} to {newest}", ours=f"{PROTOCOL_OLDEST} to {PROTOCOL}")
 
 
 def file_error(error: OSError, directory: Path) -> HvdError:
