@@ -33,6 +33,8 @@ log = structlog.get_logger()
 Observer = Callable[[str, str, float], None]
 _Context = grpc.aio.ServicerContext[Any, Any]
 
+# Characters of what was wrong in the log: messages repeat what a client sent.
+MOST_PROBLEM = 300
 # https://www.w3.org/TR/trace-context: version, trace, parent, flags. A caller's own trace goes on in our log.
 _TRACE_PARENT = re.compile(r"00-([0-9a-f]{32})-[0-9a-f]{16}-[0-9a-f]{2}")
 
@@ -266,7 +268,7 @@ class _Call:
         self._observe(self.method, code, seconds)
         fields: dict[str, Any] = {"method": self.method.rpartition("/")[2], "code": code, "ms": round(seconds * 1000, 2)}
         if self._error:
-            fields |= {"reason": self._error.reason, "problem": self._error.message}
+            fields |= {"reason": self._error.reason, "problem": self._error.message[:MOST_PROBLEM]}
         targets = audit.targets(self._request)
         if guest := next((name for name in targets if name.startswith("guests/")), None):
             fields["guest"] = guest

@@ -53,12 +53,13 @@ class ApiServer:
         self._servers: dict[Role | None, grpc.aio.Server] = {}
         self._sockets: list[tuple[Path, int]] = []
         self._audit: AuditLog | None = None
+        self.limits: CallLimits | None = None
 
     async def start(self, endpoints: Iterable[Endpoint], config: Config) -> None:
         """Raises HvdError ENDPOINT_IN_USE, ENDPOINT_UNUSABLE, CONFIG_INVALID."""
         await self._set(health_pb2.HealthCheckResponse.NOT_SERVING)
         self._audit = AuditLog(config.audit_log)
-        limits = CallLimits(config.call_rate, config.max_calls)
+        limits = self.limits = CallLimits(config.call_rate, config.max_calls)
         endpoints = list(endpoints)
         for role in dict.fromkeys(endpoint.role for endpoint in endpoints):
             paths = [endpoint.path for endpoint in endpoints if endpoint.role == role and endpoint.path is not None]
