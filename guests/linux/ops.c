@@ -164,6 +164,9 @@ static void fork_exec(u32 count)
     forks(count, again, no_environment);
 }
 
+/* No work, and a line as long as others': what running this program costs. */
+static void nothing(u32 count) { report("nothing", (u64)123456 * count, count); }
+
 static void compute_rounds(u32 count)
 {
     u64 start = now();
@@ -210,6 +213,7 @@ static const struct {
     {"compute-1000", compute_rounds, 20000, 0}, {"getpid", getpid, 20000, 0},  {"ping-pong", ping_pong, 3000, 0},
     {"fork-exit", fork_exit, 200, 0},           {"fork-exec", fork_exec, 100, 0}, {"page-touch", touch, 2048, 0},
     {"file-write-read-4k", file, 3000, 0},      {"disk-64k", disk, 128, 1},
+    {"nothing", nothing, 1000, 1},
 };
 
 /* ops [n=N] [NAME...]: all operations, or these; n=N: so many of each.   ops run COMMAND [ARGUMENT...]   ops wait: until it is killed.

@@ -55,7 +55,6 @@ def browser() -> Iterator[Chromium]:
         yield chromium
 
 
-@pytest.mark.slow
 class TestInABrowser:
     def test_renders_without_a_complaint_and_fetches_nothing(self, browser: Chromium, page: Path) -> None:
         browser.open(page)

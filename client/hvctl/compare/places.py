@@ -93,7 +93,7 @@ class _NativeSession:
         except OSError as error:
             raise HvctlError.local("PROGRAM_FAILED", program=self._program, problem=f"{error.strerror} (a 32-bit program)", remedy="") from error
         assert process.stdout is not None
-        data = bytearray()
+        data, self._most = bytearray(), 0
         with process.stdout as pipe:
             # Looked at while it runs: what wait4() tells counts the memory of hvctl, of which it was forked.
             while True:
