@@ -230,12 +230,16 @@ class Machine(Verbs):
     def _start(self) -> None:
         try:
             vcpu = self._create_vcpu(board=self.board, memory=self.memory, cpuid=cpuid.leaves, engine=self.spec.engine)
-            if self.spec.snapshot:
-                from hvd.snapshot.machine import restore  # not needed by a guest that boots
+            try:
+                if self.spec.snapshot:
+                    from hvd.snapshot.machine import restore  # not needed by a guest that boots
 
-                restore(self, vcpu, Path(self.spec.snapshot))
-            else:
-                self._load(vcpu)
+                    restore(self, vcpu, Path(self.spec.snapshot))
+                else:
+                    self._load(vcpu)
+            except BaseException:
+                vcpu.close()  # the board has its console
+                raise
         except HvdError as error:
             self._start_failed(error)
             return

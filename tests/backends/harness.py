@@ -103,8 +103,10 @@ class Bench:
 
     def spec(self, name: str, **changes: Any) -> LaunchSpec:
         """Of a kernel in build/guests."""
-        if self.backend.name == "paravirt" and name.endswith(".elf") and kernel_exists(paravirtual := name.removesuffix(".elf") + ".pv.elf"):
-            name = paravirtual  # the same source, built for it
+        if self.backend.name == "paravirt" and name.endswith(".elf"):
+            # The same source, built for it by calls written by hand, or by hvpvcc.
+            names = (name.removesuffix(".elf") + suffix for suffix in (".pv.elf", ".hvpv.elf"))
+            name = next((each for each in names if kernel_exists(each)), name)
         path = Path(name) if name.startswith("/") else kernel(name)
         spec = LaunchSpec(
             uid=str(uuid.uuid4()), name=path.stem, engine=self.engine, memory_bytes=16 << 20, cpus=1, kernel=path, initrd=None,

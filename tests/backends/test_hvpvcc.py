@@ -100,3 +100,16 @@ def test_the_paravirtual_build_of_a_neutral_kernel_needs_nothing_else() -> None:
         return int(subprocess.run(["size", kernel(name)], capture_output=True, text=True, check=True).stdout.split()[6])
 
     assert 0 < text("hole.hvpv.elf") - text("hole.elf") < 4 * 4096
+
+
+def test_a_table_that_lies_is_a_load_that_failed_and_no_crash(tmp_path: Path) -> None:
+    elf = Elf(kernel("hole.hvpv.elf").read_bytes())
+    table = read_table(elf)
+    assert table is not None
+    data = bytearray(elf.data[:])
+    site = next(site for site in table.sites if len(site.code) == 1 and not site.lead)
+    data[elf.file_offset(site.address, 5) + 4] = 0xC3  # where only padding may be
+    made = tmp_path / "lies.elf"
+    made.write_bytes(data)
+    end = run_to_end(made, backend="paravirt", engine="").end
+    assert (end.reason, "other code around" in end.message) == ("LOAD_FAILED", True)
