@@ -30,6 +30,7 @@ static void write_within(uint32_t linear, unsigned size, uint64_t value, bool us
     uint8_t *vcpu = hv_paravirtual() ? hv_paravirt_at(linear, user) : NULL;
     if (vcpu) {
         __builtin_memcpy(vcpu, &value, size);
+        hv_paravirt_take();
         return;
     }
     hv_walk(&walk, linear, true, user, false, true);

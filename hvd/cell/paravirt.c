@@ -157,7 +157,10 @@ void hv_paravirt_keep(void)
 
 uint8_t *hv_paravirt_at(uint32_t linear, bool user)
 {
-    return linear >= HV_PV_VCPU && !user ? page + linear % PAGE : NULL;
+    if (linear < HV_PV_VCPU || user)
+        return NULL;
+    hv_paravirt_give(); /* of several instructions in a row that the monitor executes, the next sees what the one before did */
+    return page + linear % PAGE;
 }
 
 /* ---- by trap */
