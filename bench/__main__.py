@@ -9,10 +9,12 @@ from pathlib import Path
 from typing import Final
 
 from bench import (
+    adoption,
     boot,
     cli,
     compute,
     container,
+    daemon_memory,
     exit_cost,
     firmware,
     host,
@@ -57,6 +59,8 @@ FIGURES: Final[dict[str, Callable[[Lab], Iterable[Figure]]]] = {
     "linux-ops": linux_ops.measure,
     "linux-pv": linux_pv.measure,
     "container": container.measure,
+    "adoption": adoption.measure,
+    "daemon-memory": daemon_memory.measure,
 }
 
 

@@ -32,6 +32,8 @@ Response = guest_pb2.AttachConsoleResponse
 MOST_REPLAY = 1 << 20
 # Packets that wait here for a slow viewer.
 PENDING_PACKETS = 64
+# Of what a viewer was shown, for what it may have missed.
+MISSED_BYTES = 64 << 10
 # An attachment that was closed means that the guest ends; its exit record may be a moment behind.
 END_SECONDS = 5.0
 START_SECONDS = 30.0
@@ -83,12 +85,14 @@ async def _ended(
     yield Response(ended=guest)
 
 
-async def _read_log(life: GuestLife, setup: guest_pb2.AttachConsoleSetup, position: LogPosition | None = None) -> bytes:
-    """What the present run wrote, before a place in the log or until now."""
+async def _read_log(
+    life: GuestLife, setup: guest_pb2.AttachConsoleSetup, position: LogPosition | None = None, since_ns: int = 0
+) -> bytes:
+    """What the present run wrote, or one that began then, before a place in the log or until now."""
     streams = life.backend.console_streams
     if position is not None:
         return await asyncio.to_thread(read_before, position, setup.replay_bytes, streams)
-    since_ns = life.guest.start_time.ToNanoseconds()
+    since_ns = since_ns or life.guest.start_time.ToNanoseconds()
     return await asyncio.to_thread(read_end, life.directory, setup.replay_bytes, streams, since_ns)
 
 
@@ -123,7 +127,7 @@ async def _attached(
     attached_ns: int,
 ) -> AsyncIterator[Response]:
     """attached_ns: time.time_ns() before the attachment was made."""
-    shown = _Shown(b"")
+    shown, missed, began_ns = _Shown(b""), _Missed(None), life.guest.start_time.ToNanoseconds()
     if setup.HasField("size") and not setup.read_only:
         await instance.resize_console(setup.size.rows, setup.size.columns)
     yield Response(attached=empty_pb2.Empty())
@@ -142,9 +146,13 @@ async def _attached(
                 yield Response(output=log)
             since = await asyncio.to_thread(read_end, life.directory, setup.replay_bytes, life.backend.console_streams, attached_ns)
             shown = _Shown(since[: _overlap(log, since)])
+            missed = _Missed(log)
         while (response := _response(shown.rest(await packets.get()))) is not None:
             if response.output or response.WhichOneof("frame") != "output":
+                missed.saw(response.output)
                 yield response
+        if missed.is_known and (late := missed.of(await _read_log(life, setup, since_ns=began_ns))):
+            yield Response(output=late)
     finally:
         for task in tasks:
             task.cancel()
@@ -209,6 +217,28 @@ async def _type(
                 await instance.resize_console(request.size.rows, request.size.columns)
     except Exception as error:  # noqa: BLE001 - raised again by the reader of the queue
         await packets.put(error)
+
+
+class _Missed:
+    """What a short-lived container wrote between our look at its log and the moment at which its monitor took the viewer: the monitor
+    accepts connections only when it has nothing else to do. Its log has it; known as long as little was shown."""
+
+    def __init__(self, log: bytes | None) -> None:
+        """log: what was shown of it; None = this viewer did not want to see what came before."""
+        self._shown = log
+
+    @property
+    def is_known(self) -> bool:
+        return self._shown is not None
+
+    def saw(self, output: bytes) -> None:
+        if self._shown is not None:
+            self._shown = self._shown + output if len(self._shown) + len(output) <= MISSED_BYTES else None
+
+    def of(self, log: bytes) -> bytes:
+        """log: all of it, when the guest has ended."""
+        assert self._shown is not None
+        return log[len(self._shown) :] if log.startswith(self._shown) else b""
 
 
 class _Shown:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import signal
 
 from real_daemon import RealDaemon, wait_for
@@ -68,3 +69,26 @@ def test_a_terminal_detaches_and_follows_the_size_of_the_window(box: RealDaemon)
     again.type("exit 6\n")
     assert again.end() == 0 and again.restored
     assert box.show("c")["exit_code"] == 6
+
+
+def test_a_monitor_that_takes_its_viewer_late(box: RealDaemon) -> None:  # noqa: F811
+    """It writes the log, and to those whom it has accepted; one that waits to be accepted misses nothing of a program that ends at once."""
+    box.ok("create", "--name", "late", "--image", "box", "--", "sh", "-c", "read go; echo out")
+    with box.client() as client:
+        guest = client.start_guest(name="guests/late", attach_stdin=True)
+        monitor = guest.monitor_pid
+        with client.console("guests/late", replay_bytes=1 << 16) as typist:
+            frames = typist.frames()
+            assert next(frames).HasField("attached")
+            os.kill(monitor, signal.SIGSTOP)  # busy with something else
+            try:
+                with client.console("guests/late", replay_bytes=1 << 16) as console:
+                    late = console.frames()
+                    assert next(late).HasField("attached")
+                    typist.write(b"go\n")
+                    os.kill(monitor, signal.SIGCONT)
+                    shown = [frame for frame in late if frame.WhichOneof("frame") in ("output", "ended")]
+            finally:
+                if os.path.exists(f"/proc/{monitor}"):
+                    os.kill(monitor, signal.SIGCONT)
+        assert b"".join(frame.output for frame in shown if frame.WhichOneof("frame") == "output") == b"out\n"
