@@ -137,7 +137,7 @@ def test_a_chain_in_a_circle_or_without_end_ends() -> None:
     assert guest.walk(0x8000) == [0x5555], "too far away to be the same stack"
 
 
-@settings(max_examples=300, deadline=None)
+@settings(max_examples=100, deadline=None)
 @given(
     st.lists(st.tuples(st.integers(0, 0xFFF), st.integers(0, (1 << 64) - 1)), max_size=40),
     st.integers(0, (1 << 64) - 1), st.sampled_from([4, 8]), st.sampled_from([0, PG]), st.integers(0, 0xFFFFF), st.sampled_from([0, PSE, PAE]),

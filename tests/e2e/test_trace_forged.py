@@ -64,7 +64,7 @@ FORGED = (
 )  # fmt: skip
 
 
-@pytest.mark.parametrize("backend", ["emulation", "trap"])
+@pytest.mark.parametrize("backend", [pytest.param("emulation", marks=pytest.mark.slow), "trap"])
 def test_forged_records(daemon: RealDaemon, tmp_path: Path, backend: str) -> None:
     with daemon.client() as client:
         if backend not in {each.name.removeprefix("backends/") for each in client.list_backends().backends if each.available}:
