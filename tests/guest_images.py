@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from hvctl import rootfs
+from hvctl.sdk.errors import HvctlError
 
 from hvd.config import default_cache_dir
 from hvd.errors import HvdError
@@ -57,6 +58,7 @@ DISK_MODULES = ("virtio_pci", "virtio_blk", "crc32c_generic", "ext4", "virtio_rn
 # Besides what every Debian has: a way to restart that needs no running init.
 ROOT_PACKAGES = ("busybox-static",)
 ROOT_BYTES = 1 << 30
+PROGRAMS_BYTES = 256 << 20
 # name -> the recipe and its architecture
 SMALL_LINUX = {"linux-i386": ("linux", "i386"), "linux-x86_64": ("linux", "x86_64"), "linux-pv": ("linux-pv", "i386")}
 
@@ -103,6 +105,42 @@ def debian_root(suite: str = "bookworm") -> Path:
             if done.returncode:
                 raise GuestUnavailable(f"debian-root: mmdebstrap failed: {done.stderr[-500:]}")
             rootfs.make_disk(str(archive), made, ROOT_BYTES)
+            made.rename(image)
+    return image
+
+
+# A compiler, an interpreter and what makes file systems, with the libraries that they need.
+PROGRAMS = (
+    "libc6", "libcrypt1", "perl-base", "tcc", "libc6-dev", "linux-libc-dev", "libcrypt-dev", "e2fsprogs", "libext2fs2", "libcom-err2", "libblkid1",
+    "libuuid1", "libss2",
+)  # fmt: skip
+
+
+def debian_programs(architecture: str, *files: Path) -> Path:
+    """A raw image with ext4: PROGRAMS as their packages bring them, and these files in its root. Raises GuestUnavailable."""
+    cache = Path(os.environ.get("HVD_CACHE_DIR") or default_cache_dir())
+    try:
+        return asyncio.run(_debian_programs(cache, architecture, files))
+    except (HvdError, CommandError, HvctlError) as error:
+        raise GuestUnavailable(f"programs of Debian: {error}") from error
+
+
+async def _debian_programs(cache: Path, architecture: str, files: Sequence[Path]) -> Path:
+    source = PackageSource(cache, architecture)
+    packages = [await source.find(name) for name in PROGRAMS]
+    key = hashlib.sha256(repr((packages, [file.read_bytes() for file in files])).encode()).hexdigest()[:16]
+    image = cache / "test-guests" / f"debian-programs-{key}" / "programs.ext4"
+    if not image.exists():
+        image.parent.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=image.parent) as directory:
+            tree, made = Path(directory) / "tree", Path(directory) / "programs.ext4"
+            for package in packages:
+                await source.unpack(package, tree)
+            for name in ("dev", "proc", "tmp", "mnt"):
+                (tree / name).mkdir(exist_ok=True)
+            for file in files:
+                shutil.copy(file, tree / file.name)
+            rootfs.make_disk(str(tree), made, PROGRAMS_BYTES)
             made.rename(image)
     return image
 
