@@ -30,6 +30,13 @@ NATIVE = ("--backend", "emulation", "--engine", "native")
 START_SECONDS = 60.0
 
 
+# Of bench/native: the loops that guests compute, too, and how a 32-bit program without a library is made.
+COMPUTE = ROOT / "guests" / "nano_compute.S"
+FREESTANDING_32 = (
+    "-m32", "-Os", "-ffreestanding", "-fno-pic", "-fno-stack-protector", "-static", "-nostdlib", "-Wl,-z,noexecstack",
+)  # fmt: skip
+
+
 class Unavailable(Exception):
     """This cannot be measured here; the text says what is missing."""
 
@@ -48,6 +55,19 @@ def qemu(arch: str) -> str:
     if program is None:
         raise Unavailable(f"qemu-system-{arch} is missing: apt install qemu-system-x86")
     return program
+
+
+def compiled(directory: Path, name: str, *options: str) -> Path:
+    """A program of bench/native. Raises Unavailable."""
+    compiler = shutil.which("gcc")
+    if compiler is None:
+        raise Unavailable("gcc is missing: apt install gcc")
+    made = directory / name
+    command = [compiler, "-o", str(made), str(ROOT / "bench" / "native" / f"{name}.c"), *options]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    if done.returncode:
+        raise Unavailable(f"{name}.c cannot be compiled: {done.stderr[-300:]}")
+    return made
 
 
 def pss(pid: int) -> int:

@@ -8,9 +8,8 @@ from collections.abc import Iterator
 from typing import Final
 
 from bench.figure import Figure, compared
-from bench.lab import Lab, Unavailable
+from bench.lab import Lab, Unavailable, compiled
 from bench.nano import OPERATIONS, available, costs, kernel_for
-from bench.trap import compiled
 
 MILLISECONDS: Final = 40
 # Row, beside which backend, and the goal.

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import re
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
 from bench.figure import Figure, compared, in_turns
-from bench.lab import ROOT, Lab, Unavailable, kernel
+from bench.lab import COMPUTE, FREESTANDING_32, Lab, Unavailable, compiled, kernel
 from bench.nano import OPERATIONS, available, costs
 
-SOURCES: Final = ROOT / "bench" / "native"
-COMPUTE: Final = ROOT / "guests" / "nano_compute.S"
 MILLISECONDS: Final = 200
 TURNS: Final = 60_000
 _LINE = re.compile(r"^(\S+) (\d+) \d+$", re.MULTILINE)
@@ -25,8 +22,7 @@ def measure(lab: Lab) -> Iterator[Figure]:
         raise Unavailable("backend trap does not run here: `hvctl doctor` says why")
     path = kernel("nano.elf")
     directory = lab.new_directory("native")
-    compute = compiled(directory, "compute", "-m32", "-Os", "-ffreestanding", "-fno-pic", "-fno-stack-protector", "-static", "-nostdlib",
-                        "-Wl,-z,noexecstack", str(COMPUTE))  # fmt: skip
+    compute = compiled(directory, "compute", *FREESTANDING_32, str(COMPUTE))
     signals = compiled(directory, "signals", "-O2")
     share = 8 if lab.quick else 1
     lab.say("trap: computing, traps and shadows beside the bare ones")
@@ -60,15 +56,3 @@ def measure(lab: Lab) -> Iterator[Figure]:
     ):
         pair = in_turns({"own": lambda row=row: guest(row), "bare": lambda row=bare_row: native(signals, row)}, lab.runs(7))  # type: ignore[misc]
         yield compared(f"trap: {what}", "us", pair["own"], pair["bare"], peer, target="<= 1.5")
-
-
-def compiled(directory: Path, name: str, *options: str) -> Path:
-    """A program of bench/native. Raises Unavailable."""
-    compiler = shutil.which("gcc")
-    if compiler is None:
-        raise Unavailable("gcc is missing: apt install gcc")
-    made = directory / name
-    done = subprocess.run([compiler, "-o", str(made), str(SOURCES / f"{name}.c"), *options], capture_output=True, text=True, timeout=120, check=False)
-    if done.returncode:
-        raise Unavailable(f"{name}.c cannot be compiled: {done.stderr[-300:]}")
-    return made
