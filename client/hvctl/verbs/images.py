@@ -90,7 +90,7 @@ def import_(settings: Settings, name: str, source: str | None, **options: Any) -
 @click.option("--suite", metavar="S", help="Of debian: a root for containers of bookworm, trixie or bullseye.")
 @click.option("--force", is_flag=True, help="Build although it is cached.")
 def build(settings: Settings, recipe: str, name: str | None, arch: str | None, suite: str | None, force: bool) -> int:
-    """Builds an image by one of the daemon's recipes (linux, debian, busybox), and shows how far it is."""
+    """Builds an image by one of the daemon's recipes (linux, linux-pv, debian, busybox), and shows how far it is."""
     frames = settings.client.build_image(
         recipe=recipe,
         image_id=image_id(name or ""),
