@@ -9,10 +9,11 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import contextvars
+import functools
 import random
 import re
 import time
-from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterable, AsyncIterator, Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -85,8 +86,10 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         limits: CallLimits | None = None,
         audit_log: AuditLog | None = None,
         sockets: Sequence[Path] = (),
+        verbose: bool = True,
     ) -> None:
-        """sockets: the paths on which this server listens, for the audit log."""
+        """sockets: the paths on which this server listens, for the audit log. verbose: a line for calls that only look, too."""
+        self._verbose = verbose
         self._role = role
         self._streams = streams
         self._observe = observe
@@ -133,8 +136,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def answer(request: Any, context: _Context) -> Any:
             with self._call(method, request, context) as call:
                 try:
-                    with self._admitted(call):
-                        return await behaviour(call.sound(request), context)
+                    self._admit(call)
+                    return await behaviour(call.sound(request), context)
                 except Exception as error:  # noqa: BLE001 - told to the client, logged by errors.py
                     await call.fail(context, error)
 
@@ -144,7 +147,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
         async def stream(request: Any, context: _Context) -> None:
             with self._call(method, request, context) as call:
                 try:
-                    with self._streams.joined(), self._admitted(call):
+                    with self._streams.joined():
+                        self._admit(call)
                         result = behaviour(call.sound(request), context)
                         if not hasattr(result, "__aiter__"):
                             await result  # writes by itself
@@ -158,14 +162,14 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
 
         return stream
 
-    @contextlib.contextmanager
-    def _admitted(self, call: _Call) -> Iterator[None]:
+    def _admit(self, call: _Call) -> None:
         """Raises HvdError RATE_LIMITED, TOO_MANY_CALLS, ROLE_FORBIDDEN."""
-        with self._limits.admitted(call.client) if self._limits is not None else contextlib.nullcontext():
-            if (needed := roles.permission_of(call.method)) not in roles.GRANTS[call.role]:
-                raise roles.forbidden(call.role, needed, call.method)
-            granted.set(call.role)
-            yield
+        if self._limits is not None:
+            client = self._limits.begin(call.client)
+            call.at_end = functools.partial(self._limits.end, client)
+        if (needed := roles.permission_of(call.method)) not in roles.GRANTS[call.role]:
+            raise roles.forbidden(call.role, needed, call.method)
+        granted.set(call.role)
 
     def _call(self, method: str, request: Any, context: _Context) -> _Call:
         if self._role is not None:
@@ -174,7 +178,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):
             identity = context.auth_context()
             role = roles.role_of_certificate(identity)
             client = f"certificate {roles.name_of_certificate(identity)}"
-        return _Call(method, request, role, client, context, self._observe, self._audit, self._peers)
+        return _Call(method, request, role, client, context, self._observe, self._audit, self._peers, self._verbose)
 
 
 def _decoder(method: str, decode: Callable[[bytes], Any]) -> Callable[[bytes], Any]:
@@ -223,14 +227,17 @@ class _Call:
         observe: Observer,
         audit_log: AuditLog,
         peers: Peers,
+        verbose: bool,
     ) -> None:
         self.method, self.role, self.client = method, role, client
         self._observe = observe
         self._audit, self._peers = audit_log, peers
+        self._verbose = verbose
         self._began = time.perf_counter()
         self._error: HvdError | None = None
         self._request = request if isinstance(request, Message) else None  # of a stream, its first
         self._who: dict[str, Any] = {}
+        self.at_end: Callable[[], None] | None = None
         # Whatever else is logged on its behalf has it too.
         structlog.contextvars.bind_contextvars(trace_id=_trace_id(context))
 
@@ -263,9 +270,13 @@ class _Call:
         await errors.abort(context, self._error)
 
     def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
+        if self.at_end is not None:
+            self.at_end()
         seconds = time.perf_counter() - self._began
         code = self._error.code if self._error else "OK" if kind is None else "CANCELLED"
         self._observe(self.method, code, seconds)
+        if not self._audited and not self._verbose:
+            return
         fields: dict[str, Any] = {"method": self.method.rpartition("/")[2], "code": code, "ms": round(seconds * 1000, 2)}
         if self._error:
             fields |= {"reason": self._error.reason, "problem": self._error.message[:MOST_PROBLEM]}

@@ -6,10 +6,9 @@ with RESOURCE_EXHAUSTED and the time to wait (google.rpc.RetryInfo), so that a f
 
 from __future__ import annotations
 
-import contextlib
 import time
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from hvd.errors import HvdError
@@ -54,9 +53,8 @@ class CallLimits:
         self._clock = clock
         self._clients: OrderedDict[str, _Client] = OrderedDict()
 
-    @contextlib.contextmanager
-    def admitted(self, name: str) -> Iterator[None]:
-        """For as long as the call takes. Raises HvdError RATE_LIMITED, TOO_MANY_CALLS."""
+    def begin(self, name: str) -> _Client:
+        """A call; it counts until end() is told of what this gave. Raises HvdError RATE_LIMITED, TOO_MANY_CALLS."""
         client = self._client(name)
         now = self._clock()
         client.tokens = min(self._burst, client.tokens + (now - client.at) * self._rate)
@@ -68,10 +66,10 @@ class CallLimits:
             raise HvdError("RATE_LIMITED", client=name, rate=f"{self._rate:g}", retry_seconds=f"{wait:.3f}")
         client.tokens -= 1
         client.calls += 1
-        try:
-            yield
-        finally:
-            client.calls -= 1
+        return client
+
+    def end(self, client: _Client) -> None:
+        client.calls -= 1
 
     def _client(self, name: str) -> _Client:
         client = self._clients.get(name)

@@ -63,7 +63,9 @@ class ApiServer:
         endpoints = list(endpoints)
         for role in dict.fromkeys(endpoint.role for endpoint in endpoints):
             paths = [endpoint.path for endpoint in endpoints if endpoint.role == role and endpoint.path is not None]
-            self._servers[role] = self._server(CallInterceptor(role, self._streams, self._observe, limits, self._audit, paths))
+            self._servers[role] = self._server(
+                CallInterceptor(role, self._streams, self._observe, limits, self._audit, paths, config.log_level == "debug")
+            )
         for endpoint in endpoints:
             self._bind(endpoint, config)
         for server in self._servers.values():
