@@ -55,7 +55,7 @@ def _memory(document: Document, place: str, measure: Measure) -> str:
     if not (own := most(place)):
         return ""
     others = [f"{other['name']} {size_text(most(other['name']))}" for other in document["places"] if other["name"] != place and most(other["name"])]
-    return f"resident: {size_text(own)}; {', '.join(others)}"
+    return f"resident after the work: {size_text(own)}; {', '.join(others)}"
 
 
 def _group(document: Document, place: str, measure: Measure) -> str:

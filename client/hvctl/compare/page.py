@@ -145,8 +145,8 @@ def _memory(document: Document, marks: dict[str, int]) -> str:
         return ""
     plot = charts.bars(items, "resident memory", _decimal_size)
     return (
-        "<h3>Memory</h3><p class=quiet>Resident, of the processes that run the work, at its most: a guest's includes a kernel of its own and what it "
-        f"keeps in its caches.</p><figure>{plot}</figure>"
+        "<h3>Memory</h3><p class=quiet>What it takes to have the place at all: resident memory after the work, at its most. A guest's includes "
+        f"a kernel of its own and what it keeps in its caches; natively there is nothing.</p><figure>{plot}</figure>"
     )
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import os
-import select
 import shlex
 import shutil
 import subprocess
@@ -44,7 +42,7 @@ class Usage(NamedTuple):
     """What a place has used since it was opened."""
 
     crossings: Crossings | None  # None = nobody counts them there
-    memory_bytes: int  # resident, now or at its most; 0 = not known
+    memory_bytes: int  # resident now, when no work is done; 0 = nothing, or not known
 
 
 class Place(Protocol):
@@ -85,30 +83,20 @@ class Native:
 
 class _NativeSession:
     def __init__(self, program: Path, scratch: Path) -> None:
-        self._program, self._scratch, self._most = program, scratch, 0
+        self._program, self._scratch = program, scratch
 
     def run(self, words: Sequence[str]) -> str:
         try:
-            process = subprocess.Popen([str(self._program), *words[1:]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd=self._scratch)
+            done = subprocess.run([str(self._program), *words[1:]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd=self._scratch, check=False)
         except OSError as error:
-            raise HvctlError.local("PROGRAM_FAILED", program=self._program, problem=f"{error.strerror} (a 32-bit program)", remedy="") from error
-        assert process.stdout is not None
-        data, self._most = bytearray(), 0
-        with process.stdout as pipe:
-            # Looked at while it runs: what wait4() tells counts the memory of hvctl, of which it was forked.
-            while True:
-                ready, _, _ = select.select([pipe], [], [], _LOOK_SECONDS)
-                if _executes(process.pid, self._program):
-                    self._most = max(self._most, status_bytes(process.pid, "VmHWM"))
-                if ready and not (fresh := os.read(pipe.fileno(), 65536)):
-                    break
-                data += fresh if ready else b""
-        if process.wait():
-            raise _failed(words, process.returncode)
-        return data.decode(errors="replace")
+            problem = f"{error.strerror} (it is a 32-bit program)"
+            raise HvctlError.local("PROGRAM_FAILED", program=self._program, problem=problem, remedy="") from error
+        if done.returncode:
+            raise _failed(words, done.returncode)
+        return done.stdout.decode(errors="replace")
 
     def usage(self) -> Usage:
-        return Usage(None, self._most)
+        return Usage(None, 0)
 
 
 @dataclass(slots=True)
@@ -292,13 +280,6 @@ def told_end(client: Client, name: str, error: HvctlError) -> HvctlError:
 
 def _failed(words: Sequence[str], code: int) -> HvctlError:
     return HvctlError.local("PROGRAM_FAILED", program=" ".join(words), problem=f"exit code {code}", remedy="")
-
-
-def _executes(pid: int, program: Path) -> bool:
-    """It has left what it was forked of."""
-    with contextlib.suppress(OSError):
-        return os.path.samefile(f"/proc/{pid}/exe", program)
-    return False
 
 
 def status_bytes(pid: int, field: str) -> int:

@@ -76,10 +76,8 @@ class Shell:
             fresh = self._line.read(until)
             if not fresh:
                 said = bytes(data[-_TOLD:]).decode(errors="replace").strip()
-                late = time.monotonic() >= until
-                raise HvctlError.local(
-                    "NOT_EXPLAINED", problem=f"{f'nothing more within {seconds:.0f} s' if late else 'its console ended'} after {said!r}"
-                )
+                what = f"it said nothing for {seconds:.0f} s" if time.monotonic() >= until else "its console ended"
+                raise HvctlError.local("NOT_EXPLAINED", problem=f"{what} after {said!r}" if said else what)
             data += fresh
         return bytes(data)
 
