@@ -53,7 +53,7 @@ def measure(lab: Lab) -> list[Figure]:
     return figures
 
 
-async def _load(address: str, name: str, clients: int, calls: int, watches: int) -> tuple[float, float, float]:
+async def _load(address: str, name: str, clients: int, calls: int, watches: int = 0) -> tuple[float, float, float]:
     """So many clients, each with a connection of its own and one call after the other: seconds for all, median and 99th percentile of one."""
     options = (("grpc.use_local_subchannel_pool", 1),)
     channels = [grpc.aio.insecure_channel(address, options) for _ in range(clients + watches)]

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import importlib
 import json
 import os
@@ -113,8 +114,10 @@ def find_vcpu(backend: str) -> CreateVcpu:
     return create
 
 
+@functools.cache
 def preload(backend: str) -> None:
-    """Everything that a runner would import and load, even what it needs only once somebody talks to it. Raises HvdError BACKEND_UNAVAILABLE."""
+    """Once, in the template or here: everything that a runner would import and load, even what it needs only once
+    somebody talks to it. Raises HvdError BACKEND_UNAVAILABLE."""
     importlib.import_module("hvd.runner.control")
     create = find_vcpu(backend)
     load = getattr(sys.modules[create.__module__], "preload", None)
