@@ -96,7 +96,8 @@ def counters(directory: Path) -> Counters:
 def console_text(directory: Path) -> str:
     """A short guest's console, out of its log (which has not been rotated)."""
     words = [line.split(b" ", 3) for line in (directory / LOG).read_bytes().splitlines()]
-    return b"\n".join(text for _, stream, _, text in words if stream == b"stdout").decode(errors="replace")
+    lines = (text + (b"\n" if flag == b"F" else b"") for _, stream, flag, text in words if stream == b"stdout")  # others go on in the next
+    return b"".join(lines).decode(errors="replace")
 
 
 def end(process: subprocess.Popen[bytes]) -> None:
