@@ -25,6 +25,7 @@ def seconds(text: str) -> float:
 
 # The kills of the daemon by then are as many as there is time for.
 DURATION = seconds(os.environ.get("SOAK_DURATION") or "0")
+KILLS = int(os.environ.get("SOAK_KILLS") or 0)
 SEED = int(os.environ.get("SOAK_SEED") or random.SystemRandom().randrange(1 << 32))
 
 
@@ -64,5 +65,6 @@ def test_thirty_kills_of_the_daemon(soak: Soak) -> None:
 @pytest.mark.timeout(0)
 @pytest.mark.skipif(DURATION == 0, reason="`make soak DURATION=10m` runs it")
 def test_soak(soak: Soak) -> None:
-    soak.run(DURATION)
+    """For so long, or until the daemon was killed SOAK_KILLS times."""
+    soak.run(DURATION, kills=KILLS or None)
     finish(soak)
