@@ -11,6 +11,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import hashlib
+import time
 import uuid
 from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence, Set
 from dataclasses import replace
@@ -406,6 +407,7 @@ class Supervisor:
         """After load(): adopt what runs, all at once. Raises HvdError STORE_DAMAGED and the like; never for an odd
         guest.
         """
+        began = time.monotonic()
         last_boot = await self._store.fact(_BOOT)
         self._writer = asyncio.create_task(self._write_behind())
         await self._adopt_strangers()
@@ -425,7 +427,8 @@ class Supervisor:
         for directory in await asyncio.to_thread(disks.left_over, self.config.disks_dir, known):
             self.oddities.append(f"{directory} holds disks of a guest that is not known; it was left alone")
         self._cards.adopted(life.guest for life in self)
-        log.info("guests adopted", guests=len(self), alive=sum(life.is_alive for life in self))
+        seconds = round(time.monotonic() - began, 4)
+        log.info("guests adopted", guests=len(self), alive=sum(life.is_alive for life in self), seconds=seconds)
         self.adopted.set()
         if last_boot != records.boot_id():
             self._autostart = asyncio.create_task(start_after_boot(self))
