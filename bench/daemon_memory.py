@@ -23,7 +23,7 @@ def _resident(pid: int) -> float:
 def measure(lab: Lab) -> list[Figure]:
     calls = CALLS // (100 if lab.quick else 1)
     lab.say(f"memory after {calls} calls")
-    with lab.daemon() as daemon, daemon.client() as client:
+    with lab.daemon(options=("--call-rate", "1000000")) as daemon, daemon.client() as client:
         guest = client.run_guest(kernel=kernel("ticker.elf"), backend="emulation", engine="native", memory_bytes=SMALL_MEMORY)
         asyncio.run(_load(daemon.endpoint, guest.name, CLIENTS, WARM_CALLS // CLIENTS))
         before = _resident(daemon.process.pid)

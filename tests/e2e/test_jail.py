@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -98,6 +99,19 @@ def test_a_guest_s_processes_are_locked_in(daemon: RealDaemon, backend: str) -> 
 def test_doctor_says_how_machines_are_held(daemon: RealDaemon) -> None:
     findings = {finding["subject"]: finding for finding in daemon.hvctl("doctor", "-o", "json").json["findings"]}
     assert findings["jail"]["level"] == "OK"
+
+
+@pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv")
+@pytest.mark.parametrize(("prefix", "options", "filters"), [(("setpriv", "--bounding-set", "-sys_admin"), (), "1"), ((), ("--jail", "off"), "0")])
+def test_with_less_there_is_less_and_doctor_says_so(prefix: tuple[str, ...], options: tuple[str, ...], filters: str) -> None:
+    with RealDaemon(*options, prefix=prefix) as daemon:
+        findings = {finding["subject"]: finding for finding in daemon.hvctl("doctor", "-o", "json").json["findings"]}
+        assert findings["jail"]["level"] == "NOTE" and ("sys_admin" if prefix else "off") in findings["jail"]["message"]
+        about = status(daemon.runner(daemon.run("echo.elf")))
+        assert (about["Uid"].split()[0], about["Seccomp_filters"]) == ("0", filters)
+        for backend in ("trap", "rewriting"):
+            done = daemon.hvctl("run", "--backend", backend, "--kernel", kernel("hello.elf"), "--memory", "8M")
+            assert done.returncode == 0 or "does not run here" in done.stderr, done.stderr
 
 
 def test_two_guests_are_two_users(daemon: RealDaemon) -> None:
