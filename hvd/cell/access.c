@@ -1,15 +1,19 @@
 /* The monitor's own accesses to guest memory: by linear address, through the guest's page tables, as the processor would. */
 #include "cell.h"
 #include "debug.h"
+#include "lookaside.h"
 #include "paravirt.h"
 #include "translate.h"
 
 #define PAGE 4096u
 
+struct hv_lookaside hv_lookaside[HV_ACCESSES][2][HV_LOOKASIDE_ROWS];
+uint32_t hv_lookaside_generation = 1;
+
 /* One access that lies within a page. */
 static uint64_t read_within(uint32_t linear, unsigned size, bool user)
 {
-    const uint8_t *at = hv_paravirtual() ? hv_paravirt_at(linear, user) : NULL;
+    uint8_t *at = hv_paravirtual() ? hv_paravirt_at(linear, user) : NULL;
     uint64_t value = 0;
     if (!at) {
         struct hv_walk walk;
@@ -19,6 +23,7 @@ static uint64_t read_within(uint32_t linear, unsigned size, bool user)
         at = hv_memory_at(walk.physical, false, NULL);
         if (!at)
             return hv_mmio_read(walk.physical, size);
+        hv_lookaside_add(HV_READ, user, linear, at);
     }
     __builtin_memcpy(&value, at, size);
     return value;
@@ -39,6 +44,8 @@ static void write_within(uint32_t linear, unsigned size, uint64_t value, bool us
     uint8_t *at = hv_memory_at(walk.physical, true, NULL);
     if (at) {
         hv_code_written(walk.physical, size);
+        if (!hv_shadow_is_code(walk.physical))
+            hv_lookaside_add(HV_WRITE, user, linear, at);
         __builtin_memcpy(at, &value, size);
     }
     else if (!hv_memory_at(walk.physical, false, NULL)) /* a store to ROM is lost */
@@ -54,6 +61,12 @@ static uint64_t read_as(uint32_t linear, unsigned size, bool user)
 {
     if (hv_watching)
         hv_debug_access(linear, size, false);
+    const uint8_t *at = hv_lookaside_find(HV_READ, user, linear, size);
+    if (at) {
+        uint64_t value = 0;
+        __builtin_memcpy(&value, at, size);
+        return value;
+    }
     if (!crosses(linear, size))
         return read_within(linear, size, user);
     uint64_t value = 0;
@@ -78,6 +91,11 @@ static void write_as(uint32_t linear, unsigned size, uint64_t value, bool user)
 {
     if (hv_watching)
         hv_debug_access(linear, size, true);
+    uint8_t *at = hv_lookaside_find(HV_WRITE, user, linear, size);
+    if (at) {
+        __builtin_memcpy(at, &value, size);
+        return;
+    }
     if (!crosses(linear, size)) {
         write_within(linear, size, value, user);
         return;
@@ -117,6 +135,11 @@ unsigned hv_fetch(uint8_t bytes[HV_LONGEST_INSTRUCTION])
         hv_raise_error(HV_GP, 0);
     if (cs->limit - offset < most - 1)
         most = cs->limit - offset + 1;
+    const uint8_t *known = hv_lookaside_find(HV_FETCH, HV_CPU->cpl == 3, cs->base + offset, HV_LONGEST_INSTRUCTION);
+    if (known && most == HV_LONGEST_INSTRUCTION) {
+        __builtin_memcpy(bytes, known, HV_LONGEST_INSTRUCTION);
+        return HV_LONGEST_INSTRUCTION;
+    }
     unsigned got = 0;
     while (got < most) {
         uint32_t linear = cs->base + offset + got;
@@ -127,7 +150,9 @@ unsigned hv_fetch(uint8_t bytes[HV_LONGEST_INSTRUCTION])
                 hv_raise_page_fault(linear, walk.error);
             break;
         }
-        const uint8_t *at = hv_memory_at(walk.physical, false, NULL);
+        uint8_t *at = hv_memory_at(walk.physical, false, NULL);
+        if (at)
+            hv_lookaside_add(HV_FETCH, HV_CPU->cpl == 3, linear, at);
         if (!at && !got)
             hv_fail("code is fetched at %#x, where there is no memory", linear);
         unsigned piece = PAGE - (linear & (PAGE - 1));

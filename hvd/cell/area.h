@@ -149,6 +149,7 @@ enum hv_cell_fd {
     HV_CELL_FD_AREA = 3, HV_CELL_FD_MEMORY, HV_CELL_FD_GO, HV_CELL_FD_LEFT, HV_CELL_FD_CONSOLE /* eventfd: output */, HV_CELL_FD_COUNTERS, HV_CELL_FD_TRACE,
     HV_CELL_FDS,
     HV_CELL_FD_BREAKPOINT = HV_CELL_FDS, /* of engine breakpoint: the cell's own */
+    HV_CELL_FD_SITES = HV_CELL_FDS,      /* of engine translate: as well */
 };
 #define HV_CELL_KICK_SIGNAL 10 /* SIGUSR1: after area->kick was set */
 

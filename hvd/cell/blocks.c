@@ -2,6 +2,7 @@
 #include <sys/mman.h>
 
 #include "emit.h"
+#include "sites.h"
 #include "translate.h"
 
 #define PAGE 4096u
@@ -11,6 +12,7 @@
 #define BUCKETS (1u << 16)
 #define FRAMES (1u << 20) /* guest-physical pages below 4 GiB */
 #define PAGES (1u << 20)
+#define LARGE_PAGES 1024u /* of 4 MiB, or of 2 MiB and its neighbour */
 #define ROOM (64u << 10)  /* bytes that one block may need */
 #define NONE HV_BLOCK_NONE
 
@@ -25,6 +27,7 @@ static uint32_t *by_frame; /* the first block of each frame */
 static uint32_t code_pages[PAGES], code_page_count;
 static uint32_t code_frame[PAGES]; /* of such a page: the frame that it is mapped to; NONE = its blocks are gone */
 static uint8_t is_code_page[PAGES]; /* 1 = in the list; 2 = as well, and not global */
+static bool some_not_global;        /* since all were last looked at */
 
 static uint8_t *cache, *first_block, *next_block;
 
@@ -69,7 +72,7 @@ void hv_blocks_flush(void)
     for (uint32_t i = 0; i < block_count; i++) {
         for (unsigned k = 0; k < blocks[i].page_count; k++) {
             by_frame[blocks[i].frame[k]] = NONE;
-            hv_shadow_release_frame(blocks[i].frame[k] * PAGE);
+            hv_shadow_release_frame(blocks[i].frame[k] * PAGE, HV_FRAME_CODE);
         }
     }
     for (uint32_t i = 0; i < code_page_count; i++)
@@ -216,7 +219,7 @@ void hv_block_end(uint32_t index, const struct hv_emitter *e)
         uint32_t page = block->page[k];
         block->next_in_frame[k] = by_frame[frame];
         by_frame[frame] = index;
-        hv_shadow_protect_frame(frame * PAGE);
+        hv_shadow_protect_frame(frame * PAGE, HV_FRAME_CODE);
         struct hv_walk walk;
         hv_walk(&walk, page * PAGE, false, false, true, false);
         if (!is_code_page[page])
@@ -224,6 +227,7 @@ void hv_block_end(uint32_t index, const struct hv_emitter *e)
         else if (code_frame[page] != NONE && code_frame[page] != frame)
             kill_page(page, code_frame[page]); /* the guest has mapped it elsewhere, and not told yet */
         is_code_page[page] = walk.global ? 1 : 2;
+        some_not_global |= !walk.global;
         code_frame[page] = (uint32_t)frame;
     }
     counters->translated_blocks++;
@@ -249,7 +253,8 @@ void hv_code_written(uint64_t physical, uint64_t length)
         }
         by_frame[frame] = NONE;
         hv_cross_here(HV_POINT_TRANSLATION_CODE_WRITE, frame * PAGE, killed, 0, 0);
-        hv_shadow_release_frame(frame * PAGE);
+        hv_sites_written(frame);
+        hv_shadow_release_frame(frame * PAGE, HV_FRAME_ALL);
         cell.area->counters.code_writes++;
     }
 }
@@ -271,15 +276,16 @@ static bool verify(uint32_t page)
 
 void hv_code_verify(bool all)
 {
-    if (!by_frame)
+    if (!by_frame || !(all || some_not_global))
         return;
     uint32_t kept = 0;
+    some_not_global = false;
     for (uint32_t i = 0; i < code_page_count; i++) {
         uint32_t page = code_pages[i];
         if ((all || is_code_page[page] == 2) && !verify(page))
             is_code_page[page] = 0;
         else
-            code_pages[kept++] = page;
+            some_not_global |= is_code_page[code_pages[kept++] = page] == 2;
     }
     code_page_count = kept;
 }
@@ -290,10 +296,12 @@ void hv_code_verify_page(uint32_t linear)
         return;
     struct hv_walk walk;
     hv_walk(&walk, linear, false, false, true, false);
+    uint32_t first = linear / PAGE, count = 1;
     if (walk.large || walk.error) { /* INVLPG of a large page, or of one that was */
-        hv_code_verify(true);
-        return;
+        first -= first % LARGE_PAGES;
+        count = LARGE_PAGES;
     }
-    if (is_code_page[linear / PAGE])
-        verify(linear / PAGE);
+    for (uint32_t page = first; page < first + count; page++)
+        if (is_code_page[page])
+            verify(page);
 }

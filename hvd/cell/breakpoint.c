@@ -81,7 +81,7 @@ static void protect(uint32_t linear)
     struct hv_walk walk;
     hv_walk(&walk, linear, false, false, true, false);
     if (!walk.error)
-        hv_shadow_protect_frame(walk.physical);
+        hv_shadow_protect_frame(walk.physical, HV_FRAME_CODE);
 }
 
 bool hv_breakpoint_prepare(void)

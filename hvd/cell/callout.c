@@ -1,6 +1,10 @@
 /* From translated code into the monitor and back, without a signal. */
+#include <string.h>
 #include <sys/mman.h>
 
+#include "debug.h"
+#include "lookaside.h"
+#include "signals.h"
 #include "translate.h"
 
 #define STACK_BYTES (256u << 10)
@@ -9,6 +13,7 @@
 #define TYPE_CODE 8u
 #define TYPE_DOWN 4u
 #define TYPE_WRITABLE 2u
+#define TYPE_ACCESSED 1u
 
 void hv_translated_state(void) { HV_CPU->eflags = (cell.host_flags & HV_TRANSLATED_FLAGS) | cell.virtual_if | cell.virtual_flags | 2; }
 
@@ -57,7 +62,42 @@ uint8_t *hv_translated_target(void)
 
 /* ---- what is asked for */
 
+/* The usual: a data segment of the guest's GDT that is there and marked as accessed, for DS and ES a flat one; or null for FS and GS. */
+uint32_t hv_translated_load_segment(uint32_t index, uint32_t selector)
+{
+    struct hv_cpu *cpu = HV_CPU;
+    struct hv_segment segment = {.selector = (uint16_t)selector};
+    bool data = index == HV_DS || index == HV_ES;
+    if (hv_debugging)
+        return 0;
+    if (selector & ~3u) {
+        uint32_t words[2];
+        const uint8_t *at = hv_lookaside_find(HV_READ, false, cpu->gdt.base + (selector & ~7u), sizeof words);
+        if (!at || selector & 4 || (selector | 7) > cpu->gdt.limit)
+            return 0;
+        memcpy(words, at, sizeof words);
+        hv_unpack(&segment, (uint16_t)selector, words);
+        unsigned kind = HV_SEGMENT_S | HV_SEGMENT_PRESENT, type = HV_SEGMENT_TYPE(&segment);
+        if ((segment.attributes & kind) != kind || type & TYPE_CODE || !(type & TYPE_ACCESSED) || (selector & 3) > HV_SEGMENT_DPL(&segment))
+            return 0;
+        if (data && !(is_flat_data(&segment) && segment.base == 0))
+            return 0;
+    } else if (data) {
+        return 0;
+    }
+    cpu->segment[index] = segment;
+    cell.segment_base[index] = segment.base;
+    cell.segment_window[index] = is_flat_data(&segment) ? HV_WINDOW : NOWHERE;
+    return 1;
+}
+
 static void emulate(void) { hv_emulate(); }
+
+static void interrupt_return(void)
+{
+    HV_CPU->interrupt_shadow = 0;
+    hv_interrupt_return(4);
+}
 
 static void chain(void)
 {
@@ -79,9 +119,18 @@ static void nothing(void) {}
 
 static void shadow(void) { HV_CPU->interrupt_shadow = 1; }
 
+/* The two bytes of INT 80 are done; what faults on the way belongs to them. */
+static void system_call(void)
+{
+    cell.fault_eip = HV_CPU->eip - 2;
+    cell.fault_eip_valid = true;
+    hv_deliver(0x80, false, 0, true);
+    cell.fault_eip_valid = false;
+}
+
 static void (*const work[HV_CALLOUTS])(void) = {
-    [HV_CALLOUT_EMULATE] = emulate, [HV_CALLOUT_CHAIN] = chain, [HV_CALLOUT_LOOKUP] = look_up, [HV_CALLOUT_INTERRUPT] = nothing, [HV_CALLOUT_SHADOW] = shadow,
-    [HV_CALLOUT_ASYNC] = nothing,
+    [HV_CALLOUT_EMULATE] = emulate, [HV_CALLOUT_IRET] = interrupt_return, [HV_CALLOUT_CHAIN] = chain, [HV_CALLOUT_LOOKUP] = look_up, [HV_CALLOUT_INTERRUPT] = nothing, [HV_CALLOUT_SHADOW] = shadow,
+    [HV_CALLOUT_ASYNC] = nothing, [HV_CALLOUT_SYSTEM_CALL] = system_call,
 };
 
 uint64_t hv_callout(void)
@@ -90,7 +139,9 @@ uint64_t hv_callout(void)
     cell.async = 0;
     cell.entry_ns = hv_host_ns();
     cell.board.crossings.counters->callouts++;
-    if (kind != HV_CALLOUT_ASYNC) /* whose state is in cell.cpu already */
+    if (kind == HV_CALLOUT_SYSTEM_CALL)
+        hv_take_program();
+    else if (kind != HV_CALLOUT_ASYNC) /* whose state is in cell.cpu already */
         hv_translated_state();
     return hv_settle_and_go(work[kind]);
 }
@@ -102,5 +153,6 @@ bool hv_translator_init(void)
         return false;
     cell.monitor_sp = (uint64_t)(uintptr_t)(stack + STACK_BYTES - 64);
     cell.callout = (uint64_t)(uintptr_t)hv_callout;
+    cell.load_segment = (uint64_t)(uintptr_t)hv_translated_load_segment;
     return hv_blocks_init();
 }

@@ -53,7 +53,11 @@ struct hv_cell {
     uint32_t fpu_traps[4];  /* by enum hv_fpu: such an instruction faults now */
     uint32_t segment_base[8];
     uint64_t segment_window[8]; /* HV_WINDOW; of a segment that only the monitor can access, an address that faults */
-    uint64_t callout, resume, monitor_sp, monitor_fs;
+    uint64_t callout, resume, monitor_sp, monitor_fs, system_call;
+    uint32_t user_eip;             /* of the guest's programs: where they are entered (sites.h) */
+    uint16_t live_selector[8];     /* that they had at their system call */
+    uint64_t load_segment;         /* hv_translated_load_segment() */
+    uint32_t load_flags;           /* meanwhile */
     uint64_t scratch_stack[8];  /* grows down from its end; PUSHF and POPF in translated code */
     struct hv_lookup {
         uint32_t negative_eip, reserved;

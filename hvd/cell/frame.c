@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "paravirt.h"
+#include "sites.h"
 
 #define NATIVE_FLAGS (HV_STATUS_FLAGS | HV_DF | HV_TF | HV_NT | HV_AC | HV_ID) /* that the guest has in the host's EFLAGS, too */
 #define LIVE_FLAGS (HV_STATUS_FLAGS | HV_DF | HV_NT | HV_ID)                   /* always as the guest has them */
@@ -68,13 +69,20 @@ static void take_segment(unsigned index)
     }
 }
 
+void hv_take_program(void)
+{
+    memcpy(hv_trap.live, cell.live_selector, sizeof hv_trap.live);
+    hv_trap.live[HV_CS] = hv_trap.expected[HV_CS]; /* a far jump to another one, which is flat as well, is not seen */
+    hv_take_native(cell.host_flags);
+}
+
 void hv_take_state(void)
 {
     struct hv_cpu *cpu = HV_CPU;
     greg_t *g = hv_frame_registers();
     for (int i = 0; i < 8; i++)
         cpu->r[i] = (uint32_t)g[hv_general[i]];
-    cpu->eip = (uint32_t)g[REG_RIP];
+    cpu->eip = hv_sites_guest_eip((uint32_t)g[REG_RIP]);
     hv_trap.live[HV_CS] = (uint16_t)g[REG_CSGSFS];
     hv_trap.live[HV_SS] = (uint16_t)(g[REG_CSGSFS] >> 48);
     hv_take_native((uint32_t)g[REG_EFL]);
@@ -148,7 +156,7 @@ void hv_give_state(void)
     greg_t *g = hv_frame_registers();
     for (int i = 0; i < 8; i++)
         g[hv_general[i]] = cpu->r[i];
-    g[REG_RIP] = cpu->eip;
+    g[REG_RIP] = cpu->cpl == 3 ? hv_sites_enter() : cpu->eip;
     g[REG_EFL] = hv_native_flags();
     g[REG_CSGSFS] = (greg_t)((uint64_t)hv_trap.expected[HV_CS] | (uint64_t)hv_trap.expected[HV_SS] << 48);
 }

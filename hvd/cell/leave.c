@@ -10,6 +10,7 @@
 
 #include "cell.h"
 #include "debug.h"
+#include "lookaside.h"
 #include "paravirt.h"
 #include "start.h"
 #include "translate.h"
@@ -85,6 +86,7 @@ void hv_leave(enum hv_cell_reason reason)
     memcpy(area->devices, (const uint8_t *)&cell.board + DEVICES, DEVICES_BYTES);
     give_turn();
     hv_wait_for_turn();
+    hv_lookaside_empty();
     if (area->cpu_changed) {
         cell.cpu = area->cpu;
         if (hv_paravirtual())

@@ -19,6 +19,7 @@
 #include "breakpoint.h"
 #include "cell.h"
 #include "paravirt.h"
+#include "sites.h"
 #include "start.h"
 #include "translate.h"
 
@@ -152,6 +153,8 @@ int main(int argc, char **argv)
     prepare_memory();
     if (cell.mode == HV_MODE_REWRITING && !hv_translator_init())
         give_up("no memory for translated code at %#llx", (unsigned long long)HV_CACHE);
+    if (cell.mode == HV_MODE_REWRITING)
+        hv_sites_init(); /* without it system calls of programs are slower */
     if (cell.mode == HV_MODE_BREAKPOINT && !hv_breakpoint_init())
         give_up("no breakpoint register can be had (perf_event_open: %s); use engine translate", strerror(errno));
     cell.area->sandbox = hv_sandbox_enter();

@@ -6,6 +6,7 @@
 
 #include "breakpoint.h"
 #include "debug.h"
+#include "sites.h"
 #include "translate.h"
 
 static void wait_in_halt(void) { hv_halt(); }
@@ -137,6 +138,7 @@ uint64_t hv_settle_and_go(void (*work)(void))
     for (unsigned i = 0; i <= HV_GS; i++)
         cell.host_selector[i] = hv_trap.expected[i];
     cell.user_flags = hv_native_flags();
+    cell.user_eip = hv_sites_enter();
     cell.host_flags = HV_IF | 2;
     return (uint64_t)(uintptr_t)hv_stubs.enter_user;
 }

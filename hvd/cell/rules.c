@@ -14,20 +14,20 @@ enum rule {
     COPY,        /* the same in 64-bit code, but for the memory operand's form */
     NO_REX,      /* 40-4F: INC and DEC */
     PUSH_REGISTER, POP_REGISTER, PUSH_ALL, POP_ALL, PUSH_IMMEDIATE, PUSH_SEGMENT, JCC, JCC_NEAR, ALIAS_80, FROM_SEGMENT, POP_MEMORY, PUSH_FLAGS,
-    POP_FLAGS, ABSOLUTE, STRING, RETURN, LEAVE, LOOP, CALL, JUMP, CLEAR_INTERRUPT, SET_INTERRUPT, GROUP_FF, FROM_CONTROL, GROUP_AE, GROUP_C7,
+    POP_FLAGS, TO_SEGMENT, POP_SEGMENT, INTERRUPT_RETURN, ABSOLUTE, STRING, RETURN, LEAVE, LOOP, CALL, JUMP, CLEAR_INTERRUPT, SET_INTERRUPT, GROUP_FF, FROM_CONTROL, GROUP_AE, GROUP_C7,
     COPY_TO_END,
 };
 
 #define ROW8(first, rule) [first ... first + 7] = rule
 #define ALU(first) [first ... first + 5] = COPY
 static const uint8_t one_byte[256] = {
-    ALU(0x00), [0x06] = PUSH_SEGMENT, ALU(0x08), [0x0e] = PUSH_SEGMENT, ALU(0x10), [0x16] = PUSH_SEGMENT, ALU(0x18), [0x1e] = PUSH_SEGMENT,
+    ALU(0x00), [0x06] = PUSH_SEGMENT, [0x07] = POP_SEGMENT, ALU(0x08), [0x0e] = PUSH_SEGMENT, ALU(0x10), [0x16] = PUSH_SEGMENT, ALU(0x18), [0x1e] = PUSH_SEGMENT, [0x1f] = POP_SEGMENT,
     ALU(0x20), ALU(0x28), ALU(0x30), ALU(0x38), ROW8(0x40, NO_REX), ROW8(0x48, NO_REX), ROW8(0x50, PUSH_REGISTER), ROW8(0x58, POP_REGISTER),
     [0x60] = PUSH_ALL, [0x61] = POP_ALL, [0x68] = PUSH_IMMEDIATE, [0x69] = COPY, [0x6a] = PUSH_IMMEDIATE, [0x6b] = COPY, [0x70 ... 0x7f] = JCC,
-    [0x80] = COPY, [0x81] = COPY, [0x82] = ALIAS_80, [0x83 ... 0x8b] = COPY, [0x8c] = FROM_SEGMENT, [0x8d] = COPY, [0x8f] = POP_MEMORY,
+    [0x80] = COPY, [0x81] = COPY, [0x82] = ALIAS_80, [0x83 ... 0x8b] = COPY, [0x8c] = FROM_SEGMENT, [0x8d] = COPY, [0x8e] = TO_SEGMENT, [0x8f] = POP_MEMORY,
     [0x90 ... 0x99] = COPY, [0x9b] = COPY, [0x9c] = PUSH_FLAGS, [0x9d] = POP_FLAGS, [0x9e] = COPY, [0x9f] = COPY, [0xa0 ... 0xa3] = ABSOLUTE,
     [0xa4 ... 0xa7] = STRING, [0xa8] = COPY, [0xa9] = COPY, [0xaa ... 0xaf] = STRING, [0xb0 ... 0xbf] = COPY, [0xc0] = COPY, [0xc1] = COPY,
-    [0xc2] = RETURN, [0xc3] = RETURN, [0xc6] = COPY, [0xc7] = COPY, [0xc9] = LEAVE, [0xd0 ... 0xd3] = COPY, ROW8(0xd8, COPY), [0xe0 ... 0xe3] = LOOP,
+    [0xc2] = RETURN, [0xc3] = RETURN, [0xc6] = COPY, [0xc7] = COPY, [0xc9] = LEAVE, [0xcf] = INTERRUPT_RETURN, [0xd0 ... 0xd3] = COPY, ROW8(0xd8, COPY), [0xe0 ... 0xe3] = LOOP,
     [0xe8] = CALL, [0xe9] = JUMP, [0xeb] = JUMP, [0xf5] = COPY, [0xf6] = COPY, [0xf7] = COPY, [0xf8] = COPY, [0xf9] = COPY, [0xfa] = CLEAR_INTERRUPT,
     [0xfb] = SET_INTERRUPT, [0xfc] = COPY, [0xfd] = COPY, [0xfe] = COPY, [0xff] = GROUP_FF,
 };
@@ -35,7 +35,7 @@ static const uint8_t one_byte[256] = {
 static const uint8_t two_byte[256] = {
     [0x0b] = COPY_TO_END, [0x0d] = COPY, [0x10 ... 0x17] = COPY, [0x18 ... 0x1f] = COPY, [0x20] = FROM_CONTROL, [0x28 ... 0x2f] = COPY,
     [0x40 ... 0x4f] = COPY, [0x50 ... 0x77] = COPY, [0x7c ... 0x7e] = COPY, [0x7f] = COPY, [0x80 ... 0x8f] = JCC_NEAR, [0x90 ... 0x9f] = COPY,
-    [0xa0] = PUSH_SEGMENT, [0xa3] = COPY, [0xa4] = COPY, [0xa5] = COPY, [0xa8] = PUSH_SEGMENT, [0xab] = COPY, [0xac] = COPY, [0xad] = COPY,
+    [0xa0] = PUSH_SEGMENT, [0xa1] = POP_SEGMENT, [0xa3] = COPY, [0xa4] = COPY, [0xa5] = COPY, [0xa8] = PUSH_SEGMENT, [0xa9] = POP_SEGMENT, [0xab] = COPY, [0xac] = COPY, [0xad] = COPY,
     [0xae] = GROUP_AE, [0xaf] = COPY, [0xb0] = COPY, [0xb1] = COPY, [0xb3] = COPY, [0xb6] = COPY, [0xb7] = COPY, [0xb8] = COPY, [0xba ... 0xbf] = COPY,
     [0xc0 ... 0xc6] = COPY, [0xc7] = GROUP_C7, ROW8(0xc8, COPY), [0xd0 ... 0xfe] = COPY,
 };
@@ -443,6 +443,43 @@ static bool push_segment(struct hv_translation *t)
     return true;
 }
 
+/* DS, ES, FS or GS = r8d. Until that has been done nothing has changed. */
+static void load_segment(struct hv_translation *t, unsigned segment)
+{
+    struct hv_emitter *e = &t->e;
+    hv_constant(e, HV_R9, segment);
+    hv_constant(e, HV_R10, t->eip);
+    HV_CODE(e, "\x4c\x8d\x25\x05\0\0\0"); /* lea r12, [rip + 5]: behind the jump */
+    hv_jump(e, hv_stubs.load_segment);
+}
+
+static bool to_segment(struct hv_translation *t)
+{
+    struct hv_emitter *e = &t->e;
+    const struct hv_insn *insn = &t->insn;
+    if (insn->reg > HV_GS || insn->reg == HV_CS || insn->reg == HV_SS || insn->lock || (is_memory(insn) && far_segment(insn)))
+        return false;
+    if (is_memory(insn))
+        HV_CODE(e, "\x65\x67");
+    HV_CODE(e, "\x44\x0f\xb7"); /* movzx r8d, operand */
+    operand(t, HV_R8);
+    load_segment(t, insn->reg);
+    return true;
+}
+
+static bool pop_segment(struct hv_translation *t)
+{
+    const struct hv_insn *insn = &t->insn;
+    unsigned segment = insn->map == HV_MAP_ONE ? insn->opcode >> 3 & 3 : insn->opcode == 0xa1 ? HV_FS : HV_GS;
+    if (insn->lock)
+        return false;
+    top_of_stack(t);
+    HV_CODE(&t->e, "\x45\x0f\xb7\xc0"); /* movzx r8d, r8w */
+    load_segment(t, segment);
+    hv_move_esp(&t->e, 4);
+    return true;
+}
+
 static uint32_t branch_target(const struct hv_translation *t)
 {
     const struct hv_insn *insn = &t->insn;
@@ -479,7 +516,7 @@ static bool narrow(const struct hv_insn *insn, enum rule rule)
 {
     switch (rule) {
     case PUSH_REGISTER: case POP_REGISTER: case PUSH_ALL: case POP_ALL: case PUSH_IMMEDIATE: case PUSH_SEGMENT: case JCC: case JCC_NEAR: case POP_MEMORY:
-    case PUSH_FLAGS: case POP_FLAGS: case RETURN: case LEAVE: case LOOP: case CALL: case JUMP:
+    case PUSH_FLAGS: case POP_FLAGS: case POP_SEGMENT: case INTERRUPT_RETURN: case RETURN: case LEAVE: case LOOP: case CALL: case JUMP:
         return insn->operand_size == 2;
     case GROUP_FF:
         return insn->operand_size == 2 && insn->reg >= 2;
@@ -586,6 +623,16 @@ bool hv_translate_instruction(struct hv_translation *t)
         return from_segment(t);
     case POP_MEMORY:
         return pop_memory(t);
+    case TO_SEGMENT:
+        return to_segment(t);
+    case POP_SEGMENT:
+        return pop_segment(t);
+    case INTERRUPT_RETURN:
+        if (insn->lock)
+            return false;
+        hv_call_out(t, t->eip, HV_CALLOUT_IRET);
+        t->ends = true;
+        return true;
     case PUSH_FLAGS:
         return push_flags(t);
     case POP_FLAGS:

@@ -17,8 +17,10 @@
 #include <sys/mman.h>
 
 #include "cell.h"
+#include "lookaside.h"
 #include "paravirt.h"
 #include "runs.h"
+#include "sites.h"
 #include "translate.h"
 
 #define PAGES (1u << 20)
@@ -28,7 +30,7 @@
 #define UNPAGED_CHUNK 1024u   /* pages that are mapped at once without paging */
 
 /* Of a page, by linear page number: physical page << 8 | these. 0 = not mapped. */
-enum { MAPPED = 1, WRITABLE = 2, USER = 4, KERNEL_ONLY = 8, GLOBAL = 16, EXECUTABLE = 32, LARGE = 64 };
+enum { MAPPED = 1, WRITABLE = 2, USER = 4, KERNEL_ONLY = 8, GLOBAL = 16, EXECUTABLE = 32, LARGE = 64, COPY = 128 /* of sites.c */ };
 static uint64_t table[SLOTS];
 
 /* Of a frame of the memory file: the slots that map it, for those below 4 GiB, as lists of slot + 1; only where code is translated. */
@@ -59,15 +61,15 @@ static void set_remove(struct page_set *set, uint32_t page)
         set->summary[page / 64 / 64] &= ~(1ull << (page / 64 % 64));
 }
 
-/* The first member at or behind `page`; SLOTS when there is none. */
-static uint32_t set_next(const struct page_set *set, uint32_t page)
+/* The first member at or behind `page`; something at or behind `end` when there is none before that. */
+static uint32_t set_next(const struct page_set *set, uint32_t page, uint32_t end)
 {
-    while (page < SLOTS) {
+    while (page < end) {
         uint64_t word = set->words[page / 64] >> (page % 64);
         if (word)
             return page + (uint32_t)__builtin_ctzll(word);
         uint32_t index = page / 64 + 1;
-        while (index < SLOTS / 64) {
+        while (index * 64 < end) {
             uint64_t rest = set->summary[index / 64] >> (index % 64);
             if (rest) {
                 index += (uint32_t)__builtin_ctzll(rest);
@@ -77,7 +79,7 @@ static uint32_t set_next(const struct page_set *set, uint32_t page)
         }
         page = index * 64;
     }
-    return SLOTS;
+    return page;
 }
 
 static uint32_t linear_of(uint32_t slot) { return (slot & (PAGES - 1)) * PAGE; }
@@ -140,14 +142,19 @@ static void forget(uint32_t page)
     set_remove(&transient, page);
 }
 
-/* All of first..end was mapped, or none of it matters. */
-static void unmap(uint32_t first, uint32_t end)
+static void forget_all(uint32_t first, uint32_t end)
 {
-    for (uint32_t page = set_next(&mapped, first); page < end; page = set_next(&mapped, page + 1)) {
+    for (uint32_t page = set_next(&mapped, first, end); page < end; page = set_next(&mapped, page + 1, end)) {
         forget(page);
         cell.area->counters.shadow_drops++;
         cell.board.crossings.counters->shadow_pages--;
     }
+}
+
+/* All of first..end was mapped, or none of it matters. */
+static void unmap(uint32_t first, uint32_t end)
+{
+    forget_all(first, end);
     if (is_vcpu(end - 1) && --end == first)
         return;
     hv_runs_remove(first, end);
@@ -155,20 +162,35 @@ static void unmap(uint32_t first, uint32_t end)
         hv_fail("munmap of %u pages at %#x: error %d", end - first, linear_of(first), errno);
 }
 
+/* A whole view. It is reserved again: where inaccessible mappings lie around a page, the host keeps its own page table when that one goes,
+ * and has it when the next comes. */
+static void unmap_view(uint32_t first)
+{
+    uint32_t least = first + least_page, end = first + PAGES;
+    forget_all(first, end);
+    if (is_vcpu(end - 1))
+        end--;
+    hv_runs_remove(first, end);
+    if (mmap(address_of(least), (size_t)(end - least) * PAGE, PROT_NONE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, HV_CELL_FD_MEMORY, 0) == MAP_FAILED)
+        hv_fail("the view at %p cannot be reserved: error %d", address_of(first), errno);
+}
+
 void hv_shadow_flush(bool globals)
 {
+    hv_lookaside_empty();
     if (globals) {
-        unmap(0, PAGES);
+        unmap_view(0);
         if (has_window())
-            unmap(PAGES, SLOTS);
+            unmap_view(PAGES);
         mappings = 0;
+        hv_sites_unmapped();
         hv_runs_forget();
         if (hv_paravirtual())
             hv_paravirt_keep();
         hv_code_verify(true);
         return;
     }
-    for (uint32_t page = set_next(&transient, 0); page < SLOTS; page = set_next(&transient, page)) {
+    for (uint32_t page = set_next(&transient, 0, SLOTS); page < SLOTS; page = set_next(&transient, page, SLOTS)) {
         uint32_t end = page + 1;
         while (end % PAGES && transient.words[end / 64] >> (end % 64) & 1)
             end++;
@@ -187,9 +209,13 @@ static void map(uint32_t first, uint32_t end, uint64_t entry, uint64_t file_offs
 {
     if (mappings >= most_mappings || hv_runs_full())
         hv_shadow_flush(true);
+    if (first < (HV_SITES_AREA + HV_SITES_AREA_BYTES) / PAGE && end > HV_SITES_AREA / PAGE)
+        hv_sites_give_up();
+    uint32_t copy = entry & COPY ? hv_sites_copy(first, entry >> 8) : 0;
     size_t length = (size_t)(end - first) * PAGE;
     int populate = end - first == 1 ? MAP_POPULATE : 0;
-    void *at = mmap(address_of(first), length, protection_of(entry), MAP_SHARED | MAP_FIXED | populate, HV_CELL_FD_MEMORY, (off_t)file_offset);
+    void *at = mmap(address_of(first), length, protection_of(entry), MAP_SHARED | MAP_FIXED | populate, copy ? HV_CELL_FD_SITES : HV_CELL_FD_MEMORY,
+                    copy ? (off_t)copy : (off_t)file_offset);
     if (at == MAP_FAILED)
         hv_fail("mmap of %u pages at %#x: error %d", end - first, linear_of(first), errno);
     mappings += 2;
@@ -224,8 +250,9 @@ static uint64_t wanted(uint32_t slot, const struct hv_walk *walk, bool write, bo
         writable = false;
     bool kernel_only = !has_window() && (!walk->user || (writable && !walk->writable));
     bool executable = !walk->no_execute && !(slot & PAGES);
+    bool copy = has_window() && executable && walk->user && frame < FRAMES && code_frames[frame] & HV_FRAME_SITES;
     return walk->physical / PAGE << 8 | MAPPED | (writable ? WRITABLE : 0) | (walk->user ? USER : 0) | (kernel_only ? KERNEL_ONLY : 0) |
-           (walk->global ? GLOBAL : 0) | (executable ? EXECUTABLE : 0) | (walk->large ? LARGE : 0);
+           (walk->global ? GLOBAL : 0) | (executable ? EXECUTABLE : 0) | (walk->large ? LARGE : 0) | (copy ? COPY : 0);
 }
 
 /* Would a fill of that page give the entry that continues `entry`, without changing the guest's tables? */
@@ -269,7 +296,7 @@ static void extent(uint32_t page, const struct hv_walk *walk, uint64_t entry, bo
             --*end;
         return;
     }
-    if (chunk) {
+    if (chunk || entry & COPY) {
         *first = page;
         *end = page + 1;
         return;
@@ -337,11 +364,11 @@ enum hv_shadow hv_shadow_fault(uint32_t linear, bool write, bool user, bool fetc
     return HV_SHADOW_MAPPED;
 }
 
-void hv_shadow_prefill(uint32_t linear)
+void hv_shadow_renew(uint32_t linear)
 {
     uint32_t page = slot_of(linear, true);
     struct hv_walk walk;
-    if (table[page] || page < least_page || is_vcpu(page))
+    if (page < least_page || is_vcpu(page))
         return;
     hv_walk(&walk, linear, false, true, false, false);
     if (walk.error || !walk.accessed)
@@ -352,8 +379,27 @@ void hv_shadow_prefill(uint32_t linear)
         map(page, page + 1, entry, region->file_offset + ((entry >> 8) * PAGE - region->start));
 }
 
+void hv_shadow_prefill(uint32_t linear)
+{
+    if (!table[slot_of(linear, true)])
+        hv_shadow_renew(linear);
+}
+
+bool hv_shadow_shows_copy(uint32_t page, uint64_t *frame)
+{
+    *frame = table[page] >> 8;
+    return table[page] & COPY;
+}
+
+void hv_shadow_drop_copy(uint32_t page, uint64_t frame)
+{
+    if (table[page] & COPY && table[page] >> 8 == frame)
+        unmap(page, page + 1);
+}
+
 void hv_shadow_flush_page(uint32_t linear)
 {
+    hv_lookaside_empty();
     if (hv_runs_full()) {
         hv_shadow_flush(true);
         return;
@@ -368,13 +414,16 @@ void hv_shadow_flush_page(uint32_t linear)
         }
     }
     hv_code_verify_page(linear);
+    if (linear - HV_SITES_AREA < HV_SITES_AREA_BYTES)
+        hv_sites_verify();
 }
 
 void hv_shadow_flush_pages(uint32_t linear, uint32_t count)
 {
     uint32_t page = linear / PAGE, end = page + count;
+    hv_lookaside_empty();
     while (page < end) {
-        uint32_t first = page = set_next(&mapped, page);
+        uint32_t first = page = set_next(&mapped, page, end);
         if (first >= end || hv_runs_full())
             break;
         if (has_window() || table[first] & LARGE) {
@@ -396,12 +445,13 @@ void hv_shadow_flush_pages(uint32_t linear, uint32_t count)
 void hv_shadow_load_cr3(void)
 {
     uint64_t kept = 0, dropped = 0;
+    hv_lookaside_empty();
     cell.area->counters.address_space_loads++;
     if (!(HV_CPU->cr0 & HV_CR0_PG)) {
         hv_shadow_flush(false);
         return;
     }
-    for (uint32_t page = set_next(&transient, 0); page < SLOTS;) {
+    for (uint32_t page = set_next(&transient, 0, SLOTS); page < SLOTS;) {
         if (hv_runs_full() || mappings >= most_mappings - 4) {
             hv_shadow_flush(true);
             break;
@@ -430,7 +480,7 @@ void hv_shadow_load_cr3(void)
             unmap(page, end);
             mappings++;
         } else {
-            while (end % PAGES && transient.words[end / 64] >> (end % 64) & 1 && end - page < AROUND) {
+            while (!(now & COPY) && end % PAGES && transient.words[end / 64] >> (end % 64) & 1 && end - page < AROUND) {
                 hv_walk(&walk, linear_of(end), false, user, false, false);
                 if (walk.error || !walk.accessed || walk.physical - region->start >= region->length)
                     break;
@@ -441,9 +491,10 @@ void hv_shadow_load_cr3(void)
             map(page, end, now, region->file_offset + ((now >> 8) * PAGE - region->start));
             dropped += end - page;
         }
-        page = set_next(&transient, end);
+        page = set_next(&transient, end, SLOTS);
     }
     hv_code_verify(false);
+    hv_sites_verify();
     hv_cross_here(HV_POINT_SHADOW_LOAD, HV_CPU->cr3, kept, dropped, 0);
 }
 
@@ -466,12 +517,13 @@ void hv_shadow_physical_changed(uint64_t physical, uint64_t length)
 
 /* ---- frames that code was translated from */
 
-void hv_shadow_protect_frame(uint64_t physical)
+void hv_shadow_protect_frame(uint64_t physical, enum hv_frame reason)
 {
     uint64_t frame = frame_of(physical);
-    if (frame >= FRAMES || code_frames[frame])
+    if (frame >= FRAMES || code_frames[frame] & reason)
         return;
-    code_frames[frame] = 1;
+    code_frames[frame] |= (uint8_t)reason;
+    hv_lookaside_empty();
     for (uint32_t slot = first_slot[frame]; slot; slot = next_slot[slot - 1]) {
         uint64_t *entry = &table[slot - 1];
         if (!(*entry & WRITABLE))
@@ -493,9 +545,9 @@ bool hv_shadow_is_code(uint64_t physical)
     return frame < FRAMES && code_frames[frame];
 }
 
-void hv_shadow_release_frame(uint64_t physical)
+void hv_shadow_release_frame(uint64_t physical, enum hv_frame reason)
 {
     uint64_t frame = frame_of(physical);
     if (frame < FRAMES)
-        code_frames[frame] = 0;
+        code_frames[frame] &= (uint8_t)~reason;
 }

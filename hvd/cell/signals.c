@@ -15,6 +15,7 @@
 
 #include "debug.h"
 #include "paravirt.h"
+#include "sites.h"
 
 #ifndef TRAP_PERF
 #define TRAP_PERF 6 /* si_code of a breakpoint set by perf_event_open(2) */
@@ -51,6 +52,8 @@ static void protection_fault(void)
 {
     uint8_t bytes[HV_LONGEST_INSTRUCTION];
     struct hv_insn insn;
+    if (HV_CPU->cpl == 3 && hv_sites_cover(HV_CPU->eip)) /* a byte of a jump: hv_resume() goes on in its slot */
+        return;
     unsigned available = hv_fetch(bytes);
     enum hv_decoded decoded = hv_decode(&insn, bytes, available, HV_CPU->segment[HV_CS].attributes & HV_SEGMENT_32);
     if (decoded == HV_DECODED) {
@@ -97,6 +100,8 @@ static void software_trap(void)
 
 static void debug_trap(void)
 {
+    if (hv_sites_in_slot((uint64_t)hv_frame_registers()[REG_RIP])) /* TF was set in front of INT 80, which has no trap behind it */
+        return;
     if (hv_trap.stepping) { /* the instruction behind STI or MOV SS is done, or one of the debugger's */
         bool trap = HV_CPU->eflags & HV_TF;
         hv_trap.stepping = false;
@@ -117,9 +122,10 @@ static void system_call(void)
     HV_CPU->eip -= 2;
     uint8_t bytes[HV_LONGEST_INSTRUCTION];
     struct hv_insn insn;
-    if (hv_decode(&insn, bytes, hv_fetch(bytes), true) == HV_DECODED && insn.map == HV_MAP_ONE && insn.opcode == 0xcd)
+    if (hv_decode(&insn, bytes, hv_fetch(bytes), true) == HV_DECODED && insn.map == HV_MAP_ONE && insn.opcode == 0xcd) {
+        hv_sites_hit();
         hv_sensitive(&insn);
-    else
+    } else
         hv_raise(HV_UD);
 }
 
@@ -151,7 +157,7 @@ static void (*cause_of(int signal, int trap))(void)
 /* A fault that only a mapping cures, of code whose segments are as they were: the state stays in the frame. */
 static bool only_fills(int signal, const greg_t *g)
 {
-    return signal == SIGSEGV && g[REG_TRAPNO] == HV_PAGE_FAULT && hv_trap.live[HV_DS] == hv_trap.expected[HV_DS] && hv_trap.live[HV_ES] == hv_trap.expected[HV_ES] &&
+    return signal == SIGSEGV && g[REG_TRAPNO] == HV_PAGE_FAULT && !hv_sites_in_slot((uint64_t)g[REG_RIP]) && hv_trap.live[HV_DS] == hv_trap.expected[HV_DS] && hv_trap.live[HV_ES] == hv_trap.expected[HV_ES] &&
            hv_trap.live[HV_FS] == hv_trap.expected[HV_FS] && hv_trap.live[HV_GS] == hv_trap.expected[HV_GS] && (uint16_t)g[REG_CSGSFS] == hv_trap.expected[HV_CS];
 }
 
@@ -235,7 +241,7 @@ void hv_on_signal(int signal, siginfo_t *information, void *context)
 
 void hv_enter_first(void)
 {
-    monitor_fs_base = __builtin_ia32_rdfsbase64();
+    monitor_fs_base = cell.monitor_fs = __builtin_ia32_rdfsbase64();
     /* The runner has blocked all signals, so that none came too early: a kick may be pending. */
     sigset_t none;
     sigemptyset(&none);

@@ -54,6 +54,7 @@ bool hv_user_fault(uint32_t *linear); /* the last page fault of the guest's prog
 /* ---- frame.c */
 void hv_take_state(void); /* registers, flags and segments out of the frame */
 void hv_take_native(uint32_t flags); /* of it: flags, and segments from hv_trap.live */
+void hv_take_program(void); /* the same from where a program's system call has left it (sites.h) */
 void hv_give_state(void); /* and into it */
 uint32_t hv_native_flags(void);
 void hv_make_twins(void); /* selectors and mappings for the code that runs next */

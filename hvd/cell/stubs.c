@@ -31,8 +31,80 @@ static void load_selector(struct hv_emitter *e, unsigned segment)
     hv_cell_operand(e, segment, HV_FIELD(host_selector) + 2 * segment);
 }
 
+/* mov word [r15 + live_selector[segment]], segment */
+static void store_selector(struct hv_emitter *e, unsigned segment)
+{
+    HV_CODE(e, "\x41\x8c");
+    hv_cell_operand(e, segment, HV_FIELD(live_selector) + 2 * segment);
+}
+
+static const uint8_t volatiles[] = {HV_EAX, HV_ECX, HV_EDX, HV_ESI, HV_EDI, HV_ESP}; /* that C may overwrite, and the stack */
+static void store_volatiles(struct hv_emitter *e)
+{
+    for (unsigned i = 0; i < sizeof volatiles; i++)
+        hv_store32(e, volatiles[i], HV_FIELD(cpu.r) + 4 * volatiles[i]);
+}
+
+static void load_volatiles(struct hv_emitter *e)
+{
+    for (unsigned i = 0; i < sizeof volatiles; i++)
+        hv_load32(e, volatiles[i], HV_FIELD(cpu.r) + 4 * volatiles[i]);
+}
+
+/* Flags are kept without the TF of our own steps. A signal that came while C worked is seen to by the monitor, which does it all again. */
+static void load_segment(struct hv_emitter *e)
+{
+    hv_stubs.load_segment = e->at;
+    store_volatiles(e);
+    hv_load64(e, HV_ESP, HV_FIELD(monitor_sp));
+    HV_CODE(e, "\x9c\x58"); /* pushfq; pop rax */
+    hv_store32(e, HV_EAX, HV_FIELD(load_flags));
+    HV_CODE(e, "\xfc\x41\x52\x41\x52"       /* cld; push r10, twice: the stack stays aligned */
+               "\x44\x89\xcf\x44\x89\xc6"   /* mov edi, r9d; mov esi, r8d */
+               "\x41\xff");                 /* call [r15 + load_segment] */
+    hv_cell_operand(e, 2, HV_FIELD(load_segment));
+    HV_CODE(e, "\x41\x5a\x41\x5a\x41\x89\xc0"); /* pop r10, twice; mov r8d, eax */
+    hv_load32(e, HV_ECX, HV_FIELD(async));
+    HV_CODE(e, "\xe3\x03\x45\x31\xc0"); /* jrcxz over: xor r8d, r8d */
+    hv_load32(e, HV_EAX, HV_FIELD(load_flags));
+    hv_byte(e, 0x25); /* and eax, what the guest has; or eax, IF */
+    hv_word32(e, HV_TRANSLATED_FLAGS);
+    HV_CODE(e, "\x0d\x02\x02\0\0\x50"  /* push rax */
+               "\x4c\x89\xc1"           /* mov rcx, r8 */
+               "\x9d\xe3\x00");         /* popfq; jrcxz failed */
+    uint8_t *failed = e->at;
+    load_volatiles(e);
+    HV_CODE(e, "\x41\xff\xe4"); /* jmp r12 */
+    failed[-1] = (uint8_t)(e->at - failed);
+    load_volatiles(e);
+    HV_CODE(e, "\x45\x89\xd0"); /* mov r8d, r10d */
+    hv_constant(e, HV_R9, HV_CALLOUT_EMULATE);
+    hv_jump(e, hv_stubs.callout);
+}
+
 void hv_stubs_init(struct hv_emitter *e)
 {
+    /* system_call: r8d = EIP, r15 is set; what follows is the program's: its selectors, a stack, flags that C must not have */
+    hv_stubs.system_call = e->at;
+    cell.system_call = (uint64_t)(uintptr_t)e->at;
+    store_registers(e);
+    hv_store32(e, HV_R8, HV_FIELD(cpu.eip));
+    hv_store_constant(e, HV_FIELD(callout_kind), HV_CALLOUT_SYSTEM_CALL);
+    for (unsigned i = 0; i <= HV_GS; i++)
+        store_selector(e, i);
+    hv_load64(e, HV_ESP, HV_FIELD(monitor_sp));
+    HV_CODE(e, "\x9c\x58"); /* pushfq; pop rax */
+    hv_store32(e, HV_EAX, HV_FIELD(host_flags));
+    HV_CODE(e, "\x68\x02\x02\0\0\x9d"); /* push IF; popfq */
+    hv_load64(e, HV_EAX, HV_FIELD(monitor_fs));
+    HV_CODE(e, "\xf3\x48\x0f\xae\xd0"    /* wrfsbase rax */
+               "\xb8\x2b\0\0\0\x8e\xd0"  /* mov eax, the host's data segment; mov ss, eax */
+               "\x49\xbd");              /* mov r13, HV_WINDOW */
+    hv_word64(e, HV_WINDOW);
+    HV_CODE(e, "\xf3\x49\x0f\xae\xdd"    /* wrgsbase r13 */
+               "\xe9\0\0\0\0");
+    uint8_t *behind = e->at;
+
     /* callout: r8d = EIP, r9d = kind, r10d = argument */
     hv_stubs.callout = e->at;
     store_registers(e);
@@ -44,6 +116,8 @@ void hv_stubs_init(struct hv_emitter *e)
     hv_store32(e, HV_EAX, HV_FIELD(host_flags));
     hv_byte(e, 0xfc); /* cld: C's convention */
     uint8_t *call = e->at;
+    struct hv_emitter jump = {behind - 4};
+    hv_relative(&jump, call);
     HV_CODE(e, "\x41\xff"); /* call [r15 + callout] */
     hv_cell_operand(e, 2, HV_FIELD(callout));
     hv_store64(e, HV_EAX, HV_FIELD(resume));
@@ -74,7 +148,7 @@ void hv_stubs_init(struct hv_emitter *e)
     hv_load32(e, HV_EAX, HV_FIELD(user_flags));
     hv_byte(e, 0x50);
     push_selector(e, HV_CS);
-    hv_load32(e, HV_EAX, HV_FIELD(cpu.eip));
+    hv_load32(e, HV_EAX, HV_FIELD(user_eip));
     hv_byte(e, 0x50);
     load_selector(e, HV_DS);
     load_selector(e, HV_ES);
@@ -100,5 +174,6 @@ void hv_stubs_init(struct hv_emitter *e)
     HV_CODE(e, "\x4c\x89\xc9"             /* hit: mov rcx, r9 */
                "\x43\xff\xa4\xd7");       /* jmp [r15 + r10 * 8 + lookup.host] */
     hv_word32(e, HV_FIELD(lookup[0].host));
+    load_segment(e);
     hv_stubs.end = e->at;
 }

@@ -22,11 +22,13 @@
 /* What translated code asks of the monitor: cell.callout_kind. */
 enum hv_callout {
     HV_CALLOUT_EMULATE,   /* the instruction at EIP, by the monitor */
+    HV_CALLOUT_IRET,      /* it is IRET */
     HV_CALLOUT_CHAIN,     /* a direct jump is taken for the first time: cell.callout_argument is its exit */
     HV_CALLOUT_LOOKUP,    /* an indirect jump to EIP, which the table does not know */
     HV_CALLOUT_INTERRUPT, /* at EIP interrupts are on, and something waits */
     HV_CALLOUT_SHADOW,    /* at EIP interrupts are on, behind STI */
     HV_CALLOUT_ASYNC,     /* a signal came while the monitor worked */
+    HV_CALLOUT_SYSTEM_CALL, /* INT 80 of a program, out of a slot (sites.h): EIP is behind it, selectors and flags are the program's */
     HV_CALLOUTS,
 };
 
@@ -88,11 +90,13 @@ uint32_t hv_translate(uint32_t eip); /* a new block; raises #PF when its first b
 
 /* ---- stubs.c */
 struct hv_stubs {
+    uint8_t *system_call;           /* from a slot of sites.h; the same as callout, but for segments */
     uint8_t *callout, *callout_end; /* state into struct hv_cell, then C */
     uint8_t *resume;                /* the reverse: to cell.resume; between here and ready_end all state is in struct hv_cell */
     uint8_t *enter_user;            /* the guest's programs, natively */
     uint8_t *ready_end;
     uint8_t *lookup, *miss;         /* r8d = EIP: to its block */
+    uint8_t *load_segment;          /* r8d = selector, r9d = segment, r10d = EIP, r12 = where to go on; no callout, if all is as usual */
     uint8_t *end;
 };
 extern struct hv_stubs hv_stubs;
@@ -101,6 +105,7 @@ void hv_stubs_init(struct hv_emitter *);
 /* ---- callout.c */
 bool hv_translator_init(void);
 uint64_t hv_callout(void); /* called by translated code */
+uint32_t hv_translated_load_segment(uint32_t segment, uint32_t selector); /* called by translated code; 0 = not here: let the monitor emulate it */
 bool hv_translatable(void);   /* can the code at EIP be translated: 32-bit, flat segments, privileged */
 void hv_translated_state(void);  /* cell.cpu from what translated code keeps elsewhere */
 void hv_translated_prepare(void); /* the reverse, before translated code runs */
@@ -109,9 +114,14 @@ uint8_t *hv_translated_target(void); /* the code for EIP; raises #PF */
 uint64_t hv_settle_and_go(void (*work)(void));
 
 /* ---- shadow.c */
-void hv_shadow_protect_frame(uint64_t physical);
-void hv_shadow_release_frame(uint64_t physical);
-bool hv_shadow_is_code(uint64_t physical);
+/* Why a write to a frame must be heard: code was translated or scanned; programs run from private copies of it (sites.h). */
+enum hv_frame { HV_FRAME_CODE = 1, HV_FRAME_SITES = 2, HV_FRAME_ALL = 3 };
+void hv_shadow_protect_frame(uint64_t physical, enum hv_frame);
+void hv_shadow_release_frame(uint64_t physical, enum hv_frame);
+bool hv_shadow_is_code(uint64_t physical); /* for whatever reason */
+bool hv_shadow_shows_copy(uint32_t page, uint64_t *frame); /* of that frame, in the low view: unless there was none to be had */
+void hv_shadow_drop_copy(uint32_t page, uint64_t frame);
+void hv_shadow_renew(uint32_t linear); /* the mapping of programs' page there, as it would be filled now */
 
 /* ---- census.c */
 extern bool hv_census_counts;

@@ -3,6 +3,7 @@
 
 #include "debug.h"
 #include "paravirt.h"
+#include "sites.h"
 #include "translate.h"
 
 static struct hv_found found;
@@ -85,9 +86,9 @@ bool hv_in_64_bits(int signal)
         hv_gate_step();
         return false;
     }
-    /* Elsewhere 64-bit code is the guest's own, whatever ends it; so it is below 4 GiB, where only paravirt's gate is ours. */
-    bool of_guest = cell.mode == HV_MODE_REWRITING && (uint64_t)rip < HV_LOW_END;
-    if (async && in_monitor && !of_guest && (!in_cache || hv_gate_is((uint64_t)rip) || (rip >= hv_stubs.callout && rip < hv_stubs.callout_end))) {
+    /* Elsewhere 64-bit code is the guest's own, whatever ends it; so it is below 4 GiB, where only paravirt's gate and the slots of sites.c are ours. */
+    bool of_guest = cell.mode == HV_MODE_REWRITING && (uint64_t)rip < HV_LOW_END && !hv_sites_in_slot((uint64_t)rip);
+    if (async && in_monitor && !of_guest && (!in_cache || hv_gate_is((uint64_t)rip) || (rip >= hv_stubs.system_call && rip < hv_stubs.callout_end))) {
         cell.async = 1;
         set_step(HV_STEP_RUN);
         return false;
