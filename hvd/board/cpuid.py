@@ -52,8 +52,8 @@ ABSENT: dict[tuple[int, str], int] = {
     (7, "ebx"): _bits(2, 4, 10, 11, 12, 14, 15, 25),
     # waitpkg, sgx-lc, keylocker, tme, bus-lock-detect
     (7, "ecx"): _bits(5, 13, 23, 24, 30),
-    # all but fsrm: the rest reports speculation controls, which are MSRs
-    (7, "edx"): 0xFFFF_FFFF & ~_bits(4),
+    # all but fsrm and arch-capabilities, which whoever reports it provides: the rest reports speculation controls, which are MSRs
+    (7, "edx"): 0xFFFF_FFFF & ~_bits(4, 29),
     # svm, extended apic, os-visible workarounds, ibs, skinit, wdt, lwp, topology, performance counters
     (0x8000_0001, "ecx"): _bits(2, 3, 9, 10, 12, 13, 15, 22, 23, 24, 28),
 }

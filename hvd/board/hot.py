@@ -91,6 +91,7 @@ _PROTOTYPES: dict[str, tuple[type | None, list[type]]] = {
     "hv_console_put": (_size, [_pointer, ctypes.c_char_p, _size]),
     "hv_console_sleep": (_bool, [_pointer]),
     "hv_board_window": (_pointer, [_pointer, _unsigned]),
+    "hv_board_pci": (_pointer, [_pointer]),
     "hv_console_unread": (_size, [_pointer, _pointer, _size]),
     "hv_board_field_count": (_size, []),
     "hv_board_field": (ctypes.POINTER(_Field), [_size]),
@@ -193,6 +194,17 @@ class DataWindow:
         return int(self._raw.length)
 
 
+class PciAddress(ctypes.Structure):
+    """struct hv_pci: the address register of PCI's configuration mechanism 1, and which functions there are. Of a board, or on its own."""
+
+    _fields_ = (("address", _u32), ("bus", _u8), ("functions", _u8 * 32))
+
+    def add(self, slot: int, number: int) -> None:
+        """There is such a function, on a bus that is there: what is for no function needs no trip to Python from now on."""
+        self.bus = 1
+        self.functions[slot] |= 1 << number
+
+
 class HotBoard:
     """struct hv_board: clock, interrupt controllers, timer, COM1 with the console's rings, the counting of crossings.
 
@@ -262,6 +274,11 @@ class HotBoard:
         if not address:
             raise IndexError(index)
         return DataWindow(address, self._memory)
+
+    def pci(self) -> PciAddress:
+        address = PciAddress.from_address(self._lib.hv_board_pci(self.address))
+        address.keep = self._memory
+        return address
 
     def reset(self) -> None:
         """The reset line: devices, not the clock nor the console's rings."""

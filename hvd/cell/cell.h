@@ -57,6 +57,7 @@ struct hv_cell {
     uint32_t user_eip;             /* of the guest's programs: where they are entered (sites.h) */
     uint16_t live_selector[8];     /* that they had at their system call */
     uint64_t load_segment;         /* hv_translated_load_segment() */
+    uint64_t time;                 /* of RDTSC, in the middle of it */
     uint32_t load_flags;           /* meanwhile */
     uint64_t scratch_stack[8];  /* grows down from its end; PUSHF and POPF in translated code */
     struct hv_lookup {

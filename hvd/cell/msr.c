@@ -3,6 +3,8 @@
 #include "cell.h"
 
 #define MSR_TSC 0x10u
+#define MSR_ARCH_CAPABILITIES 0x10au
+#define RDCL_NO 1u
 #define MSR_SYSENTER_CS 0x174u
 #define MSR_SYSENTER_ESP 0x175u
 #define MSR_SYSENTER_EIP 0x176u
@@ -21,6 +23,8 @@ uint64_t hv_read_msr(uint32_t number)
     switch (number) {
     case MSR_TSC:
         return hv_tsc();
+    case MSR_ARCH_CAPABILITIES:
+        return RDCL_NO;
     case MSR_SYSENTER_CS:
         return HV_CPU->sysenter_cs;
     case MSR_SYSENTER_ESP:

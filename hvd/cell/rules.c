@@ -15,7 +15,7 @@ enum rule {
     NO_REX,      /* 40-4F: INC and DEC */
     PUSH_REGISTER, POP_REGISTER, PUSH_ALL, POP_ALL, PUSH_IMMEDIATE, PUSH_SEGMENT, JCC, JCC_NEAR, ALIAS_80, FROM_SEGMENT, POP_MEMORY, PUSH_FLAGS,
     POP_FLAGS, TO_SEGMENT, POP_SEGMENT, INTERRUPT_RETURN, ABSOLUTE, STRING, RETURN, LEAVE, LOOP, CALL, JUMP, CLEAR_INTERRUPT, SET_INTERRUPT, GROUP_FF, FROM_CONTROL, GROUP_AE, GROUP_C7,
-    COPY_TO_END,
+    COPY_TO_END, READ_TIME,
 };
 
 #define ROW8(first, rule) [first ... first + 7] = rule
@@ -33,7 +33,7 @@ static const uint8_t one_byte[256] = {
 };
 
 static const uint8_t two_byte[256] = {
-    [0x0b] = COPY_TO_END, [0x0d] = COPY, [0x10 ... 0x17] = COPY, [0x18 ... 0x1f] = COPY, [0x20] = FROM_CONTROL, [0x28 ... 0x2f] = COPY,
+    [0x0b] = COPY_TO_END, [0x0d] = COPY, [0x10 ... 0x17] = COPY, [0x18 ... 0x1f] = COPY, [0x20] = FROM_CONTROL, [0x28 ... 0x2f] = COPY, [0x31] = READ_TIME,
     [0x40 ... 0x4f] = COPY, [0x50 ... 0x77] = COPY, [0x7c ... 0x7e] = COPY, [0x7f] = COPY, [0x80 ... 0x8f] = JCC_NEAR, [0x90 ... 0x9f] = COPY,
     [0xa0] = PUSH_SEGMENT, [0xa1] = POP_SEGMENT, [0xa3] = COPY, [0xa4] = COPY, [0xa5] = COPY, [0xa8] = PUSH_SEGMENT, [0xa9] = POP_SEGMENT, [0xab] = COPY, [0xac] = COPY, [0xad] = COPY,
     [0xae] = GROUP_AE, [0xaf] = COPY, [0xb0] = COPY, [0xb1] = COPY, [0xb3] = COPY, [0xb6] = COPY, [0xb7] = COPY, [0xb8] = COPY, [0xba ... 0xbf] = COPY,
@@ -409,6 +409,24 @@ static bool group_ff(struct hv_translation *t)
     }
 }
 
+/* The host's counter, if it is the guest's; added in 64 bits, without flags. */
+static bool read_time(struct hv_translation *t)
+{
+    struct hv_emitter *e = &t->e;
+    if (cell.area->tsc_hz || t->insn.lock || t->insn.repeat || t->insn.operand_prefix)
+        return false;
+    HV_CODE(e, "\x0f\x31"); /* rdtsc */
+    hv_store32(e, HV_EAX, HV_FIELD(time));
+    hv_store32(e, HV_EDX, HV_FIELD(time) + 4);
+    hv_load64(e, HV_R8, HV_FIELD(time));
+    hv_load64(e, HV_R9, HV_FIELD(cpu.tsc_offset));
+    HV_CODE(e, "\x4f\x8d\x04\x08"); /* lea r8, [r8 + r9] */
+    hv_store64(e, HV_R8, HV_FIELD(time));
+    hv_load32(e, HV_EAX, HV_FIELD(time));
+    hv_load32(e, HV_EDX, HV_FIELD(time) + 4);
+    return true;
+}
+
 static bool from_control(struct hv_translation *t)
 {
     static const uint32_t fields[8] = {[0] = HV_FIELD(cpu.cr0), [2] = HV_FIELD(cpu.cr2), [3] = HV_FIELD(cpu.cr3), [4] = HV_FIELD(cpu.cr4)};
@@ -664,6 +682,8 @@ bool hv_translate_instruction(struct hv_translation *t)
         return true;
     case GROUP_FF:
         return group_ff(t);
+    case READ_TIME:
+        return read_time(t);
     case FROM_CONTROL:
         return from_control(t);
     case GROUP_AE: /* LDMXCSR, STMXCSR, CLFLUSH and the fences; FXSAVE and FXRSTOR are the monitor's, XSAVE is not offered, F3 is WRGSBASE */

@@ -201,6 +201,17 @@ bool hv_window_in(struct hv_board *, uint16_t port, unsigned size, uint32_t *val
 bool hv_window_out(struct hv_board *, uint16_t port, unsigned size, uint32_t value);
 struct hv_window *hv_board_window(struct hv_board *, unsigned index); /* NULL: there is none of that number */
 
+/* PCI's configuration mechanism 1, as far as it needs no function: the address at CF8, and that nobody answers where none is. The functions
+ * are in Python (hvd/board/pci). */
+#define HV_PCI_ADDRESS 0xcf8u
+#define HV_PCI_DATA 0xcfcu
+struct hv_pci {
+    uint32_t address;
+    uint8_t bus;          /* there is one */
+    uint8_t functions[32]; /* of bus 0, by slot: a bit each */
+};
+struct hv_pci *hv_board_pci(struct hv_board *);
+
 /* ---- board.c: ports, interrupt lines and time together. */
 enum hv_port_result {
     HV_PORT_DONE,    /* handled here */
@@ -214,6 +225,7 @@ struct hv_board {
     struct hv_ioapic ioapic;
     struct hv_pit pit;
     struct hv_uart uart;
+    struct hv_pci pci;
     bool typed_to_virtio;       /* what is typed is for the virtio console: it wrote last; otherwise for COM1 */
     /* From pic to here the state is plain values: what a cell and its runner hand to each other (hvd/cell/leave.c). */
     uint8_t claimed[65536 / 8]; /* ports that Python devices claim; an unclaimed port floats: reads all ones */

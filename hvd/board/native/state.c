@@ -38,6 +38,7 @@ static const struct hv_field fields[] = {
     PIT_CHANNEL("pit.channel0", 0),
     PIT_CHANNEL("pit.channel1", 1),
     PIT_CHANNEL("pit.channel2", 2),
+    WORD("pci.address", pci.address),
     FIELD("lapic.base", lapic.base, 0, UINT64_MAX),
     ARRAY("lapic.isr", lapic.isr, 0, UINT32_MAX),
     ARRAY("lapic.tmr", lapic.tmr, 0, UINT32_MAX),

@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from hvd.board import saved
 from hvd.board.bus import floating
+from hvd.board.hot import PciAddress
 from hvd.board.pci.function import PciFunction
 
 if TYPE_CHECKING:
@@ -37,10 +38,12 @@ class PciBus:
     name: ClassVar[str] = "pci"
     widest: ClassVar[int] = 4
 
-    def __init__(self, machine: Machine, functions: Iterable[tuple[int, int, PciFunction]]) -> None:
-        """functions: with slot and number. Raises ValueError when a place is taken."""
+    def __init__(
+        self, machine: Machine, functions: Iterable[tuple[int, int, PciFunction]], address: PciAddress | None = None
+    ) -> None:
+        """functions: with slot and number. address: the board's, in C. Raises ValueError when a place is taken."""
         self._machine = machine
-        self._address = 0
+        self._hot = address or PciAddress()
         self._functions: dict[tuple[int, int], PciFunction] = {}
         self._lines: dict[int, set[PciFunction]] = {gsi: set() for gsi in INTX_GSIS}
         self._starts: list[int] = []
@@ -54,6 +57,7 @@ class PciBus:
         if not (0 <= slot < SLOTS and 0 <= number < FUNCTIONS) or (slot, number) in self._functions:
             raise ValueError(f"{function.name} cannot be function {slot:02x}.{number}")
         self._functions[slot, number] = function
+        self._hot.add(slot, number)
         function.slot, function.number = slot, number
         for bar in function.bars:
             self._next_bar = (self._next_bar + bar.size - 1) & ~(bar.size - 1)
@@ -77,7 +81,7 @@ class PciBus:
         if port >= DATA:
             function, offset = self._addressed(port)
             return floating(size) if function is None else function.read_config(offset, size)
-        return self._address if (port, size) == (ADDRESS, 4) else floating(size)
+        return self._hot.address if (port, size) == (ADDRESS, 4) else floating(size)
 
     def write_port(self, port: int, size: int, value: int) -> None:
         if port >= DATA:
@@ -85,10 +89,10 @@ class PciBus:
             if function is not None:
                 function.write_config(offset, size, value)
         elif (port, size) == (ADDRESS, 4):
-            self._address = value & ADDRESS_BITS
+            self._hot.address = value & ADDRESS_BITS
 
     def _addressed(self, port: int) -> tuple[PciFunction | None, int]:
-        address = self._address
+        address = self._hot.address & ADDRESS_BITS
         if not address & ENABLE or address >> 16 & 0xFF:
             return None, 0
         return self._functions.get((address >> 11 & 31, address >> 8 & 7)), (address & 0xFC) + port - DATA
@@ -144,7 +148,7 @@ class PciBus:
     # ---- life
 
     def reset(self) -> None:
-        self._address = 0
+        self._hot.address = 0
         for function in self._functions.values():
             function.reset()
         self.remap()
@@ -155,7 +159,7 @@ class PciBus:
 
     def save(self) -> dict[str, Any]:
         return {
-            "address": self._address,
+            "address": self._hot.address & ADDRESS_BITS,
             "functions": {function.place: function.save() for function in self._functions.values()},
         }
 
@@ -165,7 +169,7 @@ class PciBus:
         functions = saved.part(state, "functions")
         if set(functions) != {function.place for function in self.functions}:
             raise ValueError("the snapshot has other PCI functions than this machine")
-        self._address = saved.number(state, "address", ENABLE | 0x00FF_FFFF) & ADDRESS_BITS
+        self._hot.address = saved.number(state, "address", ENABLE | 0x00FF_FFFF) & ADDRESS_BITS
         try:
             for function in self._functions.values():
                 function.restore(saved.part(functions, function.place))
