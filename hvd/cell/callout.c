@@ -97,6 +97,9 @@ static void interrupt_return(void)
 {
     HV_CPU->interrupt_shadow = 0;
     hv_interrupt_return(4);
+    uint32_t linear;
+    if (!HV_CPU->cpl && hv_kernel_fault(HV_CPU->eip, &linear))
+        hv_shadow_prefill(linear, false);
 }
 
 static void chain(void)

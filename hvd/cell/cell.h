@@ -207,7 +207,7 @@ enum hv_shadow {
 /* The guest touched a page that is not mapped, or not with these rights: map it. */
 enum hv_shadow hv_shadow_fault(uint32_t linear, bool write, bool user, bool fetch, struct hv_walk *walk);
 void hv_shadow_init(uint32_t least_address, unsigned most_mappings); /* vm.mmap_min_addr, or 0 with CAP_SYS_RAWIO; vm.max_map_count */
-void hv_shadow_prefill(uint32_t linear); /* user code is about to touch it, now that the guest has mapped it: if its entry says accessed */
+void hv_shadow_prefill(uint32_t linear, bool user); /* it is about to be touched, now that the guest has mapped it: if its entry says accessed */
 void hv_shadow_load_cr3(void);
 void hv_shadow_flush(bool globals);
 void hv_shadow_flush_page(uint32_t linear);

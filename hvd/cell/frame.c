@@ -130,7 +130,7 @@ void hv_make_twins(void)
 {
     uint32_t linear;
     if (HV_CPU->cpl == 3 && hv_user_fault(&linear))
-        hv_shadow_prefill(linear);
+        hv_shadow_prefill(linear, true);
     for (unsigned i = 0; i <= HV_GS; i++)
         hv_trap.expected[i] = HV_CPU->cpl == 3 && HV_CPU->user_limit ? hv_twin_below(&HV_CPU->segment[i], HV_CPU->user_limit) : hv_twin(&HV_CPU->segment[i]);
     hv_shadow_mode(HV_CPU->cpl);

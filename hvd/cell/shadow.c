@@ -14,6 +14,7 @@
  * A frame that kernel code was translated from is mapped read-only everywhere: who writes there is heard (translate.h).
  */
 #include <errno.h>
+#include <string.h>
 #include <sys/mman.h>
 
 #include "cell.h"
@@ -21,11 +22,9 @@
 #include "paravirt.h"
 #include "runs.h"
 #include "sites.h"
+#include "slots.h"
 #include "translate.h"
 
-#define PAGES (1u << 20)
-#define SLOTS (2 * PAGES)
-#define PAGE 4096u
 #define AROUND 64u            /* pages that are looked at before and behind a 4K page */
 #define UNPAGED_CHUNK 1024u   /* pages that are mapped at once without paging */
 
@@ -38,49 +37,12 @@ static uint64_t table[SLOTS];
 static uint32_t first_slot[FRAMES], next_slot[SLOTS];
 static uint8_t code_frames[FRAMES];
 
-/* Pages with an entry, in order: a bit each, and a bit for each word that is not zero. */
-struct page_set {
-    uint64_t summary[SLOTS / 64 / 64];
-    uint64_t words[SLOTS / 64];
-};
 static struct page_set mapped, transient /* not global */;
 
 static uint32_t least_page;
-static unsigned most_mappings, mappings;
+static unsigned most_mappings;
+static struct edges edges; /* between mappings */
 static bool user_runs;
-
-static void set_add(struct page_set *set, uint32_t page)
-{
-    set->words[page / 64] |= 1ull << (page % 64);
-    set->summary[page / 64 / 64] |= 1ull << (page / 64 % 64);
-}
-
-static void set_remove(struct page_set *set, uint32_t page)
-{
-    if (!(set->words[page / 64] &= ~(1ull << (page % 64))))
-        set->summary[page / 64 / 64] &= ~(1ull << (page / 64 % 64));
-}
-
-/* The first member at or behind `page`; something at or behind `end` when there is none before that. */
-static uint32_t set_next(const struct page_set *set, uint32_t page, uint32_t end)
-{
-    while (page < end) {
-        uint64_t word = set->words[page / 64] >> (page % 64);
-        if (word)
-            return page + (uint32_t)__builtin_ctzll(word);
-        uint32_t index = page / 64 + 1;
-        while (index * 64 < end) {
-            uint64_t rest = set->summary[index / 64] >> (index % 64);
-            if (rest) {
-                index += (uint32_t)__builtin_ctzll(rest);
-                break;
-            }
-            index = (index / 64 + 1) * 64;
-        }
-        page = index * 64;
-    }
-    return page;
-}
 
 static uint32_t linear_of(uint32_t slot) { return (slot & (PAGES - 1)) * PAGE; }
 static void *address_of(uint32_t slot) { return (void *)((slot & PAGES ? HV_WINDOW : 0) + linear_of(slot)); }
@@ -158,6 +120,7 @@ static void unmap(uint32_t first, uint32_t end)
     if (is_vcpu(end - 1) && --end == first)
         return;
     hv_runs_remove(first, end);
+    edges_span(&edges, first, end);
     if (munmap(address_of(first), (size_t)(end - first) * PAGE) != 0)
         hv_fail("munmap of %u pages at %#x: error %d", end - first, linear_of(first), errno);
 }
@@ -182,7 +145,7 @@ void hv_shadow_flush(bool globals)
         unmap_view(0);
         if (has_window())
             unmap_view(PAGES);
-        mappings = 0;
+        memset(&edges, 0, sizeof edges);
         hv_sites_unmapped();
         hv_runs_forget();
         if (hv_paravirtual())
@@ -207,7 +170,7 @@ void hv_shadow_flush(bool globals)
 /* Map first..end, whose entry for `first` is given: the following ones follow in physical memory. */
 static void map(uint32_t first, uint32_t end, uint64_t entry, uint64_t file_offset)
 {
-    if (mappings >= most_mappings || hv_runs_full())
+    if (edges.count >= most_mappings || hv_runs_full())
         hv_shadow_flush(true);
     if (first < (HV_SITES_AREA + HV_SITES_AREA_BYTES) / PAGE && end > HV_SITES_AREA / PAGE)
         hv_sites_give_up();
@@ -218,7 +181,7 @@ static void map(uint32_t first, uint32_t end, uint64_t entry, uint64_t file_offs
                     copy ? (off_t)copy : (off_t)file_offset);
     if (at == MAP_FAILED)
         hv_fail("mmap of %u pages at %#x: error %d", end - first, linear_of(first), errno);
-    mappings += 2;
+    edges_span(&edges, first, end);
     hv_runs_remove(first, end);
     for (uint32_t page = first; page < end; page++) {
         if (!table[page])
@@ -364,25 +327,25 @@ enum hv_shadow hv_shadow_fault(uint32_t linear, bool write, bool user, bool fetc
     return HV_SHADOW_MAPPED;
 }
 
-void hv_shadow_renew(uint32_t linear)
+void hv_shadow_renew(uint32_t linear, bool user)
 {
-    uint32_t page = slot_of(linear, true);
+    uint32_t page = slot_of(linear, user);
     struct hv_walk walk;
     if (page < least_page || is_vcpu(page))
         return;
-    hv_walk(&walk, linear, false, true, false, false);
+    hv_walk(&walk, linear, false, user, false, false);
     if (walk.error || !walk.accessed)
         return;
     const struct hv_cell_region *region = hv_region_at(walk.physical);
-    uint64_t entry = wanted(page, &walk, walk.dirty, true, region);
+    uint64_t entry = wanted(page, &walk, walk.dirty, user, region);
     if (entry)
         map(page, page + 1, entry, region->file_offset + ((entry >> 8) * PAGE - region->start));
 }
 
-void hv_shadow_prefill(uint32_t linear)
+void hv_shadow_prefill(uint32_t linear, bool user)
 {
-    if (!table[slot_of(linear, true)])
-        hv_shadow_renew(linear);
+    if (!table[slot_of(linear, user)])
+        hv_shadow_renew(linear, user);
 }
 
 bool hv_shadow_shows_copy(uint32_t page, uint64_t *frame)
@@ -397,6 +360,21 @@ void hv_shadow_drop_copy(uint32_t page, uint64_t frame)
         unmap(page, page + 1);
 }
 
+/* Its mapping is to be looked up anew: as for a CR3 load, what the tables map now is there at once. */
+static void refill(uint32_t page)
+{
+    uint64_t old = table[page];
+    bool user = for_user(page, old);
+    struct hv_walk walk;
+    hv_walk(&walk, linear_of(page), false, user, false, false);
+    const struct hv_cell_region *region = walk.error || is_vcpu(page) ? NULL : hv_region_at(walk.physical);
+    uint64_t now = region && walk.accessed ? wanted(page, &walk, walk.dirty && old & WRITABLE, user, region) : 0;
+    if (!now || now & LARGE)
+        unmap(page, page + 1);
+    else if (now != old)
+        map(page, page + 1, now, region->file_offset + ((now >> 8) * PAGE - region->start));
+}
+
 void hv_shadow_flush_page(uint32_t linear)
 {
     hv_lookaside_empty();
@@ -409,8 +387,7 @@ void hv_shadow_flush_page(uint32_t linear)
             uint32_t size = HV_CPU->cr4 & HV_CR4_PAE ? 512 : 1024;
             unmap(page - page % size, page - page % size + size);
         } else if (table[page]) {
-            unmap(page, page + 1);
-            mappings++;
+            refill(page);
         }
     }
     hv_code_verify_page(linear);
@@ -434,7 +411,6 @@ void hv_shadow_flush_pages(uint32_t linear, uint32_t count)
         while (page < end && table[page] && !(table[page] & LARGE))
             page++;
         unmap(first, page);
-        mappings++;
     }
     if (hv_runs_full())
         hv_shadow_flush(true);
@@ -452,7 +428,7 @@ void hv_shadow_load_cr3(void)
         return;
     }
     for (uint32_t page = set_next(&transient, 0, SLOTS); page < SLOTS;) {
-        if (hv_runs_full() || mappings >= most_mappings - 4) {
+        if (hv_runs_full() || edges.count >= most_mappings - 4) {
             hv_shadow_flush(true);
             break;
         }
@@ -466,19 +442,20 @@ void hv_shadow_load_cr3(void)
         if (now == old) {
             kept++;
         } else if (!now) {
-            while (end % PAGES && table[end] && transient.words[end / 64] >> (end % 64) & 1) {
-                hv_walk(&walk, linear_of(end), false, false, false, false);
+            dropped++;
+            for (uint32_t next = end; (next = set_next(&mapped, next, end + AROUND)) < end + AROUND && (next ^ page) < PAGES; next = end) {
+                if (!(transient.words[next / 64] >> (next % 64) & 1))
+                    break;
+                hv_walk(&walk, linear_of(next), false, false, false, false);
                 if (!walk.error && walk.accessed)
                     break;
-                end++;
+                dropped++;
+                end = next + 1;
             }
-            dropped += end - page;
             unmap(page, end);
-            mappings++;
         } else if (now & LARGE) { /* of which there are too many pages to look at */
             dropped++;
             unmap(page, end);
-            mappings++;
         } else {
             while (!(now & COPY) && end % PAGES && transient.words[end / 64] >> (end % 64) & 1 && end - page < AROUND) {
                 hv_walk(&walk, linear_of(end), false, user, false, false);
@@ -529,7 +506,7 @@ void hv_shadow_protect_frame(uint64_t physical, enum hv_frame reason)
         if (!(*entry & WRITABLE))
             continue;
         *entry &= ~(uint64_t)WRITABLE;
-        mappings += 2;
+        edges_span(&edges, slot - 1, slot);
         if (mprotect(address_of(slot - 1), PAGE, protection_of(*entry)) != 0)
             hv_fail("mprotect of a code page at %#x: error %d", linear_of(slot - 1), errno);
         if (*entry & KERNEL_ONLY) { /* accessible now, and of another protection than its run */

@@ -24,7 +24,7 @@
 #define PATCHES 1024u
 #define SHOWN 256u      /* pages of the area */
 #define ROWS 128u       /* frames with INT 80 */
-#define MOST_SITES 32u  /* of one frame */
+#define MOST_SITES 64u  /* of one frame */
 #define HITS 4u         /* before a site is worth a copy */
 #define MOST_SPOILED 10u
 #define JUMP 5u
@@ -411,9 +411,14 @@ void hv_sites_hit(void)
     unsigned i = 0;
     while (i < row->count && row->site[i].offset != offset)
         i++;
-    if (i == MOST_SITES)
-        return;
-    if (i == row->count) {
+    if (i == MOST_SITES) { /* in the place of one that is not worth it */
+        for (i = 0; i < MOST_SITES && row->site[i].hits >= HITS << row->spoiled;)
+            i++;
+        if (i == MOST_SITES)
+            return;
+        row->site[i].offset = (uint16_t)offset;
+        row->site[i].hits = 0;
+    } else if (i == row->count) {
         row->site[i].offset = (uint16_t)offset;
         row->site[i].hits = 0;
         row->count++;
@@ -425,9 +430,9 @@ void hv_sites_hit(void)
         hv_shadow_protect_frame(frame * PAGE, HV_FRAME_SITES);
         if (copy)
             copy->page = NONE; /* one with more in it */
-        hv_shadow_renew(eip);
+        hv_shadow_renew(eip, true);
     } else if (row->site[i].hits >= wanted && !copy) { /* they were dropped meanwhile */
-        hv_shadow_renew(eip);
+        hv_shadow_renew(eip, true);
     }
 }
 

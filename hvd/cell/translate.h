@@ -121,7 +121,7 @@ void hv_shadow_release_frame(uint64_t physical, enum hv_frame);
 bool hv_shadow_is_code(uint64_t physical); /* for whatever reason */
 bool hv_shadow_shows_copy(uint32_t page, uint64_t *frame); /* of that frame, in the low view: unless there was none to be had */
 void hv_shadow_drop_copy(uint32_t page, uint64_t frame);
-void hv_shadow_renew(uint32_t linear); /* the mapping of programs' page there, as it would be filled now */
+void hv_shadow_renew(uint32_t linear, bool user); /* the mapping there, as it would be filled now */
 
 /* ---- census.c */
 extern bool hv_census_counts;

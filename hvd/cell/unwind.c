@@ -82,6 +82,7 @@ static struct {
 /* The last page fault of the guest's programs: once its kernel has seen to it, they try the same again. */
 static bool user_faulted;
 static uint32_t user_fault;
+static uint32_t kernel_fault, kernel_fault_eip; /* EIP 0: none */
 
 static void deliver_it(void) { hv_deliver(delivered.vector, delivered.has_error, delivered.error, false); }
 
@@ -98,6 +99,9 @@ void hv_deliver_raised(void)
     if (raised.pending && raised.vector == HV_PAGE_FAULT && HV_CPU->cpl == 3) {
         user_faulted = true;
         user_fault = HV_CPU->cr2;
+    } else if (raised.pending && raised.vector == HV_PAGE_FAULT) {
+        kernel_fault_eip = HV_CPU->eip;
+        kernel_fault = HV_CPU->cr2;
     }
     if (raised.pending && hv_debugging)
         hv_debug_raised();
@@ -128,6 +132,15 @@ bool hv_was_abandoned(void)
 {
     bool was = abandoned;
     abandoned = false;
+    return was;
+}
+
+bool hv_kernel_fault(uint32_t eip, uint32_t *linear)
+{
+    bool was = kernel_fault_eip && kernel_fault_eip == eip;
+    *linear = kernel_fault;
+    if (was)
+        kernel_fault_eip = 0;
     return was;
 }
 
