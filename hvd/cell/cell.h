@@ -209,6 +209,7 @@ enum hv_shadow hv_shadow_fault(uint32_t linear, bool write, bool user, bool fetc
 void hv_shadow_init(uint32_t least_address, unsigned most_mappings); /* vm.mmap_min_addr, or 0 with CAP_SYS_RAWIO; vm.max_map_count */
 void hv_shadow_prefill(uint32_t linear, bool user); /* it is about to be touched, now that the guest has mapped it: if its entry says accessed */
 void hv_shadow_load_cr3(void);
+void hv_shadow_enter_programs(void); /* before they run, and before anything else of their view is looked at */
 void hv_shadow_flush(bool globals);
 void hv_shadow_flush_page(uint32_t linear);
 void hv_shadow_flush_pages(uint32_t linear, uint32_t count); /* the same as so many of them */

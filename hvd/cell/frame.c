@@ -129,6 +129,8 @@ void hv_keep_flags(void)
 void hv_make_twins(void)
 {
     uint32_t linear;
+    if (HV_CPU->cpl == 3)
+        hv_shadow_enter_programs();
     if (HV_CPU->cpl == 3 && hv_user_fault(&linear))
         hv_shadow_prefill(linear, true);
     for (unsigned i = 0; i <= HV_GS; i++)

@@ -418,16 +418,12 @@ void hv_shadow_flush_pages(uint32_t linear, uint32_t count)
 
 /* A CR3 load drops what is not global. What the new tables map in the same way stays instead, as if it had been filled again at once, and
  * what they map elsewhere is replaced; only pages whose accessed (and dirty) bits the fill would not have to set. */
-void hv_shadow_load_cr3(void)
+static bool low_is_stale; /* only of two views */
+static uint64_t kept, dropped;
+
+static void look_again(uint32_t from, uint32_t to)
 {
-    uint64_t kept = 0, dropped = 0;
-    hv_lookaside_empty();
-    cell.area->counters.address_space_loads++;
-    if (!(HV_CPU->cr0 & HV_CR0_PG)) {
-        hv_shadow_flush(false);
-        return;
-    }
-    for (uint32_t page = set_next(&transient, 0, SLOTS); page < SLOTS;) {
+    for (uint32_t page = set_next(&transient, from, to); page < to;) {
         if (hv_runs_full() || edges.count >= most_mappings - 4) {
             hv_shadow_flush(true);
             break;
@@ -443,7 +439,11 @@ void hv_shadow_load_cr3(void)
             kept++;
         } else if (!now) {
             dropped++;
-            for (uint32_t next = end; (next = set_next(&mapped, next, end + AROUND)) < end + AROUND && (next ^ page) < PAGES; next = end) {
+            for (uint32_t next = end;; next = end) { /* with what is not mapped in between */
+                uint32_t most = to - end < AROUND ? to : end + AROUND;
+                next = set_next(&mapped, next, most);
+                if (next >= most || (next ^ page) >= PAGES)
+                    break;
                 if (!(transient.words[next / 64] >> (next % 64) & 1))
                     break;
                 hv_walk(&walk, linear_of(next), false, false, false, false);
@@ -468,11 +468,31 @@ void hv_shadow_load_cr3(void)
             map(page, end, now, region->file_offset + ((now >> 8) * PAGE - region->start));
             dropped += end - page;
         }
-        page = set_next(&transient, end, SLOTS);
+        page = set_next(&transient, end, to);
     }
+}
+
+void hv_shadow_load_cr3(void)
+{
+    hv_lookaside_empty();
+    cell.area->counters.address_space_loads++;
+    if (!(HV_CPU->cr0 & HV_CR0_PG)) {
+        hv_shadow_flush(false);
+        return;
+    }
+    low_is_stale = has_window(); /* nobody uses it before programs run, and by then it may be another CR3 */
+    look_again(has_window() ? PAGES : 0, SLOTS);
     hv_code_verify(false);
     hv_sites_verify();
     hv_cross_here(HV_POINT_SHADOW_LOAD, HV_CPU->cr3, kept, dropped, 0);
+    kept = dropped = 0;
+}
+
+void hv_shadow_enter_programs(void)
+{
+    if (low_is_stale)
+        look_again(0, PAGES);
+    low_is_stale = false;
 }
 
 void hv_shadow_mode(unsigned cpl)

@@ -26,7 +26,7 @@
 #define ROWS 128u       /* frames with INT 80 */
 #define MOST_SITES 64u  /* of one frame */
 #define HITS 4u         /* before a site is worth a copy */
-#define MOST_SPOILED 10u
+#define MOST_SPOILED 2u  /* times that HITS doubles */
 #define JUMP 5u
 #define MOST_TAIL 4u    /* instructions */
 #define TAIL_AT 30u     /* of a slot */
