@@ -61,7 +61,7 @@ def _rewritten(lab: Lab, daemon: Daemon, guest: str, target: str) -> Iterator[Fi
     yield whole
     if whole.ratio is None:
         return
-    what, arch, mebibytes = GUESTS[guest]
+    _, arch, mebibytes = GUESTS[guest]
     hello = kernel("hello.elf")
     program = qemu(arch)
     image = GuestImage(hello, hello, "x")
