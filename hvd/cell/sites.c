@@ -17,7 +17,7 @@
 
 #define PAGE 4096u
 #define AREA_PAGES (HV_SITES_AREA_BYTES / PAGE)
-#define SLOT_PAGES 16u  /* of the file, first of all; page n of the area shows page n % SLOT_PAGES */
+#define SLOT_PAGES 64u  /* of the file, first of all; page n of the area shows page n % SLOT_PAGES */
 #define SLOT_BYTES (SLOT_PAGES * PAGE)
 #define UNIT 16u        /* slots begin at its multiples */
 #define COPIES 240u
@@ -44,6 +44,7 @@ static struct row {
 /* A jump in a copy, and its slot. */
 static struct patch {
     uint32_t start, site, slot; /* linear addresses */
+    uint32_t next;              /* of the same copy */
     uint8_t bytes;              /* of the slot */
     uint8_t places;
     struct { uint8_t guest, host; } place[MOST_TAIL + 1]; /* of the tail: from site + 2, and from the slot's start */
@@ -52,7 +53,7 @@ static struct patch {
 static struct copy {
     uint32_t page; /* linear; NONE = gone */
     uint64_t frame;
-    uint32_t first_patch, patch_count, next;
+    uint32_t first_patch, next;
 } copies[COPIES];
 
 static uint8_t *file;   /* slots, then copies */
@@ -102,11 +103,9 @@ static const struct patch *covering(uint32_t eip, uint64_t *frame)
     if (!copy_count)
         return NULL;
     const struct copy *copy = hv_shadow_shows_copy(eip / PAGE, frame) ? find(eip / PAGE, *frame) : NULL;
-    for (uint32_t i = 0; copy && i < copy->patch_count; i++) {
-        const struct patch *patch = &patches[copy->first_patch + i];
-        if (eip - patch->start < JUMP)
-            return patch;
-    }
+    for (uint32_t i = copy ? copy->first_patch : NONE; i != NONE; i = patches[i].next)
+        if (eip - patches[i].start < JUMP)
+            return &patches[i];
     return NULL;
 }
 
@@ -219,20 +218,23 @@ static unsigned relocate(uint8_t *at, uint32_t host, const struct hv_insn *insn,
 struct shape {
     uint32_t start, site; /* linear addresses */
     bool must_trap[4];
+    unsigned bytes; /* of its slot */
     unsigned tail_count;
     struct hv_insn tail[MOST_TAIL];
 };
 
+static uint32_t units_of(uint32_t bytes) { return (bytes + UNIT - 1) / UNIT; }
+
 static bool fits(const struct shape *shape, uint32_t slot)
 {
     uint32_t displacement = slot - (shape->start + JUMP);
-    if (slot % PAGE + MOST_SLOT > PAGE)
+    if (slot % PAGE + shape->bytes > PAGE)
         return false;
     for (unsigned i = 0; i < 4; i++)
         if (shape->must_trap[i] && !traps(displacement >> 8 * i & 0xff))
             return false;
     uint32_t first = (slot % SLOT_BYTES) / UNIT;
-    for (uint32_t i = 0; i < MOST_SLOT / UNIT; i++)
+    for (uint32_t i = 0; i < units_of(shape->bytes); i++)
         if (patch_of[first + i])
             return false;
     return true;
@@ -296,7 +298,7 @@ static bool is_vdso(const uint8_t *page, uint32_t offset)
 
 static bool take_shape(struct shape *shape, const uint8_t *page, uint32_t linear, uint32_t offset)
 {
-    *shape = (struct shape){.start = linear + offset, .site = linear + offset};
+    *shape = (struct shape){.start = linear + offset, .site = linear + offset, .bytes = TAIL_AT + JUMP};
     if (is_vdso(page, offset)) {
         shape->start -= 3;
         shape->must_trap[2] = true;
@@ -305,26 +307,32 @@ static bool take_shape(struct shape *shape, const uint8_t *page, uint32_t linear
     for (uint32_t at = 2; at < JUMP; at += shape->tail[shape->tail_count - 1].length) {
         uint8_t room[MOST_SLOT];
         struct hv_insn *insn = &shape->tail[shape->tail_count];
-        if (shape->tail_count == MOST_TAIL || hv_decode(insn, page + offset + at, PAGE - offset - at, true) != HV_DECODED || !relocate(room, 0, insn, 0))
+        if (shape->tail_count == MOST_TAIL || hv_decode(insn, page + offset + at, PAGE - offset - at, true) != HV_DECODED)
             return false;
+        unsigned bytes = relocate(room, 0, insn, 0);
+        if (!bytes)
+            return false;
+        shape->bytes += bytes;
         shape->must_trap[at - 1] = true;
         shape->tail_count++;
     }
     return true;
 }
 
-/* The jump into the copy, and its slot; false: not this one. */
-static bool patch_site(uint8_t *to, const uint8_t *page, uint32_t linear, uint32_t offset)
+/* The jump into the copy, and its slot; unless it cannot be done here. */
+static void patch_site(struct copy *copy, const uint8_t *page, uint32_t offset)
 {
     static struct shape shape;
+    uint8_t *to = file + (size_t)(SLOT_PAGES + (uint32_t)(copy - copies)) * PAGE;
+    uint32_t linear = copy->page * PAGE;
     if (patch_count == PATCHES || page[offset] != 0xcd || page[offset + 1] != 0x80 || !take_shape(&shape, page, linear, offset))
-        return false;
+        return;
     uint32_t first = shape.start - linear;
     if (memcmp(to + first, page + first, JUMP) != 0) /* another one is there */
-        return false;
+        return;
     uint32_t slot = place_slot(&shape);
     if (!slot)
-        return false;
+        return;
     uint8_t *at = file + slot % SLOT_BYTES;
     uint64_t state = (uint64_t)(uintptr_t)&cell;
     memcpy(at, "\xea\0\0\0\0\x33\0"              /* jmp 0x33:next */
@@ -336,7 +344,8 @@ static bool patch_site(uint8_t *to, const uint8_t *page, uint32_t linear, uint32
     memcpy(at + 15, &state, 8);
     word(at + 26, (uint32_t)offsetof(struct hv_cell, system_call));
     struct patch *patch = &patches[patch_count];
-    *patch = (struct patch){.start = shape.start, .site = shape.site, .slot = slot};
+    *patch = (struct patch){.start = shape.start, .site = shape.site, .slot = slot, .next = copy->first_patch};
+    copy->first_patch = patch_count;
     uint32_t host = TAIL_AT, guest = 2;
     for (unsigned i = 0; i < shape.tail_count; i++) {
         patch->place[patch->places].guest = (uint8_t)guest;
@@ -349,14 +358,13 @@ static bool patch_site(uint8_t *to, const uint8_t *page, uint32_t linear, uint32
     at[host] = 0xe9;
     word(at + host + 1, shape.site + guest - (slot + host + JUMP));
     patch->bytes = (uint8_t)(host + JUMP);
-    for (uint32_t i = 0; i < MOST_SLOT / UNIT; i++)
+    for (uint32_t i = 0; i < units_of(shape.bytes); i++)
         patch_of[(slot % SLOT_BYTES) / UNIT + i] = (uint16_t)(patch_count + 1);
     patch_count++;
     if (shape.start != shape.site)
         to[first - 1] = 0x90; /* of a NOP of four bytes the first */
     to[first] = 0xe9;
     word(to + first + 1, slot - (shape.start + JUMP));
-    return true;
 }
 
 /* ---- copies */
@@ -374,10 +382,10 @@ uint32_t hv_sites_copy(uint32_t page, uint64_t frame)
         copy = &copies[copy_count];
         uint8_t *to = file + (size_t)(SLOT_PAGES + copy_count) * PAGE;
         memcpy(to, original, PAGE);
-        *copy = (struct copy){page, frame, patch_count, 0, by_page[page % 256]};
+        *copy = (struct copy){page, frame, NONE, by_page[page % 256]};
         for (unsigned i = 0; i < row->count; i++)
             if (row->site[i].hits >= HITS << row->spoiled)
-                copy->patch_count += patch_site(to, original, page * PAGE, row->site[i].offset);
+                patch_site(copy, original, row->site[i].offset);
         by_page[page % 256] = copy_count++;
     }
     return (SLOT_PAGES + (uint32_t)(copy - copies)) * PAGE;
@@ -428,8 +436,9 @@ void hv_sites_hit(void)
     if (row->site[i].hits < wanted && ++row->site[i].hits == wanted) {
         row->hot = true;
         hv_shadow_protect_frame(frame * PAGE, HV_FRAME_SITES);
-        if (copy)
-            copy->page = NONE; /* one with more in it */
+        const uint8_t *original = hv_memory_at(frame * PAGE, false, NULL);
+        if (copy && original)
+            patch_site(copy, original, offset);
         hv_shadow_renew(eip, true);
     } else if (row->site[i].hits >= wanted && !copy) { /* they were dropped meanwhile */
         hv_shadow_renew(eip, true);
