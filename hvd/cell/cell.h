@@ -13,7 +13,8 @@
  *   flow.c       near jumps, calls and the stack             alu.c        arithmetic and its flags
  *   fpu.c        FXSAVE, FXRSTOR                             debug.c      breakpoints, watchpoints, steps
  *   plain.c      memcpy without SSE                          runs.c       pages that only the kernel may touch
- *   paravirt.h   hypercalls
+ *   paravirt.h   hypercalls                                  sites.h      INT 80 of programs without a signal
+ *   lookaside.h  a TLB for access.c                          slots.h      sets of pages
  *
  * Everything runs on the signal stack, with signals blocked, until signals.c returns to the guest. What finds that the guest has
  * faulted does not return: hv_raise() unwinds to signals.c, which delivers the exception. So an instruction's effects on registers come

@@ -4,6 +4,7 @@
  * the whole instruction. What is not known to be the same in 64-bit code is executed by the monitor; so is whatever could touch the host:
  * system calls, segment bases, far transfers.
  */
+#include "pieces.h"
 #include "rules.h"
 
 #define VIRTUAL_FLAGS (HV_IOPL | HV_NT | HV_AC | HV_ID)
@@ -40,210 +41,6 @@ static const uint8_t two_byte[256] = {
     [0xc0 ... 0xc6] = COPY, [0xc7] = GROUP_C7, ROW8(0xc8, COPY), [0xd0 ... 0xfe] = COPY,
 };
 
-/* ---- pieces */
-
-static void exit_to(struct hv_translation *t, uint32_t eip)
-{
-    t->exit[t->exits].displacement = t->e.at;
-    t->exit[t->exits++].eip = eip;
-    hv_word32(&t->e, 0);
-}
-
-void hv_jump_out(struct hv_translation *t, uint32_t eip)
-{
-    hv_byte(&t->e, 0xe9);
-    exit_to(t, eip);
-}
-
-void hv_call_out(struct hv_translation *t, uint32_t eip, enum hv_callout kind)
-{
-    hv_constant(&t->e, HV_R8, eip);
-    hv_constant(&t->e, HV_R9, kind);
-    hv_jump(&t->e, hv_stubs.callout);
-}
-
-void hv_check_interrupts(struct hv_translation *t, uint32_t eip)
-{
-    struct hv_emitter *e = &t->e;
-    HV_CODE(e, "\x49\x89\xcb"); /* mov r11, rcx */
-    hv_load32(e, HV_ECX, HV_FIELD(pending));
-    HV_CODE(e, "\xe3\x00"); /* jrcxz none */
-    uint8_t *jump = e->at;
-    HV_CODE(e, "\x4c\x89\xd9"); /* mov rcx, r11 */
-    hv_call_out(t, eip, HV_CALLOUT_INTERRUPT);
-    jump[-1] = (uint8_t)(e->at - jump);
-    HV_CODE(e, "\x4c\x89\xd9");
-}
-
-/* CR0.TS and EM and CR4.OSFXSR can make x87 and SSE instructions fault. They change only between blocks: once in each is enough. */
-static void check_fpu(struct hv_translation *t)
-{
-    enum hv_fpu kind = hv_fpu_kind(&t->insn);
-    struct hv_emitter *e = &t->e;
-    if (kind == HV_FPU_NONE || t->fpu_checked[kind])
-        return;
-    t->fpu_checked[kind] = true;
-    HV_CODE(e, "\x49\x89\xcb"); /* mov r11, rcx */
-    hv_load32(e, HV_ECX, HV_FIELD(fpu_traps) + 4 * (unsigned)kind);
-    HV_CODE(e, "\xe3\x00"); /* jrcxz none */
-    uint8_t *jump = e->at;
-    HV_CODE(e, "\x4c\x89\xd9"); /* mov rcx, r11 */
-    hv_call_out(t, t->eip, HV_CALLOUT_EMULATE);
-    jump[-1] = (uint8_t)(e->at - jump);
-    HV_CODE(e, "\x4c\x89\xd9");
-}
-
-static bool is_memory(const struct hv_insn *insn) { return insn->has_modrm && insn->mod != 3; }
-
-/* FS and GS have bases of their own, and may be more than the window can check. */
-static bool far_segment(const struct hv_insn *insn) { return insn->segment == HV_FS || insn->segment == HV_GS; }
-
-/* ModRM, SIB and displacement of the memory operand without its segment. */
-static void operand(struct hv_translation *t, unsigned reg)
-{
-    struct hv_emitter *e = &t->e;
-    const struct hv_insn *insn = &t->insn;
-    reg = (reg & 7) << 3;
-    if (insn->mod == 3) {
-        hv_byte(e, 0xc0 | reg | insn->rm);
-    } else if (!insn->has_sib && insn->mod == 0 && insn->rm == 5) { /* relative to RIP without a SIB byte */
-        hv_byte(e, reg | 4);
-        hv_byte(e, 0x25);
-        hv_word32(e, (uint32_t)insn->displacement);
-    } else {
-        hv_byte(e, insn->mod << 6 | reg | insn->rm);
-        if (insn->has_sib)
-            hv_byte(e, insn->scale << 6 | insn->index << 3 | insn->base);
-        if (insn->displacement_size == 1)
-            hv_byte(e, (uint8_t)insn->displacement);
-        else if (insn->displacement_size == 4)
-            hv_word32(e, (uint32_t)insn->displacement);
-    }
-}
-
-/* r8d = effective address, r9 = the window of the segment, both together linear; for FS and GS. */
-static void far_operand(struct hv_translation *t)
-{
-    struct hv_emitter *e = &t->e;
-    HV_CODE(e, "\x67\x44\x8d"); /* lea r8d, [operand] */
-    operand(t, HV_R8);
-    hv_load32(e, HV_R9, HV_FIELD(segment_base) + 4 * (unsigned)t->insn.segment);
-    HV_CODE(e, "\x47\x8d\x04\x08"); /* lea r8d, [r8 + r9] */
-    hv_load64(e, HV_R9, HV_FIELD(segment_window) + 8 * (unsigned)t->insn.segment);
-}
-
-static void legacy_prefixes(struct hv_translation *t)
-{
-    if (t->insn.operand_prefix)
-        hv_byte(&t->e, 0x66);
-    if (t->insn.repeat)
-        hv_byte(&t->e, t->insn.repeat);
-    if (t->insn.lock)
-        hv_byte(&t->e, 0xf0);
-}
-
-static void opcode(struct hv_translation *t, unsigned value)
-{
-    if (t->insn.map != HV_MAP_ONE)
-        hv_byte(&t->e, 0x0f);
-    if (t->insn.map == HV_MAP_0F38)
-        hv_byte(&t->e, 0x38);
-    if (t->insn.map == HV_MAP_0F3A)
-        hv_byte(&t->e, 0x3a);
-    hv_byte(&t->e, value);
-}
-
-static void immediates(struct hv_translation *t)
-{
-    const struct hv_insn *insn = &t->insn;
-    for (unsigned i = 0; i < insn->immediate_size; i++)
-        hv_byte(&t->e, insn->immediate >> 8 * i & 0xff);
-}
-
-/* Does the ModRM reg field name AH, CH, DH or BH, which a REX prefix would turn into something else? */
-static bool high_byte_register(const struct hv_insn *insn)
-{
-    if (insn->reg < 4)
-        return false;
-    if (insn->map == HV_MAP_ONE)
-        return (insn->opcode < 0x40 && !(insn->opcode & 1)) || insn->opcode == 0x84 || insn->opcode == 0x86 || insn->opcode == 0x88 || insn->opcode == 0x8a;
-    return insn->map == HV_MAP_0F && (insn->opcode == 0xb0 || insn->opcode == 0xc0);
-}
-
-/* MASKMOVQ and MASKMOVDQU write to EDI. */
-static bool is_masked_move(const struct hv_insn *insn) { return insn->map == HV_MAP_0F && insn->opcode == 0xf7 && insn->mod == 3; }
-
-/* The same instruction, its memory operand in the window. */
-static bool copy(struct hv_translation *t, unsigned value)
-{
-    struct hv_emitter *e = &t->e;
-    const struct hv_insn *insn = &t->insn;
-    bool is_lea = insn->map == HV_MAP_ONE && value == 0x8d;
-    if (is_lea && insn->mod == 3)
-        return false;
-    if (is_memory(insn) && !is_lea && far_segment(insn)) {
-        if (high_byte_register(insn))
-            return false;
-        far_operand(t);
-        legacy_prefixes(t);
-        hv_byte(e, 0x43);
-        opcode(t, value);
-        hv_byte(e, insn->reg << 3 | 4);
-        hv_byte(e, 0x01); /* [r9 + r8] */
-        immediates(t);
-        return true;
-    }
-    if (is_memory(insn) || is_masked_move(insn))
-        HV_CODE(e, "\x65\x67");
-    legacy_prefixes(t);
-    opcode(t, value);
-    if (insn->has_modrm)
-        operand(t, insn->reg);
-    immediates(t);
-    return true;
-}
-
-/* mov r8d, operand (0x8b), or the reverse (0x89) */
-static void move_r8(struct hv_translation *t, unsigned value)
-{
-    struct hv_emitter *e = &t->e;
-    const struct hv_insn *insn = &t->insn;
-    if (is_memory(insn) && far_segment(insn)) {
-        far_operand(t);
-        HV_CODE(e, "\x47");
-        hv_byte(e, value);
-        HV_CODE(e, "\x04\x01");
-        return;
-    }
-    if (is_memory(insn))
-        HV_CODE(e, "\x65\x67");
-    hv_byte(e, 0x44);
-    hv_byte(e, value);
-    operand(t, HV_R8);
-}
-
-static void push_r8(struct hv_translation *t)
-{
-    HV_CODE(&t->e, "\x65\x67\x44\x89\x44\x24\xfc"); /* mov gs:[esp - 4], r8d */
-    hv_move_esp(&t->e, -4);
-}
-
-/* mov r8d, gs:[esp] */
-static void top_of_stack(struct hv_translation *t) { HV_CODE(&t->e, "\x65\x67\x44\x8b\x04\x24"); }
-
-static void push_constant(struct hv_translation *t, uint32_t value)
-{
-    HV_CODE(&t->e, "\x65\x67\xc7\x44\x24\xfc");
-    hv_word32(&t->e, value);
-    hv_move_esp(&t->e, -4);
-}
-
-static void jump_indirect(struct hv_translation *t)
-{
-    hv_jump(&t->e, hv_stubs.lookup);
-    t->ends = true;
-}
-
 /* ---- rules; false = let the monitor do it */
 
 static bool push_flags(struct hv_translation *t)
@@ -257,14 +54,14 @@ static bool push_flags(struct hv_translation *t)
     hv_word32(e, (uint32_t)-(int32_t)HV_IF);
     hv_load32(e, HV_R10, HV_FIELD(virtual_flags));
     HV_CODE(e, "\x47\x8d\x04\x10"); /* lea r8d, [r8 + r10] */
-    push_r8(t);
+    hv_emit_push_r8(t);
     return true;
 }
 
 static bool pop_flags(struct hv_translation *t)
 {
     struct hv_emitter *e = &t->e;
-    top_of_stack(t);
+    hv_emit_top_of_stack(t);
     /* From here on nothing faults, and the flags are free. */
     HV_CODE(e, "\x41\xf7\xc0"); /* test r8d, TF | ...: the monitor's */
     hv_word32(e, HV_TF);
@@ -295,7 +92,7 @@ static bool string(struct hv_translation *t)
 {
     struct hv_emitter *e = &t->e;
     unsigned op = t->insn.opcode;
-    if (far_segment(&t->insn))
+    if (hv_is_far(&t->insn))
         return false;
     bool source = op < 0xa8 || op == 0xac || op == 0xad, destination = op < 0xa8 || op == 0xaa || op == 0xab || op >= 0xae;
     /* ES takes no override, so both get the window's base in the registers. The guest's values are the lower halves at any time. */
@@ -304,7 +101,7 @@ static bool string(struct hv_translation *t)
     if (destination)
         HV_CODE(e, "\x4a\x8d\x3c\x2f");
     hv_block_place(t->block, e, (t->eip - t->block->eip) | (t->shadow ? HV_PLACE_SHADOW : 0));
-    copy(t, op);
+    hv_emit_copy(t, op);
     hv_block_place(t->block, e, (t->next - t->block->eip) | HV_PLACE_SHADOW);
     if (source)
         HV_CODE(e, "\x89\xf6"); /* mov esi, esi */
@@ -319,19 +116,19 @@ static bool absolute(struct hv_translation *t)
     struct hv_emitter *e = &t->e;
     const struct hv_insn *insn = &t->insn;
     unsigned move = moves[insn->opcode & 3];
-    if (far_segment(insn)) {
+    if (hv_is_far(insn)) {
         hv_constant(e, HV_R8, (uint32_t)insn->displacement);
         hv_load32(e, HV_R9, HV_FIELD(segment_base) + 4 * (unsigned)insn->segment);
         HV_CODE(e, "\x47\x8d\x04\x08");
         hv_load64(e, HV_R9, HV_FIELD(segment_window) + 8 * (unsigned)insn->segment);
-        legacy_prefixes(t);
+        hv_emit_prefixes(t);
         hv_byte(e, 0x43);
         hv_byte(e, move);
         HV_CODE(e, "\x04\x01");
         return true;
     }
     HV_CODE(e, "\x65\x67");
-    legacy_prefixes(t);
+    hv_emit_prefixes(t);
     hv_byte(e, move);
     HV_CODE(e, "\x04\x25");
     hv_word32(e, (uint32_t)insn->displacement);
@@ -371,17 +168,17 @@ static bool pop_all(struct hv_translation *t)
 
 static bool pop_memory(struct hv_translation *t)
 {
-    if (t->insn.reg || (is_memory(&t->insn) && far_segment(&t->insn)))
+    if (t->insn.reg || (hv_is_memory(&t->insn) && hv_is_far(&t->insn)))
         return false;
-    top_of_stack(t);
-    if (!is_memory(&t->insn)) {
+    hv_emit_top_of_stack(t);
+    if (!hv_is_memory(&t->insn)) {
         hv_move_esp(&t->e, 4);
-        move_r8(t, 0x89);
+        hv_emit_move_r8(t, 0x89);
         return true;
     }
     hv_move_esp(&t->e, 4); /* the address is computed with the new ESP */
     hv_block_place(t->block, &t->e, (t->eip - t->block->eip) | HV_PLACE_SHADOW | HV_PLACE_POPPED);
-    move_r8(t, 0x89);
+    hv_emit_move_r8(t, 0x89);
     return true;
 }
 
@@ -390,19 +187,19 @@ static bool group_ff(struct hv_translation *t)
     switch (t->insn.reg) {
     case 0:
     case 1:
-        return copy(t, 0xff);
+        return hv_emit_copy(t, 0xff);
     case 2:
-        move_r8(t, 0x8b);
-        push_constant(t, t->next);
-        jump_indirect(t);
+        hv_emit_move_r8(t, 0x8b);
+        hv_emit_push_constant(t, t->next);
+        hv_emit_indirect_jump(t);
         return true;
     case 4:
-        move_r8(t, 0x8b);
-        jump_indirect(t);
+        hv_emit_move_r8(t, 0x8b);
+        hv_emit_indirect_jump(t);
         return true;
     case 6:
-        move_r8(t, 0x8b);
-        push_r8(t);
+        hv_emit_move_r8(t, 0x8b);
+        hv_emit_push_r8(t);
         return true;
     default:
         return false;
@@ -440,15 +237,15 @@ static bool from_segment(struct hv_translation *t)
 {
     struct hv_emitter *e = &t->e;
     const struct hv_insn *insn = &t->insn;
-    if (insn->reg > HV_GS || (is_memory(insn) && far_segment(insn)))
+    if (insn->reg > HV_GS || (hv_is_memory(insn) && hv_is_far(insn)))
         return false;
     hv_load16(e, HV_R8, HV_FIELD(cpu.segment[0].selector) + insn->reg * (uint32_t)sizeof(struct hv_segment));
-    if (is_memory(insn))
+    if (hv_is_memory(insn))
         HV_CODE(e, "\x65\x67\x66");
     else if (insn->operand_prefix)
         hv_byte(e, 0x66);
     HV_CODE(e, "\x44\x89");
-    operand(t, HV_R8);
+    hv_emit_operand(t, HV_R8);
     return true;
 }
 
@@ -457,7 +254,7 @@ static bool push_segment(struct hv_translation *t)
     const struct hv_insn *insn = &t->insn;
     unsigned segment = insn->map == HV_MAP_ONE ? insn->opcode >> 3 & 3 : insn->opcode == 0xa0 ? HV_FS : HV_GS;
     hv_load16(&t->e, HV_R8, HV_FIELD(cpu.segment[0].selector) + segment * (uint32_t)sizeof(struct hv_segment));
-    push_r8(t);
+    hv_emit_push_r8(t);
     return true;
 }
 
@@ -475,12 +272,12 @@ static bool to_segment(struct hv_translation *t)
 {
     struct hv_emitter *e = &t->e;
     const struct hv_insn *insn = &t->insn;
-    if (insn->reg > HV_GS || insn->reg == HV_CS || insn->reg == HV_SS || insn->lock || (is_memory(insn) && far_segment(insn)))
+    if (insn->reg > HV_GS || insn->reg == HV_CS || insn->reg == HV_SS || insn->lock || (hv_is_memory(insn) && hv_is_far(insn)))
         return false;
-    if (is_memory(insn))
+    if (hv_is_memory(insn))
         HV_CODE(e, "\x65\x67");
     HV_CODE(e, "\x44\x0f\xb7"); /* movzx r8d, operand */
-    operand(t, HV_R8);
+    hv_emit_operand(t, HV_R8);
     load_segment(t, insn->reg);
     return true;
 }
@@ -491,7 +288,7 @@ static bool pop_segment(struct hv_translation *t)
     unsigned segment = insn->map == HV_MAP_ONE ? insn->opcode >> 3 & 3 : insn->opcode == 0xa1 ? HV_FS : HV_GS;
     if (insn->lock)
         return false;
-    top_of_stack(t);
+    hv_emit_top_of_stack(t);
     HV_CODE(&t->e, "\x45\x0f\xb7\xc0"); /* movzx r8d, r8w */
     load_segment(t, segment);
     hv_move_esp(&t->e, 4);
@@ -523,9 +320,9 @@ static bool loop(struct hv_translation *t)
 
 static bool return_near(struct hv_translation *t)
 {
-    top_of_stack(t);
+    hv_emit_top_of_stack(t);
     hv_move_esp(&t->e, 4 + (t->insn.opcode == 0xc2 ? (int32_t)t->insn.immediate : 0));
-    jump_indirect(t);
+    hv_emit_indirect_jump(t);
     return true;
 }
 
@@ -548,7 +345,7 @@ static bool may_copy(const struct hv_insn *insn)
     /* MOVDIR64B and ENQCMD write to where a register says, which takes no prefix. */
     if (insn->map == HV_MAP_0F38 && insn->opcode == 0xf8)
         return false;
-    if (is_masked_move(insn) && far_segment(insn))
+    if (hv_is_masked_move(insn) && hv_is_far(insn))
         return false;
     /* F3 0F B8 is POPCNT, but 0F B8 is nothing; the others keep their meaning with any prefix. */
     if (insn->map == HV_MAP_0F && insn->opcode == 0xb8 && insn->repeat != HV_REPEAT_E)
@@ -586,21 +383,21 @@ bool hv_translate_instruction(struct hv_translation *t)
     enum rule rule = insn->map == HV_MAP_ONE ? one_byte[op] : insn->map == HV_MAP_0F ? two_byte[op] : insn->map == HV_MAP_VEX ? MONITOR : COPY;
     if (rule == MONITOR || insn->map == HV_MAP_3DNOW || narrow(insn, rule))
         return false;
-    bool uses_address = is_memory(insn) || rule == ABSOLUTE || rule == STRING || rule == LOOP;
+    bool uses_address = hv_is_memory(insn) || rule == ABSOLUTE || rule == STRING || rule == LOOP;
     bool is_nop = insn->map == HV_MAP_0F && op >= 0x18 && op <= 0x1f;
     if (uses_address && insn->segment == HV_CS && rule != LOOP && !is_nop) /* which cannot be written to, and may not be readable */
         return false;
     if (insn->address_size == 2 && uses_address)
         return false;
-    check_fpu(t);
+    hv_emit_fpu_check(t);
     switch (rule) {
     case COPY:
-        return may_copy(insn) && copy(t, op);
+        return may_copy(insn) && hv_emit_copy(t, op);
     case COPY_TO_END:
         t->ends = true;
-        return copy(t, op);
+        return hv_emit_copy(t, op);
     case NO_REX:
-        legacy_prefixes(t);
+        hv_emit_prefixes(t);
         hv_byte(e, 0xff);
         hv_byte(e, (op < 0x48 ? 0xc0 : 0xc8) | (op & 7));
         return true;
@@ -622,22 +419,22 @@ bool hv_translate_instruction(struct hv_translation *t)
     case POP_ALL:
         return pop_all(t);
     case PUSH_IMMEDIATE:
-        push_constant(t, op == 0x6a ? (uint32_t)(int8_t)insn->immediate : insn->immediate);
+        hv_emit_push_constant(t, op == 0x6a ? (uint32_t)(int8_t)insn->immediate : insn->immediate);
         return true;
     case PUSH_SEGMENT:
         return push_segment(t);
     case JCC:
         hv_byte(e, 0x0f);
         hv_byte(e, op + 0x10);
-        exit_to(t, branch_target(t));
+        hv_emit_exit(t, branch_target(t));
         return true;
     case JCC_NEAR:
         hv_byte(e, 0x0f);
         hv_byte(e, op);
-        exit_to(t, branch_target(t));
+        hv_emit_exit(t, branch_target(t));
         return true;
     case ALIAS_80:
-        return copy(t, 0x80);
+        return hv_emit_copy(t, 0x80);
     case FROM_SEGMENT:
         return from_segment(t);
     case POP_MEMORY:
@@ -667,7 +464,7 @@ bool hv_translate_instruction(struct hv_translation *t)
     case LOOP:
         return loop(t);
     case CALL:
-        push_constant(t, t->next);
+        hv_emit_push_constant(t, t->next);
         hv_jump_out(t, branch_target(t));
         t->ends = true;
         return true;
@@ -689,9 +486,9 @@ bool hv_translate_instruction(struct hv_translation *t)
         return from_control(t);
     case GROUP_AE: /* LDMXCSR, STMXCSR, CLFLUSH and the fences; FXSAVE and FXRSTOR are the monitor's, XSAVE is not offered, F3 is WRGSBASE */
         return !insn->repeat && !insn->operand_prefix &&
-               (is_memory(insn) ? insn->reg == 2 || insn->reg == 3 || insn->reg == 7 : insn->reg >= 5) && copy(t, op);
+               (hv_is_memory(insn) ? insn->reg == 2 || insn->reg == 3 || insn->reg == 7 : insn->reg >= 5) && hv_emit_copy(t, op);
     case GROUP_C7:
-        return (is_memory(insn) ? insn->reg == 1 : insn->reg == 6 && !insn->repeat) && copy(t, op);
+        return (hv_is_memory(insn) ? insn->reg == 1 : insn->reg == 6 && !insn->repeat) && hv_emit_copy(t, op);
     default:
         return false;
     }

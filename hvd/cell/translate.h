@@ -1,7 +1,7 @@
 /* The translator: guest kernel code to 64-bit code that does the same in the kernel window (docs/rewriting.md).
  *
  *   translate.c  a block                                 rules.c    its instructions, one by one
- *   emit.h       machine code into the cache
+ *   emit.h       machine code into the cache              pieces.c   what rules are made of
  *   blocks.c     which blocks there are, chains, and what becomes of them when their code or its mapping changes
  *   stubs.c      the few pieces of code between blocks, the monitor and the guest's programs
  *   callout.c    from translated code into the monitor and back
