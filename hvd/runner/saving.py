@@ -19,6 +19,9 @@ Done = Callable[[control_pb2.SnapshotSaved | None, HvdError | None], None]
 
 def save_snapshot(machine: Machine, path: Path, about: bytes, done: Done) -> None:
     """done(result, None) or done(None, error), in another thread. On an error no file is left."""
+    if not path.name:
+        done(None, HvdError("SNAPSHOT_FAILED", problem=f"'{path}' is no name of a file"))
+        return
     paused_ns = 0
 
     def write() -> Writer:
