@@ -3,14 +3,14 @@ censuses that differ show a leak."""
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
 from hvd.backends.container.cgroup.hierarchy import hierarchy
-
-CELL = "hvd-cell"
+from hvd.cell.area import PROGRAM
 
 
 def processes_below(directory: Path) -> set[int]:
@@ -33,7 +33,7 @@ def orphan_cells() -> set[int]:
     for entry in Path("/proc").glob("[0-9]*"):
         try:
             fields = (entry / "stat").read_bytes().rpartition(b")")[2].split()
-            if os.path.basename(os.readlink(entry / "exe")) == CELL and fields[0] != b"Z" and int(fields[1]) == 1:
+            if os.readlink(entry / "exe").startswith(str(PROGRAM)) and fields[0] != b"Z" and int(fields[1]) == 1:
                 found.add(int(entry.name))
         except OSError:
             continue
@@ -48,7 +48,9 @@ def descriptors(pid: int) -> Counter[str]:
             target = os.readlink(entry)
         except OSError:
             continue
-        kinds["/memfd:" if target.startswith("/memfd:") else "file" if target.startswith("/") else target.split(":[")[0]] += 1
+        kinds[
+            "/memfd:" if target.startswith("/memfd:") else "file" if target.startswith("/") else target.split(":[")[0]
+        ] += 1
     return kinds
 
 
@@ -65,17 +67,13 @@ def groups_of(uids: Iterable[str]) -> list[Path]:
     return [path for uid in uids for path in groups.directories(uid) if path.exists()]
 
 
-def network_namespaces() -> set[str]:
-    where = Path("/run/netns")
-    return set(os.listdir(where)) if where.is_dir() else set()
-
-
-def trace_instances() -> set[str]:
-    where = Path("/sys/kernel/tracing/instances")
-    try:
-        return set(os.listdir(where))
-    except OSError:
-        return set()
+def named_after(uids: Iterable[str]) -> list[str]:
+    """Network namespaces and trace instances with a guest's uid in their names. (Others of the host are other daemons'.)"""
+    found = []
+    for where in ("/run/netns", "/sys/kernel/tracing/instances"):
+        with contextlib.suppress(OSError):
+            found += [f"{where}/{name}" for name in os.listdir(where) if any(uid in name for uid in uids)]
+    return found
 
 
 def files_below(*directories: Path) -> set[str]:

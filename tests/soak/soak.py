@@ -98,7 +98,6 @@ class Soak:
         self.life = 0  # of the daemon: how often it was started anew
         self.workers = [Worker(self, random.Random(f"{seed}/{number}")) for number in range(workers)]
         self.orphans = leaks.orphan_cells()
-        self.namespaces, self.instances = leaks.network_namespaces(), leaks.trace_instances()
 
     def run(self, seconds: float, kills: int | None = None, pause: tuple[float, float] = (0.1, 3.0)) -> Report:
         """For so long, or until the daemon was killed so often. Raises what a worker found first."""
@@ -148,8 +147,7 @@ class Soak:
             files = leaks.files_below(daemon.state_dir, daemon.runtime_dir) - self.files
             files = {file for file in files if not file.endswith(FRAMEWORK)}
             return [*mine, *sorted(files), *leaks.mounts_below(daemon.directory), *leaks.groups_of(self.uids),
-                    *(leaks.orphan_cells() - self.orphans), *(leaks.network_namespaces() - self.namespaces),
-                    *(leaks.trace_instances() - self.instances)]  # fmt: skip
+                    *(leaks.orphan_cells() - self.orphans), *leaks.named_after(self.uids)]  # fmt: skip
 
         wait_for(lambda: not left(), lambda: f"nothing is left: {left()}", 30.0)
         assert leaks.descriptors(daemon.pid)["/memfd:"] == 0, leaks.descriptors(daemon.pid)
