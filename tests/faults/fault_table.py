@@ -6,6 +6,7 @@ at any time. Nothing of the product is another one for it.
 
 from __future__ import annotations
 
+import atexit
 import errno
 import functools
 import mmap
@@ -37,7 +38,9 @@ def library() -> Path:
     if compiler is None:
         pytest.skip("faults are injected by a library that needs gcc")
     source = Path(__file__).with_name("interpose.c")
-    made = Path(tempfile.mkdtemp(prefix="hvd-faults-")) / "faults.so"
+    directory = tempfile.mkdtemp(prefix="hvd-faults-")
+    atexit.register(shutil.rmtree, directory, ignore_errors=True)
+    made = Path(directory) / "faults.so"
     options = ["-std=gnu11", "-O2", "-Wall", "-Wextra", "-Werror", "-fPIC", "-shared"]
     subprocess.run([compiler, *options, "-o", str(made), str(source), "-ldl"], check=True)
     return made
