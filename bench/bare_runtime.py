@@ -18,9 +18,9 @@ from pathlib import Path
 from typing import Final
 
 from hvd.backends.container import bundle, rootfs
-from hvd.backends.container.cgroup.hierarchy import PARENT
 from hvd.backends.container.runtime import Runtime
 from hvd.backends.container_spec import ContainerSpec, LimitsSpec, SecuritySpec
+from hvd.cgroup.hierarchy import PARENT
 
 COMMAND: Final = ("/bin/true",)
 _PR_SET_CHILD_SUBREAPER: Final = 36

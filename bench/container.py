@@ -20,8 +20,8 @@ from bench.bare_runtime import COMMAND
 from bench.figure import Figure, compared, in_turns
 from bench.lab import Daemon, Lab, Unavailable
 from bench.roots import busybox_image
-from hvd.backends.container.cgroup.hierarchy import hierarchy
 from hvd.backends.container.runtime import RUNTIMES
+from hvd.cgroup.hierarchy import hierarchy
 from tests.network_namespace import Namespace, NamespaceUnavailable
 
 RUNS: Final = 40

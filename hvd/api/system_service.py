@@ -18,7 +18,7 @@ from hvd.errors import HvdError
 from hvd.guests.model import host_memory_bytes
 from hvd.guests.placement import Probe
 from hvd.guests.supervisor import Supervisor
-from hvd.jail import user
+from hvd.jail import group, user
 from hvd.network.cards import check_user_mode
 from hvd.network.networks import check_host
 
@@ -113,6 +113,7 @@ class SystemService(system_pb2_grpc.SystemServiceServicer):
             )
         findings += [_network_finding(subject, check) for subject, check in NETWORKS.items()]
         findings.append(_jail_finding(self._settings.jail))
+        findings.append(_group_finding(self._settings))
         if os.geteuid() != 0:
             findings.append(
                 Finding(
@@ -145,6 +146,21 @@ def _jail_finding(setting: str) -> system_pb2.Finding:
         message = "each machine has a user, a root and a network of its own, and a filter of system calls"
         return Finding(level=Finding.OK, subject="jail", message=message)
     return Finding(level=Finding.NOTE, subject="jail", message=message, remedy=remedy)
+
+
+def _group_finding(settings: config.Config) -> system_pb2.Finding:
+    problem = "the setting jail is off" if settings.jail == "off" else group.problem()
+    if problem:
+        return Finding(
+            level=Finding.NOTE,
+            subject="control groups",
+            message=f"nothing but the host limits the memory of machines' own processes: {problem}",
+            remedy="run hvd as root, with jail=auto, where control groups are mounted and can be written",
+        )
+    message = "each machine's processes have a limit of memory, and of their number"
+    if not group.limits(0, 0, settings.state_dir).memory_bytes:
+        message = f"each machine's processes have a limit of their number, none of memory: {settings.state_dir} lies in the host's memory"
+    return Finding(level=Finding.OK, subject="control groups", message=message)
 
 
 def _network_finding(subject: str, check: Callable[[], None]) -> system_pb2.Finding:

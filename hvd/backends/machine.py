@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 
 from hvd.backends.contract import Backend, Capability, Instance, LaunchSpec
@@ -9,6 +10,7 @@ from hvd.board.loaders import identify
 from hvd.board.loaders.kernel import Kernel
 from hvd.board.memory import LOW_RAM_END, check_size
 from hvd.errors import HvdError
+from hvd.runner import ending
 from hvd.runner.client import RunnerInstance
 
 
@@ -55,3 +57,6 @@ class MachineBackend(Backend):
 
     async def adopt(self, directory: Path) -> Instance:
         return await RunnerInstance.adopt(directory, self.name, self.capabilities)
+
+    async def settle(self, directory: Path) -> None:
+        await asyncio.to_thread(ending.settle, directory)

@@ -33,6 +33,7 @@ from hvd.guests.model import Guest
 from hvd.guests.pages import decode_token, encode_token
 from hvd.guests.placement import Backends
 from hvd.guests.store import Store
+from hvd.jail import group
 from hvd.network.cards import Cards
 from hvd.trace.session import TraceSwitch
 
@@ -193,8 +194,8 @@ class Supervisor:
                 config.log_max_bytes,
                 paused,
             )
-        directory = self.disks_directory(guest.uid)
-        return replace(spec, log_files=config.log_files, state_directory=directory, jailed=config.jail != "off")
+        directory, jailed = self.disks_directory(guest.uid), config.jail != "off"
+        return replace(spec, log_files=config.log_files, state_directory=directory, jailed=jailed, grouped=jailed)
 
     @contextlib.asynccontextmanager
     async def plugged(self, guest: guest_pb2.Guest, spec: LaunchSpec) -> AsyncIterator[LaunchSpec]:
@@ -225,6 +226,7 @@ class Supervisor:
         """What there is of a guest that has been forgotten. Should this be cut short, the next daemon does it."""
         directories = (self.directory(uid), self.disks_directory(uid))
         await asyncio.gather(*(asyncio.to_thread(records.remove_directory, each) for each in directories))
+        await asyncio.to_thread(group.put_away, uid)  # of a run that no daemon saw end
         with contextlib.suppress(HvdError):  # then the next daemon looks again, and finds nothing
             await self._store.finished([uid])
 

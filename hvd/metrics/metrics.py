@@ -26,7 +26,7 @@ GuestSource = Callable[[], Iterable[tuple[guest_pb2.Guest, Path]]]
 _OPERATION_BUCKETS = (0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 60)
 
 # Ends of which no exit record tells: the guest's process was killed, or whatever there was of it is gone.
-_UNRECORDED = frozenset({"RUNNER_CRASHED", "MONITOR_GONE"})
+_UNRECORDED = frozenset({"RUNNER_CRASHED", "RUNNER_OUT_OF_MEMORY", "MONITOR_GONE"})
 
 
 def _is_lost(guest: guest_pb2.Guest) -> bool:

@@ -25,9 +25,9 @@ from hvd.backends.contract import (
 )
 from hvd.board.spec import MachineSpec
 from hvd.errors import HvdError
-from hvd.jail import user
+from hvd.jail import group, user
 from hvd.jail.enter import Jail
-from hvd.runner import launch
+from hvd.runner import ending, launch
 from hvd.runner.channel import Channel
 from hvd.runner.console_client import RunnerConsole
 from hvd.runner.debug_client import RunnerDebugger
@@ -64,6 +64,7 @@ class RunnerInstance(Instance):
         self._wait_status: int | None = None
         self._exited = asyncio.Event()
         self._reaping: asyncio.Task[None] | None = None
+        self._joining: asyncio.Task[None] | None = None
         self._closed = False
         self._calls = Channel(directory)
         self._waits = Channel(directory)
@@ -115,7 +116,7 @@ class RunnerInstance(Instance):
                 write_json(str(directory / MACHINE), machine.document() | _jail(spec, directory))
                 # In a thread: a template that hangs is waited for some seconds, and nobody else shall wait with it.
                 starting = asyncio.create_task(
-                    asyncio.to_thread(start_runner, backend, directory, executable, write, spec.card_descriptors)
+                    asyncio.to_thread(_start, spec, backend, directory, executable, write)
                 )
                 process = await asyncio.shield(starting)
             except OSError as error:
@@ -127,6 +128,7 @@ class RunnerInstance(Instance):
             finally:
                 os.close(write)
             instance = cls(directory, process, backend, capabilities)
+            instance._join()
             await instance._started(read, START_SECONDS + _restoring_seconds(spec.snapshot))
         finally:
             os.close(read)
@@ -158,14 +160,23 @@ class RunnerInstance(Instance):
         if (directory / EXIT).exists():
             raise HvdError("RUNNER_GONE", problem="the guest has ended")
         pid, pidfd = launch.find(directory)
-        return cls(directory, RunnerProcess(pid, pidfd, lambda: None), backend, capabilities)
+        instance = cls(directory, RunnerProcess(pid, pidfd, lambda: None), backend, capabilities)
+        instance._join()  # the daemon that started it may have died before it did
+        return instance
+
+    def _join(self) -> None:
+        """Its processes into their control group, while the guest starts or goes on."""
+        self._joining = asyncio.create_task(asyncio.to_thread(group.join, self.directory.name, self.pid))
 
     def _on_exit(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
         self._reaping = asyncio.create_task(self._take_status())
 
     async def _take_status(self) -> None:
+        if self._joining is not None:
+            await self._joining
         self._wait_status = await asyncio.to_thread(self._reap)
+        await asyncio.to_thread(ending.put_away, self.directory)
         self._exited.set()
 
     # ---- state
@@ -383,6 +394,17 @@ class RunnerInstance(Instance):
                 return await self._calls.call(name, request)
         except TimeoutError:
             raise HvdError("RUNNER_TIMEOUT", call=name, seconds=CALL_SECONDS) from None
+
+
+def _start(spec: LaunchSpec, backend: str, directory: Path, executable: str, ready: int) -> RunnerProcess:
+    """Raises OSError."""
+    if spec.grouped:
+        group.make(directory.name, group.limits(spec.memory_bytes, spec.log_max_bytes, spec.state_directory))
+    try:
+        return start_runner(backend, directory, executable, ready, spec.card_descriptors)
+    except OSError:
+        group.remove_empty(directory.name)
+        raise
 
 
 def _jail(spec: LaunchSpec, directory: Path) -> dict[str, Any]:

@@ -95,6 +95,7 @@ ENDS: dict[str, str] = {
     "OUT_OF_MEMORY": "STOPPED",  # a container that ended after its memory limit was reached
     "MONITOR_GONE": "FAILED",  # of a container
     "LOAD_FAILED": "FAILED",  # the image could not be loaded: reason of hvd/errors.py in the metadata
+    "RUNNER_OUT_OF_MEMORY": "FAILED",  # it, or its cell, was killed at the memory limit of its control group
     "RUNNER_CRASHED": "FAILED",  # its process died without an exit record
     "START_INTERRUPTED": "FAILED",  # the daemon died while it was being started; there is no process
 }

@@ -12,9 +12,9 @@ from typing import Any
 import pytest
 from harness import Running
 
-from hvd.backends.container.cgroup.hierarchy import hierarchy
 from hvd.backends.container_spec import ContainerSpec, LimitsSpec, SecuritySpec
 from hvd.backends.contract import Backend, InstanceStatus, LaunchSpec
+from hvd.cgroup.hierarchy import hierarchy
 from hvd.runner.directory import process_start_time
 
 BUSYBOX = Path("/bin/busybox")

@@ -16,7 +16,7 @@ import pytest
 from real_daemon import RealDaemon, is_process, wait_for
 from test_containers import box, root  # noqa: F401
 
-from hvd.backends.container.cgroup.hierarchy import PARENT, hierarchy
+from hvd.cgroup.hierarchy import PARENT, hierarchy
 
 SLEEPER = ("sh", "-c", "echo up; exec sleep 1000")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from real_daemon import ROOT, RealDaemon, kernel, wait_for
 from test_containers import box, root
 
-from hvd.backends.container.cgroup.hierarchy import hierarchy
+from hvd.cgroup.hierarchy import hierarchy
 
 __all__ = ["box", "root"]
 SLEEPER = ("sh", "-c", "echo up; exec sleep 1000")

@@ -17,7 +17,7 @@ from guest_shell import Shell
 from real_daemon import RealDaemon, is_process, wait_for
 
 from hvd.backends.container.backend import BACKEND
-from hvd.backends.container.cgroup.hierarchy import hierarchy
+from hvd.cgroup.hierarchy import hierarchy
 from hvd.network.links import tap_name
 from tests.guest_images import GuestUnavailable, guest_image
 from tests.network_namespace import Namespace, NamespaceUnavailable

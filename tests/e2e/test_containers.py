@@ -17,7 +17,7 @@ from hvctl.sdk import AsyncClient
 from real_daemon import RealDaemon, is_process, wait_for
 
 from hvd.backends.container.backend import BACKEND
-from hvd.backends.container.cgroup.hierarchy import hierarchy
+from hvd.cgroup.hierarchy import hierarchy
 
 
 @pytest.fixture(scope="module")

@@ -9,8 +9,8 @@ from collections import Counter
 from collections.abc import Iterable
 from pathlib import Path
 
-from hvd.backends.container.cgroup.hierarchy import hierarchy
 from hvd.cell.area import PROGRAM
+from hvd.cgroup.hierarchy import hierarchy
 
 
 def processes_below(directory: Path) -> set[int]:

@@ -10,10 +10,10 @@ import pytest
 
 from hvd.backends.container.cgroup import update
 from hvd.backends.container.cgroup.disk import disk_of
-from hvd.backends.container.cgroup.hierarchy import Hierarchy
 from hvd.backends.container.cgroup.limits import resources
 from hvd.backends.container.cgroup.usage import usage
 from hvd.backends.container_spec import LimitsSpec
+from hvd.cgroup.hierarchy import Hierarchy
 from hvd.errors import HvdError
 
 NO_PROCESS = 0  # /proc/0 is never there

@@ -13,7 +13,6 @@ from dataclasses import replace
 from pathlib import Path
 
 from hvd.backends.container import bundle, conmon, mounts, rootfs, rotation, runtime
-from hvd.backends.container.cgroup.hierarchy import PARENT, hierarchy
 from hvd.backends.container.cgroup.limits import check
 from hvd.backends.container.cgroup.update import count_disk
 from hvd.backends.container.cgroup.usage import usage
@@ -29,6 +28,7 @@ from hvd.backends.container.trace.recorder import RECORDER
 from hvd.backends.container_spec import ContainerSpec, LimitsSpec, MountSpec
 from hvd.backends.contract import Availability, Backend, Capability, EngineInfo, Files, Instance, LaunchSpec
 from hvd.backends.usage import Usage
+from hvd.cgroup.hierarchy import PARENT, hierarchy
 from hvd.config import Config
 from hvd.errors import HvdError
 from hvd.runner import directory as names

@@ -13,13 +13,13 @@ from typing import Any
 import structlog
 
 from hvd.backends.container import conmon, rootfs
-from hvd.backends.container.cgroup.hierarchy import hierarchy
 from hvd.backends.container.cgroup.limits import effects
-from hvd.backends.container.cgroup.processes import kill_all
 from hvd.backends.container.record import Record
 from hvd.backends.container.runtime import Runtime
 from hvd.backends.container.trace.recorder import RECORDER
 from hvd.backends.contract import InstanceStatus
+from hvd.cgroup.hierarchy import hierarchy
+from hvd.cgroup.processes import kill_all
 from hvd.errors import HvdError
 from hvd.runner import directory as names
 

@@ -13,7 +13,6 @@ import structlog
 from hvapi.v1 import inspect_pb2
 
 from hvd.backends.container import conmon, memory
-from hvd.backends.container.cgroup.hierarchy import hierarchy
 from hvd.backends.container.cgroup.update import change
 from hvd.backends.container.console import ContainerConsole
 from hvd.backends.container.ending import settle
@@ -25,6 +24,7 @@ from hvd.backends.container.runtime import Runtime
 from hvd.backends.container.trace.recorder import RECORDER
 from hvd.backends.container_spec import ExecSpec, LimitsSpec
 from hvd.backends.contract import Capability, ConsoleAttachment, Execution, Files, Instance, InstanceStatus
+from hvd.cgroup.hierarchy import hierarchy
 from hvd.errors import HvdError
 from hvd.trace.points import Kind, Wanted
 

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from hvapi.v1 import inspect_pb2
 
-from hvd.backends.container.cgroup.hierarchy import PARENT, hierarchy
 from hvd.backends.container.cgroup.usage import charged
+from hvd.cgroup.hierarchy import PARENT, hierarchy
 from hvd.errors import HvdError
 
 _PAGE = os.sysconf("SC_PAGE_SIZE")

@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import asyncio
 import json
-import os
 import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import structlog
 
-from hvd.backends.container.cgroup.hierarchy import hierarchy
 from hvd.backends.contract import Availability, EngineInfo
+from hvd.cgroup.hierarchy import hierarchy
+from hvd.cgroup.processes import remove
 from hvd.errors import HvdError
 
 log = structlog.get_logger()
@@ -79,9 +79,7 @@ class Runtime:
         """What delete() does for a container whose processes have all ended, without a process for it: its control groups and
         the runtime's record of it. False when something is in the way: then it takes delete(). Blocks for a moment."""
         try:
-            for group in hierarchy().directories(uid):
-                for path, _, _ in os.walk(group, topdown=False):
-                    os.rmdir(path)
+            remove(hierarchy(), uid)
         except FileNotFoundError:  # somebody else is at it
             return False
         except OSError as error:

@@ -1,1 +1,1 @@
-"""Control groups (cgroups(7)) of containers: where they are, what they may use, what they used."""
+"""Control groups of containers, beyond hvd.cgroup: what they may use, what they used."""

@@ -6,10 +6,11 @@ from pathlib import Path
 from typing import Any
 
 from hvd.backends.container.cgroup.disk import disk_of
-from hvd.backends.container.cgroup.files import number, table
-from hvd.backends.container.cgroup.hierarchy import Hierarchy, hierarchy
 from hvd.backends.container_spec import LimitsSpec
 from hvd.backends.usage import Effects
+from hvd.cgroup.files import number, table
+from hvd.cgroup.hierarchy import Hierarchy, hierarchy
+from hvd.cgroup.processes import oom_kills
 from hvd.errors import HvdError
 
 CPU_PERIOD_US = 100_000
@@ -70,15 +71,10 @@ def resources(limits: LimitsSpec, where: Path, groups: Hierarchy | None = None) 
 def effects(found: Hierarchy, uid: str) -> Effects:
     """Zeroes where the host does not tell."""
     memory, pids, cpu = (found.directory(name, uid) for name in ("memory", "pids", "cpu"))
-    if "memory" in found.version_1:
-        oom = table(memory, "memory.oom_control").get("oom_kill", 0)
-        hits = number(memory, "memory.failcnt")
-    else:
-        events = table(memory, "memory.events")
-        oom, hits = events.get("oom_kill", 0), events.get("max", 0)
+    hits = number(memory, "memory.failcnt") if "memory" in found.version_1 else table(memory, "memory.events").get("max", 0)
     throttled = table(cpu, "cpu.stat")
     return Effects(
-        oom_kills=oom,
+        oom_kills=oom_kills(found, uid),
         memory_limit_hits=hits,
         pids_limit_hits=table(pids, "pids.events").get("max", 0),
         cpu_throttled_periods=throttled.get("nr_throttled", 0),

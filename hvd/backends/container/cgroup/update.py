@@ -12,10 +12,10 @@ import os
 from pathlib import Path
 
 from hvd.backends.container.cgroup.disk import disk_of
-from hvd.backends.container.cgroup.files import number, table
-from hvd.backends.container.cgroup.hierarchy import Hierarchy
 from hvd.backends.container.cgroup.limits import CPU_PERIOD_US
 from hvd.backends.container_spec import LimitsSpec
+from hvd.cgroup.files import number, table
+from hvd.cgroup.hierarchy import Hierarchy
 from hvd.errors import HvdError
 
 # Field -> file of version 1, key of io.max of version 2.

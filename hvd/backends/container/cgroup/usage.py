@@ -6,10 +6,10 @@ import functools
 import os
 from pathlib import Path
 
-from hvd.backends.container.cgroup.files import number, table, text
-from hvd.backends.container.cgroup.hierarchy import Hierarchy, hierarchy
 from hvd.backends.container.cgroup.limits import effects
 from hvd.backends.usage import DiskUsage, NetworkUsage, Pressure, Usage
+from hvd.cgroup.files import number, table, text
+from hvd.cgroup.hierarchy import Hierarchy, hierarchy
 
 # Version 1 says "none" by a number near the largest: a whole number of pages below 2**63.
 _NO_LIMIT = 1 << 62

@@ -13,8 +13,8 @@ from pathlib import Path
 from typing import Any
 
 from hvd.backends.container import mounts, rootfs
-from hvd.backends.container.cgroup.hierarchy import PARENT
 from hvd.backends.container_spec import ContainerSpec, LimitsSpec, MountSpec, SecuritySpec
+from hvd.cgroup.hierarchy import PARENT
 
 _CLONE_NEWNS, _CLONE_NEWUSER = 0x0002_0000, 0x1000_0000
 _MS_RDONLY, _MS_NOSUID, _MS_NODEV, _MS_REMOUNT, _MS_REC, _MS_PRIVATE = 1, 2, 4, 32, 1 << 14, 1 << 18

@@ -6,10 +6,10 @@ import contextlib
 import itertools
 import os
 
-from hvd.backends.container.cgroup.hierarchy import PARENT, hierarchy
 from hvd.backends.container.trace.points import BY_KEY, COMPATIBLE
 from hvd.backends.container.trace.program import EVENT, PLACES, PLACES_32, SLOTS, TEXT, TEXT_BYTES, Programs
 from hvd.backends.container.trace.telling import tell
+from hvd.cgroup.hierarchy import PARENT, hierarchy
 from hvd.errors import HvdError
 from hvd.trace.writer import RecordWriter
 

@@ -17,10 +17,10 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from hvd.backends.container.cgroup.hierarchy import hierarchy
 from hvd.backends.container.trace.pages import PAGE_BYTES, events
 from hvd.backends.container.trace.points import COMPATIBLE, KEYS, key_of
 from hvd.backends.container.trace.telling import tell
+from hvd.cgroup.hierarchy import hierarchy
 from hvd.runner.directory import process_start_time
 from hvd.trace.writer import RecordWriter
 

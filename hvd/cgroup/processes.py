@@ -1,4 +1,4 @@
-"""The processes in a container's control groups."""
+"""The processes in a guest's control groups, and the end of both."""
 
 from __future__ import annotations
 
@@ -7,8 +7,8 @@ import os
 import signal
 from pathlib import Path
 
-from hvd.backends.container.cgroup.files import text
-from hvd.backends.container.cgroup.hierarchy import Hierarchy
+from hvd.cgroup.files import table, text
+from hvd.cgroup.hierarchy import Hierarchy
 
 
 def kill_all(found: Hierarchy, uid: str) -> int:
@@ -24,3 +24,16 @@ def kill_all(found: Hierarchy, uid: str) -> int:
         with contextlib.suppress(ProcessLookupError):
             os.kill(pid, signal.SIGKILL)
     return len(pids)
+
+
+def remove(found: Hierarchy, uid: str) -> None:
+    """The groups, and those in them. Raises FileNotFoundError when somebody else is at it; OSError (EBUSY) while a process is in one."""
+    for group in found.directories(uid):
+        for path, _, _ in os.walk(group, topdown=False):
+            os.rmdir(path)
+
+
+def oom_kills(found: Hierarchy, uid: str) -> int:
+    """Of its processes, so many were killed at its memory limit; 0 where the host does not tell."""
+    file = "memory.oom_control" if "memory" in found.version_1 else "memory.events"
+    return table(found.directory("memory", uid), file).get("oom_kill", 0)

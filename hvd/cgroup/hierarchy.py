@@ -24,7 +24,7 @@ class Hierarchy:
         return controller in self.version_1 or controller in self.version_2
 
     def directory(self, controller: str, uid: str) -> Path | None:
-        """Of a container's group of that controller; None = the host does not have it."""
+        """Of a guest's group of that controller; None = the host does not have it."""
         if controller in self.version_1:
             return self.version_1[controller] / PARENT / uid
         return self.unified_directory(uid) if controller in self.version_2 else None
@@ -34,7 +34,7 @@ class Hierarchy:
         return None if self.unified is None else self.unified / PARENT / uid
 
     def directories(self, uid: str) -> list[Path]:
-        """All groups of a container."""
+        """All groups of a guest."""
         found = {path / PARENT / uid for path in (*self.version_1.values(), *self.named)}
         if self.unified is not None:
             found.add(self.unified / PARENT / uid)
