@@ -41,6 +41,8 @@ KINDS = (
     Kind("trap", "ticker.elf", restarts=True, ticks=True),
     Kind("rewriting", "ticker.elf", ticks=True),
     Kind("rewriting", "ticker.elf", ("count=4",), exit_code=0, ticks=True),
+    Kind("paravirt", "ticker.pv.elf", ticks=True),
+    Kind("paravirt", "ticker.pv.elf", restarts=True, ticks=True),
     Kind("container", "i=0; while :; do echo tick $i; i=$((i+1)); sleep 0.1; done", ticks=True),
     Kind("container", "sleep 0.5; exit 3", exit_code=3),
 )
