@@ -21,7 +21,7 @@ from hvd.errors import HvdError
 from hvd.guests import records
 from hvd.guests.model import ALIVE, ENDED, PREFIX, Guest
 from hvd.runner import directory as names
-from hvd.runner.directory import ExitRecord
+from hvd.runner.directory import START_INTERRUPTED, ExitRecord
 
 log = structlog.get_logger()
 
@@ -29,7 +29,6 @@ ADOPT_SECONDS = 5.0
 # A daemon that died in the middle of a start may have left a runner that is about to write its pid. One that is later is
 # called off.
 PID_SECONDS = 0.5
-START_INTERRUPTED = "the daemon died while it was starting the guest; `hvctl start` starts it again"
 
 
 @dataclass(frozen=True, slots=True)

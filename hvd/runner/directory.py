@@ -99,6 +99,7 @@ ENDS: dict[str, str] = {
     "RUNNER_CRASHED": "FAILED",  # its process died without an exit record
     "START_INTERRUPTED": "FAILED",  # the daemon died while it was being started; there is no process
 }
+START_INTERRUPTED = "the daemon died while it was starting the guest; `hvctl start` starts it again"
 
 EXIT_RECORD_BYTES = 16384
 _MESSAGE_BYTES = 2048

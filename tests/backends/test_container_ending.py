@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -12,7 +13,7 @@ from hvd.backends.container.ending import settle
 from hvd.backends.container.record import Record
 from hvd.backends.container.runtime import Runtime
 from hvd.errors import HvdError
-from hvd.runner.directory import EXIT
+from hvd.runner.directory import EXIT, read_json
 
 
 def record_and_runtime(bench: ContainerBench, directory: Path) -> tuple[Record, Runtime]:
@@ -60,3 +61,21 @@ async def test_what_can_be_taken_down_is(container_bench: ContainerBench, monkey
     # The next daemon, or start, does the rest.
     assert (await settle(running.directory, record, runtime)).reason == "EXITED"
     assert (running.directory / EXIT).exists() and not (runtime.root / record.uid).exists()
+
+
+async def test_created_and_never_begun(container_bench: ContainerBench) -> None:
+    """Held by whoever wanted it so it is PAUSED; otherwise the daemon died in the middle of a start, which is called off."""
+    held = await container_bench.start("sleep", "1000", start_paused=True)
+    again = await container_bench.backend.adopt(held.directory)
+    assert (await again.status()).state == "PAUSED"
+    await again.close()
+    record, runtime = record_and_runtime(container_bench, held.directory)
+    assert await runtime.status(record.uid) == "created"
+    replace(record, held=False).write(held.directory)
+    with pytest.raises(HvdError, match="the daemon died"):
+        await container_bench.backend.adopt(held.directory)
+    found = read_json(str(held.directory / EXIT))
+    assert found is not None and (found["state"], found["reason"]) == ("FAILED", "START_INTERRUPTED")
+    assert await runtime.status(record.uid) == ""
+    assert not any(record.state_dir in left for left in container_bench.left_over())
+    await held.instance.close()

@@ -129,7 +129,7 @@ class ContainerBackend(Backend):
         await engine.delete(spec.uid)  # what of its last run could not be taken down
         record = Record(
             spec.uid, engine.name, str(container.state_dir), container.stop_signal, container.tty, 0, 0,
-            stdin_ends=container.stdin_ends, log_files=spec.log_files,
+            stdin_ends=container.stdin_ends, log_files=spec.log_files, held=spec.start_paused,
         )  # fmt: skip
         try:
             # Should the daemon end before it is there, the next one knows what it has to take down.
@@ -174,6 +174,9 @@ class ContainerBackend(Backend):
             raise HvdError("RUNNER_GONE", problem="its directory has no container.json")
         engine = Runtime(record.engine, directory.parent / STATE)
         state = await engine.status(record.uid)
+        if state == "created" and not record.held:
+            await _call_off(directory, record, engine)
+            raise HvdError("RUNNER_GONE", problem=names.START_INTERRUPTED)
         instance = ContainerInstance(
             directory, record, engine, "PAUSED" if state in ("paused", "created") else "RUNNING"
         )
@@ -187,6 +190,13 @@ class ContainerBackend(Backend):
             return
         if not record.monitor or names.process_start_time(record.monitor) is None:
             await settle(directory, record, Runtime(record.engine, directory.parent / STATE))
+
+
+async def _call_off(directory: Path, record: Record, engine: Runtime) -> None:
+    """The daemon died between its creation and its beginning: it may have no network yet, and whoever asked for it had no answer.
+    Raises OSError."""
+    await abandon(directory, record.uid, Path(record.state_dir), engine)
+    names.ExitRecord(str(directory)).write("START_INTERRUPTED", names.START_INTERRUPTED, None, {})
 
 
 BACKEND = ContainerBackend()

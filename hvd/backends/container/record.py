@@ -25,6 +25,8 @@ class Record:
     # A client can end its standard input. Older daemons did not say so.
     stdin_ends: bool = False
     log_files: int = 2
+    # It was to be created and no more: one that is not held, and has not begun, is half made. Older daemons did not say so.
+    held: bool = True
 
     def write(self, directory: Path) -> None:
         names.write_json(str(directory / CONTAINER), {field: getattr(self, field) for field in self.__slots__})
@@ -48,6 +50,7 @@ class Record:
             **{field: document[field] for field in kinds},
             stdin_ends=document.get("stdin_ends") is True,
             log_files=_files(document.get("log_files")),
+            held=document.get("held") is not False,
         )
 
 
