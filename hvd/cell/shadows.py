@@ -23,6 +23,8 @@ def shadows(pid: int, mode: Mode, linear: int) -> Sequence[Shadow]:
         for line in lines:
             where, rights, offset, _, inode, *_ = line.split(maxsplit=5)
             start, end = (int(part, 16) for part in where.split("-"))
+            if rights.startswith("---"):  # the room of a view that stays reserved, or a kernel's page while a program runs
+                continue
             for view, shadow in found.items():
                 if start <= shadow.host_address < end and inode != "0":
                     place = int(offset, 16) + shadow.host_address - start
