@@ -121,6 +121,11 @@ def _mismatch(what: str, found: str, needed: str) -> HvdError:
     return HvdError("SNAPSHOT_MISMATCH", name="of the vcpu", what=what, found=found, needed=needed)
 
 
+# What a guest may have been told of a backend and does not need here. IA32_ARCH_CAPABILITIES (hvd/cell/msr.c) is an MSR that is only
+# read; unknown ones read 0 here, which claims nothing.
+UNCLAIMED: Final = {(7, "edx"): 1 << 29}
+
+
 def check_cpuid(
     saved: dict[tuple[int, int], tuple[int, ...]],
     own: dict[tuple[int, int], tuple[int, ...]],
@@ -130,7 +135,7 @@ def check_cpuid(
     for _, leaf, register in feature_words:
         index = ("eax", "ebx", "ecx", "edx").index(register)
         told, offered = (table.get((leaf, 0), (0, 0, 0, 0))[index] for table in (saved, own))
-        if lacking := told & ~offered:
+        if lacking := told & ~(offered | UNCLAIMED.get((leaf, register), 0)):
             raise _mismatch(f"CPUID.{leaf:#x}:{register.upper()}", f"{told:#x}", f"{offered:#x}, which lacks {lacking:#x}")
     told_hz, own_hz = ia32.tsc_hz(saved), ia32.tsc_hz(own)
     if told_hz != own_hz and (saved.get((1, 0), (0, 0, 0, 0))[2] & TSC_DEADLINE or not TSC_HZ[0] <= told_hz <= TSC_HZ[1]):
