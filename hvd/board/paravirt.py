@@ -4,6 +4,7 @@ has given them (docs/hvpvcc.md)."""
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Final
@@ -99,6 +100,16 @@ def _content(kernel: Path) -> bytes:
         return file.read()
 
 
+def _placed(file: linked.Elf, found: Iterable[tuple[int, bytes]]) -> Iterator[tuple[int, bytes]]:
+    """Where they lie in guest-physical memory."""
+    start = end = offset = 0  # of the segment that the last one was in
+    for address, code in found:
+        if not start <= address < end:
+            segment = file.segment(address)
+            start, end, offset = segment.virtual, segment.virtual + segment.file_size, segment.physical - segment.virtual
+        yield address + offset, code
+
+
 def patches(kernel: Path | bytes) -> list[tuple[int, bytes]]:
     """What makes a neutral kernel of hvpvcc's paravirtual: physical addresses and bytes. Raises HvdError IMAGE_FORMAT; OSError."""
     from hvd.hvpvcc.finish import finish  # only here: it needs the decoder
@@ -106,6 +117,6 @@ def patches(kernel: Path | bytes) -> list[tuple[int, bytes]]:
     try:
         file = linked.Elf(kernel if isinstance(kernel, bytes) else _content(kernel))
         finished = finish(file)
-        return [(file.physical(address), code) for address, code in finished.patches] if finished else []
+        return list(_placed(file, finished.patches)) if finished else []
     except linked.FormatError as error:
         raise HvdError("IMAGE_FORMAT", what="the kernel", problem=f"its table of sites: {error}") from error

@@ -118,9 +118,14 @@ class Elf:
             raise FormatError(f"{length} bytes at {address:#x} are not in a section of code")
         return section.offset + address - section.address
 
-    def physical(self, address: int) -> int:
-        """The guest-physical address at which a loader puts this byte. Raises FormatError."""
+    def segment(self, address: int) -> Segment:
+        """That loads this byte. Raises FormatError: none does."""
         for segment in self.segments:
             if segment.virtual <= address < segment.virtual + segment.file_size:
-                return address - segment.virtual + segment.physical
+                return segment
         raise FormatError(f"no segment loads {address:#x}")
+
+    def physical(self, address: int) -> int:
+        """The guest-physical address at which a loader puts this byte. Raises FormatError."""
+        segment = self.segment(address)
+        return address - segment.virtual + segment.physical

@@ -5,12 +5,13 @@ from __future__ import annotations
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Final
+from itertools import zip_longest
+from typing import Final, NamedTuple
 
 from hvd.hvpvcc.elf import Elf, FormatError
 from hvd.hvpvcc.entry import without_stack
-from hvd.hvpvcc.sites import FINISHED, NOP, Kind, Site, Table, padded, read_table
-from hvd.hvpvcc.thunks import CLI, ENTRY_IRET, Thunks, call, jump
+from hvd.hvpvcc.sites import FINISHED, NOP, Kind, Shape, Site, Table, read_table
+from hvd.hvpvcc.thunks import CLI, ENTRY_IRET, Thunks, call
 
 # Sections whose code runs before there is a stack, where no call may be.
 _NO_STACK: Final = frozenset({".head.text"})
@@ -23,8 +24,7 @@ _NO_ROOM: Final = "what follows must not be put off"
 _CALL_BYTES: Final = 5
 
 
-@dataclass(frozen=True, slots=True)
-class Replacement:
+class Replacement(NamedTuple):
     """form: "store", "thunk", "monitor" (the instruction itself, executed by the monitor, called), "jump"; empty = left as it is, why says
     wherefore: it traps, or is harmless."""
 
@@ -56,7 +56,7 @@ def finish(elf: Elf) -> Finished | None:
         return Finished(table.area.address, (), 0, 0, (), True)
     thunks = Thunks(table.area)
     replacements = tuple(_replacements(elf, table, thunks))
-    patches = [(each.site.address, each.code) for each in replacements if each.code]
+    patches = [(site.address, code) for site, _, code, _ in replacements if code]
     if thunks.code:
         patches.append((thunks.first, bytes(thunks.code)))
     return Finished(table.area.address, replacements, len(thunks), len(thunks.code), tuple(patches), False)
@@ -72,38 +72,74 @@ def finished_file(elf: Elf, table: Table, finished: Finished) -> bytes:
     return bytes(data)
 
 
+class _Plan(NamedTuple):
+    """What sites of a shape are replaced by: by nothing, by code, or by a branch (opcode) to target with rest behind it."""
+
+    form: str
+    why: str = ""
+    code: bytes = b""
+    opcode: bytes = b""
+    target: int = 0  # counts from the end of a branch at address 0
+    rest: bytes = b""
+
+
 def _replacements(elf: Elf, table: Table, thunks: Thunks) -> Iterator[Replacement]:
     bare = without_stack(elf)
-    following = {site.address: site for site in table.sites}
-    for site in table.sites:
-        if not padded(elf, site):
-            raise FormatError(f"the site at {site.address:#x} has other code around its instruction")
-        section = elf.code_section(site.address)
-        assert section is not None  # read_table() saw to it
-        next_one = following.get(site.end)
-        if site.length < _CALL_BYTES:
-            yield Replacement(site, "", why=_NO_ROOM)
-        elif site.kind in _NATIVE:
-            yield Replacement(site, "", why=_NATIVE[site.kind])
-        elif site.code == b"\xfa" and site.length >= len(CLI):
-            yield Replacement(site, "store", _filled(site, CLI))
-        elif section.name in _NO_STACK or site.instruction in bare:
+    no_stack = [section for section in elf.sections if section.executable and section.name in _NO_STACK]
+    plans: dict[Shape, _Plan] = {}
+    new = tuple.__new__  # what Replacement() does, in a third of the time
+    for site, next_one in zip_longest(table.sites, table.sites[1:]):
+        address, shape = site
+        plan = plans.get(shape)
+        if plan is None and (plan := _fixed(site)) is not None:
+            plans[shape] = plan
+        if plan is not None and not plan.opcode:
+            yield new(Replacement, (site, plan.form, plan.code, plan.why))
+            continue
+        if address + shape.lead in bare or (no_stack and any(section.holds(address) for section in no_stack)):
             yield Replacement(site, "", why="there is no stack yet")
-        elif site.code == b"\xfb" and next_one is not None:
-            if next_one.code != b"\xf4":
-                yield Replacement(site, "", why="the next instruction is in its shadow")
-            else:
-                yield Replacement(site, "thunk", _filled(site, call(site.address, thunks.idle(next_one.length))))
-        elif site.code == b"\xcf":
-            yield Replacement(site, "jump", _filled(site, jump(site.address, thunks.page + ENTRY_IRET)))
-        else:
-            target = _thunk(site.code, thunks)
-            form = "thunk" if target is not None else "monitor"
-            yield Replacement(site, form, _filled(site, call(site.address, target if target is not None else thunks.site(site.code))))
+            continue
+        if shape.code == b"\xfb" and next_one is not None and next_one.address == address + shape.length:
+            yield _enabling(site, next_one, thunks)
+            continue
+        if plan is None:
+            plan = plans[shape] = _branch(shape, thunks)
+        form, _, _, opcode, target, rest = plan
+        yield new(Replacement, (site, form, opcode + (target - address & 0xFFFF_FFFF).to_bytes(4, "little") + rest, ""))
 
 
-def _filled(site: Site, code: bytes) -> bytes:
-    return code + bytes([NOP]) * (site.length - len(code))
+def _fixed(site: Site) -> _Plan | None:
+    """Of a site's shape, when it does not depend on where the site is."""
+    shape = site.shape
+    if not shape.padded:
+        raise FormatError(f"the site at {site.address:#x} has other code around its instruction")
+    if shape.length < _CALL_BYTES:
+        return _Plan("", _NO_ROOM)
+    if shape.kind in _NATIVE:
+        return _Plan("", _NATIVE[shape.kind])
+    if shape.code == b"\xfa" and shape.length >= len(CLI):
+        return _Plan("store", code=_filled(CLI, shape.length))
+    return None
+
+
+def _branch(shape: Shape, thunks: Thunks) -> _Plan:
+    rest = _filled(b"", shape.length - _CALL_BYTES)
+    if shape.code == b"\xcf":
+        return _Plan("jump", opcode=b"\xe9", target=thunks.page + ENTRY_IRET - _CALL_BYTES, rest=rest)
+    if (target := _thunk(shape.code, thunks)) is not None:
+        return _Plan("thunk", opcode=b"\xe8", target=target - _CALL_BYTES, rest=rest)
+    return _Plan("monitor", opcode=b"\xe8", target=thunks.site(shape.code) - _CALL_BYTES, rest=rest)
+
+
+def _enabling(site: Site, next_one: Site, thunks: Thunks) -> Replacement:
+    """Of STI with another site directly behind it."""
+    if next_one.code != b"\xf4":
+        return Replacement(site, "", why="the next instruction is in its shadow")
+    return Replacement(site, "thunk", _filled(call(site.address, thunks.idle(next_one.length)), site.length))
+
+
+def _filled(code: bytes, length: int) -> bytes:
+    return code.ljust(length, bytes([NOP]))
 
 
 _PUSH_SELECTOR: Final = {b"\x06": 0, b"\x0e": 1, b"\x16": 2, b"\x1e": 3, b"\x0f\xa0": 4, b"\x0f\xa8": 5}

@@ -7,11 +7,11 @@ from __future__ import annotations
 
 import enum
 import struct
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Final
+from typing import Final, NamedTuple
 
-from hvd.hvpvcc.elf import Elf, FormatError, Section
+from hvd.hvpvcc.elf import Elf, FormatError
 
 SECTION: Final = ".hvpv.sites"
 PAGE: Final = 4096
@@ -87,13 +87,36 @@ class Kind(enum.IntEnum):
         return self.name.lower().replace("_", " ")
 
 
-@dataclass(frozen=True, slots=True, order=True)
-class Site:
-    address: int
+@dataclass(frozen=True, eq=False, slots=True)
+class Shape:
+    """What sites have in common: a kernel has thousands of sites, of some hundred shapes, and its table is read whenever a guest starts."""
+
     kind: Kind
     length: int  # bytes that may be replaced
     code: bytes  # the instruction
     lead: int  # no-operations before it
+    padded: bool  # there is nothing but no-operations around the instruction, as in a kernel that is neutral
+
+
+class Site(NamedTuple):
+    address: int
+    shape: Shape
+
+    @property
+    def kind(self) -> Kind:
+        return self.shape.kind
+
+    @property
+    def length(self) -> int:
+        return self.shape.length
+
+    @property
+    def code(self) -> bytes:
+        return self.shape.code
+
+    @property
+    def lead(self) -> int:
+        return self.shape.lead
 
     @property
     def instruction(self) -> int:
@@ -157,33 +180,43 @@ def read_table(elf: Elf) -> Table | None:
         return None
     area = _area(elf, *found)
     # Address 0: the linker left its section out.
-    sites = sorted(_site(elf, *fields) for fields in found[0] if fields[1] != Kind.AREA and fields[0])
-    for first, second in pairwise(sites):
-        if second.address < first.end:
-            raise FormatError(f"the sites at {first.address:#x} and {second.address:#x} overlap")
-    for site in sites:
-        if site.address < area.address + area.pages * PAGE and area.address < site.end:
-            raise FormatError(f"the site at {site.address:#x} lies in the place for thunks")
-    return Table(tuple(sites), area)
+    records = sorted(fields for fields in found[0] if fields[1] != Kind.AREA and fields[0])
+    return Table(tuple(_sites(elf, records, area)), area)
 
 
-def _site(elf: Elf, address: int, kind: int, length: int, original: int, lead: int) -> Site:
+def _sites(elf: Elf, records: Iterable[tuple[int, ...]], area: Area) -> Iterator[Site]:
+    """Of records in ascending order."""
+    data, area_end = elf.data, area.address + area.pages * PAGE
+    start = end = offset = 0  # of the section of code that the last one was in
+    last = behind = 0  # the last site
+    new = tuple.__new__  # what Site() does, in a third of the time
+    shapes: dict[tuple[int, int, int, int, bytes], Shape] = {}
+    for address, kind, length, original, lead in records:
+        if not start <= address <= end - length:
+            section = elf.code_section(address, length)
+            if section is None:
+                _shape(address, kind, length, original, lead, b"")  # what is wrong with the record itself comes first
+                raise FormatError(f"the site at {address:#x} is not in a section of code")
+            start, end, offset = section.address, section.address + section.size, section.offset - section.address
+        at = address + offset
+        key = kind, length, original, lead, data[at : at + length]
+        if (shape := shapes.get(key)) is None:
+            shape = shapes[key] = _shape(address, *key)
+        if address < behind:
+            raise FormatError(f"the sites at {last:#x} and {address:#x} overlap")
+        last, behind = address, address + length
+        if address < area_end and area.address < behind:
+            raise FormatError(f"the site at {address:#x} lies in the place for thunks")
+        yield new(Site, (address, shape))
+
+
+def _shape(address: int, kind: int, length: int, original: int, lead: int, content: bytes) -> Shape:
+    """address: for messages."""
     try:
         known = Kind(kind)
     except ValueError:
         raise FormatError(f"the site at {address:#x} is of kind {kind}, which there is not") from None
     if not 0 < original <= _LONGEST or lead + original > length:
         raise FormatError(f"the site at {address:#x} has {length} bytes, {lead} before an instruction of {original}")
-    section: Section | None = elf.code_section(address, length)
-    if section is None:
-        raise FormatError(f"the site at {address:#x} is not in a section of code")
-    at = section.offset + address - section.address
-    code = elf.data[at : at + length]
-    return Site(address, known, length, code[lead : lead + original], lead)
-
-
-def padded(elf: Elf, site: Site) -> bool:
-    """Is there nothing but no-operations around its instruction, as in a kernel that is neutral?"""
-    at = elf.file_offset(site.address, site.length)
-    code = elf.data[at : at + site.length]
-    return set(code[: site.lead] + code[site.lead + len(site.code) :]) <= {NOP}
+    padding = content[:lead] + content[lead + original :]
+    return Shape(known, length, content[lead : lead + original], lead, not padding.strip(bytes([NOP])))

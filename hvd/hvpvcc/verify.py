@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Final
 
 from hvd.hvpvcc.elf import Elf, FormatError
-from hvd.hvpvcc.sites import Site, Table, padded
+from hvd.hvpvcc.sites import Site, Table
 
 # Code that the kernel copies elsewhere before it runs, with relative branches adjusted only where they come first.
 ALLOWED_SECTIONS: Final = r"^\.altinstr_replacement "
@@ -99,7 +99,7 @@ def verify(path: Path, elf: Elf, table: Table | None, allowed_sections: str = AL
         if site is None:
             (allowed if allow.search(f"{section} {symbol}") else missed).append(Found(address, section, symbol, text, code))
     wrong = [(site, "it is no instruction") for address, site in sites.items() if address not in seen]
-    wrong += [(site, "there is other code around it") for address, site in sites.items() if address in seen and not padded(elf, site)]
+    wrong += [(site, "there is other code around it") for address, site in sites.items() if address in seen and not site.shape.padded]
     return Verdict(instructions, found, tuple(missed), tuple(allowed), tuple(wrong), symbols)
 
 
