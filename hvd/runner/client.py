@@ -173,11 +173,17 @@ class RunnerInstance(Instance):
         self._reaping = asyncio.create_task(self._take_status())
 
     async def _take_status(self) -> None:
-        if self._joining is not None:
-            await self._joining
-        self._wait_status = await asyncio.to_thread(self._reap)
-        await asyncio.to_thread(ending.put_away, self.directory)
-        self._exited.set()
+        try:
+            if self._joining is not None:
+                await self._joining
+            self._wait_status = await asyncio.to_thread(self._bury)
+        finally:
+            self._exited.set()
+
+    def _bury(self) -> int | None:
+        status = self._reap()
+        ending.put_away(self.directory)
+        return status
 
     # ---- state
 
