@@ -52,3 +52,10 @@ class Shell:
         """Wait for the prompt of the next boot."""
         self._until("BusyBox v", BOOT_SECONDS)
         self._until(self._prompt, BOOT_SECONDS)
+
+
+def quiet_shell(process: Process) -> Shell:
+    """What the kernel has to say, on a loaded machine of time above all, does not come between what commands print."""
+    shell = Shell(process)
+    shell("dmesg -n 1")
+    return shell

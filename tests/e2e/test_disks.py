@@ -13,7 +13,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
-from guest_shell import Shell
+from guest_shell import Shell, quiet_shell
 from real_daemon import Done, Process, RealDaemon, kernel
 
 from tests.guest_images import DISK_MODULES, GuestUnavailable, debian_root, guest_image
@@ -157,8 +157,7 @@ def test_the_debian_recipe(daemon: RealDaemon) -> None:
 def shell_on(daemon: RealDaemon, name: str, *options: str) -> Iterator[Shell]:
     process = daemon.spawn("run", "--name", name, *linux(), *options)
     try:
-        shell = Shell(process)
-        shell("dmesg -n 1")  # what the kernel says must not come between what commands print
+        shell = quiet_shell(process)
         yield shell
     finally:
         daemon.hvctl("kill", name)

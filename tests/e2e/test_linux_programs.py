@@ -7,7 +7,7 @@ import math
 import re
 
 import pytest
-from guest_shell import Shell
+from guest_shell import quiet_shell
 from real_daemon import ROOT, RealDaemon
 from test_linux import needs_backend
 
@@ -29,8 +29,7 @@ def test_a_compiler_an_interpreter_and_file_systems(daemon: RealDaemon) -> None:
     daemon.ok("image", "import", "programs", str(programs), timeout=300)
     process = daemon.spawn("run", "--backend", "rewriting", "--name", "a", "--memory", "256M", "--kernel", str(image.kernel),
                            "--initrd", str(image.initrd), "--append", "console=ttyS0", "--disk", "programs", "--disk", "size=64M")  # fmt: skip
-    shell = Shell(process)
-    shell("dmesg -n 1")  # the console is the shell's
+    shell = quiet_shell(process)
     assert shell("mkdir -p /mnt; mount -t ext4 /dev/vda /mnt && mount -t devtmpfs dev /mnt/dev && mount -t proc proc /mnt/proc; echo $?") == "0"
 
     # Compiled there, run there; once more by the compiler itself.

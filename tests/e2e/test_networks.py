@@ -16,7 +16,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from guest_shell import BOOT_SECONDS, Shell
+from guest_shell import BOOT_SECONDS, Shell, quiet_shell
 from real_daemon import Process, RealDaemon, kernel, require_backend, wait_for
 
 from hvd.network.links import tap_name
@@ -59,7 +59,7 @@ def daemon(namespace: Namespace) -> Iterator[RealDaemon]:
 def boot(daemon: RealDaemon, image: GuestImage, name: str, *options: str) -> tuple[Process, Shell]:
     process = daemon.spawn("run", "--backend", "emulation", "--name", name, "--kernel", str(image.kernel), "--initrd",
                            str(image.initrd), "--append", "console=ttyS0", *options)  # fmt: skip
-    return process, Shell(process)
+    return process, quiet_shell(process)
 
 
 def attachments(daemon: RealDaemon, network: str) -> dict[str, dict[str, str]]:
@@ -97,7 +97,7 @@ def test_two_guests_and_the_host_on_a_bridge(namespace: Namespace, daemon: RealD
     processes = {name: daemon.spawn(
         "run", "--backend", "emulation", "--name", name, "--kernel", str(image.kernel), "--initrd", str(image.initrd),
         "--append", "console=ttyS0", "--network", "lan") for name in ("a", "b")}  # fmt: skip
-    one, two = (Shell(process) for process in processes.values())
+    one, two = (quiet_shell(process) for process in processes.values())
     assert "eth0 has 10.9.0." in one.boot and "eth0 has 10.9.0." in two.boot
     cards = attachments(daemon, "lan")
     assert {card["ip_address"] for card in cards.values()} == {"10.9.0.2", "10.9.0.3"}
@@ -203,7 +203,7 @@ def test_own_linux_asks_for_its_addresses(namespace: Namespace, daemon: RealDaem
     daemon.ok("network", "create", "lan", "--subnet", "10.9.0.0/24")
     process = daemon.spawn("run", "--backend", "emulation", "--name", "a", "--kernel", str(small.kernel), "--initrd",
                            str(small.initrd), "--append", small.append, "--network", "lan", "--network", "lan,ip=10.9.0.9")  # fmt: skip
-    shell = Shell(process)
+    shell = quiet_shell(process)
     assert "eth0 has 10.9.0.2" in shell.boot and "eth1 has 10.9.0.9" in shell.boot
     assert "2 packets received" in shell("ping -c 2 10.9.0.1")
     assert ping(namespace, "10.9.0.9")

@@ -8,8 +8,8 @@ import time
 from collections.abc import Sequence
 
 import pytest
+from guest_shell import Shell, quiet_shell
 from real_daemon import Process, RealDaemon
-from test_linux import Shell
 
 from tests.guest_images import GuestUnavailable, guest_image
 
@@ -24,7 +24,7 @@ def boot(daemon: RealDaemon, name: str, modules: Sequence[str] = (), append: str
         pytest.skip(str(error))
     process = daemon.spawn("run", "--backend", "emulation", "--name", "a", "--kernel", str(image.kernel),
                            "--initrd", str(image.initrd), "--append", f"console=ttyS0 {append}".strip())  # fmt: skip
-    return process, Shell(process)
+    return process, quiet_shell(process)
 
 
 def ended(daemon: RealDaemon) -> tuple[str, str, int | None]:

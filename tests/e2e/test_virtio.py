@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 
 import pytest
-from guest_shell import Shell
+from guest_shell import Shell, quiet_shell
 from real_daemon import RealDaemon
 
 from tests.guest_images import DISK_MODULES, GuestUnavailable, guest_image
@@ -20,7 +20,7 @@ def start(daemon: RealDaemon, name: str, append: str, *more: str) -> Shell:
         pytest.skip(str(error))
     process = daemon.spawn("run", "--backend", "emulation", "--name", "a", "--kernel", str(image.kernel), "--initrd", str(image.initrd),
                            "--append", append, "--disk", "size=64M", *more)  # fmt: skip
-    return Shell(process)
+    return quiet_shell(process)
 
 
 @pytest.mark.parametrize(

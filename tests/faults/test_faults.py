@@ -61,7 +61,7 @@ def test_every_fault_of_a_verb(faults: FaultTable, verbs: Verbs, verb: str) -> N
     if verb not in verbs.table():
         pytest.skip("containers do not run here")
     runner = verbs.daemon.runner("victim")
-    check(walk(faults, verbs, PROCESSES, names=(verb,)), 10)
+    check(walk(faults, verbs, PROCESSES, names=(verb,)), 8)
     assert verbs.daemon.runner("victim") == runner and is_process(runner)
 
 
