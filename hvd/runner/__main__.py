@@ -119,6 +119,7 @@ def preload(backend: str) -> None:
     """Once, in the template or here: everything that a runner would import and load, even what it needs only once
     somebody talks to it. Raises HvdError BACKEND_UNAVAILABLE."""
     importlib.import_module("hvd.runner.control")
+    importlib.import_module("hvd.runner.census")
     create = find_vcpu(backend)
     load = getattr(sys.modules[create.__module__], "preload", None)
     if load is not None:

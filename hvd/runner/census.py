@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 # Between two looks at whether there is new code: soon after there was, seldom when there is none.
 LOOK_SECONDS: Final = (0.1, 5.0)
 LOOK_MOST_SECONDS: Final = 5.0
+# A kernel that was made for paravirtualisation misses nothing, most likely: decoding must not compete with its boot.
+FIRST_LOOK_SECONDS: Final = 2.0
 PAUSE: Final = 3.0  # after a look, in times of what it took
 # What the last look may take, when the guest ends by itself and when it is killed.
 LAST_SECONDS: Final = (1.0, 0.2)
@@ -53,12 +55,14 @@ class CensusWatch:
         self._delay = LOOK_SECONDS[0]
         self._seen = 0
         self._busy = False
-        self._not_before = 0.0
+        self._not_before = time.monotonic() + FIRST_LOOK_SECONDS if getattr(machine.vcpu, "paravirtual", False) else 0.0
         self._descent: Descent | None = None
         self._registers: dict[str, int] = {}
 
     def look(self) -> float | None:
         """Is there new code? Seconds until this should be asked again; None: never."""
+        if not self._seen and (left := self._not_before - time.monotonic()) > 0:
+            return left
         code = self._machine.vcpu.executed_code()
         if code is None:
             return None
