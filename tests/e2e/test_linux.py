@@ -215,7 +215,7 @@ def test_debians_32_bit_kernels_rewritten(daemon: RealDaemon, name: str) -> None
     [
         pytest.param("x64", "emulation", marks=pytest.mark.timeout(300)),
         pytest.param("ia32", "emulation", marks=[pytest.mark.slow, pytest.mark.timeout(300)]),
-        pytest.param("ia32", "rewriting", marks=pytest.mark.timeout(300)),
+        pytest.param("ia32", "rewriting", marks=[pytest.mark.slow, pytest.mark.timeout(300)]),
     ],
 )
 def test_memtest86(daemon: RealDaemon, name: str, backend: str) -> None:
