@@ -145,7 +145,12 @@ class GuestService(CopyService, ExecutionService, ScreenService, SnapshotService
             raise HvdError(
                 "FIELD_INVALID", field="tail", value=request.tail, problem="is negative", remedy="use 0 or more"
             )
-        since = request.since.ToNanoseconds()
+        try:
+            since = request.since.ToNanoseconds()
+        except ValueError as error:
+            raise HvdError(
+                "FIELD_INVALID", field="since", value=request.since.seconds, problem=str(error), remedy="use a time of the years 1 to 9999"
+            ) from error
         reader = LogReader(life.directory)
         try:
             if request.HasField("tail"):

@@ -57,6 +57,7 @@ def _read_json(path: Path) -> dict[str, object] | None:
     try:
         with path.open("rb") as file:
             value = json.loads(file.read(_MOST_BYTES))
+        json.dumps(value, ensure_ascii=False).encode()  # json takes lone surrogates, protobuf does not
     except (OSError, ValueError, RecursionError):
         return None
     return value if isinstance(value, dict) else None

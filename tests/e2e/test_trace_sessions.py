@@ -131,8 +131,10 @@ def test_a_full_disk_loses_records_and_says_so(own_daemon: RealDaemon, tmp_path:
                     file.write(bytes(4096))
             except OSError:
                 pass
-        full = wait_for(lambda: (found := session(daemon, "full"))["lost"] != "0" and found, "records are lost")
-        assert "No space left" in full["status_message"] and full["state"] == "RUNNING"
+        full = wait_for(
+            lambda: "No space left" in (found := session(daemon, "full"))["status_message"] and found["lost"] != "0" and found, "records are lost"
+        )
+        assert full["state"] == "RUNNING"
         ticks = daemon.ok("logs", name).stdout.count("tick")
         daemon.wait_logs(name, f"tick {ticks + 1}")  # the guest goes on
         before = int(full["records"])
