@@ -8,7 +8,7 @@ import os
 import re
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ import pytest
 from google.protobuf import duration_pb2
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
-from hvapi.v1 import guest_pb2
+from hvapi.v1 import guest_pb2, network_pb2, network_pb2_grpc
 
 from hvd.daemon import SERVICES
 from hvd.errors import REASONS
@@ -131,6 +131,15 @@ def check(refusal: Refusal | None, method: Method, what: object) -> None:
     assert refusal.reason in REASONS, f"{method}: {refusal.code} {refusal.message} for {what}"
     assert refusal.code == REASONS[refusal.reason].code != "INTERNAL", f"{method}: {refusal.message} for {what}"
     assert refusal.message and refusal.help
+
+
+@pytest.fixture(autouse=True)
+async def no_network_stays(world: World) -> AsyncIterator[None]:
+    """Among wrong arguments are right ones: a network that was made has a bridge on the host."""
+    yield
+    networks = network_pb2_grpc.NetworkServiceStub(world.channel)
+    for network in (await networks.ListNetworks(network_pb2.ListNetworksRequest())).networks:
+        await networks.DeleteNetwork(network_pb2.DeleteNetworkRequest(name=network.name))
 
 
 @pytest.mark.parametrize("method", METHODS, ids=str)
