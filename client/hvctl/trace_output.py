@@ -99,7 +99,7 @@ class Records:
     """A trace file (hvctl.sdk.trace_files)."""
 
     def __init__(self, file: IO[bytes]) -> None:
-        from hvctl.sdk.trace_files import MAGIC, framed
+        from hvapi.trace_file import MAGIC, framed
 
         self._file, self._framed = file, framed
         file.write(MAGIC)

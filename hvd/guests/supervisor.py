@@ -487,6 +487,8 @@ class Supervisor:
         if self._writer is not None:
             self._writer.cancel()
             await asyncio.gather(self._writer, return_exceptions=True)
+        if not self._guests:  # none were read, since the store could not be opened
+            return
         try:
             await self._store.put([life.guest for life in self])
         except HvdError as error:

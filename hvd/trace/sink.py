@@ -13,23 +13,11 @@ from typing import IO
 
 from google.protobuf.message import DecodeError
 from hvapi.record import RECORD_BYTES
+from hvapi.trace_file import MAGIC, MOST_BYTES, framed
 from hvapi.v1 import trace_pb2
 
-MAGIC = b"HVDTRACE1\n"
 SUFFIX = ".hvtrace"
-# No message of ours is larger; a longer one is damage.
-MOST_BYTES = 16 << 20
 Block = trace_pb2.StreamTraceResponse
-
-
-def frame(message: Block) -> bytes:
-    data = message.SerializeToString()
-    length, head = len(data), bytearray()
-    while length > 0x7F:
-        head.append(length & 0x7F | 0x80)
-        length >>= 7
-    head.append(length)
-    return bytes(head) + data
 
 
 def files_of(directory: Path) -> list[Path]:
@@ -58,7 +46,7 @@ class FileSink:
         """What was lost last is told if there is room now."""
         for guest, lost in list(self._owed.items()):
             try:
-                self._append(frame(Block(guest=guest, lost=lost)))
+                self._append(framed(Block(guest=guest, lost=lost)))
             except OSError:
                 break
             del self._owed[guest]
@@ -77,9 +65,9 @@ class FileSink:
                 told = Block()
                 told.CopyFrom(block)
                 told.lost += owed
-                self._append(frame(told))
+                self._append(framed(told))
             else:
-                self._append(frame(block))
+                self._append(framed(block))
         except OSError:
             self._owed[block.guest] = self._owed.get(block.guest, 0) + records + block.lost
             raise
@@ -123,7 +111,7 @@ class FileSink:
         self._descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         self._size = 0
         try:
-            self._append(MAGIC + frame(self._header(list(self._written))))
+            self._append(MAGIC + framed(self._header(list(self._written))))
         except OSError:
             os.close(self._descriptor)
             self._descriptor = -1

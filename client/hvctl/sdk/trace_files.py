@@ -1,8 +1,4 @@
-"""Trace files: the blocks of a stream or session, to be read again without a daemon.
-
-A file is MAGIC and then StreamTraceResponse messages, each behind its length as a varint (protobuf's delimited form); the first has the
-header. The daemon writes the same form (hvd/trace/sink.py).
-"""
+"""Trace files (hvapi/trace_file.py): the blocks of a stream or session, read again without a daemon; the first has the header."""
 
 from __future__ import annotations
 
@@ -10,24 +6,10 @@ from collections.abc import Iterator
 from typing import IO
 
 from google.protobuf.message import DecodeError
+from hvapi.trace_file import MAGIC, MOST_BYTES
 from hvapi.v1 import trace_pb2
 
 from hvctl.sdk.errors import HvctlError
-
-MAGIC = b"HVDTRACE1\n"
-# No message of a daemon is larger.
-MOST_BYTES = 16 << 20
-
-
-def framed(block: trace_pb2.StreamTraceResponse) -> bytes:
-    """A block as it stands in a file."""
-    data = block.SerializeToString()
-    length, head = len(data), bytearray()
-    while length > 0x7F:
-        head.append(length & 0x7F | 0x80)
-        length >>= 7
-    head.append(length)
-    return bytes(head) + data
 
 
 def read_trace_file(file: IO[bytes], name: str) -> Iterator[trace_pb2.StreamTraceResponse]:
