@@ -29,10 +29,14 @@ packages:
 $(VENV)/.stamp: pyproject.toml | packages
 	@$(SYSTEM_PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "hvd needs Python 3.11 or later; $(SYSTEM_PYTHON) is $$($(SYSTEM_PYTHON) -V 2>&1). Set SYSTEM_PYTHON." >&2; exit 1; }
 	@$(SYSTEM_PYTHON) -m venv $(VENV) || { echo "$(SYSTEM_PYTHON) cannot make virtual environments: install its venv module (Debian: python3-venv)" >&2; exit 1; }
-	$(PYTHON) -m pip install --quiet --disable-pip-version-check -e '.[daemon,dev]'
+	$(PYTHON) -m pip install --quiet --disable-pip-version-check --config-settings editable_mode=compat -e '.[daemon,dev]'
+	@# Two directories on the path, the root by pip and this one: what setuptools does otherwise imports a finder of modules in every process.
+	@echo "$(CURDIR)/client" > "$$($(PYTHON) -c 'import sysconfig; print(sysconfig.get_path("purelib"))')/hvd-client.pth"
 	@touch $@
 
 setup: packages $(VENV)/.stamp native guests
+	@# Every hvctl and template would compile them anew where Python may not keep what it compiled (PYTHONDONTWRITEBYTECODE).
+	@$(PYTHON) -m compileall -q client hvd
 
 # The C parts and the guests need the virtual environment only to write points.h; make must not build them before it is there.
 hvd/board/native/points.h: | $(VENV)/.stamp

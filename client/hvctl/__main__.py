@@ -1,7 +1,16 @@
-"""python -m hvctl"""
+"""python -m hvctl, and the program hvctl"""
 
 import sys
 
-from hvctl.cli import main
+from hvctl import lazily
 
-sys.exit(main())
+
+def main() -> int:
+    lazily.install()
+    from hvctl import cli
+
+    return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

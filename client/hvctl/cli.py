@@ -3,7 +3,6 @@ code."""
 
 from __future__ import annotations
 
-import difflib
 import importlib
 import os
 import signal
@@ -69,6 +68,8 @@ class VerbGroup(click.Group):
         if self._default is not None and name not in self._verbs and name not in self._aliases:
             return self.name, self._default, args
         if self.get_command(ctx, name) is None and not name.startswith("-"):
+            import difflib
+
             near = difflib.get_close_matches(name, [*self._verbs, *self._aliases], n=1)
             hint = f"; did you mean '{near[0]}'?" if near else ""
             raise click.UsageError(f"there is no verb '{name}'{hint}", ctx)

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-
 import click
 
 from hvctl.sdk.errors import HvctlError
@@ -54,6 +52,8 @@ def exit_code(error: HvctlError) -> int:
 def report(error: HvctlError, output: str) -> None:
     """On stderr: a line with what is wrong and one with the next step, or JSON for programs."""
     if output in ("json", "jsonl"):
+        import json
+
         click.echo(json.dumps(error.document(), indent=2 if output == "json" else None), err=True)
         return
     click.echo(f"hvctl: {error.message}", err=True)

@@ -15,7 +15,6 @@ from hvapi.v1 import guest_pb2, image_pb2, inspect_pb2
 
 from hvctl.sdk.blobs import MOST_LOADED_BYTES, Path, file_blob, frame_bytes, upload_frames
 from hvctl.sdk.calls import HEALTH_SERVING, HEALTH_WATCH, Calls, Q, R, ServerStream, Unary, channel_options
-from hvctl.sdk.copying import copy_in_frames
 from hvctl.sdk.endpoint import Endpoint, TlsFiles, default_endpoint
 from hvctl.sdk.errors import HvctlError, from_rpc
 from hvctl.sdk.execution import Execution
@@ -359,6 +358,8 @@ class Client(Calls):
         timeout: float | None = None,
     ) -> guest_pb2.CopyInResponse:
         """Sends a tar (hvctl.sdk.copying.archive_of makes one) into a container, as CopyInSetup says. Raises HvctlError, and what `chunks` raises."""
+        from hvctl.sdk.copying import copy_in_frames
+
         call = Calls.__dict__["_copy_in"]
         invoke = self.channel.stream_unary(
             call.path, request_serializer=call.request.SerializeToString, response_deserializer=call.response.FromString

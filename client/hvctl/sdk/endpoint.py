@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import os
-import socket
 from collections.abc import Mapping
 from dataclasses import astuple, dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 from hvctl.sdk.errors import HvctlError
@@ -117,6 +115,8 @@ class Endpoint:
             return HvctlError.local("SOCKET_FORBIDDEN", path=self.path)
         except OSError as error:
             return self._unreachable(error.strerror or str(error))
+        import socket
+
         with socket.socket(socket.AF_UNIX) as probe:
             probe.settimeout(1.0)
             try:
@@ -139,6 +139,7 @@ class Endpoint:
 
 def _read(path: str) -> bytes:
     try:
-        return Path(path).read_bytes()
+        with open(path, "rb") as file:
+            return file.read()
     except OSError as error:
         raise HvctlError.local("FILE_UNREADABLE", path=path, problem=error.strerror or error) from error
