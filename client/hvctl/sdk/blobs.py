@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import errno
-import hashlib
 import os
 import stat
 from collections.abc import Iterator
@@ -28,6 +27,8 @@ _ZEROES = bytes(CHUNK_BYTES)
 
 def file_blob(path: Path, most: int = MOST_LOADED_BYTES) -> image_pb2.BlobInfo:
     """Digest and size of a file of at most so many bytes. Raises HvctlError FILE_UNREADABLE, FILE_TOO_LARGE."""
+    import hashlib  # OpenSSL, which takes its time to load
+
     digest = hashlib.sha256()
     size = zeroes = 0
     try:

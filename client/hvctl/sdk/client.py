@@ -17,13 +17,11 @@ from hvctl.sdk.blobs import MOST_LOADED_BYTES, Path, file_blob, frame_bytes, upl
 from hvctl.sdk.calls import HEALTH_SERVING, HEALTH_WATCH, Calls, Q, R, ServerStream, Unary, channel_options
 from hvctl.sdk.endpoint import Endpoint, TlsFiles, default_endpoint
 from hvctl.sdk.errors import HvctlError, from_rpc
-from hvctl.sdk.execution import Execution
-from hvctl.sdk.files import import_frames, new_file
-from hvctl.sdk.guests import GuestSpec
-from hvctl.sdk.watching import Resume
 
 if TYPE_CHECKING:
     from hvctl.sdk.debug import DebugSession
+    from hvctl.sdk.execution import Execution
+    from hvctl.sdk.guests import GuestSpec
 
 # Long enough for a start on a loaded host; a daemon that hangs shall not hang its clients.
 DEFAULT_TIMEOUT = 120.0
@@ -254,6 +252,8 @@ class Client(Calls):
 
     def export_snapshot_file(self, name: str, path: Path, *, timeout: float | None = None) -> None:
         """Writes a snapshot to a file, which is there only when it is whole. Raises HvctlError, also FILE_UNWRITABLE."""
+        from hvctl.sdk.files import new_file
+
         with new_file(path) as file, self.export_snapshot(name=name, timeout=timeout) as responses:
             for response in responses:
                 file.write(response.chunk)
@@ -262,6 +262,8 @@ class Client(Calls):
         self, path: Path, *, parent: str = "", snapshot_id: str = "", timeout: float | None = None
     ) -> guest_pb2.Snapshot:
         """Sends a file that export_snapshot_file() wrote. Raises HvctlError, also FILE_UNREADABLE."""
+        from hvctl.sdk.files import import_frames
+
         call = Calls.__dict__["_import_snapshot"]
         invoke = self.channel.stream_unary(
             call.path, request_serializer=call.request.SerializeToString, response_deserializer=call.response.FromString
@@ -286,6 +288,8 @@ class Client(Calls):
 
         When the start fails the guest stays, STOPPED or FAILED, to be looked at.
         """
+        from hvctl.sdk.guests import GuestSpec
+
         guest = self.create(GuestSpec(**spec))
         return self.start_guest(name=guest.name, paused=paused)
 
@@ -302,6 +306,8 @@ class Client(Calls):
     def watch(self, names: Sequence[str] = (), *, changes_only: bool = False) -> Iterator[guest_pb2.GuestEvent]:
         """watch_guests that goes on by itself when the daemon restarts or this reader is too slow. PRESENT events
         again mean that the daemon no longer had what happened meanwhile. Fails only if it cannot begin."""
+        from hvctl.sdk.watching import Resume
+
         state = Resume(names, changes_only)
         while True:
             try:
@@ -345,6 +351,8 @@ class Client(Calls):
 
     def execute(self, setup: guest_pb2.ExecSetup, *, timeout: float | None = None) -> Execution:
         """Runs another program in a running guest; returns when it runs. timeout: seconds until it is killed."""
+        from hvctl.sdk.execution import Execution
+
         return Execution(self, setup, timeout)
 
     def copy_in(

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping
-from dataclasses import astuple, dataclass, field
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from hvctl.sdk.errors import HvctlError
 
@@ -29,8 +28,7 @@ def default_endpoint(environment: Mapping[str, str] | None = None) -> str:
     return f"unix://{runtime}/hvd/hvd.sock"
 
 
-@dataclass(frozen=True, slots=True)
-class TlsFiles:
+class TlsFiles(NamedTuple):
     """PEM files, in TLS_VARIABLES' order; what is absent is taken from the environment."""
 
     ca: str | None = None
@@ -38,19 +36,16 @@ class TlsFiles:
     key: str | None = None
 
 
-@dataclass(slots=True)
 class Endpoint:
     """`unix:///path`, `unix:path` or `host:port`. Raises HvctlError ENDPOINT_INVALID for anything else.
 
     host:port is mutual TLS with the PEM files of tls, or else those that HVD_TLS_CA, HVD_TLS_CERT and HVD_TLS_KEY name.
     """
 
-    address: str
-    tls: TlsFiles = field(default=TlsFiles(), repr=False)
-    path: str = field(init=False, default="")  # of a unix socket, otherwise empty
-    _directory: int = field(init=False, default=-1)
-
-    def __post_init__(self) -> None:
+    def __init__(self, address: str, tls: TlsFiles | None = None) -> None:
+        self.address, self.tls = address, tls or TlsFiles()
+        self.path = ""  # of a unix socket
+        self._directory = -1
         if self.address.startswith("unix:"):
             self.path = self.address.removeprefix("unix:")
             if self.path.startswith("//"):
@@ -86,7 +81,7 @@ class Endpoint:
         import grpc
 
         paths = []
-        for given, variable in zip(astuple(self.tls), TLS_VARIABLES, strict=True):
+        for given, variable in zip(self.tls, TLS_VARIABLES, strict=True):
             path = given or os.environ.get(variable)
             if not path:
                 raise HvctlError.local("TLS_FILES_MISSING", endpoint=self.address, missing=variable)
