@@ -18,8 +18,8 @@ A JSON object; numbers are unsigned, of at most 64 bits.
     nmi_blocked       an NMI is being served
     nmi_pending       an NMI was raised and is not taken yet
     interrupt         vector of an interrupt that was injected and not taken yet, or null
-    tsc_at_zero       what the time stamp counter would have been when the board's virtual clock was 0, modulo 2**64; 0 if it is missing.
-                      Only of a counter whose frequency (cpuid's leaf 0x15) is another one than that clock's
+    tsc_at_zero       what the time stamp counter would have been when the board's virtual clock was 0, with the frequency that the guest
+                      was told (cpuid's leaf 0x15), modulo 2**64; 0 if it is missing
     cpuid             [[leaf, subleaf, eax, ebx, ecx, edx], ...]: what the guest was told, and goes on to be told
 
 The time stamp counter is the board's virtual clock, the local APIC and its base are the board's.
@@ -78,6 +78,10 @@ class Saved(NamedTuple):
     interrupt: int | None
     tsc_at_zero: int
     cpuid: list[Cpuid]
+
+
+# Least and greatest frequency of a time stamp counter that a guest goes on with.
+TSC_HZ: Final = (1_000_000, 100_000_000_000)
 
 
 def tsc_hz(cpuid: Mapping[tuple[int, int], Sequence[int]]) -> int:

@@ -136,6 +136,11 @@ class Vcpu(ABC):
     # returns ERROR.
     process: int = -1
 
+    @property
+    def tsc_stands(self) -> bool:
+        """The guest's time stamp counter stands while the board's clock does. At any exit."""
+        return True
+
     @abstractmethod
     def enter(self, state: EntryState) -> None:
         """Set the whole state, for the start and after a reset. At any exit; an access that waits for its answer is dropped."""

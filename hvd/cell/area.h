@@ -12,7 +12,7 @@
 #include "cpu.h"
 
 #define HV_AREA_MAGIC 0x4c434856u /* "VHCL" */
-#define HV_AREA_VERSION 1u
+#define HV_AREA_VERSION 2u
 #define HV_AREA_REGIONS 64
 #define HV_AREA_CPUID 96
 #define HV_AREA_RANGES 256
@@ -109,8 +109,7 @@ struct hv_cell_area {
     uint32_t backend;     /* enum hv_backend_id, for records */
     uint32_t runner;      /* its process */
     uint64_t memory_size; /* bytes of the memory file */
-    uint64_t tsc_hz;      /* of the guest's virtual clock; 0 = RDTSC is native, and so is the counter */
-    uint32_t tsc_khz;     /* of the host's counter, under paravirt; 0 = not known */
+    uint64_t tsc_told_hz; /* what the guest was told of its time stamp counter; 0 = nothing */
     struct hv_cell_region regions[HV_AREA_REGIONS];
     struct hv_cell_cpuid cpuid[HV_AREA_CPUID];
     uint8_t claimed[65536 / 8]; /* struct hv_board's */
@@ -123,6 +122,8 @@ struct hv_cell_area {
     uint64_t ranges[HV_AREA_RANGES][2];
     uint64_t answer;        /* of *_IN and *_READ */
     struct hv_clock clock;
+    uint64_t tsc_at_zero;   /* what the guest's time stamp counter was when its clock was 0, if it is counted */
+    uint32_t tsc_counted;   /* by that clock, with tsc_told_hz, and RDTSC traps; 0 = it is the host's, natively */
     struct hv_cell_debug debug;
     uint32_t tapped;        /* a debugger wants to see the crossings: `tap`, which is empty */
 

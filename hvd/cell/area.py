@@ -157,10 +157,13 @@ class CellCensus(ctypes.Structure):
 
 
 _PROTOTYPES: Final[dict[str, tuple[Any, list[Any]]]] = {
-    "hv_cell_create": (_pointer, [_pointer, _int, ctypes.c_uint, _pointer, _u64, _u64]),
+    "hv_cell_create": (_pointer, [_pointer, _int, ctypes.c_uint, _pointer, _u64]),
     "hv_cell_add_region": (_bool, [_pointer, _u64, _u64, _u64, _u32, _bool]),
     "hv_cell_set_cpuid": (_bool, [_pointer, _pointer, _u32]),
-    "hv_cell_set_tsc_khz": (None, [_pointer, _u32]),
+    "hv_cell_tell_tsc": (None, [_pointer, _u64]),
+    "hv_cell_count_tsc": (None, [_pointer, _u64]),
+    "hv_cell_tsc_stands": (ctypes.c_bool, [_pointer]),
+    "hv_cell_tsc_at_zero": (_u64, [_pointer]),
     "hv_cell_descriptor": (_int, [_pointer, _int]),
     "hv_cell_counters": (_pointer, [_pointer]),
     "hv_cell_code": (_pointer, [_pointer]),

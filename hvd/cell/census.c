@@ -139,6 +139,8 @@ bool hv_census_serve(void)
     }
 }
 
+void hv_code_of_no_use(void) { of_no_use = true; }
+
 void hv_census_settle(void)
 {
     if (!of_no_use)

@@ -11,6 +11,7 @@
 #include <linux/seccomp.h>
 #include <stddef.h>
 #include <sys/mman.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 
 #include "area.h"
@@ -51,6 +52,7 @@ static const struct rule rules[] = {
     {SYS_getpid, {{END, 0, 0, 0}}},
     {SYS_gettid, {{END, 0, 0, 0}}},
     {SYS_ioctl, {{EQUAL, 0, HV_CELL_FD_BREAKPOINT, 0}, {EQUAL, 1, (uint32_t)PERF_EVENT_IOC_MODIFY_ATTRIBUTES, 0}}},
+    {SYS_prctl, {{EQUAL, 0, PR_SET_TSC, 0}}},
     {SYS_rt_sigprocmask, {{END, 0, 0, 0}}}, /* once, at the start; a signal frame can do the same */
 };
 

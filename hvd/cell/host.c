@@ -16,6 +16,7 @@
 #include "host.h"
 
 #define MS 1000000u
+#define NS 1000000000u
 #define MOST_CROSSINGS (1u << 20) /* of one turn, to be believed */
 #ifndef P_PIDFD
 #define P_PIDFD 3
@@ -93,8 +94,7 @@ static unsigned call_stack(void *owner, uint64_t *addresses, unsigned most)
     return hv_stack_walk(&begin, addresses, most);
 }
 
-struct hv_cell_host *hv_cell_create(struct hv_board *board, enum hv_cell_mode mode, unsigned backend, const void *memory, uint64_t memory_size,
-                                    uint64_t tsc_hz)
+struct hv_cell_host *hv_cell_create(struct hv_board *board, enum hv_cell_mode mode, unsigned backend, const void *memory, uint64_t memory_size)
 {
     struct hv_cell_host *host = aligned_alloc(64, (sizeof *host + 63) / 64 * 64);
     if (!host)
@@ -123,7 +123,6 @@ struct hv_cell_host *hv_cell_create(struct hv_board *board, enum hv_cell_mode mo
     area->backend = backend;
     area->runner = (uint32_t)getpid();
     area->memory_size = memory_size;
-    area->tsc_hz = tsc_hz;
     memcpy(area->claimed, board->claimed, sizeof area->claimed);
     hv_console_init(&area->console);
     return host;
@@ -153,7 +152,36 @@ int hv_cell_descriptor(const struct hv_cell_host *host, enum hv_cell_fd which)
     return which == HV_CELL_FD_AREA ? host->area_fd : which == HV_CELL_FD_GO ? host->go : which == HV_CELL_FD_LEFT ? host->left : -1;
 }
 
-void hv_cell_set_tsc_khz(struct hv_cell_host *host, uint32_t khz) { host->area->tsc_khz = khz; }
+/* ---- the guest's time stamp counter */
+
+static uint64_t ticks(const struct hv_cell_host *host, uint64_t ns) { return (uint64_t)((unsigned __int128)ns * host->area->tsc_told_hz / NS); }
+
+void hv_cell_tell_tsc(struct hv_cell_host *host, uint64_t hz) { host->area->tsc_told_hz = hz; }
+
+void hv_cell_count_tsc(struct hv_cell_host *host, uint64_t at_zero)
+{
+    host->area->tsc_at_zero = at_zero;
+    host->area->tsc_counted = 1;
+}
+
+bool hv_cell_tsc_stands(const struct hv_cell_host *host) { return host->area->tsc_counted; }
+
+uint64_t hv_cell_tsc_at_zero(const struct hv_cell_host *host)
+{
+    const struct hv_clock *clock = &host->board->clock;
+    if (host->area->tsc_counted)
+        return host->area->tsc_at_zero + host->cpu.tsc_offset;
+    uint64_t tsc = clock->running ? hv_host_tsc() : clock->stopped_tsc;
+    return tsc - ticks(host, hv_clock_now(clock)) + host->cpu.tsc_offset;
+}
+
+/* It is the host's until the guest's clock stands for the first time, where the host's goes on. */
+static void keep_time(struct hv_cell_host *host)
+{
+    const struct hv_clock *clock = &host->board->clock;
+    if (!host->area->tsc_counted && clock->stopped_ns && host->area->tsc_told_hz)
+        hv_cell_count_tsc(host, clock->stopped_tsc - ticks(host, clock->stopped_ns));
+}
 
 struct hv_cell_counters *hv_cell_counters(struct hv_cell_host *host) { return &host->area->counters; }
 struct hv_cell_code *hv_cell_code(struct hv_cell_host *host) { return &host->area->code; }
@@ -259,6 +287,7 @@ static void hand_over(struct hv_cell_host *host)
     area->tapped = host->board->crossings.tap != NULL;
     area->tap.head = 0;
     area->clock = host->board->clock;
+    keep_time(host);
     hv_cell_give_devices(area, host->board);
     host->cpu_changed = host->debug_changed = false;
     host->range_count = 0;
@@ -438,8 +467,6 @@ bool hv_host_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t out[4])
     __get_cpuid_count(leaf, subleaf, &out[0], &out[1], &out[2], &out[3]); /* zeroes for a leaf that it has not */
     return true;
 }
-
-uint64_t hv_host_tsc(void) { return __builtin_ia32_rdtsc(); }
 #else
 bool hv_host_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t out[4])
 {
@@ -447,6 +474,4 @@ bool hv_host_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t out[4])
     out[0] = out[1] = out[2] = out[3] = 0;
     return false;
 }
-
-uint64_t hv_host_tsc(void) { return 0; }
 #endif

@@ -27,11 +27,16 @@ void hv_cell_give_devices(struct hv_cell_area *, const struct hv_board *);
 
 struct hv_cell_host;
 /* NULL: errno. The area is made and described; what it lacks are regions, CPUID and claimed ports. memory: the runner's own mapping of the
- * memory file. tsc_hz as in the area. */
-struct hv_cell_host *hv_cell_create(struct hv_board *, enum hv_cell_mode, unsigned backend, const void *memory, uint64_t memory_size, uint64_t tsc_hz);
+ * memory file. */
+struct hv_cell_host *hv_cell_create(struct hv_board *, enum hv_cell_mode, unsigned backend, const void *memory, uint64_t memory_size);
 bool hv_cell_add_region(struct hv_cell_host *, uint64_t start, uint64_t length, uint64_t file_offset, uint32_t kind, bool hot); /* false: too many */
 bool hv_cell_set_cpuid(struct hv_cell_host *, const struct hv_cell_cpuid *, uint32_t count);                                   /* false: too many */
-void hv_cell_set_tsc_khz(struct hv_cell_host *, uint32_t khz); /* of the host's counter, under paravirt: before it runs */
+void hv_cell_tell_tsc(struct hv_cell_host *, uint64_t hz); /* what CPUID tells of the time stamp counter; 0 = nothing */
+/* From the next run on it is computed from the board's clock, at which RDTSC traps; at_zero: what it was when that clock was 0. It comes to
+ * that by itself when the guest goes on after its clock has stood. */
+void hv_cell_count_tsc(struct hv_cell_host *, uint64_t at_zero);
+bool hv_cell_tsc_stands(const struct hv_cell_host *);      /* is it computed, so that it stands when the clock does */
+uint64_t hv_cell_tsc_at_zero(const struct hv_cell_host *); /* by now, or when the clock was stopped; at an exit */
 int hv_cell_descriptor(const struct hv_cell_host *, enum hv_cell_fd); /* of AREA, GO, LEFT: what the cell inherits; -1: not one of these */
 struct hv_cell_counters *hv_cell_counters(struct hv_cell_host *); /* the cell's own: any thread, not to be trusted */
 struct hv_cell_code *hv_cell_code(struct hv_cell_host *);         /* likewise */
@@ -53,8 +58,7 @@ void hv_cell_kick(struct hv_cell_host *);                   /* any thread */
 void hv_cell_end(struct hv_cell_host *);                    /* ends the process and waits for that; no error when it has ended */
 void hv_cell_free(struct hv_cell_host *);                   /* and everything else. NULL is all right */
 
-/* CPUID and RDTSC of this host; false: not an x86-64. */
+/* CPUID of this host; false: not an x86-64. */
 bool hv_host_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t out[4]);
-uint64_t hv_host_tsc(void);
 
 #endif

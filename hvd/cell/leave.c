@@ -4,6 +4,7 @@
 #include <stdarg.h>
 #include <stdio.h>
 #include <string.h>
+#include <sys/prctl.h>
 #include <sys/syscall.h>
 #include <time.h>
 #include <unistd.h>
@@ -43,6 +44,17 @@ static void give_turn(void)
             _exit(1);
 }
 
+/* Once the guest's time stamp counter is counted RDTSC traps in this whole process: in the guest's programs, and in the vDSO. */
+static void trap_tsc(void)
+{
+    if (!cell.area->tsc_counted || hv_clock_by_call)
+        return;
+    hv_clock_by_call = true;
+    hv_code_of_no_use();
+    if (prctl(PR_SET_TSC, PR_TSC_SIGSEGV) != 0)
+        hv_fail("the host does not let RDTSC be trapped: error %d", errno);
+}
+
 void hv_wait_for_turn(void)
 {
     struct hv_cell_area *area = cell.area;
@@ -58,6 +70,7 @@ void hv_wait_for_turn(void)
         give_turn();
     }
     cell.board.clock = area->clock;
+    trap_tsc();
     memcpy((uint8_t *)&cell.board + DEVICES, area->devices, DEVICES_BYTES);
     hv_crossings_tap(&cell.board.crossings, area->tapped ? &area->tap : NULL);
     if (area->debug_changed)
@@ -181,10 +194,11 @@ void hv_mmio_write(uint64_t physical, unsigned size, uint64_t value)
 
 uint64_t hv_tsc(void)
 {
-    uint64_t hz = cell.area->tsc_hz;
-    if (!hz)
-        return __builtin_ia32_rdtsc() + HV_CPU->tsc_offset;
-    return (uint64_t)((unsigned __int128)hv_clock_now(&cell.board.clock) * hz / NS) + HV_CPU->tsc_offset;
+    const struct hv_cell_area *area = cell.area;
+    if (!area->tsc_counted)
+        return hv_host_tsc() + HV_CPU->tsc_offset;
+    uint64_t ticks = (uint64_t)((unsigned __int128)hv_clock_now(&cell.board.clock) * area->tsc_told_hz / NS);
+    return area->tsc_at_zero + ticks + HV_CPU->tsc_offset;
 }
 
 bool hv_timer_create(void)

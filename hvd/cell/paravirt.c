@@ -44,8 +44,8 @@ static uint64_t computed_ns(uint64_t tsc) { return anchor_ns + (uint64_t)((unsig
 static void give_time(void)
 {
     const struct hv_clock *clock = &cell.board.clock;
-    uint32_t khz = cell.area->tsc_khz;
-    uint64_t tsc = __builtin_ia32_rdtsc();
+    uint32_t khz = (uint32_t)(cell.area->tsc_told_hz / 1000);
+    uint64_t tsc = cell.area->tsc_counted ? hv_tsc() : hv_host_tsc(); /* as the guest's RDTSC shows it */
     bool other = clock->base_ns != anchored.base_ns || clock->running != anchored.running;
     if (!khz || (!other && multiplier && computed_ns(tsc) - anchor_ns < ANCHOR_NS))
         return;

@@ -210,7 +210,7 @@ static bool group_ff(struct hv_translation *t)
 static bool read_time(struct hv_translation *t)
 {
     struct hv_emitter *e = &t->e;
-    if (cell.area->tsc_hz || t->insn.lock || t->insn.repeat || t->insn.operand_prefix)
+    if (cell.area->tsc_counted || t->insn.lock || t->insn.repeat || t->insn.operand_prefix)
         return false;
     HV_CODE(e, "\x0f\x31"); /* rdtsc */
     hv_store32(e, HV_EAX, HV_FIELD(time));

@@ -26,12 +26,10 @@ DEBUG_REGISTERS: Final = {name: int(name[2:]) for name in ia32.DEBUG}
 # MSR -> field of struct hv_cpu. Others read as 0 and swallow writes.
 MSRS: Final = {
     0x174: "sysenter_cs", 0x175: "sysenter_esp", 0x176: "sysenter_eip", 0x1A0: "misc_enable", 0x277: "pat", 0x2FF: "mtrr_default",
-    0x10: "tsc_offset",
 }  # fmt: skip
 # Features of CPUID that must not go away under a guest: leaf, register's index.
 FEATURES: Final = ((1, 2), (1, 3), (7, 1), (7, 2), (7, 3), (0x8000_0001, 2), (0x8000_0001, 3))
-FREQUENCY: Final = (0x15, 0)
-FREQUENCY_ERROR: Final = 1e-3
+TSC: Final = 0x10
 
 
 def save(vcpu: CellVcpu) -> dict[str, Any]:
@@ -90,6 +88,8 @@ def restore(vcpu: CellVcpu, document: dict[str, Any]) -> None:
     for name, index in DEBUG_REGISTERS.items():
         cpu.dr[index] = state.debug[name]
     for number, value in state.msrs.items():
+        if number == TSC:  # tsc_at_zero says it
+            continue
         if number in MSRS:
             setattr(cpu, MSRS[number], value)
         elif value and number not in _MTRRS:
@@ -101,6 +101,7 @@ def restore(vcpu: CellVcpu, document: dict[str, Any]) -> None:
     cpu.nmi_blocked, cpu.nmi_pending = state.nmi_blocked, state.nmi_pending
     cpu.injected, cpu.injected_vector = state.interrupt is not None, state.interrupt or 0
     vcpu.set_state(cpu)
+    vcpu.count_tsc(state.tsc_at_zero)
 
 
 # Kept by other backends, and without meaning here: memory types are the host's business.
@@ -127,15 +128,8 @@ def _check(state: ia32.Saved, told: dict[tuple[int, int], tuple[int, ...]], own:
         if lacking := had & ~offered:
             what = f"CPUID.{leaf:#x}:{('EAX', 'EBX', 'ECX', 'EDX')[index]}"
             raise _mismatch(what, f"{had:#x}", f"{offered:#x}, which lacks {lacking:#x}")
-    if not _alike(told.get(FREQUENCY), own.get(FREQUENCY)):
-        raise _mismatch("time stamp counter's frequency", str(told.get(FREQUENCY)), str(own.get(FREQUENCY)))
-
-
-def _alike(had: tuple[int, ...] | None, own: tuple[int, ...] | None) -> bool:
-    """The ratio of the counter's frequency to the crystal's: that of a host is measured, each time a bit differently."""
-    if had is None or own is None or not all((*had[:2], *own[:2])):
-        return had == own
-    return abs(had[1] * own[0] / (had[0] * own[1]) - 1) < FREQUENCY_ERROR
+    if not ia32.TSC_HZ[0] <= ia32.tsc_hz(told) <= ia32.TSC_HZ[1]:
+        raise _mismatch("time stamp counter's frequency", f"{ia32.tsc_hz(told)} Hz", f"{ia32.TSC_HZ[0]} to {ia32.TSC_HZ[1]} Hz")
 
 
 def _mismatch(what: str, found: str, needed: str) -> HvdError:

@@ -128,6 +128,7 @@ extern bool hv_census_counts;
 void hv_census_count(struct hv_emitter *, uint32_t eip, const struct hv_insn *, enum hv_replacement); /* code that counts it, if anybody wants that */
 void hv_census_executed(uint32_t linear, const struct hv_insn *);  /* by the monitor, at a breakpoint */
 bool hv_census_serve(void);  /* the turn was one for the census */
+void hv_code_of_no_use(void); /* everything is translated anew, from the next settling on */
 void hv_census_settle(void); /* before translated code is looked for: the census was switched on or off, and the cache is of no use */
 
 #endif

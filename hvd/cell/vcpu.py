@@ -52,17 +52,16 @@ class CellVcpu(Vcpu):
 
     def __init__(
         self, board: HotBoard, memory: GuestMemory, backend: BackendId, mode: Mode, cpuid: Mapping[tuple[int, int], Sequence[int]],
-        tsc_hz: int, program: str = str(area.PROGRAM),
+        program: str = str(area.PROGRAM),
     ) -> None:  # fmt: skip
-        """cpuid: what the guest is told, and goes on to be told. tsc_hz: of the guest's virtual clock, 0 = that of the host. Raises
-        HvdError NATIVE_MISSING, RUNNER_START_FAILED."""
+        """cpuid: what the guest is told, and goes on to be told. Raises HvdError NATIVE_MISSING, RUNNER_START_FAILED."""
         self._lib, self._blocking = area.library(), area.blocking_library()
         self._board = board
         self._name = backend.name.lower()
         self._mode = mode
         self.rewrites = mode in (Mode.REWRITING, Mode.BREAKPOINT)
         self.cpuid: dict[tuple[int, int], tuple[int, ...]] = {}
-        host: int | None = self._lib.hv_cell_create(board.address, int(mode), int(backend), memory.host_address, memory.whole.nbytes, tsc_hz)
+        host: int | None = self._lib.hv_cell_create(board.address, int(mode), int(backend), memory.host_address, memory.whole.nbytes)
         if host is None:
             raise HvdError("RUNNER_START_FAILED", problem="no memory for a cell's run area", log="runner.log in the guest's directory")
         self._host = host
@@ -92,10 +91,6 @@ class CellVcpu(Vcpu):
         self.process = os.pidfd_open(self.pid)
         weakref.finalize(self, os.close, self.process)
 
-    def set_tsc_khz(self, khz: int) -> None:
-        """Of the host's counter, by which a guest under paravirt tells the time."""
-        self._lib.hv_cell_set_tsc_khz(self._host, khz)
-
     @property
     def paravirtual(self) -> bool:
         return self._mode is Mode.PARAVIRT
@@ -118,6 +113,7 @@ class CellVcpu(Vcpu):
         if not self._lib.hv_cell_set_cpuid(self._host, rows, len(rows)):
             raise HvdError("INTERNAL", problem=f"{len(rows)} rows of CPUID are more than a cell knows")
         self.cpuid = {key: tuple(row) for key, row in table.items()}
+        self._lib.hv_cell_tell_tsc(self._host, ia32.tsc_hz(self.cpuid))
 
     def new_state(self) -> area.CellCpu:
         """As after a reset, without segments."""
@@ -269,9 +265,16 @@ class CellVcpu(Vcpu):
         return area.Sandbox(self._lib.hv_cell_sandbox(self._host) & 0x1F)
 
     def tsc_at_zero(self) -> int:
-        """What the time stamp counter, which is the host's, was when the virtual clock was 0, had both run all the time."""
-        tsc = int(self._lib.hv_host_tsc()) + int(self.cpu.tsc_offset)
-        return (tsc - self._board.now() * ia32.tsc_hz(self.cpuid) // 1_000_000_000) & 0xFFFF_FFFF_FFFF_FFFF
+        """What the time stamp counter was when the virtual clock was 0, had it always had the frequency that the guest was told."""
+        return int(self._lib.hv_cell_tsc_at_zero(self._host))
+
+    def count_tsc(self, at_zero: int) -> None:
+        """From there on, by the virtual clock."""
+        self._lib.hv_cell_count_tsc(self._host, at_zero)
+
+    @property
+    def tsc_stands(self) -> bool:
+        return bool(self._lib.hv_cell_tsc_stands(self._host))
 
     def save(self) -> dict[str, Any]:
         return save(self)

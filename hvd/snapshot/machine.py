@@ -64,8 +64,10 @@ def disk_state(spec: DiskSpec) -> dict[str, Any]:
 def save(machine: Machine, path: Path, about: bytes) -> Writer:
     """Write the machine while it stands still; in the vcpu thread. The caller finishes the file in another thread
     (Writer.finish), while the guest goes on. Raises HvdError DISK_FULL, CAPABILITY_MISSING, SNAPSHOT_FAILED."""
-    runs_on = machine.state == "RUNNING"
-    machine.board.stop_clock()
+    # A counter that would go on alone is worse for the guest than a clock that goes on for a moment.
+    stands = machine.state == "RUNNING" and machine.vcpu.tsc_stands
+    if stands:
+        machine.board.stop_clock()
     try:
         writer = Writer(path)
         try:
@@ -79,7 +81,7 @@ def save(machine: Machine, path: Path, about: bytes) -> Writer:
     except OSError as error:
         raise HvdError("SNAPSHOT_FAILED", problem=str(error)) from error
     finally:
-        if runs_on:
+        if stands:
             machine.board.start_clock()
     return writer
 

@@ -69,7 +69,7 @@ def skip_without_cells() -> None:
 
 
 def _create(program: str, mode: Mode, board: HotBoard, memory: GuestMemory, cpuid: Any, engine: str) -> Vcpu:
-    return CellVcpu(board, memory, BackendId.TRAP, mode, leaves(features, process.tsc_hz()), 0, program)
+    return CellVcpu(board, memory, BackendId.TRAP, mode, leaves(features, process.tsc_hz()), program)
 
 
 class Rig:

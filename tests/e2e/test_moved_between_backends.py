@@ -1,19 +1,23 @@
-"""A guest that goes on under another backend, by name: in the middle of translated code, of what is emulated, and back."""
+"""A guest that goes on under another backend, by name: in the middle of translated code, of what is emulated, and back; a Linux of Debian's, too."""
 
 from __future__ import annotations
 
 import re
+import time
 
 import pytest
+from guest_shell import Shell, quiet_shell
 from hvapi.v1 import guest_pb2
 from real_daemon import RealDaemon, kernel, wait_for
 
 from hvd.backends.rewriting.backend import BACKEND
+from tests.guest_images import GuestUnavailable, guest_image
 
 AVAILABILITY = BACKEND.probe()
 pytestmark = pytest.mark.skipif(not AVAILABILITY.available, reason=f"{AVAILABILITY.reason}; {AVAILABILITY.remedy}")
 # Over memory, with interrupts: tenths of a second where it is translated.
 WORK = "memory=1 timer=200 n=30000000"
+AWAY_SECONDS = 3.0
 
 
 def _caught(daemon: RealDaemon, name: str) -> None:
@@ -58,3 +62,52 @@ def test_rewriting_to_emulation_and_back(daemon: RealDaemon) -> None:
     daemon.ok("resume", "mover")
     assert _result(daemon, "mover") == right
     assert daemon.ok("logs", "mover").stdout.count("checksum") == 2
+
+
+def _uptime(shell: Shell) -> float:
+    return float(shell("cut -d' ' -f1 /proc/uptime"))
+
+
+def _sleeps(shell: Shell) -> None:
+    """A second of its timers takes one by its counter, and no more than outside."""
+    before, start = _uptime(shell), time.monotonic()
+    shell("sleep 1")
+    assert 0.95 <= _uptime(shell) - before <= time.monotonic() - start + 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_linux_goes_on_without_noticing(daemon: RealDaemon) -> None:
+    """Debian's 686 kernel: paused, then to emulation and back, twice. Its clock stands while it is not there."""
+    try:
+        image = guest_image("debian-686")
+    except GuestUnavailable as error:
+        pytest.skip(str(error))
+    process = daemon.spawn("run", "--backend", "rewriting", "--name", "a", "--memory", "128M", "--kernel", str(image.kernel),
+                           "--initrd", str(image.initrd), "--append", "console=ttyS0")  # fmt: skip
+    shell = quiet_shell(process)
+    shell("echo kept >/tmp/kept")
+    clock = shell("cat /sys/devices/system/clocksource/clocksource0/current_clocksource")
+    start, before = time.monotonic(), _uptime(shell)
+    daemon.ok("pause", "a")
+    time.sleep(AWAY_SECONDS)
+    daemon.ok("resume", "a")
+    away = AWAY_SECONDS
+    for number, backend in enumerate(("emulation", "rewriting", "emulation", "rewriting")):
+        daemon.ok("snapshot", "a", str(number), timeout=120)
+        daemon.ok("pause", "a")
+        time.sleep(AWAY_SECONDS)
+        away += AWAY_SECONDS
+        daemon.ok("restore", "a", str(number), "--backend", backend, timeout=120)
+        process = daemon.spawn("console", "a")
+        process.type("\n")
+        shell = Shell(process)
+        _sleeps(shell)
+    gone = _uptime(shell) - before
+    assert 4 <= gone <= time.monotonic() - start - away
+    assert shell("cat /tmp/kept") == "kept"
+    said = shell("dmesg")
+    assert not re.search(r"soft lockup|hard lockup|detected stall|skew is too large|time.*backw", said, re.IGNORECASE), said
+    if clock == "tsc":  # a host that is very busy can make it look bad before all this
+        assert shell("cat /sys/devices/system/clocksource/clocksource0/current_clocksource") == "tsc" or "excessive read-back delay" in said
+    daemon.ok("kill", "a")

@@ -17,7 +17,6 @@ DEBUG_REGISTERS: Final = {name: int(name[2:]) for name in ia32.DEBUG}
 X87_AND_SSE: Final = 3
 TSC: Final = 0x10
 TSC_DEADLINE: Final = 1 << 24  # of CPUID.1:ECX: it counts ticks of the guest's own counter
-TSC_HZ: Final = (1_000_000, 100_000_000_000)  # least and greatest frequency of another backend's that a guest goes on with
 
 
 class _More(ctypes.Structure):
@@ -138,5 +137,5 @@ def check_cpuid(
         if lacking := told & ~(offered | UNCLAIMED.get((leaf, register), 0)):
             raise _mismatch(f"CPUID.{leaf:#x}:{register.upper()}", f"{told:#x}", f"{offered:#x}, which lacks {lacking:#x}")
     told_hz, own_hz = ia32.tsc_hz(saved), ia32.tsc_hz(own)
-    if told_hz != own_hz and (saved.get((1, 0), (0, 0, 0, 0))[2] & TSC_DEADLINE or not TSC_HZ[0] <= told_hz <= TSC_HZ[1]):
+    if told_hz != own_hz and (saved.get((1, 0), (0, 0, 0, 0))[2] & TSC_DEADLINE or not ia32.TSC_HZ[0] <= told_hz <= ia32.TSC_HZ[1]):
         raise _mismatch("time stamp counter's frequency", f"{told_hz} Hz", f"{own_hz} Hz")

@@ -243,10 +243,9 @@ class NativeVcpu(Vcpu):
         self.cpuid = table
 
     def set_tsc(self, at_zero: int) -> None:
-        """Its frequency is what the guest was told; at_zero counts where that is not this backend's own."""
-        hz = ia32.tsc_hz(self.cpuid)
-        self.tsc_at_zero = at_zero if hz != TSC_HZ else 0
-        self._lib.hv_emulator_set_tsc(self._emulator, hz, self.tsc_at_zero)
+        """Its frequency is what the guest was told. With a TSC deadline it is the virtual clock, to which that refers."""
+        self.tsc_at_zero = 0 if self.cpuid.get((1, 0), (0, 0, 0, 0))[2] & saving.TSC_DEADLINE else at_zero
+        self._lib.hv_emulator_set_tsc(self._emulator, ia32.tsc_hz(self.cpuid), self.tsc_at_zero)
 
     def enter(self, state: EntryState) -> None:
         raw = _State(cr0=state.cr0, cr3=state.cr3, cr4=state.cr4, efer=state.efer, rflags=2)

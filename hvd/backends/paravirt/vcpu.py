@@ -27,8 +27,5 @@ def create(board: HotBoard, memory: GuestMemory, cpuid: Cpuid, engine: str) -> V
     """The vcpu of one machine. Raises HvdError ENGINE_UNKNOWN, NATIVE_MISSING, RUNNER_START_FAILED."""
     if engine:
         raise HvdError("ENGINE_UNKNOWN", backend="paravirt", engine=engine, known="one way of executing, which has no name")
-    frequency = process.tsc_hz()
-    table: dict[Any, Any] = cpuid(features, frequency)
-    vcpu = CellVcpu(board, memory, BackendId.PARAVIRT, Mode.PARAVIRT, table, tsc_hz=0)
-    vcpu.set_tsc_khz(frequency // 1000)
-    return vcpu
+    table: dict[Any, Any] = cpuid(features, process.tsc_hz())
+    return CellVcpu(board, memory, BackendId.PARAVIRT, Mode.PARAVIRT, table)

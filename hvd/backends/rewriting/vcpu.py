@@ -24,4 +24,4 @@ def create(board: HotBoard, memory: GuestMemory, cpuid: Cpuid, engine: str) -> V
     if engine not in ENGINES:
         raise HvdError("ENGINE_UNKNOWN", backend="rewriting", engine=engine, known="translate, breakpoint")
     table: dict[Any, Any] = cpuid(features, process.tsc_hz())
-    return CellVcpu(board, memory, BackendId.REWRITING, ENGINES[engine], table, tsc_hz=0)
+    return CellVcpu(board, memory, BackendId.REWRITING, ENGINES[engine], table)

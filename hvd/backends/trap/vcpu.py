@@ -22,4 +22,4 @@ def create(board: HotBoard, memory: GuestMemory, cpuid: Cpuid, engine: str) -> V
     if engine:
         raise HvdError("ENGINE_UNKNOWN", backend="trap", engine=engine, known="one way of executing, which has no name")
     table: dict[Any, Any] = cpuid(features, process.tsc_hz())
-    return CellVcpu(board, memory, BackendId.TRAP, Mode.TRAP, table, tsc_hz=0)
+    return CellVcpu(board, memory, BackendId.TRAP, Mode.TRAP, table)

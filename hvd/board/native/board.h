@@ -18,10 +18,13 @@
 /* ---- clock.c: the guest's virtual clock, in nanoseconds since its start; it stands while the guest is paused. */
 struct hv_clock {
     uint64_t base_ns;    /* host CLOCK_MONOTONIC at virtual 0 */
-    uint64_t stopped_ns; /* virtual time at which it stands; meaningful when !running */
+    uint64_t stopped_ns; /* virtual time at which it stands, or stood the last time; 0 = it has not stood yet */
+    uint64_t stopped_tsc; /* the host's time stamp counter at that moment */
     bool running;
 };
-uint64_t hv_host_ns(void); /* CLOCK_MONOTONIC */
+uint64_t hv_host_ns(void);  /* CLOCK_MONOTONIC */
+uint64_t hv_host_tsc(void); /* the time stamp counter; 0 on a host that is no x86-64 */
+extern bool hv_clock_by_call; /* by a system call, without the vDSO, which executes RDTSC */
 void hv_clock_start(struct hv_clock *);
 void hv_clock_stop(struct hv_clock *);
 uint64_t hv_clock_now(const struct hv_clock *);                     /* virtual ns */
