@@ -16,7 +16,7 @@ from hvd.cell import process
 
 PM_TIMER_HZ = 3_579_545
 TICK_HZ = 100
-AWAY_SECONDS = 1.0  # for so long a guest is not there; a clock that went on meanwhile is found by that
+AWAY_SECONDS = 0.6  # for so long a guest is not there; a clock that went on meanwhile is found by that
 RATIO = 0.02
 BACKENDS = {"trap": TRAP, "rewriting": REWRITING, "paravirt": PARAVIRT}
 LINE = re.compile(rb"clock: (\d+) tsc=0x(\w+):0x(\w+) timer=(\d+) ticks=(\d+) backwards=(\d+) apart=(\d+)\r?\n(?:clock: page=0x(\w+):0x(\w+)\r?\n)?")

@@ -40,6 +40,19 @@ def test_calls_by_name(daemon: RealDaemon) -> None:
     daemon.ok("kill", "calls")
 
 
+@pytest.mark.parametrize("other", ["emulation", "rewriting"])
+def test_snapshots_stay_on_their_side(daemon: RealDaemon, other: str) -> None:
+    """The same kernel runs there, too, but without the page of its virtual processor: both ways are refused before anything is changed."""
+    for backend, elsewhere in (("paravirt", other), (other, "paravirt")):
+        daemon.ok("run", "-d", "--backend", backend, "--name", backend, "--kernel", kernel("ticker.pv.elf"))
+        daemon.ok("snapshot", backend, "s")
+        before = daemon.show(backend)["host_pid"]
+        refused = daemon.hvctl("restore", backend, "s", "--backend", elsewhere)
+        assert refused.returncode != 0
+        assert "ia32-paravirt/1" in refused.stderr and "next step: restore it into a guest like the one it was taken of" in refused.stderr
+        assert (daemon.show(backend)["state"], daemon.show(backend)["host_pid"]) == ("RUNNING", before)
+
+
 def test_the_hole_is_closed_and_who_is_no_guest_of_it_is_told(daemon: RealDaemon) -> None:
     done = daemon.hvctl("run", *PARAVIRT, "--name", "hole", "--kernel", kernel("hole.pv.elf"))
     assert done.returncode == 0 and "HOLE closed" in done.stdout

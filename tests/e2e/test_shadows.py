@@ -7,12 +7,12 @@ import json
 import pytest
 from real_daemon import RealDaemon, kernel
 
-VIEWS = {"trap": ["native"], "rewriting": ["native", "kernel window"]}
+VIEWS = {"trap": ["native"], "rewriting": ["native", "kernel window"], "paravirt": ["native"]}
 
 
 @pytest.mark.parametrize("backend", VIEWS)
 def test_translate_shows_the_shadow(daemon: RealDaemon, backend: str) -> None:
-    daemon.ok("create", "--backend", backend, "--name", "a", "--kernel", kernel("spin.elf"))
+    daemon.ok("create", "--backend", backend, "--name", "a", "--kernel", kernel("spin.pv.elf" if backend == "paravirt" else "spin.elf"))
     daemon.ok("start", "a")
     daemon.ok("pause", "a")
     registers = {row["name"]: int(row["value"]) for row in json.loads(daemon.ok("-o", "json", "regs", "a").stdout)["registers"]}
@@ -23,6 +23,6 @@ def test_translate_shows_the_shadow(daemon: RealDaemon, backend: str) -> None:
     for shadow in found["shadows"]:
         if shadow["mapped"]:
             assert shadow["host_offset"] == found["host_offset"] and shadow["readable"]
-    assert found["shadows"][0]["mapped"] == (backend == "trap")
+    assert found["shadows"][0]["mapped"] == (backend != "rewriting")
     text = daemon.ok("mem", "translate", "a", hex(address)).stdout
     assert "shadow, native:" in text
