@@ -18,7 +18,7 @@ from hvd.errors import HvdError
 from hvd.guests.model import host_memory_bytes
 from hvd.guests.placement import Probe
 from hvd.guests.supervisor import Supervisor
-from hvd.jail import group, user
+from hvd.jail import group, landlock, user
 from hvd.network.cards import check_user_mode
 from hvd.network.networks import check_host
 
@@ -113,6 +113,7 @@ class SystemService(system_pb2_grpc.SystemServiceServicer):
             )
         findings += [_network_finding(subject, check) for subject, check in NETWORKS.items()]
         findings.append(_jail_finding(self._settings.jail))
+        findings.append(_landlock_finding(self._settings.jail))
         findings.append(_group_finding(self._settings))
         if os.geteuid() != 0:
             findings.append(
@@ -140,12 +141,24 @@ def _jail_finding(setting: str) -> system_pb2.Finding:
     if setting == "off":
         message, remedy = "machines run as hvd's user, with all that it may do: the setting jail is off", "set it to auto"
     elif lacking := user.missing():
-        message = f"a filter of system calls is all that holds machines, which run as hvd's user: hvd lacks {', '.join(lacking)}"
+        message = f"machines run as hvd's user, held by a filter of system calls and what Landlock gives: hvd lacks {', '.join(lacking)}"
         remedy = "run hvd as root, or with these capabilities"
     else:
-        message = "each machine has a user, a root and a network of its own, and a filter of system calls"
+        message = "each machine has a user, a root, a network and process numbers of its own, and a filter of system calls"
         return Finding(level=Finding.OK, subject="jail", message=message)
     return Finding(level=Finding.NOTE, subject="jail", message=message, remedy=remedy)
+
+
+def _landlock_finding(setting: str) -> system_pb2.Finding:
+    if setting == "off":
+        level, message, remedy = Finding.NOTE, "machines open what hvd's user may open: the setting jail is off", "set it to auto"
+    elif landlock.version():
+        level, remedy = Finding.OK, ""
+        message = f"machines open no files but their own and hvd's code (version {landlock.version()} of the kernel's interface)"
+    else:
+        level, remedy = Finding.NOTE, "a kernel of 5.13 or later with CONFIG_SECURITY_LANDLOCK, and landlock in its lsm= list"
+        message = "this kernel has no Landlock: the other walls are all that keep machines from the host's files"
+    return Finding(level=level, subject="landlock", message=message, remedy=remedy)
 
 
 def _group_finding(settings: config.Config) -> system_pb2.Finding:

@@ -16,7 +16,7 @@ import hvapi
 import hvd
 import hvd.backends
 from hvd.errors import HvdError
-from hvd.jail import seccomp
+from hvd.jail import landlock, seccomp
 
 # linux/capability.h
 SYS_RAWIO, SYS_CHROOT, PERFMON = 17, 18, 38
@@ -41,7 +41,7 @@ _SECCOMP_FILTER, _SPEC_ALLOW = 1, 4
 class Jail:
     """As machine.json has it, beside the machine."""
 
-    user: int  # and group
+    user: int | None  # and group; None = there are no privileges to become one
     writable: Sequence[str] = ()  # directories that are the guest's own, besides the present one
 
     def document(self) -> dict[str, Any]:
@@ -51,7 +51,8 @@ class Jail:
     def of(cls, document: Any) -> Jail:
         """Raises HvdError RUNNER_START_FAILED."""
         try:
-            return cls(int(document["user"]), [str(path) for path in document["writable"]])
+            user = document["user"]
+            return cls(None if user is None else int(user), [str(path) for path in document["writable"]])
         except (TypeError, KeyError, ValueError) as error:
             raise _failed("machine.json", error) from error
 
@@ -89,13 +90,14 @@ class _Libc:
         self("mount", *(text.encode() for text in (source, target, kind)), ctypes.c_ulong(flags), data.encode())
 
 
-def enter(jail: Jail | None, kept: frozenset[int], readable: Sequence[str] = ()) -> None:
-    """kept: the capabilities that stay. readable: directories besides the libraries'. jail None = without privileges: only what needs none.
+def enter(jail: Jail, kept: frozenset[int], readable: Sequence[str] = ()) -> None:
+    """kept: the capabilities that stay. readable: directories besides the libraries'. Without a user in the jail only what needs no privileges.
     Raises HvdError RUNNER_START_FAILED."""
     libc = _Libc()
     for kind, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, MOST_DESCRIPTORS)):
         _limit(kind, most)
-    if jail is not None:
+    readable = _outermost([*_libraries(), *filter(os.path.isdir, readable)])
+    if jail.user is not None:
         try:
             _leave_root(libc, jail, readable)
         except OSError as error:
@@ -103,6 +105,7 @@ def enter(jail: Jail | None, kept: frozenset[int], readable: Sequence[str] = ())
         _limit(resource.RLIMIT_NPROC, MOST_PROCESSES)
         _become(libc, jail.user, kept)
     libc.prctl(_NO_NEW_PRIVILEGES, 1)
+    _fence(jail, readable)
     _filter(libc)
 
 
@@ -144,7 +147,7 @@ def _leave_root(libc: _Libc, jail: Jail, readable: Sequence[str]) -> None:
     # Any directory will do that none of the others is in.
     libc.mount("jail", here, "tmpfs", _NO_SUID | _NO_DEVICES, "mode=755,size=1m")
     os.umask(0o022)
-    for path in _outermost([*_libraries(), *filter(os.path.isdir, readable)]):
+    for path in readable:
         _show(libc, path, here + path, _READ_ONLY)
     for path in jail.writable:
         _show(libc, path, here + path, _NO_EXECUTION)
@@ -186,6 +189,14 @@ def _become(libc: _Libc, user: int, kept: frozenset[int]) -> None:
     libc("syscall", _CAPSET, header, sets)
     for capability in kept:
         libc.prctl(_AMBIENT, _AMBIENT_RAISE, capability)
+
+
+def _fence(jail: Jail, readable: Sequence[str]) -> None:
+    own = [(path, landlock.OWN) for path in (os.getcwd(), *jail.writable)]
+    try:
+        landlock.restrict([*((path, landlock.LIBRARIES) for path in readable), *own, ("/proc", landlock.PROCESSES)])
+    except OSError as error:
+        raise _failed("Landlock", error) from error
 
 
 def _filter(libc: _Libc) -> None:

@@ -34,6 +34,7 @@ from hvd.runner.directory import (
     PROTOCOL_OLDEST,
     RUNNER_LOG,
     ExitRecord,
+    own_pid,
     process_identity,
     read_json,
     write_json,
@@ -75,6 +76,8 @@ def detach(ready_fd: int | None, cards: int) -> None:
             os.set_inheritable(fd, False)
     os.closerange(keep, os.sysconf("SC_OPEN_MAX"))
     os.umask(0o077)
+    # Process 1 of a namespace gets no signal that it has no handler for.
+    signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
     for number in (signal.SIGHUP, signal.SIGINT):
         signal.signal(number, signal.SIG_IGN)
 
@@ -132,8 +135,8 @@ def lock_in(document: dict[str, Any], spec: MachineSpec, create_vcpu: CreateVcpu
         return
     preload(spec.backend)  # what it loads lies outside
     inputs.hold(path for path in (spec.kernel, spec.initrd, spec.snapshot) if path)
-    jail = Jail.of(document[JAIL]) if document[JAIL] is not None else None
-    if jail is not None:
+    jail = Jail.of(document[JAIL])
+    if jail.user is not None:
         user.give(Path("."), jail.user)  # what was made here so far
     kept: frozenset[int] = getattr(sys.modules[create_vcpu.__module__], "KEPT_CAPABILITIES", CELL)
     if spec.engine == "breakpoint":
@@ -149,7 +152,7 @@ def prepare(ready: ReadyPipe) -> Runner:
         document = read_document()
         spec = read_spec(document)
         introduce(spec.name)
-        write_json(PID, process_identity(os.getpid()) | {"protocol": [PROTOCOL_OLDEST, PROTOCOL]})
+        write_json(PID, process_identity(own_pid()) | {"protocol": [PROTOCOL_OLDEST, PROTOCOL]})
         if os.path.exists(EXIT):  # whoever began this start has died, and the next one has called it off (hvd/guests/adoption.py)
             raise HvdError("RUNNER_START_FAILED", problem="the start was called off", log=RUNNER_LOG)
         create_vcpu = find_vcpu(spec.backend)

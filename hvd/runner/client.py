@@ -407,7 +407,7 @@ def _start(spec: LaunchSpec, backend: str, directory: Path, executable: str, rea
     if spec.grouped:
         group.make(directory.name, group.limits(spec.memory_bytes, spec.log_max_bytes, spec.state_directory))
     try:
-        return start_runner(backend, directory, executable, ready, spec.card_descriptors)
+        return start_runner(backend, directory, executable, ready, spec.card_descriptors, spec.jailed and not user.missing())
     except OSError:
         group.remove_empty(directory.name)
         raise
@@ -417,15 +417,14 @@ def _jail(spec: LaunchSpec, directory: Path) -> dict[str, Any]:
     """For machine.json; what the guest's processes may write to is theirs from here on. Raises OSError."""
     if not spec.jailed:
         return {}
-    if user.missing():
-        return {JAIL: None}
-    owner = user.user_of(spec.uid)
+    owner = None if user.missing() else user.user_of(spec.uid)
     writable = []
     if spec.state_directory is not None:
         spec.state_directory.mkdir(mode=0o700, parents=True, exist_ok=True)
         writable.append(spec.state_directory.absolute())
-    for path in (directory.absolute(), *writable):
-        user.give(path, owner)
+    if owner is not None:
+        for path in (directory.absolute(), *writable):
+            user.give(path, owner)
     return {JAIL: Jail(owner, [str(path) for path in writable]).document()}
 
 

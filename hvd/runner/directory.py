@@ -48,7 +48,7 @@ from collections.abc import Mapping
 from typing import Any, NamedTuple
 
 MACHINE = "machine.json"
-# In there: how the runner is locked in (hvd.jail.enter.Jail); null = as far as it can be without privileges, absent = not.
+# In there: how the runner is locked in (hvd.jail.enter.Jail); absent = not.
 JAIL = "jail"
 PID = "pid"
 ATTACH = "attach"
@@ -185,6 +185,11 @@ def process_start_time(pid: int) -> int | None:
     except OSError:
         return None
     return None if fields[0] in (b"Z", b"X") else int(fields[19])
+
+
+def own_pid() -> int:
+    """Of this process, as whoever mounted /proc sees it: in a namespace of its own it is 1 to itself."""
+    return int(os.readlink("/proc/self"))
 
 
 def process_identity(pid: int) -> dict[str, Any]:

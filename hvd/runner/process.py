@@ -16,6 +16,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from hvd.jail.pids import own_pids
 from hvd.runner import launch, template
 from hvd.runner.template import PACKET_BYTES, SOCKET_FD
 
@@ -46,18 +47,18 @@ class Template:
         with self._lock, contextlib.suppress(OSError):  # the first start tries again, and does without
             self._connection()
 
-    def start(self, directory: Path, ready: int, cards: Sequence[int] = ()) -> RunnerProcess:
+    def start(self, directory: Path, ready: int, cards: Sequence[int] = (), own: bool = False) -> RunnerProcess:
         """Raises OSError as posix_spawn would; the caller keeps its descriptors."""
         with self._lock:
             try:
-                answer, descriptors = self._ask({"start": str(directory.absolute())}, ready, *cards)
+                answer, descriptors = self._ask({"start": str(directory.absolute()), "own_pids": own}, ready, *cards)
                 if "errno" not in answer:
                     pid = int(answer["pid"])
                     return RunnerProcess(pid, descriptors[0], functools.partial(self._reap, self._pid, pid))
             except (OSError, ValueError, LookupError):
                 self._discard()  # it was killed, or never came up
-                return launch_alone(directory, sys.executable, ready, cards)
-        raise OSError(answer["errno"], os.strerror(answer["errno"]))
+                return launch_alone(directory, sys.executable, ready, cards, own)
+        raise OSError(answer["errno"], answer["problem"])
 
     def _reap(self, parent: int, pid: int) -> int | None:
         with self._lock:
@@ -129,18 +130,22 @@ def template_of(backend: str) -> Template:
 
 
 def start_runner(
-    backend: str, directory: Path, executable: str, ready: int, cards: Sequence[int] = ()
+    backend: str, directory: Path, executable: str, ready: int, cards: Sequence[int] = (), own: bool = False
 ) -> RunnerProcess:
     """A runner in an existing directory, which writes to `ready` when its guest runs; by this Python, out of the
-    template. cards: descriptors of its network cards (hvd.runner.inheritance). Raises OSError."""
+    template. cards: descriptors of its network cards (hvd.runner.inheritance). own: in a PID namespace of its own.
+    Raises OSError."""
     if executable != sys.executable:
-        return launch_alone(directory, executable, ready, cards)
-    return template_of(backend).start(directory, ready, cards)
+        return launch_alone(directory, executable, ready, cards, own)
+    return template_of(backend).start(directory, ready, cards, own)
 
 
-def launch_alone(directory: Path, executable: str, ready: int, cards: Sequence[int] = ()) -> RunnerProcess:
+def launch_alone(
+    directory: Path, executable: str, ready: int, cards: Sequence[int] = (), own: bool = False
+) -> RunnerProcess:
     """Without a template. Raises OSError."""
-    pid = launch.spawn(directory, executable, ready, cards)
+    with own_pids(own):
+        pid = launch.spawn(directory, executable, ready, cards)
 
     def reap() -> int | None:
         with contextlib.suppress(ChildProcessError):  # somebody else has reaped it

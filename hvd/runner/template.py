@@ -5,8 +5,8 @@ are shared until they are written. The daemon has one template for each backend 
 has one thread, no state of a guest, and ends when the daemon does; its runners go on.
 
     python -m hvd.runner.template BACKEND          with a SEQPACKET socket as descriptor 3, one JSON object a packet
-    {"start": DIRECTORY} + descriptor to write to when it is ready, and those of its network cards
-                                                                    ->  {"pid": N} + pidfd, or {"errno": N}
+    {"start": DIRECTORY, "own_pids": in a PID namespace of its own} + descriptor to write to when it is ready, and those of its network cards
+                                                                    ->  {"pid": N} + pidfd, or {"errno": N, "problem"}
     {"reap": PID}, once that runner has ended                       ->  {"status": N}, as of waitpid(2)
 """
 
@@ -23,6 +23,7 @@ import sys
 from collections.abc import Callable
 from typing import NoReturn
 
+from hvd.jail.pids import own_pids
 from hvd.runner.directory import RUNNER_LOG
 from hvd.runner.inheritance import MOST_DESCRIPTORS, READY_FD, inherit
 
@@ -44,10 +45,11 @@ def serve(backend: str) -> None:
             connection.send(json.dumps({"status": status}).encode())
             continue
         try:
-            pid = _fork(request["start"], descriptors, runner_main)
+            with own_pids(request["own_pids"]):
+                pid = _fork(request["start"], descriptors, runner_main)
             pidfd = os.pidfd_open(pid)
         except OSError as error:
-            connection.send(json.dumps({"errno": error.errno or errno.EIO}).encode())
+            connection.send(json.dumps({"errno": error.errno or errno.EIO, "problem": error.strerror}).encode())
         else:
             socket.send_fds(connection, [json.dumps({"pid": pid}).encode()], [pidfd])
             os.close(pidfd)

@@ -5,7 +5,10 @@ from __future__ import annotations
 import json
 import os
 import re
+import select
 import shutil
+import signal
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -14,7 +17,7 @@ from typing import Any
 import pytest
 from real_daemon import ROOT, RealDaemon, kernel, wait_for
 
-from hvd.jail import seccomp, user
+from hvd.jail import landlock, seccomp, user
 
 pytestmark = pytest.mark.skipif(bool(user.missing()), reason=f"the jail's walls need privileges: {', '.join(user.missing())}")
 RAWIO_CHROOT = 1 << 17 | 1 << 18
@@ -37,7 +40,7 @@ def children(pid: int) -> list[int]:
 
 
 def namespaces(pid: int | str) -> dict[str, str]:
-    return {kind: os.readlink(f"/proc/{pid}/ns/{kind}") for kind in ("net", "mnt", "ipc", "uts")}
+    return {kind: os.readlink(f"/proc/{pid}/ns/{kind}") for kind in ("net", "mnt", "ipc", "uts", "pid")}
 
 
 def check_locked_in(pid: int, owner: int, capabilities: int) -> None:
@@ -99,6 +102,7 @@ def test_a_guest_s_processes_are_locked_in(daemon: RealDaemon, backend: str) -> 
 def test_doctor_says_how_machines_are_held(daemon: RealDaemon) -> None:
     findings = {finding["subject"]: finding for finding in daemon.hvctl("doctor", "-o", "json").json["findings"]}
     assert findings["jail"]["level"] == "OK"
+    assert findings["landlock"]["level"] == ("OK" if landlock.version() else "NOTE")
 
 
 @pytest.mark.skipif(not shutil.which("setpriv"), reason="needs setpriv")
@@ -120,21 +124,54 @@ def test_two_guests_are_two_users(daemon: RealDaemon) -> None:
     assert first != second
 
 
-def test_nobody_gets_out(tmp_path: Path) -> None:
+def test_a_cell_does_not_outlive_its_runner(daemon: RealDaemon) -> None:
+    done = daemon.hvctl("run", "-d", "--name", "g", "--backend", "trap", "--kernel", kernel("echo.elf"), "--memory", "8M")
+    if done.returncode == 6:
+        pytest.skip(done.stderr)
+    runner = daemon.runner("g")
+    (cell,) = children(runner)
+    # Outside they have the host's numbers, inside their own.
+    assert status(runner)["NSpid"].split() == [str(runner), "1"]
+    assert len(status(cell)["NSpid"].split()) == 2
+    stopped = os.pidfd_open(cell)
+    try:
+        os.kill(cell, signal.SIGSTOP)  # it does not end by itself
+        os.kill(runner, signal.SIGKILL)
+        wait_for(lambda: daemon.show("g")["state"] == "FAILED", "the guest has ended")
+        assert select.select([stopped], [], [], 0)[0], "the cell lives"
+    finally:
+        os.close(stopped)
+    assert daemon.show("g")["reason"] == "RUNNER_CRASHED"
+
+
+def escape(tmp_path: Path, walls: str) -> dict[str, Any]:
     secret = tmp_path / "secret"
     secret.write_text("the host's")
     secret.chmod(0o644)
     home = tmp_path / "home"
     home.mkdir()
     os.chown(home, 1_900_000_000, 1_900_000_000)
-    words = [sys.executable, str(ROOT / "tests" / "e2e" / "jail_escape.py"), str(home), str(secret), str(os.getpid()), str(tmp_path / "socket")]
-    done = subprocess.run(words, capture_output=True, text=True, check=False, env={"PYTHONPATH": f"{ROOT}:{ROOT / 'client'}"})
+    name = str(tmp_path / "socket")
+    words = [sys.executable, str(ROOT / "tests" / "e2e" / "jail_escape.py"), walls, str(home), str(secret), str(os.getpid()), name]
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind("\0" + name)
+        listener.listen()
+        done = subprocess.run(words, capture_output=True, text=True, check=False, env={"PYTHONPATH": f"{ROOT}:{ROOT / 'client'}"})
     assert done.returncode == 0, done.stderr
+    assert secret.read_text() == "the host's"
     found: dict[str, Any] = json.loads(done.stdout)
     assert found.pop("own") == "what is the guest's own can be written"
-    got = {name: what for name, what in found.items() if what not in ("", "[]")}
-    assert not got
-    assert len(found) > 40
+    assert not {name: what for name, what in found.items() if what not in ("", "[]")}
+    return found
+
+
+def test_nobody_gets_out(tmp_path: Path) -> None:
+    assert len(escape(tmp_path, "all")) > 65
+
+
+@pytest.mark.skipif(landlock.version() < 6, reason="a Landlock that keeps signals and abstract sockets in: kernel 6.12")
+def test_landlock_alone_keeps_even_root_from_what_is_not_the_guest_s(tmp_path: Path) -> None:
+    assert len(escape(tmp_path, "landlock")) > 20
 
 
 def test_the_filter_knows_no_call_that_makes_links_devices_or_namespaces() -> None:
