@@ -222,6 +222,7 @@ class Daemon:
 
 async def serve(config: Config) -> None:
     """Until SIGTERM or SIGINT. Raises HvdError when it cannot start."""
+    systemd.notify_socket()  # before there are children
     loop = asyncio.get_running_loop()
     stop = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import socket
 import sys
@@ -13,9 +14,16 @@ import structlog
 log = structlog.get_logger()
 
 
+@functools.cache
+def notify_socket() -> str:
+    """Where systemd listens; empty = nowhere. With the first call the environment has it no more: children do not speak for hvd, and `runc start`
+    would wait until the container's own program says that it is ready."""
+    return os.environ.pop("NOTIFY_SOCKET", "")
+
+
 def notify(state: str) -> None:
     """Tell systemd, if it listens."""
-    address = os.environ.get("NOTIFY_SOCKET")
+    address = notify_socket()
     if not address:
         return
     with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as notifier:
