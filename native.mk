@@ -7,7 +7,7 @@ CC ?= gcc
 WERROR ?=
 HV_CFLAGS ?= -std=gnu11 -O2 -g -Wall -Wextra $(WERROR)
 HV_DIRECTORIES := hvd/board/native $(patsubst %/,%,$(sort $(dir $(wildcard hvd/backends/*/*.c))))
-HV_SOURCES := $(foreach d,$(HV_DIRECTORIES),$(wildcard $(d)/*.c)) $(wildcard hvd/cell/host.c hvd/cell/check.c hvd/cell/decode.c)
+HV_SOURCES := $(foreach d,$(HV_DIRECTORIES),$(wildcard $(d)/*.c)) $(wildcard hvd/cell/host.c hvd/cell/check.c hvd/cell/decode.c hvd/hvpvcc/patch.c)
 HV_HEADERS := $(foreach d,$(HV_DIRECTORIES),$(wildcard $(d)/*.h)) hvd/board/native/points.h $(wildcard hvd/cell/*.h) guests/include/hv/paravirt.h
 
 hvd/board/native/points.h: hvd/trace/points.py

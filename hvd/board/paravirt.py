@@ -3,6 +3,7 @@ has given them (docs/hvpvcc.md)."""
 
 from __future__ import annotations
 
+import contextlib
 import struct
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -17,6 +18,7 @@ from hvd.jail.inputs import open_input
 if TYPE_CHECKING:
     from hvd.board.loaders.elf import Elf
     from hvd.board.loaders.image import ImageFile
+    from hvd.board.memory import GuestMemory
 
 OWNER: Final = b"HVD"
 NOTE: Final = 1
@@ -114,9 +116,27 @@ def patches(kernel: Path | bytes) -> list[tuple[int, bytes]]:
     """What makes a neutral kernel of hvpvcc's paravirtual: physical addresses and bytes. Raises HvdError IMAGE_FORMAT; OSError."""
     from hvd.hvpvcc.finish import finish  # only here: it needs the decoder
 
-    try:
+    with _faults_told():
         file = linked.Elf(kernel if isinstance(kernel, bytes) else _content(kernel))
         finished = finish(file)
         return list(_placed(file, finished.patches)) if finished else []
+
+
+def replace_sites(memory: GuestMemory, kernel: Path | bytes) -> None:
+    """Of a neutral kernel that was just loaded: patches(), applied. Raises HvdError IMAGE_FORMAT, ADDRESS_OUTSIDE; OSError."""
+    from hvd.hvpvcc.quick import patch  # only here, too
+
+    content = kernel if isinstance(kernel, bytes) else _content(kernel)
+    with _faults_told():
+        if patch(memory, linked.Elf(content)):
+            return
+    for address, code in patches(content):
+        memory.write(address, code)
+
+
+@contextlib.contextmanager
+def _faults_told() -> Iterator[None]:
+    try:
+        yield
     except linked.FormatError as error:
         raise HvdError("IMAGE_FORMAT", what="the kernel", problem=f"its table of sites: {error}") from error

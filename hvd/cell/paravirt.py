@@ -6,7 +6,7 @@ import struct
 from typing import Final
 
 from hvd.board.memory import GuestMemory
-from hvd.board.paravirt import Paravirt, patches
+from hvd.board.paravirt import Paravirt, replace_sites
 
 ENTRY_BYTES: Final = 64
 ENTRIES: Final = 6
@@ -23,8 +23,7 @@ PAGE: Final = b"".join(_entry(_KIND + index) for index in range(ENTRIES))
 
 
 def prepare(memory: GuestMemory, kernel: Paravirt) -> None:
-    """The kernel was loaded and has not begun. Raises what patches() does."""
+    """The kernel was loaded and has not begun. Raises what replace_sites() does."""
     memory.write(kernel.page_physical, PAGE)
     if kernel.kernel is not None:
-        for address, code in patches(kernel.kernel):
-            memory.write(address, code)
+        replace_sites(memory, kernel.kernel)

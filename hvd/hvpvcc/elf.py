@@ -75,7 +75,7 @@ class Elf:
         )
         self.sections = self._named(list(self._table(_SECTION, sections, section_count)), names)
         code = sorted((s for s in self.sections if s.executable), key=lambda s: s.address)
-        self._code, self._starts = code, [s.address for s in code]
+        self.code, self._starts = code, [s.address for s in code]
 
     def _inside(self, offset: int, size: int) -> bool:
         if offset + size > len(self.data):
@@ -109,7 +109,7 @@ class Elf:
     def code_section(self, address: int, length: int = 1) -> Section | None:
         """The section of code in which all these bytes lie."""
         index = bisect.bisect_right(self._starts, address) - 1
-        return self._code[index] if index >= 0 and self._code[index].holds(address, length) else None
+        return self.code[index] if index >= 0 and self.code[index].holds(address, length) else None
 
     def file_offset(self, address: int, length: int) -> int:
         """Where bytes of a section of code lie in the file. Raises FormatError: they do not."""

@@ -14,7 +14,7 @@ from hvd.hvpvcc.sites import FINISHED, NOP, Kind, Shape, Site, Table, read_table
 from hvd.hvpvcc.thunks import CLI, ENTRY_IRET, Thunks, call
 
 # Sections whose code runs before there is a stack, where no call may be.
-_NO_STACK: Final = frozenset({".head.text"})
+NO_STACK: Final = frozenset({".head.text"})
 # They are native in a paravirtual kernel, too. Those of the second row are not there for guests, as CPUID says, and fault.
 _NATIVE: Final = {
     Kind.RDTSC: "the counter is the guest's own",
@@ -72,7 +72,7 @@ def finished_file(elf: Elf, table: Table, finished: Finished) -> bytes:
     return bytes(data)
 
 
-class _Plan(NamedTuple):
+class Plan(NamedTuple):
     """What sites of a shape are replaced by: by nothing, by code, or by a branch (opcode) to target with rest behind it."""
 
     form: str
@@ -85,13 +85,13 @@ class _Plan(NamedTuple):
 
 def _replacements(elf: Elf, table: Table, thunks: Thunks) -> Iterator[Replacement]:
     bare = without_stack(elf)
-    no_stack = [section for section in elf.sections if section.executable and section.name in _NO_STACK]
-    plans: dict[Shape, _Plan] = {}
+    no_stack = [section for section in elf.sections if section.executable and section.name in NO_STACK]
+    plans: dict[Shape, Plan] = {}
     new = tuple.__new__  # what Replacement() does, in a third of the time
     for site, next_one in zip_longest(table.sites, table.sites[1:]):
         address, shape = site
         plan = plans.get(shape)
-        if plan is None and (plan := _fixed(site)) is not None:
+        if plan is None and (plan := fixed_plan(site)) is not None:
             plans[shape] = plan
         if plan is not None and not plan.opcode:
             yield new(Replacement, (site, plan.form, plan.code, plan.why))
@@ -100,38 +100,38 @@ def _replacements(elf: Elf, table: Table, thunks: Thunks) -> Iterator[Replacemen
             yield Replacement(site, "", why="there is no stack yet")
             continue
         if shape.code == b"\xfb" and next_one is not None and next_one.address == address + shape.length:
-            yield _enabling(site, next_one, thunks)
+            yield enabling(site, next_one, thunks)
             continue
         if plan is None:
-            plan = plans[shape] = _branch(shape, thunks)
+            plan = plans[shape] = branch_plan(shape, thunks)
         form, _, _, opcode, target, rest = plan
         yield new(Replacement, (site, form, opcode + (target - address & 0xFFFF_FFFF).to_bytes(4, "little") + rest, ""))
 
 
-def _fixed(site: Site) -> _Plan | None:
+def fixed_plan(site: Site) -> Plan | None:
     """Of a site's shape, when it does not depend on where the site is."""
     shape = site.shape
     if not shape.padded:
         raise FormatError(f"the site at {site.address:#x} has other code around its instruction")
     if shape.length < _CALL_BYTES:
-        return _Plan("", _NO_ROOM)
+        return Plan("", _NO_ROOM)
     if shape.kind in _NATIVE:
-        return _Plan("", _NATIVE[shape.kind])
+        return Plan("", _NATIVE[shape.kind])
     if shape.code == b"\xfa" and shape.length >= len(CLI):
-        return _Plan("store", code=_filled(CLI, shape.length))
+        return Plan("store", code=_filled(CLI, shape.length))
     return None
 
 
-def _branch(shape: Shape, thunks: Thunks) -> _Plan:
+def branch_plan(shape: Shape, thunks: Thunks) -> Plan:
     rest = _filled(b"", shape.length - _CALL_BYTES)
     if shape.code == b"\xcf":
-        return _Plan("jump", opcode=b"\xe9", target=thunks.page + ENTRY_IRET - _CALL_BYTES, rest=rest)
+        return Plan("jump", opcode=b"\xe9", target=thunks.page + ENTRY_IRET - _CALL_BYTES, rest=rest)
     if (target := _thunk(shape.code, thunks)) is not None:
-        return _Plan("thunk", opcode=b"\xe8", target=target - _CALL_BYTES, rest=rest)
-    return _Plan("monitor", opcode=b"\xe8", target=thunks.site(shape.code) - _CALL_BYTES, rest=rest)
+        return Plan("thunk", opcode=b"\xe8", target=target - _CALL_BYTES, rest=rest)
+    return Plan("monitor", opcode=b"\xe8", target=thunks.site(shape.code) - _CALL_BYTES, rest=rest)
 
 
-def _enabling(site: Site, next_one: Site, thunks: Thunks) -> Replacement:
+def enabling(site: Site, next_one: Site, thunks: Thunks) -> Replacement:
     """Of STI with another site directly behind it."""
     if next_one.code != b"\xf4":
         return Replacement(site, "", why="the next instruction is in its shadow")

@@ -16,6 +16,7 @@ from hvd.hvpvcc.elf import Elf, FormatError
 SECTION: Final = ".hvpv.sites"
 PAGE: Final = 4096
 _RECORD: Final = struct.Struct("<IBBBB")
+_KIND: Final = 4  # where in a record
 _MOST: Final = 1_000_000
 _LONGEST: Final = 15
 NOP: Final = 0x90
@@ -89,7 +90,7 @@ class Kind(enum.IntEnum):
 
 @dataclass(frozen=True, eq=False, slots=True)
 class Shape:
-    """What sites have in common: a kernel has thousands of sites, of some hundred shapes, and its table is read whenever a guest starts."""
+    """What sites have in common: a kernel has thousands of sites, of some hundred shapes, and what replaces them depends on their shape alone."""
 
     kind: Kind
     length: int  # bytes that may be replaced
@@ -143,25 +144,23 @@ class Table:
     area: Area
 
 
-def _records(elf: Elf) -> tuple[list[tuple[int, ...]], int] | None:
-    """All records, and where in the file the first is."""
+def records_of(elf: Elf) -> tuple[bytes, int] | None:
+    """All records, and where in the file the first is. None: hvpvcc had nothing to do with this kernel."""
     section = elf.section(SECTION)
     if section is None:
         return None
     if section.size % _RECORD.size or section.size > _MOST * _RECORD.size:
         raise FormatError(f"{SECTION} has {section.size} bytes, which are no table")
-    return list(_RECORD.iter_unpack(elf.bytes_of(section))), section.offset
+    return elf.bytes_of(section), section.offset
 
 
-def _area(elf: Elf, records: list[tuple[int, ...]], offset: int) -> Area:
-    areas = [
-        Area(address, pages, original == FINISHED, offset + index * _RECORD.size)
-        for index, (address, kind, pages, original, _) in enumerate(records)
-        if kind == Kind.AREA
-    ]
-    if len(areas) != 1:
-        raise FormatError(f"{SECTION} names {len(areas)} places for thunks, not one")
-    area = areas[0]
+def area_of(elf: Elf, records: bytes, offset: int) -> Area:
+    kinds = records[_KIND :: _RECORD.size]
+    if (count := kinds.count(Kind.AREA)) != 1:
+        raise FormatError(f"{SECTION} names {count} places for thunks, not one")
+    at = kinds.index(Kind.AREA) * _RECORD.size
+    address, _, pages, original, _ = _RECORD.unpack_from(records, at)
+    area = Area(address, pages, original == FINISHED, offset + at)
     if area.address % PAGE or not area.pages or elf.code_section(area.address, area.pages * PAGE) is None:
         raise FormatError(f"the place for thunks at {area.address:#x} is no code")
     return area
@@ -169,18 +168,18 @@ def _area(elf: Elf, records: list[tuple[int, ...]], offset: int) -> Area:
 
 def find_area(elf: Elf) -> Area | None:
     """The area alone: cheaper than read_table(), with the same errors about it."""
-    found = _records(elf)
-    return _area(elf, *found) if found else None
+    found = records_of(elf)
+    return area_of(elf, *found) if found else None
 
 
 def read_table(elf: Elf) -> Table | None:
     """None when hvpvcc had nothing to do with this kernel. Raises FormatError: the table does not fit to the code."""
-    found = _records(elf)
+    found = records_of(elf)
     if found is None:
         return None
-    area = _area(elf, *found)
+    area = area_of(elf, *found)
     # Address 0: the linker left its section out.
-    records = sorted(fields for fields in found[0] if fields[1] != Kind.AREA and fields[0])
+    records = sorted(fields for fields in _RECORD.iter_unpack(found[0]) if fields[1] != Kind.AREA and fields[0])
     return Table(tuple(_sites(elf, records, area)), area)
 
 
@@ -195,13 +194,13 @@ def _sites(elf: Elf, records: Iterable[tuple[int, ...]], area: Area) -> Iterator
         if not start <= address <= end - length:
             section = elf.code_section(address, length)
             if section is None:
-                _shape(address, kind, length, original, lead, b"")  # what is wrong with the record itself comes first
+                shape_of(address, kind, length, original, lead, b"")  # what is wrong with the record itself comes first
                 raise FormatError(f"the site at {address:#x} is not in a section of code")
             start, end, offset = section.address, section.address + section.size, section.offset - section.address
         at = address + offset
         key = kind, length, original, lead, data[at : at + length]
         if (shape := shapes.get(key)) is None:
-            shape = shapes[key] = _shape(address, *key)
+            shape = shapes[key] = shape_of(address, *key)
         if address < behind:
             raise FormatError(f"the sites at {last:#x} and {address:#x} overlap")
         last, behind = address, address + length
@@ -210,7 +209,7 @@ def _sites(elf: Elf, records: Iterable[tuple[int, ...]], area: Area) -> Iterator
         yield new(Site, (address, shape))
 
 
-def _shape(address: int, kind: int, length: int, original: int, lead: int, content: bytes) -> Shape:
+def shape_of(address: int, kind: int, length: int, original: int, lead: int, content: bytes) -> Shape:
     """address: for messages."""
     try:
         known = Kind(kind)

@@ -20,7 +20,7 @@ from hvd.trace.points import BackendId
 def preload() -> None:
     """Of a runner that will be locked in: what it loads, hvpvcc's loader with its decoder, too."""
     cell.preload()
-    importlib.import_module("hvd.hvpvcc.finish")
+    importlib.import_module("hvd.hvpvcc.quick").library()
 
 
 def create(board: HotBoard, memory: GuestMemory, cpuid: Cpuid, engine: str) -> Vcpu:
