@@ -7,8 +7,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from typing import Final
 
+from hvctl.sdk import Client, GuestSpec
+
 from bench.figure import Figure, alone, compared, in_turns
-from bench.lab import NATIVE, Daemon, Lab, Unavailable, end, kernel, qemu, read_until
+from bench.lab import MIB, NATIVE, Daemon, Lab, Unavailable, end, kernel, qemu, read_until
 from tests.guest_images import PROMPT, GuestImage, GuestUnavailable, guest_image
 
 # Guest (tests/guest_images.py) -> what it is, QEMU's architecture, MiB of memory.
@@ -24,55 +26,77 @@ REWRITTEN: Final = {"linux-i386": "<= 0.2", "debian-686": "<= 0.33"}
 REWRITING: Final = ("--backend", "rewriting")
 HELLO: Final = b"Hello from ring 0"
 NAME: Final = "boot"
+BY_API: Final = "StartGuest sent by a connected client, to the prompt on its console"
+REPLAY_BYTES: Final = 1 << 20
+BOOT_SECONDS: Final = 120.0
 
 
 def measure(lab: Lab) -> Iterator[Figure]:
     with lab.daemon() as daemon:
         for guest in GUESTS:
-            yield _boot(lab, daemon, guest, NATIVE, TARGET)
-        for guest, target in REWRITTEN.items():
-            yield from _rewritten(lab, daemon, guest, target)
+            yield _boot(lab, daemon, guest)
+        with daemon.client() as client:
+            for guest, target in REWRITTEN.items():
+                yield from _rewritten(lab, daemon, client, guest, target)
 
 
-def _boot(lab: Lab, daemon: Daemon, guest: str, backend: Sequence[str], target: str) -> Figure:
-    what, arch, mebibytes = GUESTS[guest]
-    lab.say(f"boot of {what}, {backend[1]}")
+def _image(guest: str) -> GuestImage:
     try:
-        image = guest_image(guest)
+        return guest_image(guest)
     except GuestUnavailable as error:
         raise Unavailable(str(error)) from error
-    name = f"boot of {what} to the prompt, {backend[1]}"
-    runs = lab.runs(5)
-    ways: dict[str, Callable[[], float]] = {"hvd": lambda: boot_seconds(daemon, image, mebibytes, backend)}
+
+
+def _boot(lab: Lab, daemon: Daemon, guest: str) -> Figure:
+    what, arch, mebibytes = GUESTS[guest]
+    lab.say(f"boot of {what}, {NATIVE[1]}")
+    image = _image(guest)
+    name = f"boot of {what} to the prompt, {NATIVE[1]}"
+    ways: dict[str, Callable[[], float]] = {"hvd": lambda: boot_seconds(daemon, image, mebibytes, NATIVE)}
     note = f"{mebibytes} MiB, {image.append}"
     try:
         program = qemu(arch)
     except Unavailable as missing:
-        return alone(name, "s", in_turns(ways, runs)["hvd"], note=str(missing))
+        return alone(name, "s", in_turns(ways, lab.runs(5))["hvd"], note=str(missing))
     ways["qemu"] = lambda: _to_prompt(_qemu(program, image, mebibytes))
-    samples = in_turns(ways, runs)
-    peer = f"qemu-system-{arch} -accel tcg, same kernel, initrd, command line"
-    return compared(name, "s", samples["hvd"], samples["qemu"], peer, target=target, note=note)
+    samples = in_turns(ways, lab.runs(5))
+    return compared(name, "s", samples["hvd"], samples["qemu"], _peer(arch), target=TARGET, note=note)
 
 
-def _rewritten(lab: Lab, daemon: Daemon, guest: str, target: str) -> Iterator[Figure]:
-    """With what is the guest's own: both sides less the start of a kernel that only says hello."""
-    whole = _boot(lab, daemon, guest, REWRITING, target)
-    yield whole
-    if whole.ratio is None:
-        return
-    _, arch, mebibytes = GUESTS[guest]
-    hello = kernel("hello.elf")
-    program = qemu(arch)
-    image = GuestImage(hello, hello, "x")
+def _peer(arch: str) -> str:
+    return f"qemu-system-{arch} -accel tcg, same kernel, initrd, command line"
+
+
+def _rewritten(lab: Lab, daemon: Daemon, client: Client, guest: str, target: str) -> Iterator[Figure]:
+    """By `hvctl run` and by the API, beside QEMU and beside emulation; and what is the guest's own: each less the start of a kernel that only says
+    hello. All in turns."""
+    what, arch, mebibytes = GUESTS[guest]
+    lab.say(f"boot of {what}, rewriting")
+    image, program = _image(guest), qemu(arch)
+    hello = GuestImage(kernel("hello.elf"), kernel("hello.elf"), "x")
     ways: dict[str, Callable[[], float]] = {
-        "hvd": lambda: boot_seconds(daemon, image, mebibytes, REWRITING, HELLO),
-        "qemu": lambda: _to_prompt([*_qemu(program, image, mebibytes), "-device", "isa-debug-exit"], None, HELLO),
+        "hvctl": lambda: boot_seconds(daemon, image, mebibytes, REWRITING),
+        "api": lambda: api_seconds(client, image, mebibytes, "rewriting"),
+        "qemu": lambda: _to_prompt(_qemu(program, image, mebibytes)),
+        "emulation": lambda: api_seconds(client, image, mebibytes, "emulation", "native"),
+        "hvctl start": lambda: boot_seconds(daemon, hello, mebibytes, REWRITING, HELLO),
+        "api start": lambda: api_seconds(client, hello, mebibytes, "rewriting", wanted=HELLO),
+        "qemu start": lambda: _to_prompt([*_qemu(program, hello, mebibytes), "-device", "isa-debug-exit"], None, HELLO),
     }
-    starts = in_turns(ways, len(whole.samples["own"]))
-    own, beside = ([max(all_of_it - start, 0.0) for all_of_it, start in zip(whole.samples[mine], starts[theirs], strict=True)]
-                   for mine, theirs in (("own", "hvd"), ("peer", "qemu")))  # fmt: skip
-    yield compared(f"{whole.name}: the guest's own part", "s", own, beside, whole.peer, note="less the start of hello.elf in the same way")
+    samples = in_turns(ways, lab.runs(5))
+    name, peer = f"boot of {what} to the prompt, rewriting", _peer(arch)
+    own, beside = (_less(samples[way], samples[f"{way} start"]) for way in ("api", "qemu"))
+    emulated = "emulation (native engine), by the API"
+    yield compared(name, "s", samples["hvctl"], samples["qemu"], peer, target=target, note=f"`hvctl run`; {mebibytes} MiB, {image.append}")
+    yield compared(f"{name}, by the API", "s", samples["api"], samples["qemu"], peer, target=target, note=BY_API)
+    yield compared(f"{name}, by the API", "s", samples["api"], samples["emulation"], emulated, target="<= 0.2", note=BY_API)
+    yield compared(f"{name}: the guest's own part", "s", own, beside, peer, note="by the API; both less the start of hello.elf")
+    for way, text in (("hvctl", "`hvctl run`"), ("api", "by the API")):
+        yield compared(f"start of hello.elf, rewriting, {text}", "s", samples[f"{way} start"], samples["qemu start"], f"qemu-system-{arch}")
+
+
+def _less(whole: Sequence[float], starts: Sequence[float]) -> list[float]:
+    return [max(seconds - start, 0.0) for seconds, start in zip(whole, starts, strict=True)]
 
 
 def _qemu(program: str, image: GuestImage, mebibytes: int) -> list[str]:
@@ -91,6 +115,28 @@ def boot_seconds(daemon: Daemon, image: GuestImage, mebibytes: int, backend: Seq
     seconds = _to_prompt(command, daemon.environment, wanted)
     daemon.run_hvctl("delete", "--force", NAME)
     return seconds
+
+
+def api_seconds(
+    client: Client, image: GuestImage, mebibytes: int, backend: str, engine: str = "", wanted: bytes = PROMPT
+) -> float:  # fmt: skip
+    """StartGuest sent by a client that is connected, to the prompt on the console that it attaches."""
+    spec = GuestSpec(
+        name=NAME, backend=backend, engine=engine, memory_bytes=mebibytes * MIB, kernel=image.kernel, initrd=image.initrd, append=image.append
+    )  # fmt: skip
+    guest = client.create(spec)
+    data = b""
+    try:
+        started = time.monotonic()
+        client.start_guest(name=guest.name)
+        with client.console(guest.name, replay_bytes=REPLAY_BYTES, timeout=BOOT_SECONDS) as console:
+            for output in console:
+                data += output
+                if wanted in data:
+                    return time.monotonic() - started
+        raise Unavailable(f"{image.kernel} under {backend} ended before {wanted!r}; it said: {data[-500:]!r}")
+    finally:
+        client.delete_guest(name=guest.name, force=True)
 
 
 def _to_prompt(command: list[str], environment: dict[str, str] | None = None, wanted: bytes = PROMPT) -> float:

@@ -10,13 +10,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
-from bench.boot import REWRITING, boot_seconds
+from bench.boot import REWRITING, api_seconds, boot_seconds
 from bench.figure import Figure, alone, compared, in_turns
-from bench.lab import Lab, Unavailable, kernel
+from bench.lab import MIB, Lab, Unavailable, kernel
 from bench.linux_ops import OPERATIONS, guest_costs
+from hvd.board.memory import GuestMemory
+from hvd.board.paravirt import replace_sites
 from hvd.hvpvcc import main as hvpvcc
 from hvd.hvpvcc.elf import Elf
-from hvd.hvpvcc.finish import finish
 from tests.guest_images import GuestImage, GuestUnavailable, guest_image
 
 PARAVIRT: Final = ("--backend", "paravirt")
@@ -33,16 +34,20 @@ def measure(lab: Lab) -> Iterator[Figure]:
         programs = guest_image("debian-686", programs=[kernel("ops")])
     except GuestUnavailable as error:
         raise Unavailable(str(error)) from error
-    with lab.daemon() as daemon:
+    with lab.daemon() as daemon, daemon.client() as client:
         lab.say("boot of a paravirtual Linux beside rewriting")
         samples = in_turns(
             {
                 "hvd": lambda: boot_seconds(daemon, ours, MEBIBYTES, PARAVIRT),
                 "peer": lambda: boot_seconds(daemon, plain, MEBIBYTES, REWRITING),
+                "hvd by the API": lambda: api_seconds(client, ours, MEBIBYTES, "paravirt"),
+                "peer by the API": lambda: api_seconds(client, plain, MEBIBYTES, "rewriting"),
             },
             lab.runs(5),
         )
-        yield compared("boot of own Linux by hvpvcc to the prompt, paravirt", "s", samples["hvd"], samples["peer"], PEER, target="<= 1.0")
+        for way in ("", " by the API"):
+            name = f"boot of own Linux by hvpvcc to the prompt, paravirt{way}"
+            yield compared(name, "s", samples[f"hvd{way}"], samples[f"peer{way}"], PEER, target="<= 1.0")
         costs: dict[str, list[dict[str, float]]] = {"hvd": [], "peer": []}
         for turn in range(-1, lab.runs(5)):
             lab.say(f"operations of a paravirtual Linux, turn {turn + 1}")
@@ -71,11 +76,12 @@ def _sizes(ours: GuestImage, plain: GuestImage) -> Iterator[Figure]:
     yield compared("code of own Linux with hvpvcc", "bytes", [with_sites], [without], "without", note=note)
     data = ours.kernel.read_bytes()
     spent = []
-    for _ in range(5):
-        start = time.perf_counter()
-        finish(Elf(data))
-        spent.append(time.perf_counter() - start)
-    yield alone("own Linux's sites replaced by the loader", "s", spent)
+    with GuestMemory(MEBIBYTES * MIB) as memory:
+        for _ in range(5):
+            start = time.process_time()
+            replace_sites(memory, data)
+            spent.append(time.process_time() - start)
+    yield alone("own Linux's sites replaced by the loader, CPU time", "s", spent)
 
 
 def _filter_cost(lab: Lab) -> Figure:
