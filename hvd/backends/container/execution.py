@@ -15,7 +15,7 @@ import signal
 import struct
 import termios
 import uuid
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -84,9 +84,14 @@ class ContainerExecution(Execution):
             str(self._runtime.path), *self._runtime.global_arguments, "exec",
             "--process", str(self._file("json")), "--pid-file", str(self._file("pid")), self._uid,
         ]  # fmt: skip
+        with _held(words, await asyncio.to_thread(RECORDER.is_by_thread, self._uid)) as (command, inherited):
+            process = self._process = await self._spawn(command, inherited)
+            await asyncio.to_thread(RECORDER.follow_process, self._uid, process.pid)
+
+    async def _spawn(self, words: Sequence[str], inherited: Sequence[int]) -> asyncio.subprocess.Process:
         if not self._spec.tty:
             pipe = asyncio.subprocess.PIPE
-            self._process = process = await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe, stderr=pipe)
+            process = await asyncio.create_subprocess_exec(*words, stdin=pipe, stdout=pipe, stderr=pipe, pass_fds=inherited)
             assert process.stdout and process.stderr
             readers = [self._read(STDOUT, process.stdout), self._read(STDERR, process.stderr)]
         else:
@@ -94,14 +99,14 @@ class ContainerExecution(Execution):
             try:
                 self.resize(*self._spec.size)
                 # Its controlling terminal, so that a change of the size reaches it.
-                self._process = await asyncio.create_subprocess_exec(
-                    "setsid", "--ctty", *words, stdin=slave, stdout=slave, stderr=slave
+                process = await asyncio.create_subprocess_exec(
+                    "setsid", "--ctty", *words, stdin=slave, stdout=slave, stderr=slave, pass_fds=inherited
                 )
             finally:
                 os.close(slave)
             readers = [self._read_terminal()]
         self._tasks = [asyncio.create_task(self._feed(readers))]
-        await asyncio.to_thread(RECORDER.follow_process, self._uid, self._process.pid)
+        return process
 
     def _document(self) -> dict[str, Any]:
         process: dict[str, Any] = json.loads((self._directory / "config.json").read_text("utf-8"))["process"]
@@ -206,3 +211,19 @@ class ContainerExecution(Execution):
     def resize(self, rows: int, columns: int) -> None:
         if self._master >= 0 and rows and columns:
             fcntl.ioctl(self._master, termios.TIOCSWINSZ, struct.pack("HHHH", rows, columns, 0, 0))
+
+
+@contextlib.contextmanager
+def _held(words: Sequence[str], held: bool) -> Iterator[tuple[Sequence[str], Sequence[int]]]:
+    """The command as it is to be started within, and the descriptors it is born with. held: it does nothing before the block has ended,
+    and nothing at all when that raises, or the daemon dies."""
+    if not held:
+        yield words, ()
+        return
+    read, write = os.pipe()
+    try:
+        yield ("sh", "-c", f'read -r go < /proc/self/fd/{read} && exec "$@"', "sh", *words), (read,)
+        os.write(write, b"\n")
+    finally:
+        os.close(write)
+        os.close(read)

@@ -21,6 +21,7 @@ class Ebpf:
     """A Source."""
 
     name = "ebpf"
+    by_thread = False
 
     def __init__(self) -> None:
         """Raises OSError when the kernel does not allow it."""

@@ -97,6 +97,11 @@ class Recorder:
                 return
         raise problem
 
+    def is_by_thread(self, uid: str) -> bool:
+        """What starts a program in the container is to wait until follow_process() has told of it, or the trace may miss the program."""
+        with self._lock:
+            return (guest := self._guests.get(uid)) is not None and guest.reader.source.by_thread
+
     def follow_process(self, uid: str, pid: int) -> None:
         """A process of the host that starts a program in the container, which may be traced or not."""
         with self._lock:

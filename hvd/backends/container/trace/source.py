@@ -12,6 +12,8 @@ class Source(Protocol):
     at any time by another."""
 
     name: str
+    # It knows threads, not containers: what starts a program in a container from outside is to be told of before it forks.
+    by_thread: bool
 
     def descriptors(self) -> list[int]:
         """Readable when there is something to read, or there may be. May change with follow() and leave()."""

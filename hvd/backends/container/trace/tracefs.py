@@ -72,6 +72,7 @@ class Tracefs:
     """A Source."""
 
     name = "tracefs"
+    by_thread = True
 
     def __init__(self) -> None:
         """Raises OSError when the kernel has none or does not allow it."""
