@@ -122,6 +122,7 @@ class FakeDaemon(
         self.unavailable_answers = 0  # so many calls fail with UNAVAILABLE first
         self.watch_breaks_after = 0  # 0 = never
         self.expired_tokens: set[str] = set()
+        self.silent_after: int | None = None  # pieces of memory, after which nothing comes; None = they all do
         self.stopping = False
         self.server: grpc.Server | None = None
 
@@ -439,7 +440,9 @@ class FakeDaemon(
         self._find(request.name, context)
         if request.address + request.length > len(self.memory):
             refuse(context, "OUT_OF_RANGE", "ADDRESS_OUTSIDE", "not within the guest's memory", "`hvctl mem map`")
-        for offset in range(0, request.length, 1000):
+        for number, offset in enumerate(range(0, request.length, 1000)):
+            while number == self.silent_after and context.is_active() and not self.stopping:
+                time.sleep(0.05)
             at = request.address + offset
             data = bytes(self.memory[at : at + min(1000, request.length - offset)])
             yield inspect_pb2.ReadMemoryResponse(address=at, data=data)

@@ -132,6 +132,24 @@ async def test_idempotent_calls_are_retried_and_others_are_not(daemon: FakeDaemo
         assert caught.value.code == "UNAVAILABLE"
 
 
+async def test_a_stream_is_begun_again_by_the_sdk(daemon: FakeDaemon) -> None:
+    async with AsyncClient(daemon.endpoint) as client:
+        await client.create_guest(guest_id="a")
+        daemon.unavailable_answers = 2
+        assert sum([len(answer.data) async for answer in client.read_memory(name="guests/a", address=0, length=2000)]) == 2000
+        assert daemon.unavailable_answers == 0
+
+
+async def test_a_stream_that_must_not_be_silent_is_ended(daemon: FakeDaemon) -> None:
+    async with AsyncClient(daemon.endpoint, timeout=1.0) as client:
+        await client.create_guest(guest_id="a", timeout=30)
+        daemon.silent_after = 1
+        with pytest.raises(HvctlError) as caught:
+            async for _ in client.read_memory(name="guests/a", address=0, length=2000):
+                pass
+        assert caught.value.reason == "TIMED_OUT"
+
+
 async def test_wait_ready_finds_a_daemon_that_comes_back(daemon: FakeDaemon) -> None:
     async with AsyncClient(daemon.endpoint) as client:
         await client.get_info()

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import queue
+import threading
 import uuid
 from collections.abc import Iterator
 from concurrent import futures
@@ -12,10 +13,12 @@ from typing import Any
 import grpc
 import grpc_testing
 import pytest
+from fake_daemon import FakeDaemon
 from google.protobuf import any_pb2, empty_pb2
 from google.rpc import error_details_pb2, status_pb2
 from hvapi.v1 import guest_pb2, image_pb2
 from hvctl.sdk import Client, HvctlError
+from hvctl.sdk.calls import MOST_ATTEMPTS
 
 SERVICES = guest_pb2.DESCRIPTOR.services_by_name
 GUEST = SERVICES["GuestService"]
@@ -151,11 +154,61 @@ def test_watch_goes_on_after_a_break_where_it_was(client: Client, channel: Any, 
 
 def test_a_watch_that_cannot_begin_fails(client: Client, channel: Any, background: Any) -> None:
     answer = background.submit(lambda: list(client.watch()))
-    _, _, rpc = channel.take_unary_stream(GUEST.methods_by_name["WatchGuests"])
-    rpc.terminate((), grpc.StatusCode.UNAVAILABLE, "nobody there")
+    for _ in range(MOST_ATTEMPTS):
+        _, _, rpc = channel.take_unary_stream(GUEST.methods_by_name["WatchGuests"])
+        rpc.terminate((), grpc.StatusCode.UNAVAILABLE, "nobody there")
     with pytest.raises(HvctlError) as caught:
-        answer.result(5)
+        answer.result(30)
     assert caught.value.code == "UNAVAILABLE"
+
+
+def test_a_stream_is_begun_again_before_its_first_response_only(client: Client, channel: Any, background: Any) -> None:
+    method = GUEST.methods_by_name["GetLogs"]
+    seen: queue.Queue[guest_pb2.GetLogsResponse] = queue.Queue()
+
+    def read() -> None:
+        for response in client.get_logs(name="guests/a"):
+            seen.put(response)
+
+    answer = background.submit(read)
+    _, first, rpc = channel.take_unary_stream(method)
+    rpc.terminate((), grpc.StatusCode.UNAVAILABLE, "for a moment")
+    _, second, rpc = channel.take_unary_stream(method)
+    assert first == second
+    rpc.send_response(guest_pb2.GetLogsResponse())
+    seen.get(timeout=30)  # the testing channel drops what is not read when the call ends
+    rpc.terminate((), grpc.StatusCode.UNAVAILABLE, "in the middle")
+    with pytest.raises(HvctlError) as caught:
+        answer.result(30)
+    assert caught.value.reason == "DAEMON_UNREACHABLE"
+
+
+def test_a_stream_that_changes_something_is_not_begun_again(client: Client, channel: Any, background: Any) -> None:
+    answer = background.submit(lambda: list(client.build_image()))
+    _, _, rpc = channel.take_unary_stream(IMAGE.methods_by_name["BuildImage"])
+    rpc.terminate((), grpc.StatusCode.UNAVAILABLE, "nobody there")
+    with pytest.raises(HvctlError):
+        answer.result(30)
+
+
+@pytest.mark.parametrize("pieces", [0, 1])
+def test_a_stream_that_must_not_be_silent_is_ended(daemon: FakeDaemon, pieces: int) -> None:
+    with Client(daemon.endpoint, timeout=1.0) as client:
+        client.create_guest(guest_id="a", timeout=30)
+        daemon.silent_after = pieces
+        with pytest.raises(HvctlError) as caught, client.read_memory(name="guests/a", address=0, length=2000) as responses:
+            for _ in responses:
+                pass
+    assert caught.value.reason == "TIMED_OUT"
+
+
+def test_a_stream_that_follows_may_be_silent(daemon: FakeDaemon) -> None:
+    with Client(daemon.endpoint, timeout=0.1) as client, client.watch_guests() as events:
+        assert next(events).type == guest_pb2.GuestEvent.BOOKMARK
+        creation = threading.Timer(1.0, client.create_guest, kwargs={"guest_id": "a", "timeout": 30})
+        creation.start()
+        assert next(events).guest.name == "guests/a"
+        creation.join()
 
 
 def test_upload_sends_the_digest_first_then_chunks(

@@ -10,8 +10,10 @@ import itertools
 import os
 import random
 import signal
+import sys
 import threading
 import time
+import traceback
 import uuid
 from collections import Counter
 from collections.abc import Callable
@@ -30,6 +32,8 @@ MEMORY = 4 << 20
 GUESTS_A_WORKER = 5
 # A call that has no answer by then is a failure, on whatever machine.
 CALL_SECONDS = 60.0
+# A worker that has not got further by then stands still: longer than any call, and what it waits for on its own.
+STANDSTILL_SECONDS = 2 * CALL_SECONDS
 # The daemon is away: the call may have been carried out or not.
 AWAY = frozenset({"UNAVAILABLE", "CANCELLED"})
 KINDS = (
@@ -95,6 +99,7 @@ class Soak:
         self.failures: list[BaseException] = []
         self.up = threading.Event()
         self.up.set()
+        self.lost = False  # the daemon was killed and does not come back
         self.lock = threading.Lock()
         self.number = itertools.count()
         self.life = 0  # of the daemon: how often it was started anew
@@ -105,23 +110,39 @@ class Soak:
         """For so long, or until the daemon was killed so often. Raises what a worker found first."""
         chance = random.Random(f"{self.seed}/killer")
         began = time.monotonic()
-        threads = [threading.Thread(target=worker.run, name=f"soak-{number}") for number, worker in enumerate(self.workers)]
+        threads = [threading.Thread(target=worker.run, name=f"soak-{number}", daemon=True) for number, worker in enumerate(self.workers)]
         for thread in threads:
             thread.start()
         try:
             while not self.failures and time.monotonic() - began < seconds and (kills is None or self.report.daemon_kills < kills):
                 if self.stop.wait(chance.uniform(*pause)):
                     break
+                self._all_move(threads)
                 if kills != 0:
                     self._kill_daemon()
+        except BaseException:
+            self.lost = True
+            raise
         finally:
             self.stop.set()
+            self.up.set()
             for thread in threads:
-                thread.join()
+                while thread.is_alive():
+                    thread.join(1.0)
+                    self._all_move(threads)
         self.report.seconds = time.monotonic() - began
         if self.failures:
             raise self.failures[0]
         return self.report
+
+    def _all_move(self, threads: list[threading.Thread]) -> None:
+        """Raises AssertionError with what a worker waits for that stands still."""
+        frames = sys._current_frames()
+        for thread, worker in zip(threads, self.workers, strict=True):
+            seconds = time.monotonic() - worker.moved
+            if thread.is_alive() and seconds > STANDSTILL_SECONDS:
+                where = "".join(traceback.format_stack(frames.get(thread.ident or 0)))
+                raise AssertionError(f"{thread.name} stands still for {seconds:.0f} s in {worker.verb}:\n{where}\n{self.daemon.log()[-3000:]}")
 
     def _kill_daemon(self) -> None:
         daemon = self.daemon
@@ -169,6 +190,8 @@ class Worker:
         self.models: dict[str, Model] = {}
         self.life = 0
         self.client = Client(soak.daemon.endpoint, timeout=CALL_SECONDS)
+        # What it does, and since when.
+        self.verb, self.moved = "", time.monotonic()
 
     # --- the loop ---
 
@@ -199,16 +222,21 @@ class Worker:
 
     def _call(self, verb: str, call: Callable[[], Any]) -> tuple[str, Any]:
         """("ok", answer), ("refused", reason), ("away", None)"""
+        self.verb, self.moved = verb, time.monotonic()
         try:
             answer = call()
         except HvctlError as error:
+            self.moved = time.monotonic()
             if error.code in AWAY and error.reason != "SHUTTING_DOWN":
+                if self.soak.lost:
+                    raise
                 self.soak.report.cut_short += 1
                 self.soak.up.wait(CALL_SECONDS)
                 return "away", None
             with self.soak.lock:
                 self.soak.report.refused[error.reason] += 1
             return "refused", error.reason
+        self.moved = time.monotonic()
         with self.soak.lock:
             self.soak.report.verbs[verb] += 1
         return "ok", answer
@@ -371,12 +399,18 @@ class Worker:
         wait_for(shown, f"{model.name}'s end is seen after process {pid} of {State.Name(guest.state)} {guest.host_pid} was killed", CALL_SECONDS)
 
     def _logs(self, model: Model, name: str) -> None:
-        how, log = self._call("logs", lambda: b"".join(line.text for answer in self.client.get_logs(name=name) for line in answer.lines))
+        def call() -> bytes:
+            answers = self.client.get_logs(name=name, timeout=CALL_SECONDS)
+            return b"".join(line.text for answer in answers for line in answer.lines)
+
+        how, log = self._call("logs", call)
         if how == "ok" and model.kind.ticks:
             self.soak.report.ticks += model.check_log(log)
 
     def _memory(self, model: Model, name: str) -> None:
-        how, answer = self._call("memory", lambda: list(self.client.read_memory(name=name, address=0x100000, length=4096)))
+        how, answer = self._call(
+            "memory", lambda: list(self.client.read_memory(name=name, address=0x100000, length=4096, timeout=CALL_SECONDS))
+        )
         assert how != "refused" or answer in ("GUEST_WRONG_STATE", "RUNNER_GONE"), answer
 
     def _registers(self, model: Model, name: str) -> None:
@@ -417,5 +451,8 @@ class Worker:
             assert answer in ("GUEST_WRONG_STATE", "RUNNER_GONE", "CONTAINER_FAILED", "EXEC_FAILED", "CANCELLED"), f"{model.name}: {answer}"
 
     def _copy(self, model: Model, name: str) -> None:
-        how, answer = self._call("copy", lambda: b"".join(answer.chunk for answer in self.client.copy_out(name=name, path="/etc/passwd")))
+        how, answer = self._call(
+            "copy",
+            lambda: b"".join(answer.chunk for answer in self.client.copy_out(name=name, path="/etc/passwd", timeout=CALL_SECONDS)),
+        )
         assert how != "refused" or answer in ("GUEST_WRONG_STATE", "RUNNER_GONE", "GUEST_BUSY", "COPY_REFUSED"), f"{model.name}: {answer}"

@@ -46,7 +46,7 @@ def finish(soak: Soak) -> None:
         print(f"\nsoak, seed {SEED}: {soak.report.text()}")
 
 
-@pytest.mark.timeout(600)
+@pytest.mark.timeout(300)
 def test_five_kills_of_the_daemon(soak: Soak) -> None:
     soak.run(60, kills=5, pause=(0.1, 1.0))
     assert soak.report.daemon_kills == 5

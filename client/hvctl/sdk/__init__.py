@@ -17,13 +17,14 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from hvctl.sdk.aio import AsyncClient, AsyncConsole, AsyncStream
-    from hvctl.sdk.client import Client, Console, Stream
+    from hvctl.sdk.client import Client, Console
     from hvctl.sdk.debug import AsyncDebugSession, DebugSession
     from hvctl.sdk.endpoint import Endpoint, default_endpoint
     from hvctl.sdk.errors import HvctlError
     from hvctl.sdk.execution import AsyncExecution, Execution
     from hvctl.sdk.guests import GuestSpec
     from hvctl.sdk.names import guest_id, guest_name, image_id, image_name
+    from hvctl.sdk.streams import Stream
     from hvctl.sdk.trace import TraceDecoder, TraceEvent
 
 _HOME = {
@@ -32,7 +33,6 @@ _HOME = {
     "AsyncStream": "aio",
     "Client": "client",
     "Console": "client",
-    "Stream": "client",
     "AsyncDebugSession": "debug",
     "AsyncExecution": "execution",
     "Execution": "execution",
@@ -45,6 +45,7 @@ _HOME = {
     "guest_name": "names",
     "image_id": "names",
     "image_name": "names",
+    "Stream": "streams",
     "TraceDecoder": "trace",
     "TraceEvent": "trace",
 }

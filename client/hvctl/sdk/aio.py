@@ -21,6 +21,7 @@ from hvctl.sdk.endpoint import Endpoint, TlsFiles, default_endpoint
 from hvctl.sdk.errors import HvctlError, from_rpc
 from hvctl.sdk.files import import_frames, new_file
 from hvctl.sdk.guests import GuestSpec
+from hvctl.sdk.streams import Attempts
 from hvctl.sdk.watching import Resume
 
 if TYPE_CHECKING:
@@ -57,26 +58,53 @@ class AsyncServerStreamMethod(Generic[Q, R]):
         )
 
     def __call__(self, request: Q | None = None, /, *, timeout: float | None = None, **fields: Any) -> AsyncStream[R]:
-        """timeout: seconds until the stream is ended with TIMED_OUT; absent = never. Errors come from the iteration."""
-        call = self._invoke(self._call.make(request, fields), timeout=timeout)
-        return AsyncStream(call, self._client.endpoint, self._call.method)
+        """timeout: seconds until the stream is ended with TIMED_OUT; absent = never, but one that must not be silent (ServerStream.goes_on) is
+        when nothing comes for the client's own. Errors come from the iteration."""
+        message = self._call.make(request, fields)
+        attempts = Attempts(lambda left: self._invoke(message, timeout=left), timeout, self._call.idempotent)
+        longest_wait = self._client.timeout if timeout is None and self._call.is_bounded(message) else None
+        return AsyncStream(attempts.begin(), self._client.endpoint, self._call.method, attempts, longest_wait)
 
 
 class AsyncStream(AsyncIterator[R]):
     """Responses as they come; `async with` or cancel() ends it. Iteration raises HvctlError."""
 
-    def __init__(self, call: Any, endpoint: Endpoint, method: str) -> None:
+    def __init__(
+        self, call: Any, endpoint: Endpoint, method: str, attempts: Attempts | None = None, longest_wait: float | None = None
+    ) -> None:
+        """longest_wait: seconds without a response, while one is waited for, after which it ends with TIMED_OUT; None = for ever."""
         self._call, self._endpoint, self._method = call, endpoint, method
         self._responses = aiter(call)
+        self._attempts = attempts
+        self._longest_wait = longest_wait
         self._cancelled = False
 
     async def __anext__(self) -> R:
-        if self._cancelled:
-            raise StopAsyncIteration
+        while not self._cancelled:
+            try:
+                response = await self._next()
+            except grpc.RpcError as error:
+                delay = self._attempts.delay_after(error) if self._attempts is not None else None
+                if delay is None or self._attempts is None:
+                    raise from_rpc(error, self._endpoint, self._method) from error
+                await asyncio.sleep(delay)
+                if not self._cancelled:
+                    self._call = self._attempts.begin()
+                    self._responses = aiter(self._call)
+                continue
+            if self._attempts is not None:
+                self._attempts.begun()
+            return response
+        raise StopAsyncIteration
+
+    async def _next(self) -> R:
         try:
-            return await anext(self._responses)
-        except grpc.RpcError as error:
-            raise from_rpc(error, self._endpoint, self._method) from error
+            async with asyncio.timeout(self._longest_wait):
+                response: R = await anext(self._responses)
+                return response
+        except TimeoutError as error:
+            self._call.cancel()
+            raise HvctlError.local("TIMED_OUT", call=self._method) from error
         except asyncio.CancelledError:
             # grpc.aio raises this in the reader when the call is cancelled, by us or by whoever cancelled the reading
             # task.

@@ -83,7 +83,25 @@ class Unary(_Call[Q, R]):
 
 
 class ServerStream(_Call[Q, R]):
-    """One request, a stream of responses."""
+    """One request, a stream of responses. goes_on: it may be silent for as long as nothing happens; with the name of a field, only when
+    the request says so there."""
+
+    def __init__(
+        self,
+        service: str,
+        method: str,
+        request: type[Q],
+        response: type[R],
+        *,
+        idempotent: bool = False,
+        goes_on: bool | str = False,
+    ):
+        super().__init__(service, method, request, response, idempotent=idempotent)
+        self.goes_on = goes_on
+
+    def is_bounded(self, request: Q) -> bool:
+        """The next response, or the end, must come within the client's timeout."""
+        return not (getattr(request, self.goes_on) if isinstance(self.goes_on, str) else self.goes_on)
 
     @overload
     def __get__(self, client: Client, owner: type) -> ServerStreamMethod[Q, R]: ...
@@ -126,14 +144,16 @@ class Calls:
     reset_guest = Unary(_GUEST, "ResetGuest", guest_pb2.ResetGuestRequest, guest_pb2.Guest)
     wait_guest = Unary(_GUEST, "WaitGuest", guest_pb2.WaitGuestRequest, guest_pb2.Guest, idempotent=True, waits=True)
     watch_guests = ServerStream(
-        _GUEST, "WatchGuests", guest_pb2.WatchGuestsRequest, guest_pb2.GuestEvent, idempotent=True
+        _GUEST, "WatchGuests", guest_pb2.WatchGuestsRequest, guest_pb2.GuestEvent, idempotent=True, goes_on=True
     )
     _attach_console = ClientStream(
         _GUEST, "AttachConsole", guest_pb2.AttachConsoleRequest, guest_pb2.AttachConsoleResponse
     )
-    get_logs = ServerStream(_GUEST, "GetLogs", guest_pb2.GetLogsRequest, guest_pb2.GetLogsResponse, idempotent=True)
+    get_logs = ServerStream(
+        _GUEST, "GetLogs", guest_pb2.GetLogsRequest, guest_pb2.GetLogsResponse, idempotent=True, goes_on="follow"
+    )
     get_screen = ServerStream(
-        _GUEST, "GetScreen", guest_pb2.GetScreenRequest, guest_pb2.GetScreenResponse, idempotent=True
+        _GUEST, "GetScreen", guest_pb2.GetScreenRequest, guest_pb2.GetScreenResponse, idempotent=True, goes_on="watch"
     )
     type_keys = Unary(_GUEST, "TypeKeys", guest_pb2.TypeKeysRequest, guest_pb2.TypeKeysResponse, waits=True)
     snapshot_guest = Unary(_GUEST, "SnapshotGuest", guest_pb2.SnapshotGuestRequest, guest_pb2.Snapshot, waits=True)
@@ -172,7 +192,7 @@ class Calls:
     _debug = ClientStream(_INSPECT, "Debug", inspect_pb2.DebugRequest, inspect_pb2.DebugResponse)
 
     stream_trace = ServerStream(
-        _TRACE, "StreamTrace", trace_pb2.StreamTraceRequest, trace_pb2.StreamTraceResponse, idempotent=True
+        _TRACE, "StreamTrace", trace_pb2.StreamTraceRequest, trace_pb2.StreamTraceResponse, idempotent=True, goes_on=True
     )
     summarize_trace = Unary(
         _TRACE, "SummarizeTrace", trace_pb2.SummarizeTraceRequest, trace_pb2.TraceSummary, idempotent=True
@@ -186,13 +206,15 @@ class Calls:
     list_traces = Unary(_TRACE, "ListTraces", trace_pb2.ListTracesRequest, trace_pb2.ListTracesResponse, idempotent=True)
     stop_trace = Unary(_TRACE, "StopTrace", trace_pb2.StopTraceRequest, trace_pb2.TraceSession, idempotent=True)
     delete_trace = Unary(_TRACE, "DeleteTrace", trace_pb2.DeleteTraceRequest, empty_pb2.Empty)
-    read_trace = ServerStream(_TRACE, "ReadTrace", trace_pb2.ReadTraceRequest, trace_pb2.ReadTraceResponse, idempotent=True)
+    read_trace = ServerStream(
+        _TRACE, "ReadTrace", trace_pb2.ReadTraceRequest, trace_pb2.ReadTraceResponse, idempotent=True, goes_on="follow"
+    )
 
     get_metrics = Unary(
         _METRICS, "GetMetrics", metrics_pb2.GetMetricsRequest, metrics_pb2.GetMetricsResponse, idempotent=True
     )
     watch_stats = ServerStream(
-        _METRICS, "WatchStats", metrics_pb2.WatchStatsRequest, metrics_pb2.WatchStatsResponse, idempotent=True
+        _METRICS, "WatchStats", metrics_pb2.WatchStatsRequest, metrics_pb2.WatchStatsResponse, idempotent=True, goes_on=True
     )
 
     _upload_blob = ClientStream(_IMAGE, "UploadBlob", image_pb2.UploadBlobRequest, image_pb2.UploadBlobResponse)
@@ -206,8 +228,9 @@ class Calls:
         _IMAGE, "ListImages", image_pb2.ListImagesRequest, image_pb2.ListImagesResponse, idempotent=True
     )
     delete_image = Unary(_IMAGE, "DeleteImage", image_pb2.DeleteImageRequest, empty_pb2.Empty)
-    pull_image = ServerStream(_IMAGE, "PullImage", image_pb2.PullImageRequest, image_pb2.PullImageResponse)
-    build_image = ServerStream(_IMAGE, "BuildImage", image_pb2.BuildImageRequest, image_pb2.BuildImageResponse)
+    # The tools that they run may be silent for long.
+    pull_image = ServerStream(_IMAGE, "PullImage", image_pb2.PullImageRequest, image_pb2.PullImageResponse, goes_on=True)
+    build_image = ServerStream(_IMAGE, "BuildImage", image_pb2.BuildImageRequest, image_pb2.BuildImageResponse, goes_on=True)
 
     create_network = Unary(
         _NETWORK, "CreateNetwork", network_pb2.CreateNetworkRequest, network_pb2.Network, idempotent=True
@@ -239,10 +262,12 @@ def table() -> Iterator[_Call[Any, Any]]:
 
 # gRFC A6: only UNAVAILABLE, which says that the call was not executed or can be repeated, and only where repeating
 # changes nothing.
+MOST_ATTEMPTS = 4
+BACKOFF_SECONDS, LONGEST_BACKOFF = 0.1, 1.0
 RETRY_POLICY = {
-    "maxAttempts": 4,
-    "initialBackoff": "0.1s",
-    "maxBackoff": "1s",
+    "maxAttempts": MOST_ATTEMPTS,
+    "initialBackoff": f"{BACKOFF_SECONDS}s",
+    "maxBackoff": f"{LONGEST_BACKOFF}s",
     "backoffMultiplier": 2,
     "retryableStatusCodes": ["UNAVAILABLE"],
 }
@@ -253,7 +278,12 @@ def channel_options() -> list[tuple[str, Any]]:
     config = {
         "methodConfig": [
             {
-                "name": [{"service": call.service, "method": call.method} for call in table() if call.idempotent],
+                # Streams are begun again in hvctl.sdk.streams, which says why.
+                "name": [
+                    {"service": call.service, "method": call.method}
+                    for call in table()
+                    if call.idempotent and isinstance(call, Unary)
+                ],
                 "retryPolicy": RETRY_POLICY,
             }
         ]
@@ -264,6 +294,11 @@ def channel_options() -> list[tuple[str, Any]]:
         # A daemon that comes back shall be found within a second, not after gRPC's default of up to two minutes.
         ("grpc.initial_reconnect_backoff_ms", 100),
         ("grpc.max_reconnect_backoff_ms", 1000),
+        # A connection whose other end has vanished, or stands still, ends the calls that wait for it within two minutes; a stream that is
+        # silent is no reason to ask less often.
+        ("grpc.keepalive_time_ms", 60_000),
+        ("grpc.keepalive_timeout_ms", 60_000),
+        ("grpc.http2.max_pings_without_data", 0),
         # A page of 1000 guests is larger than the default of 4 MiB allows.
         ("grpc.max_receive_message_length", 64 << 20),
         # The daemon is never behind the proxy that http_proxy names.

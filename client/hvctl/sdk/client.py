@@ -17,6 +17,7 @@ from hvctl.sdk.blobs import MOST_LOADED_BYTES, Path, file_blob, frame_bytes, upl
 from hvctl.sdk.calls import HEALTH_SERVING, HEALTH_WATCH, Calls, Q, R, ServerStream, Unary, channel_options
 from hvctl.sdk.endpoint import Endpoint, TlsFiles, default_endpoint
 from hvctl.sdk.errors import HvctlError, from_rpc
+from hvctl.sdk.streams import Attempts, Stream
 
 if TYPE_CHECKING:
     from hvctl.sdk.debug import DebugSession
@@ -58,38 +59,12 @@ class ServerStreamMethod(Generic[Q, R]):
         )
 
     def __call__(self, request: Q | None = None, /, *, timeout: float | None = None, **fields: Any) -> Stream[R]:
-        """timeout: seconds until the stream is ended with TIMED_OUT; absent = never. Errors come from the iteration."""
-        call = self._invoke(self._call.make(request, fields), timeout=timeout)
-        return Stream(call, self._client.endpoint, self._call.method)
-
-
-class Stream(Iterator[R]):
-    """Responses as they come; `with` or cancel() ends it. Iteration raises HvctlError."""
-
-    def __init__(self, call: Any, endpoint: Endpoint, method: str) -> None:
-        self._call, self._endpoint, self._method = call, endpoint, method
-        self._cancelled = False
-
-    def __next__(self) -> R:
-        try:
-            return next(self._call)  # type: ignore[no-any-return]
-        except grpc.RpcError as error:
-            if self._cancelled:
-                raise StopIteration from None
-            raise from_rpc(error, self._endpoint, self._method) from error
-
-    def cancel(self) -> None:
-        """End it; from any thread. The iteration ends without an error."""
-        self._cancelled = True
-        self._call.cancel()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self, kind: type[BaseException] | None, value: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        self.cancel()
+        """timeout: seconds until the stream is ended with TIMED_OUT; absent = never, but one that must not be silent (ServerStream.goes_on) is
+        when nothing comes for the client's own. Errors come from the iteration."""
+        message = self._call.make(request, fields)
+        attempts = Attempts(lambda left: self._invoke(message, timeout=left), timeout, self._call.idempotent)
+        longest_wait = self._client.timeout if timeout is None and self._call.is_bounded(message) else None
+        return Stream(attempts.begin(), self._client.endpoint, self._call.method, attempts, longest_wait)
 
 
 class Console:

@@ -14,7 +14,8 @@ from hvctl.sdk.calls import Calls
 
 if TYPE_CHECKING:
     from hvctl.sdk.aio import AsyncClient, AsyncStream
-    from hvctl.sdk.client import Client, Stream
+    from hvctl.sdk.client import Client
+    from hvctl.sdk.streams import Stream
 
 # What write() takes ahead of the connection.
 WRITES_AHEAD = 64
@@ -26,7 +27,7 @@ class DebugSession:
     """
 
     def __init__(self, client: Client, setup: inspect_pb2.DebugSetup, timeout: float | None) -> None:
-        from hvctl.sdk.client import Stream
+        from hvctl.sdk.streams import Stream
 
         call = Calls.__dict__["_debug"]
         self._requests: queue.Queue[inspect_pb2.DebugRequest | None] = queue.Queue(WRITES_AHEAD)

@@ -14,7 +14,8 @@ from hvctl.sdk.calls import Calls
 
 if TYPE_CHECKING:
     from hvctl.sdk.aio import AsyncClient, AsyncStream
-    from hvctl.sdk.client import Client, Stream
+    from hvctl.sdk.client import Client
+    from hvctl.sdk.streams import Stream
 
 STDOUT, STDERR = 1, 2
 
@@ -24,7 +25,7 @@ class Execution:
     standard input, end_input() the end of that. `with` or close() kills what still runs of it."""
 
     def __init__(self, client: Client, setup: guest_pb2.ExecSetup, timeout: float | None) -> None:
-        from hvctl.sdk.client import Stream
+        from hvctl.sdk.streams import Stream
 
         call = Calls.__dict__["_exec_guest"]
         # SimpleQueue.put is reentrant: resize() may be called from a signal handler.
