@@ -2,34 +2,22 @@
 
 from __future__ import annotations
 
-import subprocess
 from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Final
 
-from hvctl.compare.kernels import KernelUnderQemu
-from hvctl.compare.workloads import KERNEL, KERNELS, NANO
+from hvctl.compare.kernels import KernelNatively, KernelUnderQemu
+from hvctl.compare.workloads import KERNEL, KERNEL_NATIVE, KERNELS, NANO
 from hvctl.compare.workloads import costs as reported
 
 from bench.figure import Figure, compared
-from bench.lab import COMPUTE, FREESTANDING_32, Lab, Unavailable, compiled, kernel, qemu
+from bench.lab import Lab, Unavailable, kernel, qemu
 from hvd.backends import all_backends
 
 # Row of guests/nano.c -> what it is; in their order.
 OPERATIONS: Final = {workload.name: workload.title for workload in NANO}
 # Backends whose guests are IA-32 kernels on the same board, and the engines that are measured.
 WAYS: Final = (("emulation", "native"), ("trap", ""), ("rewriting", ""), ("paravirt", ""))
-# In a process of the host, and by its kernel (bench/native/nano.c): what they have, and what it is there.
-NATIVE: Final = {
-    "system-call": "the host's own, int 0x80",
-    "call-ret": "",
-    "page-fault": "the host's own, which zeroes the page",
-    "divide-error": "a signal of the host's",
-    "context-switch": "two processes of the host's, through pipes",
-    "copy-4k": "",
-    "kernel-compute": "in a process",
-    "user-compute": "",
-}
 MILLISECONDS: Final = 40
 PEER: Final = "qemu-system-i386 -accel tcg, same guest"
 
@@ -38,21 +26,22 @@ def measure(lab: Lab) -> Iterator[Figure]:
     path, program = kernel(KERNEL), qemu("i386")
     append = f"ms={MILLISECONDS // (8 if lab.quick else 1)}"
     ways = list(available())
-    native = compiled(lab.new_directory("native"), "nano", *FREESTANDING_32, str(COMPUTE))
+    native = KernelNatively(kernel(KERNEL_NATIVE))
     samples: dict[str, list[dict[str, float]]] = {name: [] for name in ("native", *dict(ways), PEER)}
     for turn in range(-1, lab.runs(5)):  # the first turn warms up
         lab.say(f"nanobenchmarks, turn {turn + 1}")
         for name, engine in ways:
             found = costs(lab.run_guest(kernel_for(name), append, name, engine).console)
             samples[name] += [found] if turn >= 0 else []
-        found = in_process(native, append)
+        found = {name: cost.seconds for name, cost in native.run(append).costs.items()}
         samples["native"] += [found] if turn >= 0 else []
         found = under_qemu(program, path, append)
         samples[PEER] += [found] if turn >= 0 else []
-    for operation, what in OPERATIONS.items():
-        for name in (*(["native"] if operation in NATIVE else []), *dict(ways)):
-            own, beside = ([run[operation] for run in samples[side]] for side in (name, PEER))
-            yield compared(f"{what}: {name}", "us", own, beside, PEER, note=NATIVE[operation] if name == "native" else "")
+    for workload in NANO:
+        natively = all(workload.name in run for run in samples["native"])
+        for name in (*(["native"] if natively else []), *dict(ways)):
+            own, beside = ([run[workload.name] for run in samples[side]] for side in (name, PEER))
+            yield compared(f"{workload.title}: {name}", "us", own, beside, PEER, note=workload.natively if name == "native" else "")
 
 
 def kernel_for(backend: str) -> Path:
@@ -73,13 +62,6 @@ def costs(console: str, wanted: Collection[str] = OPERATIONS) -> dict[str, float
     if missing := set(wanted) - found.keys():
         raise Unavailable(f"nano.elf did not say {sorted(missing)} but {console[-300:]!r}")
     return found
-
-
-def in_process(program: Path, append: str) -> dict[str, float]:
-    """Of a 32-bit process of the host. append: as of the guest."""
-    command = [str(program), append.removeprefix("ms=")]
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, timeout=300, check=True)
-    return costs(done.stdout, NATIVE)
 
 
 def under_qemu(program: str, path: Path, append: str) -> dict[str, float]:

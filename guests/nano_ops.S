@@ -1,14 +1,5 @@
 /* The operations of nano.c, each a loop of so many turns. void op(uint32_t turns). */
-	.text
-	.macro OP name
-	.globl	\name
-\name:	movl	4(%esp), %ecx
-	.endm
-	.macro TURN
-	decl	%ecx
-	jnz	1b
-	ret
-	.endm
+	.include "guests/nano_loops.S"
 
 OP op_in
 1:	inb	$0x80, %al
@@ -28,17 +19,6 @@ OP op_cli
 1:	cli
 	TURN
 
-OP op_call_ret
-1:	call	2f
-	TURN
-2:	ret
-
-OP op_divide_error
-	xorl	%edx, %edx
-1:	movl	$1, %eax
-	divl	%edx /* two bytes; 0: #DE */
-	TURN
-
 	.globl	on_divide_error
 on_divide_error:
 	addl	$2, (%esp)
@@ -52,13 +32,6 @@ OP op_kernel_int
 on_kernel_int:
 on_syscall:
 	iretl
-
-/* Touches as many pages as there are turns, from fault_window on. */
-OP op_page_fault
-	movl	$0x40000000, %eax
-1:	movl	(%eax), %edx
-	addl	$4096, %eax
-	TURN
 
 /* Touches pages that are mapped: of them, too, nothing is known yet. */
 	.globl	op_shadow_fill
@@ -142,21 +115,6 @@ OP op_context_switch
 	popl	%edi
 	popl	%esi
 	popl	%ebx
-	ret
-
-OP op_copy /* 4 KiB */
-	pushl	%esi
-	pushl	%edi
-	movl	%ecx, %edx
-	cld
-1:	movl	$copy_from, %esi
-	movl	$copy_to, %edi
-	movl	$1024, %ecx
-	rep movsl
-	decl	%edx
-	jnz	1b
-	popl	%edi
-	popl	%esi
 	ret
 
 	.globl	op_kernel_compute

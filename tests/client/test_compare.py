@@ -7,7 +7,9 @@ from pathlib import Path
 
 import pytest
 from cli_harness import Hvctl
-from hvctl.compare.kinds import KINDS, SOURCES
+from hvctl.compare.budget import FULL, LEAST_SECONDS, Budget
+from hvctl.compare.claims import claim_rows
+from hvctl.compare.kinds import KINDS, SOURCES, Claim, Kind, Measure
 from hvctl.compare.page import page
 from hvctl.compare.result import NATIVE, Table
 from hvctl.compare.text import reasons, rows, time_text
@@ -43,9 +45,74 @@ def test_ratios_are_those_of_one_turn() -> None:
 
 
 def test_what_cannot_run_is_told() -> None:
-    document = table().document({"programs": PROGRAMS}, **ABOUT)
-    assert reasons(document) == ["new cannot run here: no luck", "trap cannot run fork-exec: it <b>fell</b></script>"]
+    found = table()
+    for workload in NANO:
+        found.of(workload.name, NATIVE).reason = workload.not_natively
+        found.of(workload.name, "trap").reason = "all of it"
+    document = found.document({"programs": PROGRAMS, "nano": NANO}, **ABOUT)
+    told = reasons(document)
+    assert told[:2] == ["new cannot run here: no luck", "trap cannot run fork-exec: it <b>fell</b></script>"]
+    assert "trap cannot run the nanobenchmark: all of it" in told
+    assert any(line.startswith("native cannot run cr-write, sti-cli, cli: ") for line in told)
     assert [(workload["name"], result["place"]) for workload, result in rows(document)] == [("getpid", NATIVE), ("getpid", "trap")]
+
+
+def test_a_warm_up_counts_only_where_nothing_came_after_it() -> None:
+    found = table()
+    found.of("getpid", NATIVE).seconds[-1] = found.of("getpid", "trap").seconds[-1] = 9.0
+    found.of("fork-exec", NATIVE).seconds.update({-1: 1.0, 0: 2.0})
+    found.of("fork-exec", "trap").seconds[-1] = 3.0  # time was up in the middle of turn 0
+    found.settle(PROGRAMS)
+    assert 9.0 not in [*found.of("getpid", NATIVE).seconds.values(), *found.of("getpid", "trap").seconds.values()]
+    (workload,) = (each for each in found.document({"programs": PROGRAMS}, **ABOUT)["workloads"] if each["name"] == "fork-exec")
+    assert {result["place"]: result.get("ratio") for result in workload["results"]} == {NATIVE: 1.0, "trap": 3.0, "new": None}
+
+
+class Clock:
+    """Time that passes when it is told to."""
+
+    now = 0.0
+
+    def __call__(self) -> float:
+        return self.now
+
+
+def test_turns_are_as_many_as_fit() -> None:
+    clock, said = Clock(), []
+    budget = Budget(100.0, clock)
+    for turn in budget.turns(9, 0.5, "work", said.append):
+        clock.now += 20.0 if turn else 5.0
+    # 5 + 20 + 20 s; another 20 would end at 65, and a half of the time is for this.
+    assert clock.now == 45.0 and budget.cuts == ["work: 3 of 9 turns"] and said[-1] == "work: 3 of 9 turns, since time is up"
+    with budget.stopped():
+        clock.now += 1000.0
+    assert budget.left(0.5) == 5.0 and budget.left() == 55.0 and budget.limit(30.0, 0.5) == 5.0
+    clock.now += 54.5
+    for turn in budget.turns(9, 1.0, "more", said.append):
+        assert turn == 0
+        clock.now += 0.3
+    assert budget.limit(30.0) == LEAST_SECONDS
+    clock.now += 1.0
+    assert not list(budget.turns(9, 1.0, "nothing", said.append)) and budget.cuts[-1] == "nothing: 0 of 9 turns"
+
+
+def test_measurements_are_shorter_when_there_is_little_time() -> None:
+    budget = Budget(FULL.seconds, Clock())
+    assert budget.sample(FULL, 42, 0.05, 1.0) == FULL.sample
+    assert FULL.least_sample < budget.sample(FULL, 42, 3.0, 1.0) < FULL.sample
+    assert budget.sample(FULL, 42, 30.0, 1.0) == FULL.least_sample
+
+
+@pytest.mark.parametrize(("ratios", "good", "agrees"), [
+    ((1.0, 1.1), True, True), ((3.0, 4.0), True, False), ((3.0, 4.0), False, True), ((1.0, 4.0), True, None), ((1.35, 1.4), True, None),
+])  # fmt: skip
+def test_what_agrees_with_a_claim(ratios: tuple[float, float], good: bool, agrees: bool | None) -> None:
+    found = table()
+    found.of("compute-1000", NATIVE).seconds.update({0: 1.0, 1: 1.0})
+    found.of("compute-1000", "trap").seconds.update(enumerate(ratios))
+    kind = Kind("", "", (Claim("", "", (Measure("ratio", "compute-1000"),), good),))
+    ((_, (figure,)),) = claim_rows(found.document({"programs": PROGRAMS}, **ABOUT), "trap", kind)
+    assert figure.agrees is agrees
 
 
 def test_words_of_guests_are_no_markup() -> None:
@@ -82,7 +149,7 @@ def test_shows_what_was_measured_earlier(hvctl: Hvctl, tmp_path: Path) -> None:
     assert hvctl("compare", "--from", str(COMPARISON), "-o", "json").json == document
     done = hvctl("compare", "--from", str(COMPARISON), "--html", str(tmp_path / "page.html"))
     assert done.out.splitlines()[0].split()[:4] == ["WORKLOAD", "WHERE", "TIME", "RATIO"]
-    assert "trap cannot run compute-1000" in done.out
+    assert "trap cannot run the programs: " in done.out and "native cannot run hypercall: " in done.out
     assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
 
 

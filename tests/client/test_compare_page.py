@@ -77,8 +77,12 @@ class TestInABrowser:
             assert row["ratio"] == (f"{result['ratio']:.2f}" if "ratio" in result else "-")
             assert row["memory"] == (size_text(result["memory_bytes"]) if result["memory_bytes"] else "-")
         labels = browser.evaluate("[...document.querySelectorAll('figure svg .value')].map(text => text.textContent)")
-        for result in results.values():
-            if "ratio" in result:
+        marks = browser.evaluate("[...document.querySelectorAll('figure svg title')].map(text => text.textContent)")
+        workloads = {each["name"]: each for each in DOCUMENT["workloads"]}
+        for (name, place), result in results.items():
+            if workloads[name]["group"] == "nano":
+                assert f"{workloads[name]['title']}, {place}: {time_text(result['median'])}" in marks
+            elif "ratio" in result:
                 assert f"{digits(result['ratio'])}x  ({time_text(result['median'])})" in labels
 
     @pytest.mark.parametrize("scheme", ["light", "dark"])

@@ -10,7 +10,8 @@ from typing import Final, NamedTuple
 WIDTH: Final = 760
 _LABELS, _VALUES = 150, 120  # left and right of the plot
 _ROW, _AXIS = 26, 24
-_PLOT: Final = WIDTH - _LABELS - _VALUES
+# Of rows of marks: longer labels, no values, and room for marks that would lie upon one another.
+_DOTS_LABELS, _DOTS_RIGHT, _DOTS_ROW, _DOTS_STEP = 300, 24, 34, 2.6
 TickText = Callable[[float], str]
 MARKS: Final = 8  # classes mark-0 ... of page.css; as many shapes
 
@@ -31,16 +32,17 @@ class Row(NamedTuple):
 
 
 class _Scale:
-    """Logarithmic, decades as ticks."""
+    """Logarithmic, decades as ticks; left, right: of the plot, for labels and values."""
 
-    def __init__(self, values: Sequence[float]) -> None:
+    def __init__(self, values: Sequence[float], left: int = _LABELS, right: int = _VALUES) -> None:
+        self.left, self.width = left, WIDTH - left - right
         positive = [value for value in values if value > 0] or [1.0]
         self.low = math.floor(math.log10(min(positive)))
         self.high = max(math.ceil(math.log10(max(positive))), self.low + 1)
 
     def x(self, value: float) -> float:
         share = (math.log10(value) - self.low) / (self.high - self.low) if value > 0 else 0.0
-        return _LABELS + _PLOT * min(max(share, 0.0), 1.0)
+        return self.left + self.width * min(max(share, 0.0), 1.0)
 
     def ticks(self) -> list[float]:
         return [10.0**power for power in range(self.low, self.high + 1)]
@@ -70,19 +72,22 @@ def bars(items: Sequence[Bar], name: str, tick: TickText, base: float = 0.0) -> 
 
 
 def dots(rows: Sequence[Row], name: str, tick: TickText) -> str:
-    """A line for each row, a mark for each of its points: colour and shape tell which."""
-    scale = _Scale([point.value for row in rows for point in row.points])
-    height = len(rows) * _ROW + _AXIS
+    """A line for each row, a mark for each of its points: colour and shape tell which. Marks are a little above and below the line, by
+    their number, so that none hides another."""
+    scale = _Scale([point.value for row in rows for point in row.points], _DOTS_LABELS, _DOTS_RIGHT)
+    height = len(rows) * _DOTS_ROW + _AXIS
     parts = [*_grid(scale, height, tick)]
+    most = max((point.mark for row in rows for point in row.points), default=0)
     for index, row in enumerate(rows):
-        middle = index * _ROW + 13
+        middle = index * _DOTS_ROW + _DOTS_ROW // 2
         parts.append(
-            f'<text class="label" x="{_LABELS - 8}" y="{middle + 4}" text-anchor="end">{escape(row.label)}</text>'
-            f'<line class="grid" x1="{_LABELS}" x2="{_LABELS + _PLOT}" y1="{middle}" y2="{middle}"/>'
+            f'<text class="label" x="{scale.left - 12}" y="{middle + 4}" text-anchor="end">{escape(row.label)}</text>'
+            f'<line class="grid" x1="{scale.left}" x2="{scale.left + scale.width}" y1="{middle}" y2="{middle}"/>'
         )
         for point in row.points:
             title = escape(f"{row.label}, {point.label}: {point.text}")
-            parts.append(f"<g><title>{title}</title>{shape(point.mark, scale.x(point.value), middle)}</g>")
+            y = middle + (point.mark - most / 2) * _DOTS_STEP
+            parts.append(f"<g><title>{title}</title>{shape(point.mark, scale.x(point.value), y)}</g>")
     return _svg(parts, height, name)
 
 

@@ -6,21 +6,21 @@ import contextlib
 import os
 import shutil
 import time
-from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Final, Protocol
 
 from hvapi.v1 import system_pb2
 
 from hvctl.compare import images
-from hvctl.compare.kernels import KernelGuest, KernelRun, KernelUnderQemu
+from hvctl.compare.budget import Budget, Effort
+from hvctl.compare.kernels import KernelGuest, KernelNatively, KernelRun, KernelUnderQemu
 from hvctl.compare.kinds import NO_KERNEL, WHY
 from hvctl.compare.places import (
     Container,
-    Crossings,
     LinuxGuest,
     Native,
+    Patience,
     Place,
     Qemu,
     Root,
@@ -29,29 +29,17 @@ from hvctl.compare.places import (
     qemu_program,
 )
 from hvctl.compare.result import NATIVE, QEMU, Table
-from hvctl.compare.workloads import COMMAND, KERNEL, KERNELS, NANO, PROGRAM, PROGRAMS, Workload, cost
+from hvctl.compare.runs import Runs
+from hvctl.compare.workloads import COMMAND, KERNEL, KERNEL_NATIVE, KERNELS, NANO, PROGRAM, PROGRAMS, Workload
 from hvctl.sdk import Client
 from hvctl.sdk.errors import HvctlError
 
-# Of what a container crosses, more is run: there is more beside the work that is counted with it, the runtime's.
-COUNTED_TIMES: Final = 4
 CONTAINER: Final = "container"  # the capability that tells programs from machines
-
-
-@dataclass(frozen=True, slots=True)
-class Effort:
-    """How much is done."""
-
-    turns: int
-    seconds: float  # in all: later nothing is measured anew, but once
-    sample: float  # seconds that the operations of one measurement are to take
-    kernel_ms: int
-
-
-FULL: Final = Effort(9, 240.0, 0.25, 20)
-QUICK: Final = Effort(3, 45.0, 0.06, 5)
-# The programs' share of the time; the kernels have the rest.
-PROGRAMS_SHARE: Final = 0.7
+# Shares of the time that are over when the guests have booted, and when the programs have run; the kernels have the rest.
+BOOTED_SHARE, PROGRAMS_SHARE = 0.5, 0.8
+COMMAND_SECONDS: Final = 300.0
+# A run may take this share of the time, if it hangs.
+RUN_SHARE: Final = 0.2
 
 
 class Say(Protocol):
@@ -63,7 +51,7 @@ class Collector:
 
     def __init__(self, client: Client, effort: Effort, guests: Path, scratch: Path, say: Say, backends: Sequence[str] = ()) -> None:
         self._client, self.effort, self._guests, self._scratch, self._say = client, effort, guests, scratch, say
-        self._began = time.monotonic()
+        self.budget = Budget(effort.seconds)
         self._name = f"compare-{os.getpid()}-{time.monotonic_ns() % 1_000_000:06}"
         found = [each for each in client.list_backends().backends if not backends or backend_id(each) in backends]
         if unknown := set(backends) - {backend_id(each) for each in found}:
@@ -81,12 +69,18 @@ class Collector:
                 yield name, backend
 
     def cannot(self, workloads: Sequence[Workload], place: str, error: HvctlError) -> None:
+        """What was measured before stays, if anything was."""
         text = f"{error.message}; {error.help}" if error.help and error.reason != "NOT_EXPLAINED" else error.message
+        if any(self.table.of(workload.name, place).seconds for workload in workloads):
+            self.budget.cuts.append(f"{', '.join(workload.name for workload in workloads)} in {place}: failed later ({text})")
+            return
         if why := WHY.get(self.table.places[place]["kind"]):
             text = f"{text}; {why}"
         for workload in workloads:
-            measured = self.table.of(workload.name, place)
-            measured.reason, measured.seconds = text, {}
+            self.table.of(workload.name, place).reason = text
+
+    def _limit(self) -> float:
+        return self.budget.limit(RUN_SHARE * self.budget.seconds)
 
     # --- programs ---
 
@@ -109,16 +103,35 @@ class Collector:
             sessions: dict[str, Session] = {}
             for name, place in self._places(root, program, workloads).items():
                 self._say(f"starting {name}")
+                if self.budget.left(BOOTED_SHARE) <= 0:
+                    self.cannot(workloads, name, HvctlError.local("NOT_EXPLAINED", problem="there was no time left to start it"))
+                    continue
+                patience = Patience(self.budget.limit(self.effort.boot, BOOTED_SHARE), self.effort.doubtful_boot)
                 try:
-                    sessions[name] = stack.enter_context(place.opened())
+                    sessions[name] = stack.enter_context(place.opened(patience))
                 except HvctlError as error:
                     self.cannot(workloads, name, error)
-            runs = _Runs(self, sessions, root.program, command)
-            for turn in self._turns("programs", PROGRAMS_SHARE):
-                for workload in workloads:
-                    for name in list(sessions):
-                        runs.measure(turn, workload, name)
+            # A command of the user's takes what it takes.
+            limit = self._limit if command is None else lambda: COMMAND_SECONDS
+            runs = Runs(self.table, self.cannot, limit, sessions, root.program, command)
+            self._say("programs: warming up")
+            began = time.monotonic()
+            self._turn(runs, workloads, -1)
+            measurements = len(workloads) * len(sessions)
+            if measurements:
+                overhead = (time.monotonic() - began) / measurements
+                runs.sample = self.budget.sample(self.effort, measurements, overhead, PROGRAMS_SHARE)
             self._count(workloads, root, runs)
+            for turn in self.budget.turns(self.effort.turns, PROGRAMS_SHARE, "programs", self._say):
+                self._turn(runs, workloads, turn)
+            self.table.settle(workloads)
+
+    def _turn(self, runs: Runs, workloads: Sequence[Workload], turn: int) -> None:
+        for workload in workloads:
+            for name in list(runs.sessions):
+                if turn >= 0 and self.budget.left(PROGRAMS_SHARE) <= 0:
+                    return
+                runs.measure(turn, workload, name)
 
     def _places(self, root: Root, program: Path, workloads: Sequence[Workload]) -> dict[str, Place]:
         """Raises nothing: what cannot be is told in the table."""
@@ -133,26 +146,29 @@ class Collector:
                 places[name] = Container(self._client, backend, root, guest)
                 continue
             try:
-                image = images.linux_image(self._client, name, self._say)
+                with self.budget.stopped():
+                    image = images.linux_image(self._client, name, self._say)
             except HvctlError as error:
                 self.cannot(workloads, name, error)
                 continue
             usual = usual or (image if name not in images.RECIPES else "")
             places[name] = LinuxGuest(self._client, backend, root, guest, image)
         try:
-            usual = usual or images.linux_image(self._client, "", self._say)
+            with self.budget.stopped():
+                usual = usual or images.linux_image(self._client, "", self._say)
             places[QEMU] = Qemu(qemu_program(), *images.linux_files(self._client, usual, self._scratch), root)
         except HvctlError as error:
             self.cannot(workloads, QEMU, error)
         return places
 
-    def _count(self, workloads: Sequence[Workload], root: Root, runs: _Runs) -> None:
+    def _count(self, workloads: Sequence[Workload], root: Root, runs: Runs) -> None:
         """Containers once more: what they cross is seen only by tracing, which costs time."""
+        patience = Patience(self.effort.boot, self.effort.doubtful_boot)
         for name, backend in self._available():
             if CONTAINER in backend.capabilities and name in runs.sessions:
                 self._say(f"counting what {name} crosses")
                 try:
-                    with Container(self._client, backend, root, f"{self._name}-counted", True).opened() as session:
+                    with Container(self._client, backend, root, f"{self._name}-counted", True).opened(patience) as session:
                         runs.count(workloads, name, session)
                 except HvctlError as error:
                     self._say(f"the system calls of {name} are not counted: {error.message}")
@@ -161,7 +177,7 @@ class Collector:
 
     def kernels(self) -> None:
         """NANO, wherever a kernel can run."""
-        ways: dict[str, Callable[[str], KernelRun]] = {}
+        ways: dict[str, KernelGuest | KernelUnderQemu | KernelNatively] = {}
         for name, backend in self._available():
             if CONTAINER in backend.capabilities:
                 self.cannot(NANO, name, HvctlError.local("NOT_EXPLAINED", problem=NO_KERNEL))
@@ -171,17 +187,22 @@ class Collector:
             except HvctlError as error:
                 self.cannot(NANO, name, error)
                 continue
-            ways[name] = KernelGuest(self._client, backend, kernel, f"{self._name}-{name}").run
+            ways[name] = KernelGuest(self._client, backend, kernel, f"{self._name}-{name}")
         try:
-            ways[QEMU] = KernelUnderQemu(qemu_program(), images.guest_file(self._guests, KERNEL)).run
+            ways[QEMU] = KernelUnderQemu(qemu_program(), images.guest_file(self._guests, KERNEL))
         except HvctlError as error:
             self.cannot(NANO, QEMU, error)
-        for turn in self._turns("the nanobenchmark", 1.0):
-            for name, run in list(ways.items()):
+        ways = {NATIVE: KernelNatively(images.guest_file(self._guests, KERNEL_NATIVE)), **ways}
+        for workload in NANO:
+            self.table.of(workload.name, NATIVE).reason = workload.not_natively
+        for turn in self.budget.turns(self.effort.turns, 1.0, "the nanobenchmark", self._say):
+            for name, way in list(ways.items()):
+                if turn and self.budget.left() <= 0:
+                    return
                 try:
-                    found = run(f"ms={self.effort.kernel_ms}")
+                    found = way.run(f"ms={self.effort.kernel_ms}", self._limit())
                 except HvctlError as error:
-                    self.cannot(NANO, name, error)
+                    self.cannot([workload for workload in NANO if not self.table.of(workload.name, name).reason], name, error)
                     del ways[name]
                     continue
                 for workload in NANO:
@@ -190,92 +211,7 @@ class Collector:
     def _note_kernel(self, turn: int, workload: Workload, place: str, found: KernelRun) -> None:
         measured = self.table.of(workload.name, place)
         measured.memory_bytes = max(measured.memory_bytes, found.memory_bytes)
-        if turn >= 0 and workload.name in found.costs:
+        if workload.name in found.costs:
             measured.seconds[turn] = found.costs[workload.name].seconds
-
-    # --- all ---
-
-    def _turns(self, what: str, share: float) -> Iterator[int]:
-        """The first one, -1, warms up and counts for nothing. As many as time allows until `share` of it is over, and at least one that counts."""
-        until = self._began + self.effort.seconds * share
-        began = time.monotonic()
-        for turn in range(-1, self.effort.turns):
-            now = time.monotonic()
-            if turn >= 1 and now + (now - began) / (turn + 1) > until:
-                self._say(f"{what}: {turn} of {self.effort.turns} turns, since time is up")
-                return
-            self._say(f"{what}, turn {turn + 1} of {self.effort.turns}" if turn >= 0 else f"{what}: warming up")
-            yield turn
-
-
-class _Runs:
-    """Programs in the sessions that are open."""
-
-    def __init__(self, collector: Collector, sessions: dict[str, Session], program: str, command: Sequence[str] | None) -> None:
-        self._table, self._effort, self._cannot = collector.table, collector.effort, collector.cannot
-        self.sessions, self._program, self._command = sessions, program, command
-        # What starting any program crosses, which is none of the workload's: from the turn that warms up.
-        self._starting: dict[str, Crossings] = {}
-        self._costs: dict[tuple[str, str], float] = {}  # seconds of an operation, of the turn that warmed up
-
-    def _words(self, workload: Workload, number: int) -> list[str]:
-        if self._command is not None:
-            return [self._program, "run", *self._command]
-        return [self._program, f"n={number}", workload.name]
-
-    def _number(self, workload: Workload, place: str, times: int = 1) -> int:
-        """So many operations fill the time of a measurement."""
-        cost = self._costs.get((workload.name, place))
-        if cost is None:
-            return workload.first
-        return min(max(int(self._effort.sample * times / cost), workload.first), workload.most)
-
-    def measure(self, turn: int, workload: Workload, place: str) -> None:
-        session = self.sessions[place]
-        try:
-            if place not in self._starting and self._command is None:
-                self._starting[place] = self._start(session)
-            seconds, count, crossings = self._run(workload, place, session, self._number(workload, place))
-            memory = session.usage().memory_bytes
-        except HvctlError as error:
-            self._cannot((workload,), place, error)
-            return
-        measured = self._table.of(workload.name, place)
-        if turn < 0 and seconds:
-            self._costs[workload.name, place] = seconds
-        if turn < 0 or not seconds:  # a clock that stood still, as it may in a guest when it finds a better one
-            return
-        measured.seconds[turn] = seconds
-        measured.memory_bytes = max(measured.memory_bytes, memory)
-        if crossings is not None:
-            measured.crossings.append(crossings)
-            measured.operations += count
-
-    def count(self, workloads: Sequence[Workload], place: str, session: Session) -> None:
-        """The crossings alone. Raises HvctlError."""
-        self._starting[place] = self._start(session)
-        for workload in workloads:
-            _, count, crossings = self._run(workload, place, session, self._number(workload, place, COUNTED_TIMES))
-            if crossings is not None:
-                measured = self._table.of(workload.name, place)
-                measured.crossings.append(crossings)
-                measured.operations += count
-
-    def _start(self, session: Session) -> Crossings:
-        before = session.usage().crossings
-        session.run([self._program, "n=1000", "nothing"])
-        after = session.usage().crossings
-        return _less(after, before) if before is not None and after is not None else {}
-
-    def _run(self, workload: Workload, place: str, session: Session, number: int) -> tuple[float, int, Crossings | None]:
-        """Seconds of an operation, how many were made, what all of them crossed."""
-        before = session.usage().crossings
-        found = cost(session.run(self._words(workload, number)), workload.name)
-        after = session.usage().crossings
-        if before is None or after is None:
-            return found.seconds, found.operations, None
-        return found.seconds, found.operations, _less(_less(after, before), self._starting.get(place, {}))
-
-
-def _less(after: Crossings, before: Crossings) -> Crossings:
-    return {key: count - before.get(key, 0) for key, count in after.items() if count > before.get(key, 0)}
+        elif not measured.seconds and not measured.reason:
+            measured.reason = "the program did not report it here"

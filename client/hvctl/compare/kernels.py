@@ -1,8 +1,9 @@
-"""The nanobenchmark's kernel: a guest that measures, tells and ends."""
+"""The nanobenchmark: a kernel that measures, tells and ends, and a program for what of it a process can do."""
 
 from __future__ import annotations
 
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, NamedTuple
@@ -36,13 +37,13 @@ class KernelGuest:
     kernel: Path
     name: str
 
-    def run(self, append: str) -> KernelRun:
+    def run(self, append: str, seconds: float = SECONDS) -> KernelRun:
         """Raises HvctlError."""
         name = f"guests/{self.name}"
         spec = GuestSpec(name=self.name, backend=backend_id(self.backend), kernel=self.kernel, memory_bytes=MEMORY_BYTES, append=append)
         with guest(self.client, spec):
             memory = 0
-            with self.client.watch_stats(names=[name], interval=_LOOK, timeout=SECONDS) as responses:
+            with self.client.watch_stats(names=[name], interval=_LOOK, timeout=seconds) as responses:
                 for response in responses:
                     memory = max(memory, response.stats[0].memory_resident_bytes)
                     if response.stats[0].state != guest_pb2.Guest.State.Name(guest_pb2.Guest.RUNNING):
@@ -61,17 +62,39 @@ class KernelUnderQemu:
     program: str
     kernel: Path
 
-    def run(self, append: str) -> KernelRun:
+    def run(self, append: str, seconds: float = SECONDS) -> KernelRun:
         """Raises HvctlError."""
         command = [
             self.program, "-accel", "tcg", "-m", str(MEMORY_BYTES >> 20), "-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio",
             "-device", "isa-debug-exit,iobase=0xf4", "-kernel", str(self.kernel), "-append", append,
         ]  # fmt: skip
-        try:
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=SECONDS, check=False)
-        except subprocess.TimeoutExpired as error:
-            raise HvctlError.local("PROGRAM_FAILED", program=self.program, problem=f"not done after {SECONDS:.0f} s", remedy="") from error
-        found = costs(done.stdout.decode(errors="replace"))
-        if not found:
-            raise HvctlError.local("PROGRAM_FAILED", program=self.program, problem=done.stderr.decode(errors="replace")[-200:], remedy="")
-        return KernelRun(found, None, 0)
+        return _told(command, seconds)
+
+
+@dataclass(frozen=True, slots=True)
+class KernelNatively:
+    """The program that stands for it in a process of the host."""
+
+    program: Path
+
+    def run(self, append: str, seconds: float = SECONDS) -> KernelRun:
+        """Raises HvctlError."""
+        return _told([str(self.program), append], seconds)
+
+
+def _told(command: Sequence[str], seconds: float) -> KernelRun:
+    """Of a process that tells on its standard output. Raises HvctlError."""
+    try:
+        done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, timeout=seconds, check=False)
+    except subprocess.TimeoutExpired as error:
+        raise _failed(command, f"not done after {seconds:.0f} s") from error
+    except OSError as error:
+        raise _failed(command, error.strerror or str(error)) from error
+    found = costs(done.stdout.decode(errors="replace"))
+    if not found:
+        raise _failed(command, f"exit code {done.returncode}: {done.stderr.decode(errors='replace')[-200:]}")
+    return KernelRun(found, None, 0)
+
+
+def _failed(command: Sequence[str], problem: str) -> HvctlError:
+    return HvctlError.local("PROGRAM_FAILED", program=command[0], problem=problem, remedy="")

@@ -22,10 +22,11 @@ from hvctl.sdk.errors import HvctlError
 from hvctl.sdk.guests import GuestSpec
 
 MEMORY_BYTES: Final = 128 << 20
-# So long may a guest that boots say nothing. Of one whose kernel is known not to bear its backend, it is not worth waiting longer.
-BOOT_SECONDS, DOUBTFUL_BOOT_SECONDS = 60.0, 12.0
-RUN_SECONDS: Final = 300.0
+# Until a guest that was booted has mounted its disk.
+MOUNT_SECONDS: Final = 60.0
 _LOOK_SECONDS: Final = 0.02
+# Until the reader of a container's system calls has all of them.
+_COUNT_SECONDS: Final = 10.0
 # What `ops mark` calls. Calls are counted by a reader, later than they are made: when it has this one, it has those before it.
 _MARK: Final = ("system-call", "getpgid")
 REPLAY_BYTES: Final = 1 << 20
@@ -45,15 +46,22 @@ class Usage(NamedTuple):
     memory_bytes: int  # resident now, when no work is done; 0 = nothing, or not known
 
 
+class Patience(NamedTuple):
+    """Seconds that a guest may say nothing while it boots; and one whose kernel is known not to bear its backend."""
+
+    boot: float
+    doubtful: float
+
+
 class Place(Protocol):
     """opened() is the time in which it can run programs. All raise HvctlError for a reason to tell."""
 
-    def opened(self) -> contextlib.AbstractContextManager[Session]: ...
+    def opened(self, patience: Patience) -> contextlib.AbstractContextManager[Session]: ...
 
 
 class Session(Protocol):
-    def run(self, words: Sequence[str]) -> str:
-        """A program of the root file system and its arguments: what it wrote to its standard output."""
+    def run(self, words: Sequence[str], seconds: float) -> str:
+        """A program of the root file system and its arguments: what it wrote to its standard output. It fails when it takes longer."""
 
     def usage(self) -> Usage: ...
 
@@ -77,7 +85,7 @@ class Native:
     scratch: Path
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[Session]:
+    def opened(self, patience: Patience) -> Iterator[Session]:
         yield _NativeSession(self.program, self.scratch)
 
 
@@ -85,9 +93,13 @@ class _NativeSession:
     def __init__(self, program: Path, scratch: Path) -> None:
         self._program, self._scratch = program, scratch
 
-    def run(self, words: Sequence[str]) -> str:
+    def run(self, words: Sequence[str], seconds: float) -> str:
+        command = [str(self._program), *words[1:]]
         try:
-            done = subprocess.run([str(self._program), *words[1:]], stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd=self._scratch, check=False)
+            done = subprocess.run(command, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, cwd=self._scratch, timeout=seconds, check=False)
+        except subprocess.TimeoutExpired as error:
+            problem = f"not done after {seconds:.0f} s"
+            raise HvctlError.local("PROGRAM_FAILED", program=" ".join(words), problem=problem, remedy="") from error
         except OSError as error:
             problem = f"{error.strerror} (it is a 32-bit program)"
             raise HvctlError.local("PROGRAM_FAILED", program=self._program, problem=problem, remedy="") from error
@@ -110,7 +122,7 @@ class Container:
     counted: bool = False
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[Session]:
+    def opened(self, patience: Patience) -> Iterator[Session]:
         spec = GuestSpec(name=self.name, backend=backend_id(self.backend), image=self.root.rootfs_image, args=(self.root.program, "wait"))
         with guest(self.client, spec), _traced(self.client, self.name) if self.counted else contextlib.nullcontext():
             yield _ContainerSession(self.client, self.name, self.root.program, self.counted)
@@ -134,9 +146,9 @@ class _ContainerSession:
     def __init__(self, client: Client, name: str, program: str, counted: bool) -> None:
         self._client, self._name, self._program, self._counted, self._marks = client, name, program, counted, 0
 
-    def run(self, words: Sequence[str]) -> str:
+    def run(self, words: Sequence[str], seconds: float) -> str:
         setup = guest_pb2.ExecSetup(name=f"guests/{self._name}", command=list(words))
-        with self._client.execute(setup, timeout=RUN_SECONDS) as execution:
+        with self._client.execute(setup, timeout=seconds) as execution:
             execution.end_input()
             output = b"".join(data for stream, data in execution if stream == 1)
         if execution.exit_code:
@@ -146,9 +158,9 @@ class _ContainerSession:
     def usage(self) -> Usage:
         if not self._counted:
             return guest_usage(self._client, self._name, False)
-        self.run([self._program, "mark"])
+        self.run([self._program, "mark"], _COUNT_SECONDS)
         self._marks += 1
-        until = time.monotonic() + RUN_SECONDS
+        until = time.monotonic() + _COUNT_SECONDS
         while (found := guest_usage(self._client, self._name)).crossings and time.monotonic() < until:
             assert found.crossings is not None
             if found.crossings.get(_MARK, 0) >= self._marks:
@@ -168,12 +180,12 @@ class LinuxGuest:
     linux_image: str
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[Session]:
+    def opened(self, patience: Patience) -> Iterator[Session]:
         disk = guest_pb2.Disk(image=f"images/{self.root.disk_image}")
         spec = GuestSpec(name=self.name, backend=backend_id(self.backend), image=self.linux_image, memory_bytes=MEMORY_BYTES, disks=[disk])
         with guest(self.client, spec), self.client.console(self.name_of_resource, replay_bytes=REPLAY_BYTES) as console:
             try:
-                boot = DOUBTFUL_BOOT_SECONDS if self.backend.kind in WHY else BOOT_SECONDS
+                boot = patience.doubtful if self.backend.kind in WHY else patience.boot
                 yield _ShellSession(Shell(ConsoleLine(console)), lambda: guest_usage(self.client, self.name), boot)
             except HvctlError as error:
                 raise told_end(self.client, self.name, error) from error
@@ -194,7 +206,7 @@ class Qemu:
     root: Root
 
     @contextlib.contextmanager
-    def opened(self) -> Iterator[Session]:
+    def opened(self, patience: Patience) -> Iterator[Session]:
         command = [
             self.program, "-accel", "tcg", "-m", str(MEMORY_BYTES >> 20), "-nodefaults", "-no-reboot", "-display", "none", "-serial", "stdio",
             "-kernel", str(self.kernel), "-initrd", str(self.initrd), "-append", self.append,
@@ -202,7 +214,7 @@ class Qemu:
         ]  # fmt: skip
         process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
         try:
-            yield _ShellSession(Shell(PipeLine(process)), lambda: Usage(None, status_bytes(process.pid, "VmRSS")))
+            yield _ShellSession(Shell(PipeLine(process)), lambda: Usage(None, status_bytes(process.pid, "VmRSS")), patience.boot)
         finally:
             process.kill()
             process.wait()
@@ -212,15 +224,15 @@ class Qemu:
 
 
 class _ShellSession:
-    def __init__(self, shell: Shell, usage: UsageOf, boot_seconds: float = BOOT_SECONDS) -> None:
+    def __init__(self, shell: Shell, usage: UsageOf, boot_seconds: float) -> None:
         self._shell, self._usage = shell, usage
         shell.wait(PROMPT, boot_seconds)
-        text, code = shell.run(_MOUNT, BOOT_SECONDS)
+        text, code = shell.run(_MOUNT, MOUNT_SECONDS)
         if code:
             raise HvctlError.local("NOT_EXPLAINED", problem=f"the guest could not mount its disk: {text[-200:].strip()!r}")
 
-    def run(self, words: Sequence[str]) -> str:
-        text, code = self._shell.run(f"chroot /mnt {shlex.join(words)} </dev/null", RUN_SECONDS)
+    def run(self, words: Sequence[str], seconds: float) -> str:
+        text, code = self._shell.run(f"chroot /mnt {shlex.join(words)} </dev/null", seconds)
         if code:
             raise _failed(words, code)
         return text

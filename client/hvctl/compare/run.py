@@ -10,7 +10,8 @@ from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Final
 
-from hvctl.compare.collect import FULL, QUICK, Collector, Say
+from hvctl.compare.budget import FULL, QUICK
+from hvctl.compare.collect import Collector, Say
 from hvctl.compare.images import GUESTS
 from hvctl.compare.workloads import COMMAND, NANO, PROGRAMS, Workload
 from hvctl.sdk import Client
@@ -45,6 +46,7 @@ def compared(
         time=datetime.now(UTC).isoformat(timespec="seconds"),
         seconds=time.monotonic() - began,
         quick=quick,
+        cut=collector.budget.cuts,
         command=[*command],
         image=image or "",
         machine=machine(),

@@ -49,12 +49,26 @@ COLUMNS: list[Column[Row]] = [
 ]  # fmt: skip
 
 
+# Group -> what all of it together is called.
+GROUPS = {"programs": "the programs", "nano": "the nanobenchmark"}
+
+
 def reasons(document: dict[str, Any]) -> list[str]:
     """A line for each place and reason: what cannot run there, and why."""
     lines = [f"{place['name']} cannot run here: {place['reason']}" for place in document["places"] if place["reason"]]
-    found: dict[tuple[str, str], list[str]] = {}
+    found: dict[tuple[str, str, str], list[str]] = {}
+    sizes: dict[str, int] = {}
     for workload in document["workloads"]:
+        sizes[workload["group"]] = sizes.get(workload["group"], 0) + 1
         for result in workload["results"]:
             if result["reason"]:
-                found.setdefault((result["place"], result["reason"]), []).append(workload["name"])
-    return lines + [f"{place} cannot run {', '.join(names)}: {reason}" for (place, reason), names in found.items()]
+                found.setdefault((result["place"], result["reason"], workload["group"]), []).append(workload["name"])
+    for (place, reason, group), names in found.items():
+        what = GROUPS[group] if group in GROUPS and 1 < len(names) == sizes[group] else ", ".join(names)
+        lines.append(f"{place} cannot run {what}: {reason}")
+    return lines
+
+
+def cuts(document: dict[str, Any]) -> list[str]:
+    """What was left out so as to end in time; none of a document from before that was told."""
+    return list(document.get("cut", ()))

@@ -1,7 +1,7 @@
 """What is compared: one table. A workload is an operation that a program reports by itself, with its own clock.
 
 Programs: guests/linux/ops.c, a static 32-bit Linux program that runs on the host, in a container and in guests; and
-guests/nano.c, a kernel, which runs where a kernel can.
+guests/nano.c, a kernel, which runs where a kernel can, with guests/nano_native.c for what of it a process of the host can do.
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from hvctl.sdk.errors import HvctlError
 
 PROGRAM: Final = "ops"
 KERNEL: Final = "nano.elf"
+KERNEL_NATIVE: Final = "nano-native"
 # Backend -> the same kernel as it is built for that one: what is there first.
 KERNELS: Final[dict[str, tuple[str, ...]]] = {"paravirt": ("nano.pv.elf", "nano.hvpv.elf")}
 # "op NAME NANOSECONDS COUNT", "nano NAME PICOSECONDS COUNT": of one operation, and how many there were.
@@ -26,14 +27,22 @@ class Workload(NamedTuple):
     stresses: str  # for a student: what it is about
     first: int = 1  # so many operations to begin with, which says how many fill the time of a measurement
     most: int = 1
+    natively: str = ""  # of NANO: what stands for it in a process of the host, if it is not just the same
+    not_natively: str = ""  # of NANO: why nothing does
 
 
+# What a process of the host cannot do.
+_PRIVILEGED: Final = "the processor refuses it to a process: it is privileged"
+_DEVICE: Final = "a process may not reach a device: its kernel has them all"
+_TABLES: Final = "a process has no page tables to write: they are its kernel's"
 # Group -> its workloads. Those of PROGRAM are run one by one, those of KERNEL all in one guest.
 PROGRAMS: Final = (
     Workload("compute-1000", "computing, 1000 rounds of a hash",
              "CPU-bound: nothing but arithmetic in a program; the kernel is not involved", 500, 2_000_000),
     Workload("getpid", "system call (getpid)",
-             "system-call-bound: into the kernel and back, which does next to nothing there", 500, 2_000_000),
+             "system-call-bound: into the kernel and back, which does next to nothing there. By int 0x80, as 32-bit programs call: a 64-bit "
+             "kernel, such as the host's, is far slower at that than at calls of 64-bit programs, so a guest with a 32-bit kernel may be below 1",
+             500, 2_000_000),
     Workload("page-touch", "first touch of a page",
              "memory- and fault-bound: each touch is a page fault, and the kernel finds a page and maps it", 256, 12_288),
     Workload("fork-exec", "fork, exec, exit, wait",
@@ -44,23 +53,29 @@ PROGRAMS: Final = (
              "disk: a virtual disk and its flushes, or the host's own file system", 16, 512),
 )  # fmt: skip
 NANO: Final = (
-    Workload("system-call", "system call (int 0x80, iret)", "user mode to kernel mode and back"),
-    Workload("in", "in (port 0x80)", "a device register is read"),
-    Workload("cr-write", "write of CR0", "a privileged instruction"),
-    Workload("sti-cli", "sti, cli", "interrupts on and off: the most frequent sensitive instructions of a kernel"),
+    Workload("system-call", "system call (int 0x80, iret)", "user mode to kernel mode and back", natively="the host's kernel's, int 0x80"),
+    Workload("in", "in (port 0x80)", "a device register is read", not_natively=_DEVICE),
+    Workload("cr-write", "write of CR0", "a privileged instruction", not_natively=_PRIVILEGED),
+    Workload("sti-cli", "sti, cli", "interrupts on and off: the most frequent sensitive instructions of a kernel", not_natively=_PRIVILEGED),
     Workload("call-ret", "call, ret", "an indirect jump, which a translator has to look up"),
-    Workload("kernel-int", "int n in the kernel, iret", "an interrupt without a change of mode"),
-    Workload("cli", "cli", "one instruction that traps"),
-    Workload("shadow-fill", "first touch of a mapped page", "the guest's page tables have it, the hypervisor's do not yet"),
-    Workload("page-fault", "page fault that maps a page", "a fault that is the guest's own"),
-    Workload("divide-error", "divide error", "an exception"),
-    Workload("pte-change", "page-table change, invlpg, touch", "page tables and their shadows must agree"),
-    Workload("pte-batch", "64 page-table entries written and flushed", "a kernel that tells of its page tables can do it once for many"),
-    Workload("context-switch", "context switch (CR3, stack)", "another address space"),
-    Workload("hypercall", "a call that does nothing (base hypercall; of the paravirtual ABI)", "the least that asking the hypervisor costs"),
-    Workload("program-int", "int 0x80 of a program, iret", "into the kernel and back, the call alone"),
+    Workload("kernel-int", "int n in the kernel, iret", "an interrupt without a change of mode",
+             not_natively="a process is never in the kernel's mode when an interrupt of its own comes"),
+    Workload("cli", "cli", "one instruction that traps", not_natively=_PRIVILEGED),
+    Workload("shadow-fill", "first touch of a mapped page", "the guest's page tables have it, the hypervisor's do not yet",
+             natively="the processor finds it in the page tables: a TLB miss"),
+    Workload("page-fault", "page fault that maps a page", "a fault that is the guest's own", natively="the host's kernel maps a page of zeros"),
+    Workload("divide-error", "divide error", "an exception", natively="the host's kernel sends a signal"),
+    Workload("pte-change", "page-table change, invlpg, touch", "page tables and their shadows must agree", not_natively=_TABLES),
+    Workload("pte-batch", "64 page-table entries written and flushed", "a kernel that tells of its page tables can do it once for many",
+             not_natively=_TABLES),
+    Workload("context-switch", "context switch (CR3, stack)", "another address space",
+             natively="from one process of the host to another, by a byte through a pipe"),
+    Workload("hypercall", "a hypercall that does nothing",
+             "the least that asking the hypervisor costs: under paravirt by its own ABI, elsewhere by a port",
+             not_natively="there is no hypervisor to ask"),
+    Workload("program-int", "int 0x80 of a program, iret", "into the kernel and back, the call alone", natively="the host's kernel's, int 0x80"),
     Workload("copy-4k", "copy of 4 KiB", "rep movs: one instruction, much work"),
-    Workload("kernel-compute", "computing in the kernel", "calls, memory, arithmetic in kernel mode"),
+    Workload("kernel-compute", "computing in the kernel", "calls, memory, arithmetic in kernel mode", natively="in a process: there is no kernel"),
     Workload("user-compute", "computing in user mode", "the same in user mode"),
 )  # fmt: skip
 # The one whose command is the user's.

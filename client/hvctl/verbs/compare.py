@@ -64,10 +64,10 @@ def compare(
     if is_document(settings.output):
         print_document(settings.output, document)
         return
-    from hvctl.compare.text import COLUMNS, reasons, rows
+    from hvctl.compare.text import COLUMNS, cuts, reasons, rows
 
     print_table(settings, rows(document), COLUMNS)
-    for line in reasons(document):
+    for line in (*reasons(document), *(f"left out, since time was up: {cut}" for cut in cuts(document))):
         click.echo(line)
     if html is not None:
         say(f"the page is {html}")
