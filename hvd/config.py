@@ -385,18 +385,23 @@ def _parser() -> argparse.ArgumentParser:
         epilog="`hvd certs --help`: certificates for TCP. `hvd store --help`: the databases. "
         "Each option is also an environment variable (HVD_STATE_DIR for --state-dir) and a key of the file.",
     )
-    parser.add_argument("--config", metavar="FILE", help="settings file (TOML); also HVD_CONFIG")
     parser.add_argument("--version", action="version", version=f"hvd {version()}")
+    add_options(parser)
+    return parser
+
+
+def add_options(parser: argparse.ArgumentParser, told: Callable[[str], bool] = lambda name: True) -> None:
+    """All settings as options. told: whether --help has the one of this name."""
+    parser.add_argument("--config", metavar="FILE", help="settings file (TOML); also HVD_CONFIG")
     for setting in fields(Config):
         text = f"{setting.metadata['help']} (default: {_shown_default(setting)})".replace("%", "%%")
         parser.add_argument(
             _flag(setting),
             metavar=setting.metadata["value"],
-            help=text,
+            help=text if told(setting.name) else argparse.SUPPRESS,
             dest=setting.name,
             action="append" if setting.metadata["many"] else "store",
         )
-    return parser
 
 
 def version() -> str:
@@ -431,7 +436,11 @@ def load(arguments: Sequence[str], environment: Mapping[str, str]) -> Config:
     """The settings from flags, environment and file. Raises HvdError CONFIG_INVALID; SystemExit for --help and unknown
     flags.
     """
-    flags = _parser().parse_args(arguments)
+    return of_flags(_parser().parse_args(arguments), environment)
+
+
+def of_flags(flags: argparse.Namespace, environment: Mapping[str, str]) -> Config:
+    """The same of options that add_options() made. Raises HvdError CONFIG_INVALID."""
     file = flags.config or environment.get(f"{ENV_PREFIX}CONFIG")
     from_file = _read_file(Path(file)) if file else {}
     values: dict[str, Any] = {}

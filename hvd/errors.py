@@ -202,7 +202,7 @@ REASONS: dict[str, Reason] = {
                             "`hvd store restore` puts a backup in its place; or move it away and start hvd again: guests that run are "
                             "adopted without it"),
     "STORE_VERSION": Reason("FAILED_PRECONDITION", "the store {path} has version {found}, this hvd knows {known}",
-                            "use a newer hvd; the file as it was before the update is beside it, {path}.version-{known}"),
+                            "use a newer hvd, or the copy that its update left beside the file, if it did: {path}.version-{known}"),
     "STORE_FOREIGN": Reason("FAILED_PRECONDITION", "{path} is a database, but not {what} of hvd (it has the tables {tables})",
                             "give hvd another --state-dir, or move the file away; it was not touched"),
     "STORE_LOCKED": Reason("UNAVAILABLE", "the store {path} is held by another process: {problem}",

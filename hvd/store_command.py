@@ -46,12 +46,18 @@ def main(arguments: Sequence[str]) -> int:
         prog="hvd store", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False
     )
     verbs = parser.add_subparsers(dest="verb", required=True, metavar="VERB")
-    verbs.add_parser("check", help="is every database whole and ours?")
-    for verb, text in (("backup", "copy all of them into a new directory"), ("restore", "put such a copy in their place")):
-        verbs.add_parser(verb, help=text).add_argument("directory", type=Path)
-    asked, rest = parser.parse_known_args(arguments)
+    for verb, text in (
+        ("check", "is every database whole and ours?"),
+        ("backup", "copy all of them into a new directory"),
+        ("restore", "put such a copy in their place"),
+    ):
+        added = verbs.add_parser(verb, help=text, allow_abbrev=False)
+        settings.add_options(added, told=lambda name: name == "state_dir")
+        if verb != "check":
+            added.add_argument("directory", type=Path)
+    asked = parser.parse_args(arguments)
     try:
-        state = settings.load(rest, os.environ).state_dir
+        state = settings.of_flags(asked, os.environ).state_dir
         with contextlib.suppress(BrokenPipeError):
             return {"check": _check, "backup": _backup, "restore": _restore}[asked.verb](state, getattr(asked, "directory", None))
         return 0

@@ -128,7 +128,9 @@ class Supervisor:
 
     async def shown(self, life: GuestLife) -> guest_pb2.Guest:
         """The guest, with what has to be looked up for that."""
-        stored = await asyncio.to_thread(disks.stored_bytes, self.disks_directory(life.guest.uid))
+        stored = 0
+        if life.guest.machine.disks or life.guest.image:  # without, nothing is worth a thread
+            stored = await asyncio.to_thread(disks.stored_bytes, self.disks_directory(life.guest.uid))
         effects = await limits.effects(life)
         guest = model.copy_of(life.guest)
         guest.disk_stored_bytes = stored

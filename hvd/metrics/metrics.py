@@ -73,6 +73,8 @@ class Metrics:
             registry=self._own,
             buckets=_OPERATION_BUCKETS,
         )
+        # Looking a series up costs more than counting in it; methods and codes are few.
+        self._operation = functools.cache(self._operations.labels)
         self._adopted = self._counter("hvd_guests_adopted", "Guests found running at the daemon's start.", "backend")
         self._lost = self._counter(
             "hvd_guests_lost", "Guests whose process was gone without an exit record.", "backend"
@@ -88,7 +90,7 @@ class Metrics:
 
     def observe_operation(self, method: str, code: str, seconds: float) -> None:
         """The end of an API call: "/hvd.v1.GuestService/GetGuest", the gRPC code's name."""
-        self._operations.labels(method.lstrip("/"), code).observe(seconds)
+        self._operation(method.lstrip("/"), code).observe(seconds)
 
     def trace_lost(self, uid: str, sink: str, records: int) -> None:
         """A reader of the guest's trace has missed so many records. sink: what kind of reader."""

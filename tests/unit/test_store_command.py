@@ -52,6 +52,17 @@ def run(state: Path, *words: str) -> int:
     return store_command.main([*words, "--state-dir", str(state)])
 
 
+async def test_options_may_stand_before_the_directory(tmp_path: Path) -> None:
+    state, copy = tmp_path / "state", tmp_path / "copy"
+    state.mkdir()
+    await fill(state, "a")
+    assert store_command.main(["backup", "--state-dir", str(state), str(copy)]) == 0
+    assert await names_of(copy) == ["a"]
+    with pytest.raises(SystemExit) as wrong:
+        store_command.main(["check", str(copy), "--state-dir", str(state)])
+    assert wrong.value.code == 2
+
+
 async def test_there_and_back(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     state, copy = tmp_path / "state", tmp_path / "copy # 1?"
     state.mkdir()
