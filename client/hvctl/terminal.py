@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import select
-import shutil
 import signal
 import sys
 import termios
@@ -130,6 +129,8 @@ def terminal_size() -> tuple[int, int]:
             size = os.get_terminal_size(file)
             if size.lines and size.columns:
                 return size.lines, size.columns
+    import shutil
+
     size = shutil.get_terminal_size()
     return size.lines, size.columns
 

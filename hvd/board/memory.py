@@ -184,6 +184,14 @@ class GuestMemory:
         offset = self.file_offset(address, length)
         self._map[offset : offset + length] = data
 
+    def store(self, address: int, data: memoryview) -> None:
+        """write() of much: through the file, which costs no page fault for each page and does not map it here. Raises HvdError
+        ADDRESS_OUTSIDE; OSError, when the host has no memory left."""
+        offset = self.file_offset(address, data.nbytes)
+        done = 0
+        while done < data.nbytes:
+            done += os.pwrite(self._fd, data[done:], offset + done)
+
     def clear(self, address: int, length: int) -> None:
         """Make RAM zero; whole pages are given back to the host. Raises HvdError ADDRESS_OUTSIDE."""
         offset = self.file_offset(address, length)

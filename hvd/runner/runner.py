@@ -145,8 +145,6 @@ class Runner:
 
     def run(self) -> None:
         """To the machine's end and the writing of its record. Raises OSError when the sockets cannot be made."""
-        self._thread = threading.Thread(target=self._run_machine, name="vcpu", daemon=True)
-        self._thread.start()
         self._attach = AttachServer(
             self._selector, _listen(ATTACH, socket.SOCK_SEQPACKET), self._type, self._log_position
         )
@@ -157,6 +155,9 @@ class Runner:
         debug.setblocking(False)
         self._selector.register(debug, selectors.EVENT_READ, lambda events: self._accept_debugger(debug))
         self._drain_console()
+        # Not before: two threads that both have much to do take the interpreter's lock from each other every few milliseconds.
+        self._thread = threading.Thread(target=self._run_machine, name="vcpu", daemon=True)
+        self._thread.start()
         while not self._done:
             self._turn()
 

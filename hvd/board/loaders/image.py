@@ -12,6 +12,9 @@ from hvd.board.memory import GuestMemory
 from hvd.errors import HvdError
 from hvd.jail.inputs import open_input
 
+# At once: what fits into a processor's cache.
+COPY_BYTES = 256 << 10
+
 
 class ImageFile:
     """A kernel or initrd: a file, or bytes. Not mapped, since a file that somebody truncates would kill the reader
@@ -48,8 +51,14 @@ class ImageFile:
     def copy(self, offset: int, length: int, memory: GuestMemory, address: int) -> None:
         """Bytes of the file to guest-physical memory. Raises HvdError IMAGE_TRUNCATED, ADDRESS_OUTSIDE."""
         self.need(offset + length)
-        with memory.view(address, length) as target:
-            self._fill(target, offset)
+        memory.file_offset(address, length)
+        buffer = memoryview(bytearray(min(length, COPY_BYTES)))
+        done = 0
+        while done < length:
+            piece = buffer[: length - done]
+            self._fill(piece, offset + done)
+            memory.store(address + done, piece)
+            done += len(piece)
 
     def _fill(self, target: memoryview, offset: int) -> None:
         self._file.seek(offset)
