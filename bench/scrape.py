@@ -30,7 +30,7 @@ def measure(lab: Lab) -> Iterator[Figure]:
         for number in range(GUESTS):
             host.add(f"g{number}", page(points, run_ns=5, records=1), image="images/linux")
         lab.say(f"scrapes of {GUESTS} guests, {what}")
-        own, beside, series = asyncio.run(_in_turns(host, lab.runs(7)))
+        own, beside, series = asyncio.run(_in_turns(host, lab.runs(5)))
         yield compared(f"scrape of {GUESTS} guests that have crossed for {what} ({series} series)", "s", own, beside, PEER)
     host.guests.clear()
     left = asyncio.run(_series(host))

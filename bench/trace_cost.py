@@ -18,11 +18,13 @@ from bench.echo import BLOCK_RECORDS
 from bench.figure import Figure, alone, compared, in_turns
 from bench.lab import SMALL_MEMORY, Daemon, Lab, counters, end, kernel
 
-# Backend -> test kernel, and crossings that take it a second or so.
+# Backend -> test kernel, and crossings that take it some tenths of a second.
 MACHINES: Final = {
-    "emulation": ("ports.elf", 2_000_000), "trap": ("ports.elf", 300_000), "rewriting": ("ports.elf", 3_000_000),
-    "paravirt": ("ports.pv.elf", 3_000_000),
+    "emulation": ("ports.elf", 1_000_000), "trap": ("ports.elf", 100_000), "rewriting": ("ports.elf", 1_000_000),
+    "paravirt": ("ports.pv.elf", 1_000_000),
 }  # fmt: skip
+DELIVERED: Final = 1_500_000
+EVEN: Final = 100_000
 POINT: Final = "port-out"
 NAME: Final = "crossing"
 SOCKET: Final = "the same bytes through a unix socket between two Python processes"
@@ -49,18 +51,21 @@ def measure(lab: Lab) -> Iterator[Figure]:
         found = {each.name.removeprefix("backends/"): each.available for each in client.list_backends().backends}
         machines = [name for name in MACHINES if found.get(name)]
         for backend in machines:
+            lab.say(f"a crossing under {backend}, traced and not")
             count = MACHINES[backend][1] // less
-            samples = in_turns(_ways(daemon, client, backend, count), lab.runs(7))
+            samples = in_turns(_ways(daemon, client, backend, count), lab.runs(5))
             per_record = median(on - off for on, off in zip(samples["on"], samples["off"], strict=True)) * 1e9
             yield compared(
                 f"a crossing under {backend}, traced", "s", samples["on"], samples["off"], "the same crossing untraced",
                 note=f"{per_record:.0f} ns a record; nobody reads them",
             )  # fmt: skip
+        lab.say("records through the daemon, and bytes through a socket")
         samples = in_turns(
-            {"stream": lambda: _delivered(daemon, client, 4_000_000 // less), "bytes": lambda: _bytes(lab, 2000 // less)}, lab.runs(5)
+            {"stream": lambda: _delivered(daemon, client, DELIVERED // less), "bytes": lambda: _bytes(lab, DELIVERED // BLOCK_RECORDS)}, lab.runs(5)
         )
         yield compared("records through the daemon, not decoded", "records/s", samples["stream"], samples["bytes"], SOCKET)
         for backend in machines:
+            lab.say(f"how fast records may come without loss under {backend}")
             rates = [_loss_free(daemon, client, backend, less) for _ in range(lab.runs(3))]
             yield alone(f"records without loss under {backend}", "records/s", rates, note="of a guest that crosses evenly; read, not decoded")
 
@@ -120,17 +125,19 @@ def _delivered(daemon: Daemon, client: Client, crossings: int) -> float:
 
 
 def _loss_free(daemon: Daemon, client: Client, backend: str, less: int) -> float:
-    """The highest rate on the ladder at which everything came; rungs are factors of two."""
+    """The highest rate on the ladder at which everything came, by bisection; rungs are factors of two. 0 = on none."""
     best = 0.0
-    crossings = 200_000 // less
-    for gap in GAPS:
+    low, high = 0, len(GAPS)
+    while low < high:
+        rung = (low + high) // 2
         # Slow ones would take for ever: fewer will do.
-        some = max(20_000 // less, crossings // max(1, gap >> 9))
-        records, lost, _, uid = _stream(client, backend, some, gap)
+        some = max(20_000, EVEN // max(1, GAPS[rung] >> 9)) // less
+        records, lost, _, uid = _stream(client, backend, some, GAPS[rung])
         seconds = _finish(daemon, client, uid)
         if lost:
-            break
-        best = records / seconds
+            high = rung
+        else:
+            low, best = rung + 1, max(best, records / seconds)
     return best
 
 

@@ -6,8 +6,10 @@ import os
 import re
 import subprocess
 from dataclasses import dataclass, field
+from pathlib import Path
 
 import pytest
+from container_harness import busybox_root
 from real_daemon import BIN, ROOT, RealDaemon, wait_for
 
 PAGE = ROOT / "docs" / "kinds.md"
@@ -62,11 +64,12 @@ def test_the_commands_say_what_the_page_says(shared_daemon: RealDaemon) -> None:
     assert ran > 20
 
 
-def test_a_container_has_the_hosts_kernel(shared_daemon: RealDaemon) -> None:
-    """What the page lets its reader see."""
-    if not any(each["name"] == "images/busybox" for each in shared_daemon.ok("image", "list", "-o", "json").json["images"]):
-        pytest.skip("the image busybox was not built")
-    told = shared_daemon.ok("run", "--rm", "--image", "busybox", "--", "cat", "/proc/sys/kernel/osrelease").stdout.strip()
+def test_a_container_has_the_hosts_kernel(shared_daemon: RealDaemon, tmp_path: Path) -> None:
+    """What the page lets its reader see, with a root of this machine's own busybox: nothing is fetched."""
+    if not any(each["name"] == "backends/container" and each["available"] for each in shared_daemon.ok("backends", "-o", "json").json["backends"]):
+        pytest.skip("containers do not run here")
+    shared_daemon.ok("image", "import", "own-box", str(busybox_root(tmp_path / "root")))
+    told = shared_daemon.ok("run", "--rm", "--image", "own-box", "--", "cat", "/proc/sys/kernel/osrelease").stdout.strip()
     assert told == os.uname().release
 
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import shutil
 from collections import defaultdict
 from pathlib import Path
 from typing import Any
@@ -132,9 +134,12 @@ def on(names: dict[int, str], tracks: dict[int, list[tuple[str, int, int, set[in
 
 
 def processed(path: Path) -> Any:
-    """The trace processor, if it can be had: the package fetches it from the network when it is first used."""
-    from perfetto.trace_processor import TraceProcessor
+    """The trace processor: the program that $PERFETTO_TRACE_PROCESSOR names, one in PATH, or what the package fetches from the network when
+    it is first used, if it can be had."""
+    from perfetto.trace_processor import TraceProcessor, TraceProcessorConfig
 
+    if program := os.environ.get("PERFETTO_TRACE_PROCESSOR") or shutil.which("trace_processor_shell"):
+        return TraceProcessor(trace=str(path), config=TraceProcessorConfig(bin_path=program))
     try:
         return TraceProcessor(trace=str(path))
     except Exception as error:  # noqa: BLE001  whatever keeps it from coming
