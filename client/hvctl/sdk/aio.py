@@ -84,9 +84,10 @@ class AsyncStream(AsyncIterator[R]):
             try:
                 response = await self._next()
             except grpc.RpcError as error:
-                delay = self._attempts.delay_after(error) if self._attempts is not None else None
+                failure = from_rpc(error, self._endpoint, self._method)
+                delay = self._attempts.delay_after(failure) if self._attempts is not None else None
                 if delay is None or self._attempts is None:
-                    raise from_rpc(error, self._endpoint, self._method) from error
+                    raise failure from error
                 await asyncio.sleep(delay)
                 if not self._cancelled:
                     self._call = self._attempts.begin()

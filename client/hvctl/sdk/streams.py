@@ -25,8 +25,11 @@ if TYPE_CHECKING:
 Begin = Callable[[float | None], Any]
 
 
+_AWAY = frozenset({"DAEMON_UNREACHABLE", "SHUTTING_DOWN"})
+
+
 class Attempts:
-    """Of a stream: only before its first response, since what came cannot come twice, and only when the daemon was not there."""
+    """Of a stream: only before its first response, since what came cannot come twice, and only when the daemon was not there, or going."""
 
     def __init__(self, begin: Begin, timeout: float | None, idempotent: bool) -> None:
         self._begin = begin
@@ -41,9 +44,9 @@ class Attempts:
         """A response has come."""
         self._left = 0
 
-    def delay_after(self, error: grpc.RpcError) -> float | None:
+    def delay_after(self, error: HvctlError) -> float | None:
         """Seconds until the next; None = there is none."""
-        if self._left == 0 or error.code() != grpc.StatusCode.UNAVAILABLE:
+        if self._left == 0 or error.reason not in _AWAY:
             return None
         self._left -= 1
         delay, self._delay = self._delay, min(2 * self._delay, LONGEST_BACKOFF)
@@ -85,7 +88,8 @@ class Stream(Iterator[R]):
 
     def _again_after(self, error: grpc.RpcError) -> None:
         """Returns when it was begun again. Raises StopIteration, HvctlError."""
-        delay = self._attempts.delay_after(error) if self._attempts is not None else None
+        failure = from_rpc(error, self._endpoint, self._method)
+        delay = self._attempts.delay_after(failure) if self._attempts is not None else None
         if not self._cancelled.is_set() and not self.is_late and delay is not None and self._attempts is not None:
             self.waits_since = None
             if not self._cancelled.wait(delay):
@@ -98,7 +102,7 @@ class Stream(Iterator[R]):
             raise StopIteration from None
         if self.is_late:
             raise HvctlError.local("TIMED_OUT", call=self._method) from error
-        raise from_rpc(error, self._endpoint, self._method) from error
+        raise failure from error
 
     def give_up(self) -> None:
         """It has waited for too long."""

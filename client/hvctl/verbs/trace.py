@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import threading
 from typing import TYPE_CHECKING, Any
 
 import click
 
 from hvctl import failures
 from hvctl.output import Column, print_items
-from hvctl.sdk.errors import HvctlError
 from hvctl.settings import Settings, verb
 from hvctl.trace_options import Selection, guests_argument, selecting, selection
 from hvctl.trace_output import FORMATS, Show, Sink, sink_for
@@ -53,24 +53,25 @@ def stream(
     settings: Settings, sink: Sink, what: Selection, guests: tuple[str, ...], follow: bool, seconds: float | None, count: int | None
 ) -> Show | None:
     """Until the guests have ended or one of the limits is reached; None = interrupted."""
-    limits = [limit for limit in (seconds, settings.timeout) if limit is not None]
-    # Which of the two ends it decides whether that is what was asked for.
-    on_time = seconds is not None and min(limits) == seconds
     show = Show(sink, follow=follow, count=count)
     interrupted = False
+    end: threading.Timer | None = None
     try:
-        with settings.client.stream_trace(what.request(guests), timeout=min(limits, default=None)) as blocks:
+        with settings.client.stream_trace(what.request(guests), timeout=settings.timeout) as blocks:
             for block in blocks:
+                if end is None and seconds is not None:  # the first says that the trace has begun, which may take a while
+                    end = threading.Timer(seconds, blocks.cancel)
+                    end.daemon = True
+                    end.start()
                 show.take(block)
                 if show.done:
                     break
-    except HvctlError as error:
-        if not (error.reason == "TIMED_OUT" and on_time):
-            show.end()
-            raise
     except KeyboardInterrupt:
         interrupted = True
-    show.end()
+    finally:
+        if end is not None:
+            end.cancel()
+        show.end()
     return None if interrupted else show
 
 
