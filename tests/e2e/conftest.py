@@ -20,9 +20,13 @@ def shared_daemon() -> Iterator[RealDaemon]:
 
 
 @pytest.fixture
-def daemon(shared_daemon: RealDaemon) -> Iterator[RealDaemon]:
-    """The module's daemon. After the test its guests are deleted, and it must still be there."""
+def daemon(request: pytest.FixtureRequest, shared_daemon: RealDaemon) -> Iterator[RealDaemon]:
+    """The module's daemon. After the test its guests are deleted, and it must still be there. Its parameter: also_under()."""
+    if backend := getattr(request, "param", ""):
+        require_backend(shared_daemon, backend)
+    shared_daemon.backend = backend
     yield shared_daemon
+    shared_daemon.backend = ""
     assert shared_daemon.is_alive, shared_daemon.log()
     shared_daemon.clear()
 

@@ -204,6 +204,7 @@ class RealDaemon:
         self.endpoint = f"unix://{self.directory}/hvd.sock"
         self.log_file = self.directory / "hvd.log"
         self.options, self.prefix = options, prefix
+        self.backend = ""  # under which `run` and `create` start their guests, whatever a test says: also_under()
         self.process: subprocess.Popen[bytes] | None = None
         self._started: list[Process | Terminal] = []
         self._number = 0
@@ -247,6 +248,15 @@ class RealDaemon:
 
     # --- hvctl ---
 
+    def _words(self, words: tuple[str, ...]) -> list[str]:
+        """With `backend`, and for paravirt the kernels that are made for it."""
+        if not self.backend or words[0] not in ("run", "create", "gdb"):
+            return list(words)
+        chosen = [word for n, word in enumerate(words) if word != "--backend" and words[max(n - 1, 0)] != "--backend"]
+        if self.backend == "paravirt":
+            chosen = [word.replace(".elf", ".pv.elf") if word.startswith(str(GUESTS)) else word for word in chosen]
+        return chosen if words[0] == "gdb" else [chosen[0], "--backend", self.backend, *chosen[1:]]
+
     @property
     def environment(self) -> dict[str, str]:
         return os.environ | {"HVD_ENDPOINT": self.endpoint, "TERM": "xterm", "PYTHONUNBUFFERED": "1"}
@@ -255,7 +265,7 @@ class RealDaemon:
         """Runs it to its end. check: it must end with 0."""
         data = stdin.encode() if isinstance(stdin, str) else stdin
         done = subprocess.run(
-            [str(BIN / "hvctl"), *words], env=self.environment, input=data, capture_output=True, timeout=timeout, check=False
+            [str(BIN / "hvctl"), *self._words(words)], env=self.environment, input=data, capture_output=True, timeout=timeout, check=False
         )
         out, err = (stream.decode(errors="replace") for stream in (done.stdout, done.stderr))
         result = Done(words, done.returncode, out, err)
@@ -270,13 +280,13 @@ class RealDaemon:
 
     def spawn(self, *words: str) -> Process:
         """Starts it with pipes and goes on."""
-        process = Process([str(BIN / "hvctl"), *words], self.environment)
+        process = Process([str(BIN / "hvctl"), *self._words(words)], self.environment)
         self._started.append(process)
         return process
 
     def terminal(self, *words: str, rows: int = 24, columns: int = 80) -> Terminal:
         """Starts it on a terminal."""
-        terminal = Terminal([str(BIN / "hvctl"), *words], self.environment, rows, columns)
+        terminal = Terminal([str(BIN / "hvctl"), *self._words(words)], self.environment, rows, columns)
         self._started.append(terminal)
         return terminal
 
@@ -370,12 +380,17 @@ class RealDaemon:
         self.close()
 
 
-def require_backend(daemon: RealDaemon) -> None:
+def also_under(*backends: str) -> pytest.MarkDecorator:
+    """The test runs once more for each of them; what it starts runs there, and under paravirt the kernels are those that are made for it."""
+    return pytest.mark.parametrize("daemon", ["", *backends], indirect=True, ids=[BACKEND, *backends])
+
+
+def require_backend(daemon: RealDaemon, name: str = BACKEND) -> None:
     backends = {found["name"]: found for found in daemon.ok("backends", "-o", "json").json["backends"]}
-    found = backends[f"backends/{BACKEND}"]
+    found = backends[f"backends/{name}"]
     if found["available"]:
         return
-    reason = f"{BACKEND}: {found['reason']}; {found['remedy']}"
-    if BACKEND in os.environ.get("HVD_REQUIRE_BACKENDS", "").split(","):
+    reason = f"{name}: {found['reason']}; {found['remedy']}"
+    if name in os.environ.get("HVD_REQUIRE_BACKENDS", "").split(","):
         pytest.fail(f"HVD_REQUIRE_BACKENDS names a backend that does not run here: {reason}")
     pytest.skip(reason)

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 from gdb_front import Remote, conditions, start, state
 from hvctl.sdk import AsyncClient, Client, HvctlError
-from real_daemon import BIN, RealDaemon, kernel, wait_for
+from real_daemon import BIN, RealDaemon, also_under, kernel, wait_for
 
 pytestmark = pytest.mark.skipif(shutil.which("gdb") is None, reason="gdb is not installed: apt-get install gdb")
 
@@ -63,6 +63,7 @@ def same_content(one: Path, other: Path) -> bool:
 # ---- what a debugger is for
 
 
+@also_under("rewriting")
 def test_break_step_registers_and_memory(daemon: RealDaemon) -> None:
     start(daemon, "interrupts.elf")
     out = gdb(
@@ -80,6 +81,7 @@ def test_break_step_registers_and_memory(daemon: RealDaemon) -> None:
     assert "Cannot access memory at address 0xf0000000" in out
 
 
+@also_under("rewriting")
 def test_a_hardware_watchpoint_shows_old_and_new_value(daemon: RealDaemon) -> None:
     start(daemon, "interrupts.elf")
     out = gdb(

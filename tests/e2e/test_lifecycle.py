@@ -8,7 +8,7 @@ import uuid
 
 import pytest
 from hvctl.sdk import Client, HvctlError
-from real_daemon import RealDaemon, kernel, wait_for
+from real_daemon import RealDaemon, also_under, kernel, wait_for
 
 # DESIGN, "How a guest ends": kernel, options, state, reason, exit code, what the message names, exit code of `run`.
 ENDS = [
@@ -91,6 +91,7 @@ def test_stop_ends_it_and_it_can_start_again(daemon: RealDaemon) -> None:
     assert daemon.show(name)["uid"] == uid
 
 
+@also_under("rewriting", "paravirt")
 def test_pause_stands_still_and_resume_goes_on(daemon: RealDaemon) -> None:
     name = daemon.run("ticker.elf")
     daemon.wait_logs(name, "tick 0")
@@ -105,6 +106,7 @@ def test_pause_stands_still_and_resume_goes_on(daemon: RealDaemon) -> None:
     daemon.wait_logs(name, f"tick {clock.count('tick') + 1}")
 
 
+@also_under("rewriting")
 def test_reset_boots_anew_in_the_same_process(daemon: RealDaemon) -> None:
     name = daemon.run("echo.elf")
     daemon.wait_logs(name, "echo: type")
@@ -193,6 +195,7 @@ def test_a_policy_restarts_what_fails(daemon: RealDaemon) -> None:
     assert found["restart_count"] == 2 and found["state"] == "FAILED"
 
 
+@also_under("rewriting", "paravirt")
 def test_memory_and_registers(daemon: RealDaemon) -> None:
     name = daemon.run("echo.elf")
     daemon.wait_logs(name, "echo: type")
