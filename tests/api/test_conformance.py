@@ -23,7 +23,7 @@ from hvd.daemon import SERVICES
 from hvd.errors import REASONS
 from tests.api.conftest import Refusal, World
 from tests.api_methods import Method, methods
-from tests.fuzzing import inputs
+from tests.fuzzing import SECONDS, inputs
 
 METHODS = methods(SERVICES)
 # Until a stream that has nothing to say is given up.
@@ -156,7 +156,7 @@ async def test_wrong_arguments_get_the_documented_answer(
         count += 1
         check(await ask(world.channel, method, request), method, method.request.FromString(request))
     if method.name not in OUTWARD:
-        monkeypatch.setattr("tests.fuzzing.SECONDS", 0.05)
+        monkeypatch.setattr("tests.fuzzing.SECONDS", SECONDS / 10)
         monkeypatch.setattr("tests.fuzzing.LEAST_INPUTS", 10)
         for request in inputs([plain_message(method, guest.name).SerializeToString() or b"\n\1a"], method.name):
             count += 1

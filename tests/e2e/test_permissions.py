@@ -43,6 +43,10 @@ print(json.dumps(found))
 def test_another_user_of_the_host_finds_nothing(daemon: RealDaemon, tmp_path: Path) -> None:
     daemon.run("echo.elf", name="vm")
     daemon.ok("snapshot", "vm", "point")
+    here = {found["name"] for found in daemon.ok("backends", "-o", "json").json["backends"] if found["available"]}
+    for name, image in (("trap", "echo.elf"), ("rewriting", "echo.elf"), ("paravirt", "echo.hvpv.elf")):
+        if f"backends/{name}" in here:
+            daemon.ok("run", "-d", "--name", name, "--backend", name, "--kernel", kernel(image), "--memory", "8M")
     disk = tmp_path / "disk"
     disk.write_bytes(bytes(1 << 20))
     daemon.ok("image", "import", "disk", str(disk), "--kind", "disk")
