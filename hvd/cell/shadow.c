@@ -230,38 +230,33 @@ static bool continues(uint32_t page, uint64_t entry, bool user, const struct hv_
     return wanted(page, &walk, entry & WRITABLE && walk.dirty, user, region) == entry;
 }
 
-/* Was code translated from one of these frames of guest-physical memory? */
-static bool has_code(const struct hv_cell_region *region, uint64_t first, uint64_t count)
+/* Is a page of the same large page to be mapped as `entry`? It is not mapped yet, or read-only still. frame: its own; code: of the page that faulted. */
+static bool goes_with(uint32_t page, uint64_t frame, bool code, uint64_t entry)
 {
-    if (!tracks_code())
-        return false;
-    for (uint64_t i = first; i < first + count; i++) {
-        uint64_t frame = i - region->start / PAGE + region->file_offset / PAGE;
-        if (i * PAGE - region->start < region->length && frame < FRAMES && code_frames[frame])
-            return true;
-    }
-    return false;
+    return (!table[page] || (table[page] != entry && (table[page] | WRITABLE) == entry)) && (frame < FRAMES && code_frames[frame]) == code;
 }
 
 /* How far does the mapping of `page` reach, as one piece of physical memory with the same rights? */
 static void extent(uint32_t page, const struct hv_walk *walk, uint64_t entry, bool user, const struct hv_cell_region *region, uint32_t *first, uint32_t *end)
 {
-    uint32_t chunk = !(HV_CPU->cr0 & HV_CR0_PG) ? UNPAGED_CHUNK : walk->large ? (HV_CPU->cr4 & HV_CR4_PAE ? 512 : 1024) : 0;
-    uint64_t frame = walk->physical / PAGE;
-    if (chunk && !has_code(region, frame - page % chunk, chunk)) {
-        uint64_t before = page % chunk, behind = chunk - before;
-        uint64_t room_before = frame - region->start / PAGE, room_behind = (region->start + region->length) / PAGE - frame;
-        *first = page - (uint32_t)(before < room_before ? before : room_before);
-        *end = page + (uint32_t)(behind < room_behind ? behind : room_behind);
-        if (*first < least_page)
-            *first = least_page;
-        if (is_vcpu(*end - 1))
-            --*end;
+    *first = page;
+    *end = page + 1;
+    if (entry & COPY)
         return;
-    }
-    if (chunk || entry & COPY) {
-        *first = page;
-        *end = page + 1;
+    uint32_t chunk = !(HV_CPU->cr0 & HV_CR0_PG) ? UNPAGED_CHUNK : walk->large ? (HV_CPU->cr4 & HV_CR4_PAE ? 512 : 1024) : 0;
+    if (chunk) { /* what has code, and so is read-only, apart from what has none */
+        uint64_t in_region = (walk->physical - region->start) / PAGE, frame = region->file_offset / PAGE + in_region;
+        uint64_t before = page % chunk, behind = chunk - before, room_behind = region->length / PAGE - in_region;
+        uint32_t low = page - (uint32_t)(before < in_region ? before : in_region), high = page + (uint32_t)(behind < room_behind ? behind : room_behind);
+        if (low < least_page)
+            low = least_page;
+        if (is_vcpu(high - 1))
+            high--;
+        bool code = frame < FRAMES && code_frames[frame];
+        while (*first > low && goes_with(*first - 1, frame - (page - *first + 1), code, entry - ((uint64_t)(page - *first + 1) << 8)))
+            --*first;
+        while (*end < high && goes_with(*end, frame + (*end - page), code, entry + ((uint64_t)(*end - page) << 8)))
+            ++*end;
         return;
     }
     uint32_t per_table = HV_CPU->cr4 & HV_CR4_PAE ? 512 : 1024;
