@@ -92,6 +92,7 @@ _PROTOTYPES: dict[str, tuple[type | None, list[type]]] = {
     "hv_console_sleep": (_bool, [_pointer]),
     "hv_board_window": (_pointer, [_pointer, _unsigned]),
     "hv_board_pci": (_pointer, [_pointer]),
+    "hv_board_pci_spaces": (_pointer, [_pointer]),
     "hv_console_unread": (_size, [_pointer, _pointer, _size]),
     "hv_board_field_count": (_size, []),
     "hv_board_field": (ctypes.POINTER(_Field), [_size]),
@@ -194,15 +195,40 @@ class DataWindow:
         return int(self._raw.length)
 
 
+class _PciSpace(ctypes.Structure):
+    """struct hv_pci_space."""
+
+    _fields_ = (("asks", ctypes.c_uint64), ("place", _u8), ("data", _u8 * 256))
+
+
+class _PciSpaces(ctypes.Structure):
+    """struct hv_pci_spaces."""
+
+    _fields_ = (("count", _u32), ("space", _PciSpace * 16))
+
+
 class PciAddress(ctypes.Structure):
     """struct hv_pci: the address register of PCI's configuration mechanism 1, and which functions there are. Of a board, or on its own."""
 
     _fields_ = (("address", _u32), ("bus", _u8), ("functions", _u8 * 32))
+    spaces: _PciSpaces | None = None  # of a board
 
     def add(self, slot: int, number: int) -> None:
         """There is such a function, on a bus that is there: what is for no function needs no trip to Python from now on."""
         self.bus = 1
         self.functions[slot] |= 1 << number
+
+    def space(self, slot: int, number: int, asks: range) -> memoryview | None:
+        """Memory for a function's configuration space, which C answers from: all but the bytes in `asks`. None: there is no room, and
+        each access comes to Python."""
+        spaces = self.spaces
+        if spaces is None or spaces.count == len(spaces.space):
+            return None
+        space = spaces.space[spaces.count]
+        space.place = slot << 3 | number
+        space.asks = sum(1 << dword for dword in {at // 4 for at in asks})
+        spaces.count += 1
+        return memoryview(space.data).cast("B")
 
 
 class HotBoard:
@@ -277,6 +303,7 @@ class HotBoard:
 
     def pci(self) -> PciAddress:
         address = PciAddress.from_address(self._lib.hv_board_pci(self.address))
+        address.spaces = _PciSpaces.from_address(self._lib.hv_board_pci_spaces(self.address))
         address.keep = self._memory
         return address
 

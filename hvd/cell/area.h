@@ -126,6 +126,7 @@ struct hv_cell_area {
     uint32_t tsc_counted;   /* by that clock, with tsc_told_hz, and RDTSC traps; 0 = it is the host's, natively */
     struct hv_cell_debug debug;
     uint32_t tapped;        /* a debugger wants to see the crossings: `tap`, which is empty */
+    struct hv_pci_spaces pci_spaces;
 
     /* ---- both, whoever has the turn */
     struct hv_cpu cpu;

@@ -86,6 +86,7 @@ static void make_board(void)
     hv_callstack_init();
     memcpy(cell.board.claimed, cell.area->claimed, sizeof cell.board.claimed);
     cell.board.console = &cell.area->console;
+    cell.board.spaces = &cell.area->pci_spaces;
 }
 
 /* Nothing of this process may lie where guest code can point: in the low 4 GiB and, with two views, in the kernel's window. */

@@ -49,6 +49,7 @@ void hv_board_init(struct hv_board *board, int out_event, void *counters, size_t
     memset(board, 0, sizeof *board);
     board->out_event = out_event;
     board->console = &board->own_console;
+    board->spaces = &board->own_spaces;
     hv_console_init(board->console);
     hv_crossings_init(&board->crossings, counters, counters_size, trace, trace_size, backend);
     reset_interrupts(board);
@@ -446,22 +447,6 @@ static enum hv_port_result byte_out(struct hv_board *board, uint32_t port, uint8
 
 #define PM_TIMER 0x608u /* ACPI's: Linux gives the TSC up when reading it takes too long */
 #define PM_TIMER_HZ 3579545u
-#define PCI_ENABLE 0x80000000u
-#define PCI_ADDRESS_BITS 0x80fffffcu
-
-struct hv_pci *hv_board_pci(struct hv_board *board) { return &board->pci; }
-
-static bool is_pci_address(const struct hv_board *board, uint16_t port, unsigned size) { return board->pci.bus && port == HV_PCI_ADDRESS && size == 4; }
-
-/* Is it for the data register, and is no function addressed that could answer? */
-static bool is_pci_void(const struct hv_board *board, uint16_t port, unsigned size)
-{
-    const struct hv_pci *pci = &board->pci;
-    if (!pci->bus || port < HV_PCI_DATA || port + size > HV_PCI_DATA + 4)
-        return false;
-    bool addressed = pci->address & PCI_ENABLE && !(pci->address >> 16 & 0xff);
-    return !addressed || !(pci->functions[pci->address >> 11 & 31] >> (pci->address >> 8 & 7) & 1);
-}
 
 enum hv_port_result hv_board_port_in(struct hv_board *board, uint16_t port, unsigned size, uint32_t *value)
 {
@@ -469,10 +454,8 @@ enum hv_port_result hv_board_port_in(struct hv_board *board, uint16_t port, unsi
         *value = (uint32_t)((unsigned __int128)hv_clock_now(&board->clock) * PM_TIMER_HZ / 1000000000u);
         return HV_PORT_DONE;
     }
-    if (is_pci_address(board, port, size) || is_pci_void(board, port, size)) {
-        *value = port == HV_PCI_ADDRESS ? board->pci.address : 0xffffffffu >> (32 - 8 * size);
+    if (hv_pci_in(board, port, size, value))
         return HV_PORT_DONE;
-    }
     if (device_at(port) == FLOATING && claimed(board, port, size))
         return hv_window_in(board, port, size, value) ? HV_PORT_DONE : HV_PORT_LEAVE;
     *value = 0;
@@ -483,11 +466,7 @@ enum hv_port_result hv_board_port_in(struct hv_board *board, uint16_t port, unsi
 
 enum hv_port_result hv_board_port_out(struct hv_board *board, uint16_t port, unsigned size, uint32_t value)
 {
-    if (is_pci_address(board, port, size)) {
-        board->pci.address = value & PCI_ADDRESS_BITS;
-        return HV_PORT_DONE;
-    }
-    if (is_pci_void(board, port, size))
+    if (hv_pci_out(board, port, size, value))
         return HV_PORT_DONE;
     if (device_at(port) == FLOATING && claimed(board, port, size))
         return hv_window_out(board, port, size, value) ? HV_PORT_DONE : HV_PORT_LEAVE;

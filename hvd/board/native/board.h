@@ -204,8 +204,7 @@ bool hv_window_in(struct hv_board *, uint16_t port, unsigned size, uint32_t *val
 bool hv_window_out(struct hv_board *, uint16_t port, unsigned size, uint32_t value);
 struct hv_window *hv_board_window(struct hv_board *, unsigned index); /* NULL: there is none of that number */
 
-/* PCI's configuration mechanism 1, as far as it needs no function: the address at CF8, and that nobody answers where none is. The functions
- * are in Python (hvd/board/pci). */
+/* ---- pci.c: PCI's configuration mechanism 1, as far as it needs no function. The functions are in Python (hvd/board/pci). */
 #define HV_PCI_ADDRESS 0xcf8u
 #define HV_PCI_DATA 0xcfcu
 struct hv_pci {
@@ -213,7 +212,21 @@ struct hv_pci {
     uint8_t bus;          /* there is one */
     uint8_t functions[32]; /* of bus 0, by slot: a bit each */
 };
+/* Configuration spaces: the functions' own memory of them. Those that find no room here are read by way of Python. */
+#define HV_PCI_SPACES 16
+struct hv_pci_space {
+    uint64_t asks;     /* dwords that the function wants to be asked for: a bit each */
+    uint8_t place;     /* slot << 3 | number */
+    uint8_t data[256];
+};
+struct hv_pci_spaces {
+    uint32_t count;
+    struct hv_pci_space space[HV_PCI_SPACES];
+};
 struct hv_pci *hv_board_pci(struct hv_board *);
+struct hv_pci_spaces *hv_board_pci_spaces(struct hv_board *);
+bool hv_pci_in(const struct hv_board *, uint16_t port, unsigned size, uint32_t *value); /* false: not here */
+bool hv_pci_out(struct hv_board *, uint16_t port, unsigned size, uint32_t value);
 
 /* ---- board.c: ports, interrupt lines and time together. */
 enum hv_port_result {
@@ -232,6 +245,8 @@ struct hv_board {
     bool typed_to_virtio;       /* what is typed is for the virtio console: it wrote last; otherwise for COM1 */
     /* From pic to here the state is plain values: what a cell and its runner hand to each other (hvd/cell/leave.c). */
     uint8_t claimed[65536 / 8]; /* ports that Python devices claim; an unclaimed port floats: reads all ones */
+    const struct hv_pci_spaces *spaces; /* own_spaces, or where another process has put them */
+    struct hv_pci_spaces own_spaces;
     int out_event;              /* eventfd that is written when the console has output and the reader sleeps; -1 = none */
     struct hv_console *console; /* own_console unless hv_board_use_console said otherwise */
     struct hv_console own_console;

@@ -65,6 +65,9 @@ class PciBus:
             self._next_bar += bar.size
         if pin := function.config.get(0x3D, 1):
             function.preset_interrupt_line(intx_gsi(slot, pin - 1))
+        memory = self._hot.space(slot, number, function.config_asks)
+        if memory is not None:
+            function.config.move(memory)
         function.bus = self
 
     @property

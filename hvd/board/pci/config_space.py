@@ -15,7 +15,7 @@ class ConfigSpace:
     """The bytes. Offsets and sizes of accesses come from the guest and may be anything."""
 
     def __init__(self) -> None:
-        self.data = bytearray(BYTES)
+        self.data: bytearray | memoryview = bytearray(BYTES)
         self._power_on = bytes(BYTES)
         self._writable = bytearray(BYTES)
         self._next_capability = FIRST_CAPABILITY
@@ -42,6 +42,11 @@ class ConfigSpace:
         self._last_pointer, self._next_capability = offset + 1, offset + length
         self._power_on = bytes(self.data)
         return offset
+
+    def move(self, memory: memoryview) -> None:
+        """From now on it lies there."""
+        memory[:] = self.data
+        self.data = memory
 
     # ---- what is done with it
 

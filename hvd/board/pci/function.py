@@ -91,6 +91,11 @@ class PciFunction:
         """Read-only: the board's wiring is fixed, and a firmware that believes in another one would write its number."""
         self.config.define(INTERRUPT_LINE, 1, line)
 
+    @property
+    def config_asks(self) -> range:
+        """Bytes whose reading is more than that: read_config() is asked, the rest may be read without it."""
+        return range(0)
+
     def read_config(self, offset: int, size: int) -> int:
         return self.config.get(offset, size)
 

@@ -89,14 +89,18 @@ class VirtioPci(PciFunction):
 
     # ---- configuration space
 
+    @property
+    def config_asks(self) -> range:
+        return range(self._access + 16, self._access + 20)
+
     def read_config(self, offset: int, size: int) -> int:
-        if self._access + 16 <= offset < self._access + 20:
+        if offset in self.config_asks:
             return self._through_config(offset, size, None)
         return super().read_config(offset, size)
 
     def write_config(self, offset: int, size: int, value: int) -> None:
         super().write_config(offset, size, value)
-        if self._access + 16 <= offset < self._access + 20:
+        if offset in self.config_asks:
             self._through_config(offset, size, value)
         self._msix.deliver()
 
