@@ -9,7 +9,7 @@
 #define BLOCKS (1u << 18)
 #define EXITS (1u << 20)
 #define PLACES (1u << 22)
-#define BUCKETS (1u << 16)
+#define BUCKETS (1u << 17)
 #define FRAMES (1u << 20) /* guest-physical pages below 4 GiB */
 #define PAGES (1u << 20)
 #define LARGE_PAGES 1024u /* of 4 MiB, or of 2 MiB and its neighbour */
@@ -20,8 +20,8 @@ static struct hv_block *blocks;
 static struct hv_exit *exits;
 static struct hv_place *places;
 static uint32_t block_count, exit_count, place_count;
-static uint32_t buckets[BUCKETS];
-static uint32_t *by_frame; /* the first block of each frame */
+/* By EIP and by frame, each with what follows it. Numbers of blocks plus 1: memory that nobody has touched says that there is none. */
+static uint32_t buckets[BUCKETS], *by_frame;
 
 /* Linear pages that blocks were translated from: those whose mapping must stay what it was. */
 static uint32_t code_pages[PAGES], code_page_count;
@@ -31,22 +31,15 @@ static bool some_not_global;        /* since all were last looked at */
 
 static uint8_t *cache, *first_block, *next_block;
 
-static uint32_t bucket_of(uint32_t eip) { return (eip ^ eip >> 16) & (BUCKETS - 1); }
+static uint32_t bucket_of(uint32_t eip) { return (eip ^ eip >> 15) & (BUCKETS - 1); }
 static void *reserve(size_t size) { return mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0); }
 
-static void empty_lookup(void)
+/* Tables are zero, which no EIP but 0 takes for its own row. */
+static void start_empty(void)
 {
-    for (unsigned i = 0; i < HV_LOOKUP; i++)
-        cell.lookup[i] = (struct hv_lookup){0, 0, (uint64_t)hv_stubs.miss};
-}
-
-static void empty(void)
-{
-    for (uint32_t i = 0; i < BUCKETS; i++)
-        buckets[i] = NONE;
     block_count = exit_count = place_count = 0;
     next_block = first_block;
-    empty_lookup();
+    cell.lookup[0].host = (uint64_t)hv_stubs.miss;
 }
 
 bool hv_blocks_init(void)
@@ -61,9 +54,7 @@ bool hv_blocks_init(void)
     struct hv_emitter e = {cache};
     hv_stubs_init(&e);
     first_block = e.at;
-    for (uint32_t i = 0; i < FRAMES; i++)
-        by_frame[i] = NONE;
-    empty();
+    start_empty();
     return true;
 }
 
@@ -71,7 +62,7 @@ void hv_blocks_flush(void)
 {
     for (uint32_t i = 0; i < block_count; i++) {
         for (unsigned k = 0; k < blocks[i].page_count; k++) {
-            by_frame[blocks[i].frame[k]] = NONE;
+            by_frame[blocks[i].frame[k]] = 0;
             hv_shadow_release_frame(blocks[i].frame[k] * PAGE, HV_FRAME_CODE);
         }
     }
@@ -79,7 +70,9 @@ void hv_blocks_flush(void)
         is_code_page[code_pages[i]] = 0;
     code_page_count = 0;
     hv_cross_here(HV_POINT_TRANSLATION_FLUSH, block_count, (uint64_t)(next_block - first_block), 0, 0);
-    empty();
+    memset(buckets, 0, sizeof buckets);
+    memset(cell.lookup, 0, sizeof cell.lookup);
+    start_empty();
     cell.area->counters.cache_flushes++;
     cell.board.crossings.counters->cache_bytes = 0;
 }
@@ -89,9 +82,9 @@ uint32_t hv_block_count(void) { return block_count; }
 
 uint32_t hv_block_find(uint32_t eip)
 {
-    for (uint32_t i = buckets[bucket_of(eip)]; i != NONE; i = blocks[i].next_in_hash)
-        if (blocks[i].eip == eip && blocks[i].valid)
-            return i;
+    for (uint32_t i = buckets[bucket_of(eip)]; i; i = blocks[i - 1].next_in_hash)
+        if (blocks[i - 1].eip == eip && blocks[i - 1].valid)
+            return i - 1;
     return NONE;
 }
 
@@ -149,9 +142,9 @@ static void kill_block(uint32_t index)
         return;
     block->valid = false;
     uint32_t *at = &buckets[bucket_of(block->eip)];
-    while (*at != NONE && *at != index)
-        at = &blocks[*at].next_in_hash;
-    if (*at == index)
+    while (*at && *at != index + 1)
+        at = &blocks[*at - 1].next_in_hash;
+    if (*at)
         *at = block->next_in_hash;
     struct hv_lookup *row = &cell.lookup[block->eip % HV_LOOKUP];
     if (row->negative_eip == -block->eip)
@@ -165,18 +158,21 @@ static void kill_block(uint32_t index)
     block->incoming = NONE;
 }
 
-static uint32_t next_of(uint32_t index, uint64_t frame)
+/* number, and what is returned: as in by_frame */
+static uint32_t next_of(uint32_t number, uint64_t frame)
 {
-    const struct hv_block *block = &blocks[index];
+    const struct hv_block *block = &blocks[number - 1];
     return block->next_in_frame[block->frame[0] == frame ? 0 : 1];
 }
 
 /* The blocks that were translated from that linear page while it was mapped to that frame. */
 static void kill_page(uint32_t page, uint64_t frame)
 {
-    for (uint32_t i = by_frame[frame]; i != NONE; i = next_of(i, frame))
-        if (blocks[i].page[0] == page || (blocks[i].page_count == 2 && blocks[i].page[1] == page))
-            kill_block(i);
+    for (uint32_t i = by_frame[frame]; i; i = next_of(i, frame)) {
+        const struct hv_block *block = &blocks[i - 1];
+        if (block->page[0] == page || (block->page_count == 2 && block->page[1] == page))
+            kill_block(i - 1);
+    }
 }
 
 /* ---- making one */
@@ -187,7 +183,7 @@ struct hv_block *hv_block_begin(uint32_t eip, uint32_t *index)
         hv_blocks_flush();
     *index = block_count;
     struct hv_block *block = &blocks[block_count];
-    *block = (struct hv_block){.eip = eip, .host = next_block, .first_place = place_count, .incoming = NONE, .next_in_hash = NONE};
+    *block = (struct hv_block){.eip = eip, .host = next_block, .first_place = place_count, .incoming = NONE};
     return block;
 }
 
@@ -213,12 +209,12 @@ void hv_block_end(uint32_t index, const struct hv_emitter *e)
     block_count = index + 1;
     next_block = e->at;
     block->next_in_hash = buckets[bucket_of(block->eip)];
-    buckets[bucket_of(block->eip)] = index;
+    buckets[bucket_of(block->eip)] = index + 1;
     for (unsigned k = 0; k < block->page_count; k++) {
         uint64_t frame = block->frame[k];
         uint32_t page = block->page[k];
         block->next_in_frame[k] = by_frame[frame];
-        by_frame[frame] = index;
+        by_frame[frame] = index + 1;
         hv_shadow_protect_frame(frame * PAGE, HV_FRAME_CODE);
         struct hv_walk walk;
         hv_walk(&walk, page * PAGE, false, false, true, false);
@@ -247,11 +243,11 @@ void hv_code_written(uint64_t physical, uint64_t length)
         if (!hv_shadow_is_code(frame * PAGE))
             continue;
         uint64_t killed = 0;
-        for (uint32_t i = by_frame[frame]; i != NONE; i = next_of(i, frame)) {
-            killed += blocks[i].valid;
-            kill_block(i);
+        for (uint32_t i = by_frame[frame]; i; i = next_of(i, frame)) {
+            killed += blocks[i - 1].valid;
+            kill_block(i - 1);
         }
-        by_frame[frame] = NONE;
+        by_frame[frame] = 0;
         hv_cross_here(HV_POINT_TRANSLATION_CODE_WRITE, frame * PAGE, killed, 0, 0);
         hv_sites_written(frame);
         hv_shadow_release_frame(frame * PAGE, HV_FRAME_ALL);

@@ -145,7 +145,7 @@ bool hv_emit_copy(struct hv_translation *t, unsigned value)
         hv_emit_immediates(t);
         return true;
     }
-    if (hv_is_memory(insn) || hv_is_masked_move(insn))
+    if ((hv_is_memory(insn) && !is_lea) || hv_is_masked_move(insn)) /* LEA only computes, and keeps the lower half */
         HV_CODE(e, "\x65\x67");
     hv_emit_prefixes(t);
     hv_emit_opcode(t, value);
