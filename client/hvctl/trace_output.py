@@ -155,14 +155,15 @@ class Show:
     """Takes a stream's blocks, decodes and orders their events, and hands them to a sink."""
 
     def __init__(self, sink: Sink, *, follow: bool, count: int | None = None) -> None:
-        """follow: show events as they come; otherwise as many as possible are ordered first. count: of events, then done is True."""
+        """follow: show events as they come; otherwise as many as possible are ordered first. count: of events, the first in the order of time;
+        then done is True."""
         from hvctl.sdk.trace import TraceDecoder
         from hvctl.sdk.trace_merge import HOLD_NS, TraceMerger
 
         self._sink = sink
         self._decoder = TraceDecoder()
         self._count = count
-        self._merger = TraceMerger(HOLD_NS if follow else None)
+        self._merger = TraceMerger(HOLD_NS if follow or count else None)
         self._guests = 0
         self.on_header: Callable[[], None] = lambda: None
         self.shown = self.lost = 0
@@ -180,21 +181,24 @@ class Show:
             # Records from here on; whoever waits to start something can do it now.
             say(f"tracing {', '.join(name.removeprefix('guests/') for name in block.header.guests)}")
         self._sink.block(block)
-        events: list[TraceEvent] = []
-        for event in self._decoder.decode(block):
-            self.lost += event.lost
-            self.shown += not event.lost
-            events.append(event)
-            if self.done:
-                break
+        events = self._decoder.decode(block)
         if self._guests > 1:
             self._merger.add(events)
-            self._sink.events(self._merger.ready(block.settled_ns))
-        else:
-            self._sink.events(events)
+            events = self._merger.ready(block.settled_ns)
+        self._sink.events(self._counted(events))
+
+    def _counted(self, events: Iterable[TraceEvent]) -> list[TraceEvent]:
+        counted: list[TraceEvent] = []
+        for event in events:
+            if self.done:
+                break
+            self.lost += event.lost
+            self.shown += not event.lost
+            counted.append(event)
+        return counted
 
     def end(self) -> None:
         """The rest of it."""
-        self._sink.events(self._merger.rest())
+        self._sink.events(self._counted(self._merger.rest()))
         self._sink.close()
         say(f"{self.shown} records" + (f", {self.lost} lost" if self.lost else ""))

@@ -52,6 +52,8 @@ def test_one_timeline_of_guests_of_every_backend(daemon: RealDaemon, tmp_path: P
     assert {event["guest"] for event in events} == {f"guests/{name}" for name in names}
     times = [event["time_ns"] for event in events]
     assert times == sorted(times)
+    first = daemon.ok("trace", "read", "-o", "jsonl", "--count", "70", str(records)).jsonl
+    assert first == events[:70], "the first in the order of time, not of the guest that was read first"
     for name in names:
         marks = [event["arguments"]["value0"] for event in events if event["guest"] == f"guests/{name}" and event["point"] == "hypercall.annotate"]
         assert marks == list(range(30)), name
