@@ -60,7 +60,7 @@ VERBS: dict[str, Verb] = {
     "trace show": Verb("trace_sessions:show", "Everything about a session", ("GetTrace",)),
     "trace stop": Verb("trace_sessions:stop", "End sessions; their files stay", ("StopTrace",)),
     "trace delete": Verb("trace_sessions:delete", "Delete sessions with their files", ("DeleteTrace",), ("rm",)),
-    "trace follow": Verb("trace_sessions:follow", "What a session has written, and what it writes", ("ReadTrace",)),
+    "trace follow": Verb("trace_sessions:follow", "What a session has written, and what it writes", ("GetTrace", "ReadTrace")),
     "trace read": Verb("trace_sessions:read", "Show a trace file"),
     "mem": Verb("", "A guest's memory"),
     "mem read": Verb("memory:read", "Show memory as a hex dump", ("ReadMemory",)),

@@ -92,7 +92,11 @@ def delete(settings: Settings, trace: tuple[str, ...], allow_missing: bool) -> N
 @file_option
 def follow(settings: Settings, trace: str, no_follow: bool, count: int | None, path: str | None) -> int:
     """Shows what a session has written, and goes on with what it writes until it is stopped or Ctrl-C."""
-    shown = Show(sink_for(settings, path), follow=not no_follow, count=count)
+    from hvapi.v1 import trace_pb2
+
+    # Of one that is over, nothing is held back for what may come: all of it is ordered.
+    running = settings.client.get_trace(name=trace_name(trace)).state == trace_pb2.TraceSession.RUNNING
+    shown = Show(sink_for(settings, path), follow=running and not no_follow, count=count)
     with settings.client.read_trace(name=trace_name(trace), follow=not no_follow, timeout=settings.timeout) as responses:
         return shown_all((block for response in responses for block in response.blocks), shown)
 
