@@ -20,8 +20,9 @@ from hvd.jail.pids import own_pids
 from hvd.runner import launch, template
 from hvd.runner.template import PACKET_BYTES, SOCKET_FD
 
-# The first answer takes as long as the imports.
-ANSWER_SECONDS = 5.0
+# The first answer takes as long as the imports, on a busy host too: a template that is given up while it forks leaves a runner behind whose
+# guest nobody knows, and which is in the way of the one that is started instead.
+ANSWER_SECONDS = 20.0
 
 
 class RunnerProcess(NamedTuple):

@@ -17,13 +17,13 @@ PARAVIRT = ("--backend", "paravirt")
 def test_calls_by_name(daemon: RealDaemon) -> None:
     """Counted always; with arguments, result, duration and caller for whoever listens; in the metrics by name."""
     daemon.ok("run", "-d", *PARAVIRT, "--name", "calls", "--kernel", kernel("ticker.pv.elf"))
-    lines = daemon.ok("trace", "--kind", "hypercall", "--symbols", "--count", "6", "calls").stdout.splitlines()
+    lines = daemon.ok("trace", "--kind", "hypercall", "--symbols", "--count", "40", "calls").stdout.splitlines()
     shown = re.compile(
         r"calls hypercall\.(idle\(\)|port-out\(port=0x20, size=1, value=0x20\)|console\(address=0x\w+, length=1\)) "
         r"= \d+ rip=0x\w+ \((\w+)\S*\) <\S+s>"
     )
     found = [match for line in lines if (match := shown.search(line))]
-    assert len(found) == 6, lines
+    assert len(found) == 40, lines
     assert "main" in {match.group(2) for match in found}
     summary = daemon.ok("trace", "summary", "calls").stdout
     assert re.search(r"^hypercall +hypercall\.idle +\d+ ", summary, re.MULTILINE), summary
