@@ -3,8 +3,7 @@ the power button, soft-off.
 
 ACPI mode is on from the start (SCI_EN), as the FADT's SMI_CMD 0 says. The SCI is GSI 9, level-triggered. Left out: sleep
 states but S5, general-purpose events, wake-up, the global lock's release interrupt. The timer's status bit is right for a
-guest that polls it; the timer raises no SCI. PM2 control (4.8.3.4) has one bit, ARB_DIS, which a board without other bus
-masters' caches has no use for: it reads 0.
+guest that polls it; the timer raises no SCI.
 """
 
 from __future__ import annotations
@@ -13,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from hvd.board import saved
-from hvd.board.tables.wiring import PM1_CONTROL, PM1_EVENT, PM2_CONTROL, PM_TIMER, SCI_GSI, SLEEP_TYPE_OFF
+from hvd.board.tables.wiring import PM1_CONTROL, PM1_EVENT, PM_TIMER, SCI_GSI, SLEEP_TYPE_OFF
 
 if TYPE_CHECKING:
     from hvd.board.machine import Machine
@@ -47,13 +46,11 @@ class AcpiPm:
 
     @property
     def ports(self) -> Sequence[range]:
-        return (range(PM1_EVENT, CONTROL_END), range(PM_TIMER, END), range(PM2_CONTROL, PM2_CONTROL + 1))
+        return (range(PM1_EVENT, CONTROL_END), range(PM_TIMER, END))
 
     # ---- registers, as the bytes of one block
 
     def read_port(self, port: int, size: int) -> int:
-        if port == PM2_CONTROL:
-            return 0
         registers = (
             (self._read_status() | self._enable << 16).to_bytes(4, "little")
             + self._control.to_bytes(4, "little")
@@ -63,8 +60,6 @@ class AcpiPm:
         return int.from_bytes(registers[offset : offset + size], "little")
 
     def write_port(self, port: int, size: int, value: int) -> None:
-        if port == PM2_CONTROL:
-            return
         for offset in range(size):
             self._write_byte(port + offset, value >> (8 * offset) & 0xFF)
         self._drive()

@@ -10,9 +10,6 @@ from hvd.board.pci.bus import INTX_GSIS, SLOTS, intx_gsi
 SCI_GSI: Final = 9
 # hvd.board.devices.acpi_pm
 PM1_EVENT, PM1_CONTROL, PM_TIMER = 0x600, 0x604, 0x608
-# It lies at ISA PnP's index port: a Linux that looks for ISA PnP cards, of which this board has none, finds the port taken. Otherwise
-# it waits 0.35 s by the clock for them to answer.
-PM2_CONTROL: Final = 0x279
 SLEEP_TYPE_OFF: Final = 5
 # hvd.board.devices.reset_control: a hard reset
 RESET_PORT, RESET_VALUE = 0xCF9, 0x06
