@@ -123,7 +123,10 @@ def test_no_user_code_reaches_the_kernels_memory() -> None:
     assert "176 tries, 0 of them reached the kernel's memory\nOK\n" in final.console and final.end.exit_code == 0
 
 
-@pytest.mark.parametrize(("backend", "way"), [("trap", ""), ("rewriting", "translate"), ("rewriting", "breakpoint")])
+@pytest.mark.parametrize(
+    ("backend", "way"),
+    [("trap", ""), ("rewriting", "translate"), pytest.param("rewriting", "breakpoint", marks=pytest.mark.slow)],
+)
 def test_a_gibibyte_touched_sparsely(backend: str, way: str) -> None:
     """More pages than a process may have mappings: those that there are go, and come again when they are touched."""
     final = run_to_end(kernel("modes.elf"), "only=9 touch=80000 step=3", backend=backend, engine=way, memory_bytes=1 << 30)
