@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import Final
 
 # The shortest time in which a single step may fail to answer, however little is left.
-LEAST_SECONDS: Final = 2.0
+LEAST_SECONDS: Final = 4.0
 
 
 @dataclass(frozen=True, slots=True)

@@ -36,7 +36,7 @@ from hvctl.sdk.errors import HvctlError
 
 CONTAINER: Final = "container"  # the capability that tells programs from machines
 # Shares of the time that are over when the guests have booted, and when the programs have run; the kernels have the rest.
-BOOTED_SHARE, PROGRAMS_SHARE = 0.5, 0.8
+BOOTED_SHARE, PROGRAMS_SHARE = 0.5, 0.72
 COMMAND_SECONDS: Final = 300.0
 # A run may take this share of the time, if it hangs.
 RUN_SHARE: Final = 0.2
@@ -202,6 +202,8 @@ class Collector:
                 try:
                     found = way.run(f"ms={self.effort.kernel_ms}", self._limit())
                 except HvctlError as error:
+                    if self.budget.left() <= 0:
+                        error = HvctlError.local("NOT_EXPLAINED", problem=f"there was no time left for it ({error.message})")
                     self.cannot([workload for workload in NANO if not self.table.of(workload.name, name).reason], name, error)
                     del ways[name]
                     continue
