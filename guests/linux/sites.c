@@ -153,13 +153,15 @@ static void stepped(long pid)
     }
 }
 
-void _start(void)
+__asm__(".globl _start\n_start: push %esp\n\t call begin\n\t hlt\n");
+__attribute__((used)) static void begin(const long *stack)
 {
     long pid = call(GETPID, 0, 0, 0), parent = call(GETPPID, 0, 0, 0);
     shapes(pid, parent);
     registers(pid);
     changing(pid, parent);
-    seen_by_the_kernel();
+    if (stack[0] < 2)
+        seen_by_the_kernel();
     long child = call(FORK, 0, 0, 0);
     if (!child) {
         shapes(call(GETPID, 0, 0, 0), pid);

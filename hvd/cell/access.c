@@ -10,11 +10,34 @@
 struct hv_lookaside hv_lookaside[HV_ACCESSES][2][HV_LOOKASIDE_ROWS];
 uint32_t hv_lookaside_generation = 1;
 
+/* Sizes 1, 2, 4, 8, each as one instruction. */
+static uint64_t load(const uint8_t *at, unsigned size)
+{
+    uint16_t two;
+    uint32_t four;
+    uint64_t eight;
+    switch (size) {
+    case 1: return *at;
+    case 2: return __builtin_memcpy(&two, at, 2), two;
+    case 4: return __builtin_memcpy(&four, at, 4), four;
+    default: return __builtin_memcpy(&eight, at, 8), eight;
+    }
+}
+
+static void store(uint8_t *at, uint64_t value, unsigned size)
+{
+    switch (size) {
+    case 1: *at = (uint8_t)value; break;
+    case 2: __builtin_memcpy(at, &value, 2); break;
+    case 4: __builtin_memcpy(at, &value, 4); break;
+    default: __builtin_memcpy(at, &value, 8); break;
+    }
+}
+
 /* One access that lies within a page. */
 static uint64_t read_within(uint32_t linear, unsigned size, bool user)
 {
     uint8_t *at = hv_paravirtual() ? hv_paravirt_at(linear, user) : NULL;
-    uint64_t value = 0;
     if (!at) {
         struct hv_walk walk;
         hv_walk(&walk, linear, false, user, false, true);
@@ -25,8 +48,7 @@ static uint64_t read_within(uint32_t linear, unsigned size, bool user)
             return hv_mmio_read(walk.physical, size);
         hv_lookaside_add(HV_READ, user, linear, at);
     }
-    __builtin_memcpy(&value, at, size);
-    return value;
+    return load(at, size);
 }
 
 static void write_within(uint32_t linear, unsigned size, uint64_t value, bool user)
@@ -34,7 +56,7 @@ static void write_within(uint32_t linear, unsigned size, uint64_t value, bool us
     struct hv_walk walk;
     uint8_t *vcpu = hv_paravirtual() ? hv_paravirt_at(linear, user) : NULL;
     if (vcpu) {
-        __builtin_memcpy(vcpu, &value, size);
+        store(vcpu, value, size);
         hv_paravirt_take();
         return;
     }
@@ -46,7 +68,7 @@ static void write_within(uint32_t linear, unsigned size, uint64_t value, bool us
         hv_code_written(walk.physical, size);
         if (!hv_shadow_is_code(walk.physical))
             hv_lookaside_add(HV_WRITE, user, linear, at);
-        __builtin_memcpy(at, &value, size);
+        store(at, value, size);
     }
     else if (!hv_memory_at(walk.physical, false, NULL)) /* a store to ROM is lost */
         hv_mmio_write(walk.physical, size, value);
@@ -62,11 +84,8 @@ static uint64_t read_as(uint32_t linear, unsigned size, bool user)
     if (hv_watching)
         hv_debug_access(linear, size, false);
     const uint8_t *at = hv_lookaside_find(HV_READ, user, linear, size);
-    if (at) {
-        uint64_t value = 0;
-        __builtin_memcpy(&value, at, size);
-        return value;
-    }
+    if (at)
+        return load(at, size);
     if (!crosses(linear, size))
         return read_within(linear, size, user);
     uint64_t value = 0;
@@ -93,7 +112,7 @@ static void write_as(uint32_t linear, unsigned size, uint64_t value, bool user)
         hv_debug_access(linear, size, true);
     uint8_t *at = hv_lookaside_find(HV_WRITE, user, linear, size);
     if (at) {
-        __builtin_memcpy(at, &value, size);
+        store(at, value, size);
         return;
     }
     if (!crosses(linear, size)) {

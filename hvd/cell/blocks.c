@@ -2,6 +2,7 @@
 #include <sys/mman.h>
 
 #include "emit.h"
+#include "paravirt.h"
 #include "sites.h"
 #include "translate.h"
 
@@ -236,18 +237,19 @@ void hv_block_end(uint32_t index, const struct hv_emitter *e)
 
 void hv_code_written(uint64_t physical, uint64_t length)
 {
-    if (!by_frame || !length)
+    if (!length || (!by_frame && !hv_paravirtual()))
         return;
     uint64_t last = length > (uint64_t)FRAMES * PAGE - physical ? FRAMES - 1 : (physical + length - 1) / PAGE;
     for (uint64_t frame = physical / PAGE; frame <= last && frame < FRAMES; frame++) {
         if (!hv_shadow_is_code(frame * PAGE))
             continue;
         uint64_t killed = 0;
-        for (uint32_t i = by_frame[frame]; i; i = next_of(i, frame)) {
+        for (uint32_t i = by_frame ? by_frame[frame] : 0; i; i = next_of(i, frame)) {
             killed += blocks[i - 1].valid;
             kill_block(i - 1);
         }
-        by_frame[frame] = 0;
+        if (by_frame)
+            by_frame[frame] = 0;
         hv_cross_here(HV_POINT_TRANSLATION_CODE_WRITE, frame * PAGE, killed, 0, 0);
         hv_sites_written(frame);
         hv_shadow_release_frame(frame * PAGE, HV_FRAME_ALL);

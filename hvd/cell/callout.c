@@ -122,14 +122,7 @@ static void nothing(void) {}
 
 static void shadow(void) { HV_CPU->interrupt_shadow = 1; }
 
-/* The two bytes of INT 80 are done; what faults on the way belongs to them. */
-static void system_call(void)
-{
-    cell.fault_eip = HV_CPU->eip - 2;
-    cell.fault_eip_valid = true;
-    hv_deliver(0x80, false, 0, true);
-    cell.fault_eip_valid = false;
-}
+static void system_call(void) { hv_software_interrupt(0x80, 2); } /* whose two bytes are done */
 
 static void (*const work[HV_CALLOUTS])(void) = {
     [HV_CALLOUT_EMULATE] = emulate, [HV_CALLOUT_IRET] = interrupt_return, [HV_CALLOUT_CHAIN] = chain, [HV_CALLOUT_LOOKUP] = look_up, [HV_CALLOUT_INTERRUPT] = nothing, [HV_CALLOUT_SHADOW] = shadow,

@@ -15,6 +15,7 @@
  *   plain.c      memcpy without SSE                          runs.c       pages that only the kernel may touch
  *   paravirt.h   hypercalls                                  sites.h      INT 80 of programs without a signal
  *   lookaside.h  a TLB for access.c                          slots.h      sets of pages
+ *   jumps.h      near.c, beyond.c: what sites.h's INT 80 becomes
  *
  * Everything runs on the signal stack, with signals blocked, until signals.c returns to the guest. What finds that the guest has
  * faulted does not return: hv_raise() unwinds to signals.c, which delivers the exception. So an instruction's effects on registers come
@@ -74,6 +75,7 @@ _Noreturn void hv_raise(unsigned vector);                      /* a fault withou
 _Noreturn void hv_raise_error(unsigned vector, uint32_t error);
 _Noreturn void hv_raise_page_fault(uint32_t linear, uint32_t error);
 void hv_deliver(unsigned vector, bool has_error, uint32_t error, bool software); /* software: INT n, INT3, INTO; eip is behind it */
+void hv_software_interrupt(unsigned vector, unsigned length); /* the same; what faults on the way belongs to the instruction of that length */
 bool hv_interrupts_wanted(void);                               /* an interrupt or NMI could be taken now, the interrupt shadow aside */
 bool hv_interrupts_pending(void);                              /* the same, were IF set */
 void hv_take_interrupt(void);
@@ -126,6 +128,7 @@ bool hv_fpu_instruction(const struct hv_insn *); /* 0F AE: FXSAVE, FXRSTOR; fals
 uint16_t hv_twin(const struct hv_segment *);              /* the host selector that acts like this one */
 uint16_t hv_twin_below(const struct hv_segment *, uint32_t end); /* and ends there; of a page */
 unsigned hv_twin_place(uint16_t host); /* of one of the guest's GDT: its index there */
+void hv_twin_code(unsigned entry); /* no twin, but a flat segment for the monitor's own 32-bit code, at that place of the host's LDT */
 bool hv_twin_guest_selector(uint16_t host, uint16_t *guest); /* false: no twin, but a selector of the host's own GDT */
 
 /* ---- signals.c */
@@ -200,6 +203,7 @@ struct hv_walk {
 #define HV_WALK_FAULT 0x80000000u
 };
 void hv_walk(struct hv_walk *, uint32_t linear, bool write, bool user, bool fetch, bool set_bits); /* set_bits: accessed and dirty */
+bool hv_directory_present(uint32_t linear); /* may anything be mapped in its 2 or 4 MiB? */
 enum hv_shadow {
     HV_SHADOW_MAPPED,      /* try again */
     HV_SHADOW_GUEST_FAULT, /* the guest's own tables say so: walk->error */

@@ -120,6 +120,14 @@ void hv_deliver(unsigned vector, bool has_error, uint32_t error, bool software)
     cpu->interrupt_shadow = 0;
 }
 
+void hv_software_interrupt(unsigned vector, unsigned length)
+{
+    cell.fault_eip = HV_CPU->eip - length;
+    cell.fault_eip_valid = true;
+    hv_deliver(vector, false, 0, true);
+    cell.fault_eip_valid = false;
+}
+
 bool hv_interrupts_pending(void)
 {
     return (cell.board.lapic.nmi && !HV_CPU->nmi_blocked) || HV_CPU->injected || hv_board_peek(&cell.board) >= 0;

@@ -82,8 +82,9 @@ void hv_take_state(void)
     greg_t *g = hv_frame_registers();
     for (int i = 0; i < 8; i++)
         cpu->r[i] = (uint32_t)g[hv_general[i]];
-    cpu->eip = hv_sites_guest_eip((uint32_t)g[REG_RIP]);
-    hv_trap.live[HV_CS] = (uint16_t)g[REG_CSGSFS];
+    uint16_t cs = (uint16_t)g[REG_CSGSFS];
+    cpu->eip = hv_sites_guest_eip((uint32_t)g[REG_RIP], cs);
+    hv_trap.live[HV_CS] = hv_sites_in_slot((uint64_t)g[REG_RIP], cs) ? hv_trap.expected[HV_CS] : cs;
     hv_trap.live[HV_SS] = (uint16_t)(g[REG_CSGSFS] >> 48);
     hv_take_native((uint32_t)g[REG_EFL]);
 }

@@ -116,14 +116,12 @@ static void deliver(void)
 static void int80(void)
 {
     uint32_t back = hv_pop_at(4, 0);
-    cell.fault_eip = back - LONGEST_CALL;
-    cell.fault_eip_valid = true;
     hv_add_esp(4);
     HV_CPU->eip = back;
-    hv_deliver(0x80, false, 0, true);
-    cell.fault_eip_valid = false;
+    hv_software_interrupt(0x80, LONGEST_CALL);
 }
 
+static void system_call(void) { hv_software_interrupt(0x80, 2); } /* of a program (sites.h) */
 static void nothing(void) {}
 static void unknown(void) { hv_raise(HV_UD); }
 
@@ -142,6 +140,10 @@ static uint64_t enter(void)
     cell.board.crossings.counters->callouts++;
     if (kind == HV_CALLOUT_ASYNC) /* whose state is in cell.cpu already */
         return hv_settle_and_go(nothing);
+    if (kind == HV_CALLOUT_SYSTEM_CALL) {
+        hv_take_program();
+        return hv_settle_and_go(system_call);
+    }
     for (unsigned i = 0; i <= HV_GS; i++)
         hv_trap.live[i] = i == HV_CS ? hv_trap.expected[HV_CS] : cell.gate_selector[i];
     hv_take_native(cell.host_flags);

@@ -154,7 +154,7 @@ int main(int argc, char **argv)
     prepare_memory();
     if (cell.mode == HV_MODE_REWRITING && !hv_translator_init())
         give_up("no memory for translated code at %#llx", (unsigned long long)HV_CACHE);
-    if (cell.mode == HV_MODE_REWRITING)
+    if (cell.mode == HV_MODE_REWRITING || cell.mode == HV_MODE_PARAVIRT)
         hv_sites_init(); /* without it system calls of programs are slower */
     if (cell.mode == HV_MODE_BREAKPOINT && !hv_breakpoint_init())
         give_up("no breakpoint register can be had (perf_event_open: %s); use engine translate", strerror(errno));

@@ -122,11 +122,13 @@ void hv_paravirt_loaded(unsigned segment, const uint32_t words[2])
 
 void hv_paravirt_offer_twin(unsigned segment, uint16_t host)
 {
+    if (!loaded[segment].fresh)
+        return;
     const struct hv_segment *its = &HV_CPU->segment[segment];
     unsigned index = its->selector >> 3;
-    bool fresh = loaded[segment].fresh, flat = its->base == 0 && its->limit == ~0u;
+    bool flat = its->base == 0 && its->limit == ~0u;
     loaded[segment].fresh = false;
-    if (!fresh || !flat || segment == HV_CS || segment == HV_SS || its->selector & 4 || !index || index >= HV_PV_TWIN_COUNT ||
+    if (!flat || segment == HV_CS || segment == HV_SS || its->selector & 4 || !index || index >= HV_PV_TWIN_COUNT ||
         hv_twin_place(host) != index)
         return;
     put(HV_PV_DESCRIPTORS + 8 * index, loaded[segment].words[0]);

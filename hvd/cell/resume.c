@@ -9,10 +9,18 @@
 #include "sites.h"
 #include "translate.h"
 
+#define MOST_OF_TAIL 5u
+
 static void wait_in_halt(void) { hv_halt(); }
 static void leave_interrupted(void) { hv_leave(HV_CELL_INTERRUPTED); }
 
 static void interpret(void) { hv_emulate(); }
+/* The instructions behind INT 80, which a jump covers (sites.h); no more than there can be, so that interrupts are not kept waiting. */
+static void interpret_tail(void)
+{
+    for (unsigned i = 0; i < MOST_OF_TAIL && HV_CPU->cpl == 3 && (!i || hv_sites_interpret()); i++)
+        hv_emulate();
+}
 static bool natively;
 static void interpret_for_debugger(void)
 {
@@ -49,6 +57,7 @@ static void settle(void)
         bool interpreted = translated && !hv_translatable(), by_breakpoint = cell.mode == HV_MODE_BREAKPOINT && HV_CPU->cpl < 3;
         if (HV_CPU->cpl == 3 && HV_CPU->user_limit && HV_CPU->eip >= HV_CPU->user_limit)
             interpreted = true; /* its code segment ends there, for now */
+        bool in_tail = HV_CPU->cpl == 3 && !hv_debugging && !interpreted && hv_sites_interpret();
         if (hv_debugging && hv_debug_stops()) {
             hv_guarded(hv_debug_leave);
             continue;
@@ -83,8 +92,8 @@ static void settle(void)
             if (!natively)
                 continue;
             hv_trap.shadow_eip = HV_CPU->eip;
-        } else if (interpreted) {
-            hv_guarded(interpret);
+        } else if (interpreted || in_tail) {
+            hv_guarded(in_tail ? interpret_tail : interpret);
             continue;
         }
         if (by_breakpoint && !hv_debugging && (!hv_guarded(find_breakpoint) || !may_run))
@@ -138,7 +147,7 @@ uint64_t hv_settle_and_go(void (*work)(void))
     for (unsigned i = 0; i <= HV_GS; i++)
         cell.host_selector[i] = hv_trap.expected[i];
     cell.user_flags = hv_native_flags();
-    cell.user_eip = hv_sites_enter();
+    cell.user_eip = HV_CPU->cpl == 3 ? hv_sites_enter() : HV_CPU->eip;
     cell.host_flags = HV_IF | 2;
     return (uint64_t)(uintptr_t)hv_stubs.enter_user;
 }

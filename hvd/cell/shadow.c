@@ -49,7 +49,8 @@ static void *address_of(uint32_t slot) { return (void *)((slot & PAGES ? HV_WIND
 /* Under paravirt the low view's last page is the virtual processor's (paravirt.h): it is mapped for good. */
 static bool is_vcpu(uint32_t slot) { return hv_paravirtual() && slot == PAGES - 1; }
 static bool has_window(void) { return cell.mode == HV_MODE_REWRITING; }
-static bool tracks_code(void) { return cell.mode == HV_MODE_REWRITING || cell.mode == HV_MODE_BREAKPOINT; }
+static bool has_sites(void) { return has_window() || hv_paravirtual(); }
+static bool tracks_code(void) { return has_sites() || cell.mode == HV_MODE_BREAKPOINT; }
 static uint32_t slot_of(uint32_t linear, bool user) { return linear / PAGE | (has_window() && !user ? PAGES : 0); }
 /* With whose rights is a mapping filled again? */
 static bool for_user(uint32_t slot, uint64_t entry) { return has_window() ? !(slot & PAGES) : entry & USER && !(entry & KERNEL_ONLY); }
@@ -172,8 +173,7 @@ static void map(uint32_t first, uint32_t end, uint64_t entry, uint64_t file_offs
 {
     if (edges.count >= most_mappings || hv_runs_full())
         hv_shadow_flush(true);
-    if (first < (HV_SITES_AREA + HV_SITES_AREA_BYTES) / PAGE && end > HV_SITES_AREA / PAGE)
-        hv_sites_give_up();
+    hv_sites_mapped(first, end);
     uint32_t copy = entry & COPY ? hv_sites_copy(first, entry >> 8) : 0;
     size_t length = (size_t)(end - first) * PAGE;
     int populate = end - first == 1 ? MAP_POPULATE : 0;
@@ -213,7 +213,7 @@ static uint64_t wanted(uint32_t slot, const struct hv_walk *walk, bool write, bo
         writable = false;
     bool kernel_only = !has_window() && (!walk->user || (writable && !walk->writable));
     bool executable = !walk->no_execute && !(slot & PAGES);
-    bool copy = has_window() && executable && walk->user && frame < FRAMES && code_frames[frame] & HV_FRAME_SITES;
+    bool copy = has_sites() && executable && walk->user && frame < FRAMES && code_frames[frame] & HV_FRAME_SITES;
     return walk->physical / PAGE << 8 | MAPPED | (writable ? WRITABLE : 0) | (walk->user ? USER : 0) | (kernel_only ? KERNEL_ONLY : 0) |
            (walk->global ? GLOBAL : 0) | (executable ? EXECUTABLE : 0) | (walk->large ? LARGE : 0) | (copy ? COPY : 0);
 }
@@ -386,8 +386,7 @@ void hv_shadow_flush_page(uint32_t linear)
         }
     }
     hv_code_verify_page(linear);
-    if (linear - HV_SITES_AREA < HV_SITES_AREA_BYTES)
-        hv_sites_verify();
+    hv_sites_verify_page(linear);
 }
 
 void hv_shadow_flush_pages(uint32_t linear, uint32_t count)

@@ -47,12 +47,14 @@ static void page_fault(void)
     }
 }
 
+static bool in_slot(void) { return hv_sites_in_slot((uint64_t)hv_frame_registers()[REG_RIP], (uint16_t)hv_frame_registers()[REG_CSGSFS]); }
+
 /* #GP, #SS, #NP: the instruction is privileged, or sensitive to selectors that only the guest has; or the guest did wrong. */
 static void protection_fault(void)
 {
     uint8_t bytes[HV_LONGEST_INSTRUCTION];
     struct hv_insn insn;
-    if (HV_CPU->cpl == 3 && hv_sites_cover(HV_CPU->eip)) /* a byte of a jump: hv_resume() goes on in its slot */
+    if (HV_CPU->cpl == 3 && !in_slot() && hv_sites_cover(HV_CPU->eip)) /* a byte of a jump: hv_resume() goes on behind it */
         return;
     unsigned available = hv_fetch(bytes);
     enum hv_decoded decoded = hv_decode(&insn, bytes, available, HV_CPU->segment[HV_CS].attributes & HV_SEGMENT_32);
@@ -92,15 +94,12 @@ static void software_trap(void)
 {
     unsigned vector = (unsigned)hv_frame_registers()[REG_TRAPNO];
     unsigned length = 1;
-    cell.fault_eip = HV_CPU->eip - length;
-    cell.fault_eip_valid = true;
-    hv_deliver(vector, false, 0, true);
-    cell.fault_eip_valid = false;
+    hv_software_interrupt(vector, length);
 }
 
 static void debug_trap(void)
 {
-    if (hv_sites_in_slot((uint64_t)hv_frame_registers()[REG_RIP])) /* TF was set in front of INT 80, which has no trap behind it */
+    if (in_slot()) /* TF was set in front of INT 80, which has no trap behind it */
         return;
     if (hv_trap.stepping) { /* the instruction behind STI or MOV SS is done, or one of the debugger's */
         bool trap = HV_CPU->eflags & HV_TF;
@@ -157,15 +156,18 @@ static void (*cause_of(int signal, int trap))(void)
 /* A fault that only a mapping cures, of code whose segments are as they were: the state stays in the frame. */
 static bool only_fills(int signal, const greg_t *g)
 {
-    return signal == SIGSEGV && g[REG_TRAPNO] == HV_PAGE_FAULT && !hv_sites_in_slot((uint64_t)g[REG_RIP]) && hv_trap.live[HV_DS] == hv_trap.expected[HV_DS] && hv_trap.live[HV_ES] == hv_trap.expected[HV_ES] &&
+    return signal == SIGSEGV && g[REG_TRAPNO] == HV_PAGE_FAULT && !in_slot() && hv_trap.live[HV_DS] == hv_trap.expected[HV_DS] && hv_trap.live[HV_ES] == hv_trap.expected[HV_ES] &&
            hv_trap.live[HV_FS] == hv_trap.expected[HV_FS] && hv_trap.live[HV_GS] == hv_trap.expected[HV_GS] && (uint16_t)g[REG_CSGSFS] == hv_trap.expected[HV_CS];
 }
 
 static void try_fill(void)
 {
     struct hv_walk walk;
+    bool fetch = hv_trap.error & HV_ERROR_FETCH;
     HV_CPU->eip = (uint32_t)hv_frame_registers()[REG_RIP];
-    hv_trap.filled = hv_shadow_fault((uint32_t)hv_trap.address, hv_trap.error & HV_ERROR_WRITE, HV_CPU->cpl == 3, hv_trap.error & HV_ERROR_FETCH, &walk) == HV_SHADOW_MAPPED;
+    hv_trap.filled = hv_shadow_fault((uint32_t)hv_trap.address, hv_trap.error & HV_ERROR_WRITE, HV_CPU->cpl == 3, fetch, &walk) == HV_SHADOW_MAPPED;
+    if (fetch && HV_CPU->cpl == 3 && hv_sites_cover(HV_CPU->eip)) /* hv_resume() knows where to go on */
+        hv_trap.filled = false;
 }
 
 static void handle(int signal)

@@ -9,24 +9,23 @@
 
 #include "cell.h"
 
-/* Slots lie where kernels have no pages of programs: 16 MiB, of which a few pages are used. */
-#define HV_SITES_AREA 0xfc000000u
-#define HV_SITES_AREA_BYTES 0x1000000u
-
 bool hv_sites_init(void); /* false: no memory; then there are no copies */
 void hv_sites_hit(void);  /* INT 80 at EIP has come as a signal */
 /* EIP as the guest knows it, and where its code is to be entered, which may be in a slot. The latter also sees to it that there are no
  * copies while the guest, a debugger or the monitor single-steps programs. */
-uint32_t hv_sites_guest_eip(uint32_t host_eip);
+uint32_t hv_sites_guest_eip(uint32_t host_eip, uint16_t cs);
 uint32_t hv_sites_enter(void);
-bool hv_sites_in_slot(uint64_t host_eip);
+bool hv_sites_in_slot(uint64_t rip, uint16_t cs);
 bool hv_sites_cover(uint32_t eip); /* do other bytes than the guest's stand there? */
+bool hv_sites_interpret(void);     /* so that the monitor must execute the instruction at EIP? */
 
 /* ---- for shadow.c and blocks.c */
 uint32_t hv_sites_copy(uint32_t page, uint64_t frame); /* its offset in HV_CELL_FD_SITES; 0 = none, map the frame itself */
 void hv_sites_written(uint64_t frame);
 void hv_sites_unmapped(void);  /* the whole low view was */
+void hv_sites_mapped(uint32_t first, uint32_t end); /* these linear pages of the low view are about to be */
 void hv_sites_verify(void);    /* mappings have changed: have programs pages where the slots are? */
-void hv_sites_give_up(void);   /* they have */
+void hv_sites_verify_page(uint32_t linear); /* of that page alone */
+void hv_sites_give_up(void);
 
 #endif

@@ -87,7 +87,7 @@ bool hv_in_64_bits(int signal)
         return false;
     }
     /* Elsewhere 64-bit code is the guest's own, whatever ends it; so it is below 4 GiB, where only paravirt's gate and the slots of sites.c are ours. */
-    bool of_guest = cell.mode == HV_MODE_REWRITING && (uint64_t)rip < HV_LOW_END && !hv_sites_in_slot((uint64_t)rip);
+    bool of_guest = cell.mode == HV_MODE_REWRITING && (uint64_t)rip < HV_LOW_END && !hv_sites_in_slot((uint64_t)rip, HV_HOST_CODE_64);
     if (async && in_monitor && !of_guest && (!in_cache || hv_gate_is((uint64_t)rip) || (rip >= hv_stubs.system_call && rip < hv_stubs.callout_end))) {
         cell.async = 1;
         set_step(HV_STEP_RUN);

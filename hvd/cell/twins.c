@@ -64,6 +64,15 @@ static void make(unsigned index, const struct hv_segment *segment)
     cell.area->counters.ldt_writes++;
 }
 
+void hv_twin_code(unsigned entry)
+{
+    struct user_desc wish = {
+        .entry_number = entry, .limit = 0xfffff, .limit_in_pages = 1, .seg_32bit = 1, .contents = MODIFY_LDT_CONTENTS_CODE, .read_exec_only = 1, .useable = 1};
+    if (syscall(SYS_modify_ldt, 0x11, &wish, sizeof wish) != 0)
+        hv_fail("modify_ldt refused a flat code segment: error %d", errno);
+    cell.area->counters.ldt_writes++;
+}
+
 /* segment: the one that is meant, of HV_CPU, or what is left of it. */
 static uint16_t twin_at(unsigned first, const struct hv_segment *segment, const struct hv_segment *meant)
 {

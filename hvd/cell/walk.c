@@ -189,6 +189,19 @@ static void walk_pae(struct hv_walk *walk, uint32_t linear, const struct access 
     }
 }
 
+bool hv_directory_present(uint32_t linear)
+{
+    if (!(HV_CPU->cr0 & HV_CR0_PG))
+        return hv_region_at(linear);
+    if (!(HV_CPU->cr4 & HV_CR4_PAE)) {
+        const uint32_t *entry = entry32((HV_CPU->cr3 & 0xfffff000u) + (linear >> 22) * 4);
+        return entry && *entry & PRESENT;
+    }
+    const uint64_t *pointer = entry64((HV_CPU->cr3 & 0xffffffe0u) + (linear >> 30) * 8);
+    const uint64_t *entry = pointer && *pointer & PRESENT ? entry64((*pointer & PAE_ADDRESS) + (linear >> 21 & 0x1ff) * 8) : NULL;
+    return entry && *entry & PRESENT;
+}
+
 void hv_walk(struct hv_walk *walk, uint32_t linear, bool write, bool user, bool fetch, bool set_bits)
 {
     *walk = (struct hv_walk){0};

@@ -12,6 +12,7 @@ from hvd.board.hot import HotBoard
 from hvd.board.machine import Machine
 from hvd.board.memory import GuestMemory
 from hvd.board.spec import MachineSpec
+from hvd.cell.vcpu import CellVcpu
 from hvd.trace.points import BackendId
 
 DRAIN_SECONDS = 0.002
@@ -26,6 +27,7 @@ class Final:
     console: str
     registers: dict[str, int]
     memory: bytes
+    signals: int = 0  # of its cell
 
 
 def run_to_end(
@@ -44,6 +46,7 @@ def run_to_end(
     output = b""
     last: list[bytes] = []
     states: list[tuple[dict[str, int], bytes]] = []
+    signals: list[int] = []
     with GuestMemory(memory_bytes) as memory:
         flat = 0x100000 if kernel.suffix == ".bin" else 0
         spec = MachineSpec(kernel.stem, backend, engine, memory_bytes, str(kernel), command_line=command_line, flat_load_address=flat)
@@ -53,6 +56,8 @@ def run_to_end(
             while data := board.console_take():
                 last.append(data)
             states.append((machine.vcpu.registers(), memory.read(0, memory_bytes)))
+            if isinstance(machine.vcpu, CellVcpu):
+                signals.append(machine.vcpu.figures()["signals"])
 
         machine.before_close = final
         ends: list[End] = []
@@ -77,7 +82,7 @@ def run_to_end(
         output += b"".join(last) + board.console_take()
         board.close()
     registers, content = states[0] if states else ({}, b"")
-    return Final(ends[0], output.replace(b"\r", b"").decode(errors="replace"), registers, content)
+    return Final(ends[0], output.replace(b"\r", b"").decode(errors="replace"), registers, content, sum(signals))
 
 
 def run_machine(

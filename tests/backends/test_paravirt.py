@@ -23,7 +23,7 @@ HEADER = Path(__file__).resolve().parents[2] / "guests" / "include" / "hv" / "pa
 KERNELS = {
     "hello": "one two", "hypercalls": "", "interrupts": "", "exceptions": "", "paging": "", "halt": "", "triple": "", "reset": "",
     "compute": "n=300000", "echo": "", "isolation": "", "ports": "n=500", "ticker": "count=2", "flood": "count=200", "virtio": "",
-    "nonsense": "count=300", "exits": "slow=20 fast=200", "hole": "", "modes": "", "garbage": "", "apic": "", "limit": "",
+    "nonsense": "count=300", "exits": "slow=20 fast=200", "hole": "", "modes": "", "garbage": "", "apic": "", "limit": "", "sites": "",
 } | {f"garbage {n}": f"case={n}" for n in range(0, 10, 3)}  # fmt: skip
 
 
@@ -56,6 +56,15 @@ def test_what_the_monitor_fills_in_is_what_the_loader_fills_in() -> None:
     final = run("calls", f"number={number('FILL_PAGE')} a=0x200000")
     assert f"call {number('FILL_PAGE')} = 0" in final.console
     assert final.memory[0x200000:][: len(paravirt.PAGE)] == paravirt.PAGE
+
+
+def test_system_calls_of_programs_that_know_nothing_need_no_signal() -> None:
+    """INT 80 again and again at the same places, by programs with a limit: the first few times are signals. What each does is what it does
+    under emulation (test_emulation_and_paravirt_agree)."""
+    final = run("sites")
+    calls = sum(map(int, re.findall(r" (\d+) calls", final.console)))
+    assert final.end.reason == "EXITED" and calls > 2000, final
+    assert final.signals < calls // 2
 
 
 # ---- the header is the standard

@@ -1,0 +1,49 @@
+/* Jumps in the private copies of programs' pages (sites.h), and the slots that they lead to, by which the monitor is called. Two kinds:
+ *
+ *   near.c    a near jump, of 5 bytes, to a slot in the same segment; where the kernel's pages lie in a view of their own
+ *   beyond.c  a far jump, of 7, to a slot beyond the end of the program's segments; where it shares the view with its kernel, under paravirt
+ *
+ * A jump covers the instructions behind INT 80, too (its tail). Whatever jumps to one of those finds a byte of the jump's operand there,
+ * and slots are placed so that this byte is an instruction that traps (HLT, CLI, IN...): the monitor sees that a site covers it.
+ */
+#ifndef HV_JUMPS_H
+#define HV_JUMPS_H
+
+#include "cell.h"
+
+#define HV_SLOT_PAGES 64u /* of HV_CELL_FD_SITES, first of all */
+#define HV_PATCHES 1024u
+#define HV_MOST_TAIL 5u /* instructions */
+
+/* A jump in a copy, and its slot. */
+struct hv_patch {
+    uint32_t start, site; /* linear addresses */
+    uint32_t slot;        /* linear address */
+    uint32_t next;        /* of the same copy */
+    uint8_t bytes;        /* of the slot */
+    uint8_t places;
+    struct { uint8_t guest, host; } place[HV_MOST_TAIL + 1]; /* of the tail: from the site, and from the slot's start */
+};
+
+struct hv_jumps {
+    unsigned bytes; /* of a jump */
+    /* A jump at the page's offset into the copy, and its slot, for patch `index`, unless it cannot be done there. file: of HV_CELL_FD_SITES. */
+    bool (*make)(struct hv_patch *, uint32_t index, uint8_t *file, uint8_t *copy, const uint8_t *page, uint32_t linear, uint32_t offset);
+    bool (*full)(unsigned sites);    /* there may be no room for so many more */
+    void (*hide)(void);              /* the slots' pages are to be unmapped */
+    void (*forget)(void);            /* all slots; they are not mapped any more */
+    bool (*is_slot)(uint64_t rip, uint16_t cs);
+    unsigned (*index)(uint32_t eip); /* of the patch whose slot has that offset, + 1; 0 = none */
+    bool (*overlaps)(uint32_t first, uint32_t end); /* do these linear pages, with where slots are or may be? */
+    bool (*is_free)(void);           /* does the guest map nothing where slots are shown? */
+};
+extern const struct hv_jumps hv_near_jumps, hv_far_jumps;
+
+#define HV_TRAPPING_BYTES 11u
+static inline bool hv_is_trapping(unsigned byte) { return (byte >= 0xe4 && byte <= 0xe7) || (byte >= 0xec && byte <= 0xef) || byte == 0xf4 || byte == 0xfa || byte == 0xfb; }
+/* Linux's vDSO: there are four bytes of NOPs in front of INT 80, which make room. */
+bool hv_is_vdso(const uint8_t *page, uint32_t offset);
+bool hv_is_movable(const struct hv_insn *); /* does it do the same elsewhere: no use of EIP, nothing that traps by its nature? */
+bool hv_is_tail(const struct hv_insn *);    /* is it one that the monitor executes behind a far jump: such a one, a near jump or call, or INT n? */
+
+#endif
