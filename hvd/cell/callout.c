@@ -134,6 +134,7 @@ uint64_t hv_callout(void)
     enum hv_callout kind = cell.callout_kind;
     cell.async = 0;
     cell.entry_ns = hv_host_ns();
+    hv_account_run();
     cell.board.crossings.counters->callouts++;
     if (kind == HV_CALLOUT_SYSTEM_CALL)
         hv_take_program();

@@ -39,6 +39,7 @@ struct hv_cell {
     uint8_t *memory; /* the whole memory file, readable and writable */
     enum hv_cell_mode mode;
     uint64_t entry_ns; /* CLOCK_MONOTONIC at which the monitor was entered; start of records */
+    uint64_t back_ns; /* and at which the runner last gave it its turn */
     /* EIP has moved on while the instruction may still fault: INT n. A fault puts it back to fault_eip. */
     uint32_t fault_eip;
     bool fault_eip_valid;

@@ -137,6 +137,7 @@ static uint64_t enter(void)
     uint32_t kind = cell.callout_kind;
     cell.async = 0;
     cell.entry_ns = hv_host_ns();
+    hv_account_run();
     cell.board.crossings.counters->callouts++;
     if (kind == HV_CALLOUT_ASYNC) /* whose state is in cell.cpu already */
         return hv_settle_and_go(nothing);

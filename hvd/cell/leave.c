@@ -99,6 +99,7 @@ void hv_leave(enum hv_cell_reason reason)
     memcpy(area->devices, (const uint8_t *)&cell.board + DEVICES, DEVICES_BYTES);
     give_turn();
     hv_wait_for_turn();
+    cell.back_ns = hv_host_ns();
     hv_lookaside_empty();
     if (area->cpu_changed) {
         cell.cpu = area->cpu;

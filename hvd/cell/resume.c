@@ -136,6 +136,7 @@ uint64_t hv_settle_and_go(void (*work)(void))
 {
     hv_guarded(work);
     settle();
+    hv_runs_since(cell.back_ns > cell.entry_ns ? cell.back_ns : cell.entry_ns);
     if (hv_trap.target) {
         hv_translated_prepare();
         if (hv_debugging) { /* at the stub, whose frame hv_resume() can use */

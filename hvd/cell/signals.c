@@ -27,7 +27,7 @@ struct hv_trap hv_trap;
 static volatile uint64_t monitor_fs_base; /* volatile: the compiler takes no syscall() for one that lets a handler run */
 static bool entered;
 static bool was_translated;    /* the frame goes back to 64-bit code that is not begun anew */
-static uint64_t running_since; /* CLOCK_MONOTONIC */
+static uint64_t running_since; /* CLOCK_MONOTONIC; what is not accounted for yet began then */
 
 static void page_fault(void)
 {
@@ -170,13 +170,17 @@ static void try_fill(void)
         hv_trap.filled = false;
 }
 
+void hv_account_run(void) { cell.board.crossings.counters->run_ns += cell.entry_ns - running_since; }
+
+void hv_runs_since(uint64_t ns) { running_since = ns; }
+
 static void handle(int signal)
 {
     greg_t *g = hv_frame_registers();
     cell.area->counters.signals++;
     cell.entry_ns = hv_host_ns();
     if (entered)
-        cell.board.crossings.counters->run_ns += cell.entry_ns - running_since;
+        hv_account_run();
     if (!entered) {
         entered = true;
         if (!cell.board.crossings.counters->first_instruction_ns)
@@ -228,7 +232,7 @@ void hv_on_signal(int signal, siginfo_t *information, void *context)
     hv_trap.frame = context;
     hv_trap.info = information;
     handle(signal);
-    running_since = hv_host_ns();
+    hv_runs_since(hv_host_ns());
     if (was_translated) {
         was_translated = false; /* back to where it came from, whose segments are as they were */
     } else {

@@ -65,6 +65,11 @@ void hv_keep_flags(void); /* last of all: what a frame does not bring back */
  * the guest did with it may be tried again. */
 bool hv_loaded_host_selector(void);
 
+/* What the guest executed until the monitor was entered, at cell.entry_ns; and when it goes on. A callout's own time is taken for the guest's, to spare a
+ * look at the clock, but not what the runner and halts took in it. */
+void hv_account_run(void);
+void hv_runs_since(uint64_t ns);
+
 /* ---- resume.c */
 void hv_resume(void); /* the guest's next instruction, by the frame */
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import time
 from pathlib import Path
 
 import pytest
@@ -195,6 +196,17 @@ async def test_crossings_are_counted(bench: Bench) -> None:
     assert running.count("hypercall.exit") == 1
     assert running.counters().points
     assert running.counters().first_instruction_ns
+
+
+async def test_all_that_the_guest_executed_is_counted_as_its_time(bench: Bench) -> None:
+    """Also what lies between the crossings that leave no trace in the host, and behind the last of them."""
+    gap = 100_000 // SLOWER.get((bench.backend.name, bench.engine), 1)
+    running = await bench.start("ports.elf", command_line=f"n=100 gap={gap}")
+    assert (await running.end()).reason == "EXITED"
+    counters = running.counters()
+    longest = time.monotonic_ns() - counters.first_instruction_ns
+    shortest = 100 * gap / 10  # turns of a loop: no processor does ten a nanosecond
+    assert shortest <= counters.run_ns and counters.run_ns + counters.halted_ns <= longest
 
 
 async def test_recorded_on_demand(bench: Bench) -> None:
