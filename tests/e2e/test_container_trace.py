@@ -96,7 +96,10 @@ def test_a_known_workload_gives_exactly_its_calls_and_no_other_container_appears
     assert all(r["result"] >= 0 and r["duration_ns"] > 0 and r["kind"] == "system-call" for r in seen)
     threads = {r["arguments"]["tid"] for r in found}
     assert len(threads) >= 3  # the shell and what it forked
-    assert all(r["pid"] == r["arguments"]["tid"] for r in creating(found))  # programs without threads
+    # Programs without threads. By trace files, the process of one that ended before it was looked at is not known.
+    known = [r for r in creating(found) if "pid" in r]
+    assert all(r["pid"] == r["arguments"]["tid"] for r in known)
+    assert len(known) >= OPENS if tracer == "tracefs" else known == creating(found)
     if tracer == "ebpf":
         assert max(threads) < 100  # the container's own numbers
         assert opens(found) == seen

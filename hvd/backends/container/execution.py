@@ -45,11 +45,13 @@ class ContainerExecution(Execution):
         self._process: asyncio.subprocess.Process | None = None
         self._master = -1
         self._errors = b""  # its last words, for one that never ran
+        self._is_awaited = False  # a trace waits to hear which program it is
 
     async def __aenter__(self) -> ContainerExecution:
         try:
             await self._start()
             await asyncio.wait_for(self._until_started(), START_SECONDS)
+            await self._tell(self.pid)
         except TimeoutError:
             await self.__aexit__()
             raise HvdError("CONTAINER_FAILED", what="exec", problem=f"not started after {START_SECONDS:g} s") from None
@@ -59,6 +61,7 @@ class ContainerExecution(Execution):
         return self
 
     async def __aexit__(self, *exc: object) -> None:
+        await self._tell(0)
         for task in self._tasks:
             task.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
@@ -84,9 +87,16 @@ class ContainerExecution(Execution):
             str(self._runtime.path), *self._runtime.global_arguments, "exec",
             "--process", str(self._file("json")), "--pid-file", str(self._file("pid")), self._uid,
         ]  # fmt: skip
-        with _held(words, await asyncio.to_thread(RECORDER.is_by_thread, self._uid)) as (command, inherited):
+        held = await asyncio.to_thread(RECORDER.is_by_thread, self._uid)
+        with _held(words, held) as (command, inherited):
             process = self._process = await self._spawn(command, inherited)
             await asyncio.to_thread(RECORDER.follow_process, self._uid, process.pid)
+        self._is_awaited = True
+
+    async def _tell(self, program: int) -> None:
+        if self._is_awaited and self._process is not None:
+            self._is_awaited = False
+            await asyncio.to_thread(RECORDER.found_program, self._uid, self._process.pid, program)
 
     async def _spawn(self, words: Sequence[str], inherited: Sequence[int]) -> asyncio.subprocess.Process:
         if not self._spec.tty:

@@ -49,6 +49,9 @@ class Ebpf:
     def follow_process(self, uid: str, pid: int) -> None:
         """It will be in the container's control group."""
 
+    def found_program(self, uid: str, pid: int, program: int) -> None:
+        """It is known by its control group."""
+
     def leave(self, uid: str) -> None:
         if uid in self._groups:
             self._programs.leave(self._groups[uid])

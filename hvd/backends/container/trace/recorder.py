@@ -108,6 +108,13 @@ class Recorder:
             if (guest := self._guests.get(uid)) is not None:
                 guest.reader.source.follow_process(uid, pid)
 
+    def found_program(self, uid: str, pid: int, program: int) -> None:
+        """What the process of follow_process() has started; 0 = nothing."""
+        with self._lock:
+            if (guest := self._guests.get(uid)) is not None:
+                guest.reader.source.found_program(uid, pid, program)
+                guest.reader.wake()
+
     def end(self, uid: str) -> None:
         """No more of this container; what was told so far is written when this returns. No error when it is not traced."""
         with self._lock:
@@ -157,6 +164,10 @@ class _Reader:
     def watch(self) -> None:
         """The source has other descriptors."""
         self._order(self._watch)
+
+    def wake(self) -> None:
+        """There may be something to write."""
+        os.eventfd_write(self._bell, 1)
 
     def close(self) -> None:
         self._order(self._end)

@@ -22,7 +22,10 @@ class Source(Protocol):
         """Trace this container, or choose its calls anew. wanted: points.chosen(). Raises OSError, HvdError TRACE_UNAVAILABLE."""
 
     def follow_process(self, uid: str, pid: int) -> None:
-        """What this process of the host starts in the container belongs to it."""
+        """What this process of the host starts in the container belongs to it. It has started nothing yet."""
+
+    def found_program(self, uid: str, pid: int, program: int) -> None:
+        """What the process of follow_process() has started, as the host numbers it; 0 = nothing, or nobody knows. It may have ended."""
 
     def leave(self, uid: str) -> None:
         """Learn no more of it; what was learnt so far is still to be read."""

@@ -39,6 +39,8 @@ _MASK = (1 << 64) - 1
 _EXECS = frozenset({59, 322, COMPATIBLE | 11, COMPATIBLE | 358})
 _ENDS = frozenset({60, 231, COMPATIBLE | 1, COMPATIBLE | 252})
 _MOST_TASKS = 8192
+# Events that are kept while a program is being started, and for how long at most.
+_MOST_WAITING, STARTING_SECONDS = 1 << 16, 5.0
 
 
 def _mount() -> int:
@@ -105,11 +107,17 @@ class Tracefs:
 
     def follow_process(self, uid: str, pid: int) -> None:
         if (guest := self._guests.get(uid)) is not None:
+            guest.starting[pid] = time.monotonic()
             guest.add([pid])
+
+    def found_program(self, uid: str, pid: int, program: int) -> None:
+        if (guest := self._guests.get(uid)) is not None:
+            guest.found(pid, program)
 
     def leave(self, uid: str) -> None:
         if (guest := self._guests.get(uid)) is not None:
             guest.switch(False)
+            guest.starting.clear()
 
     def forget(self, uid: str) -> None:
         if (guest := self._guests.pop(uid, None)) is not None:
@@ -184,6 +192,10 @@ class _Guest:
         self._calls: dict[int, _Call] = {}
         self._waiting: list[_Seen] = []
         self._scanned = 0.0
+        # Processes of the host that are about to start a program in the container, since when, and the programs: whose a thread is that has
+        # ended before it was looked at, only its starter can tell, so that nothing is told meanwhile.
+        self.starting: dict[int, float] = {}
+        self._programs: set[int] = set()
         self._wanted = wanted
         self.pipes: list[int] = []
         enter, leave, fork = (formats[name].offsets for name in (_ENTER, _LEAVE, _FORK))
@@ -234,6 +246,14 @@ class _Guest:
         finally:
             os.close(descriptor)
 
+    def found(self, pid: int, program: int) -> None:
+        """What that process has started; 0 = nothing."""
+        if program:
+            self._programs.add(program)
+            if (task := self._tasks.get(program)) is not None:
+                task.inside = True
+        self.starting.pop(pid, None)
+
     def scan(self) -> None:
         """Those of its threads that are not known: of a container that ran before, and what came into it in another way than by fork."""
         self._scanned = time.monotonic()
@@ -264,7 +284,10 @@ class _Guest:
     # ---- what they did
 
     def read(self, writer: RecordWriter, most: int) -> bool:
-        if time.monotonic() - self._scanned > SCAN_SECONDS:
+        now = time.monotonic()
+        starts = any(now - since < STARTING_SECONDS for since in list(self.starting.values()))
+        # Not meanwhile: the kernel takes a list of threads for a whole, and forgets who was forked while it was changed.
+        if now - self._scanned > SCAN_SECONDS and not starts:
             self.scan()
         until = time.monotonic_ns()
         more = False
@@ -282,6 +305,8 @@ class _Guest:
             else:
                 more = True
                 until = min(until, last)  # later ones of this CPU are still to come
+        if starts and len(self._waiting) < _MOST_WAITING:
+            return more
         self._waiting.sort(key=lambda seen: seen.time_ns)
         known = bisect_right(self._waiting, until, key=lambda seen: seen.time_ns)
         for seen in self._waiting[:known]:
@@ -317,6 +342,7 @@ class _Guest:
             if key in _ENDS:
                 self._tell(writer, task, key, number, _Call(seen.time_ns, number, seen.words), seen.time_ns, 0)
                 self._tasks.pop(seen.thread, None)
+                self._programs.discard(seen.thread)
             else:
                 self._calls[seen.thread] = _Call(seen.time_ns, number, seen.words)
         elif (call := self._calls.pop(seen.thread, None)) is not None:
@@ -338,7 +364,7 @@ class _Guest:
             rows = dict(line.split(":", 1) for line in status.splitlines())
             threads, processes = ([int(word) for word in rows[row].split()] for row in ("NSpid", "NStgid"))
         own = len(_OWN_NUMBERS)
-        inside = inside or len(threads) > own
+        inside = inside or len(threads) > own or thread in self._programs
         number = threads[own] if len(threads) > own else thread
         process = processes[own] if len(processes) > own else 0
         before = parent is not None and parent.compatible
