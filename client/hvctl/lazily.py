@@ -2,7 +2,8 @@
 
 `import grpc` alone imports asyncio and grpc.aio, longer than all the rest of it takes; importing is most of what a verb costs. Only the
 command line does this, before it imports anything else (hvctl.__main__): whoever uses the SDK decides for himself. A library that asks for
-something at once has it at once, as without this.
+something at once has it at once, as without this. Two threads must not be the first to ask (Python before 3.11.9 loads such a module without
+a lock): none of these is for anything that hvctl does in a thread.
 """
 
 from __future__ import annotations
