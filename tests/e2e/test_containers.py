@@ -111,6 +111,14 @@ def test_two_runtimes(box: RealDaemon) -> None:
             assert (done.returncode, done.stdout) == (0, f"{engine.name}\n")
 
 
+def test_the_hosts_null_device_stays_the_hosts(box: RealDaemon) -> None:
+    """It is the standard input of a container that is not attached, and crun makes root of the container the owner of that."""
+    for engine in (engine.name for engine in BACKEND.engines() if engine.availability.available):
+        box.ok("run", "-d", "--name", engine, "--image", "box", "--engine", engine, "--", "sleep", "1000")
+        # Tests beside this one make containers, too.
+        wait_for(lambda: os.stat("/dev/null").st_uid == 0, lambda engine=engine: f"{engine} gives /dev/null back", 20.0)
+
+
 def test_the_restart_policy(box: RealDaemon) -> None:
     box.ok("run", "-d", "--name", "c", "--image", "box", "--restart", "on-failure:2", "--", "sh", "-c", "echo again; exit 3")
     wait_for(lambda: any(c["reason"] == "MAX_RETRIES" for c in box.show("c").get("conditions", [])), "it gave up")

@@ -19,6 +19,7 @@ import signal
 from pathlib import Path
 from typing import NamedTuple
 
+from hvd.backends.container import null_device
 from hvd.backends.container.runtime import Runtime, last_line
 from hvd.errors import HvdError
 from hvd.runner.directory import LOG, RUNNER_LOG
@@ -83,6 +84,7 @@ async def create(
     finally:
         if process.returncode is None:
             process.kill()
+        null_device.take_back()
     return _created(answer, directory, runtime)
 
 

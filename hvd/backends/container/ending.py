@@ -12,7 +12,7 @@ from typing import Any
 
 import structlog
 
-from hvd.backends.container import conmon, rootfs
+from hvd.backends.container import conmon, null_device, rootfs
 from hvd.backends.container.cgroup.limits import effects
 from hvd.backends.container.record import Record
 from hvd.backends.container.runtime import Runtime
@@ -87,6 +87,7 @@ async def abandon(directory: Path, uid: str, state_dir: Path, runtime: Runtime) 
         # A runtime that was killed knows nothing of what it has made.
         lambda: asyncio.to_thread(_sweep, runtime, uid),
         lambda: asyncio.to_thread(rootfs.unmount, state_dir),
+        lambda: asyncio.to_thread(null_device.take_back),
     )
     for step in steps:
         try:
