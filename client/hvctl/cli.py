@@ -7,8 +7,9 @@ import importlib
 import os
 import signal
 import sys
+import threading
 from collections.abc import Sequence
-from types import FrameType
+from types import CodeType, FrameType
 from typing import Any
 
 import click
@@ -121,11 +122,29 @@ def root() -> VerbGroup:
 
 # Signals that asked hvctl to end.
 _signals: list[int] = []
+# Between two looks at a thread that is inside of a library.
+_TICK_SECONDS = 0.005
+_seen: tuple[CodeType, int] | None = None
 
 
 def _terminate(number: int, frame: FrameType | None) -> None:
-    """SIGTERM and SIGHUP clean up as Ctrl-C does: raw terminals are restored, `run --rm` removes its guest."""
-    _signals.append(number)
+    """SIGTERM and SIGHUP clean up as Ctrl-C does: raw terminals are restored, `run --rm` removes its guest.
+
+    An exception in the middle of threading.Condition releases locks that are another thread's, and the next call never ends. In there, and
+    in grpc, it is raised where the thread waits: where it is found twice.
+    """
+    global _seen
+    if number != signal.SIGALRM:
+        _signals.append(number)
+    if frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in ("threading", "grpc"):
+        here = (frame.f_code, frame.f_lasti)
+        if here != _seen or frame.f_code is threading.Condition._acquire_restore.__code__:  # type: ignore[attr-defined]
+            _seen = here
+            signal.signal(signal.SIGALRM, _terminate)
+            signal.setitimer(signal.ITIMER_REAL, _TICK_SECONDS)
+            return
+    _seen = None
+    signal.setitimer(signal.ITIMER_REAL, 0)
     raise KeyboardInterrupt
 
 

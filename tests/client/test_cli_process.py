@@ -275,3 +275,42 @@ async def main():
 assert all(asyncio.run(main()))
 """
     subprocess.run([sys.executable, "-c", code], timeout=DEADLINE, check=True)
+
+
+def test_an_interrupt_takes_no_lock_of_another_thread() -> None:
+    """As grpc waits. Raised at once, some of these hundreds would release what the other thread holds (RuntimeError)."""
+    code = """
+import os, random, signal, threading, time
+from hvctl import cli
+signal.signal(signal.SIGTERM, cli._terminate)
+condition, go = threading.Condition(threading.Lock()), threading.Event()
+failures = []
+def notify():
+    while True:
+        try:
+            with condition:
+                condition.notify_all()
+        except RuntimeError as error:
+            failures.append(error)
+def interrupt():
+    while go.wait():
+        go.clear()
+        end = time.perf_counter() + 3e-4 * random.random()
+        while time.perf_counter() < end:
+            pass
+        os.kill(os.getpid(), signal.SIGTERM)
+for target in (notify, interrupt):
+    threading.Thread(target=target, daemon=True).start()
+for _ in range(200):
+    go.set()
+    try:
+        while True:
+            with condition:
+                condition.wait(0.0005)
+    except KeyboardInterrupt:
+        assert condition.acquire(timeout=20)
+        condition.release()
+assert not failures, failures
+os._exit(0)
+"""
+    subprocess.run([sys.executable, "-c", code], timeout=60, check=True)
