@@ -72,11 +72,11 @@ $(GUEST_MULTIBOOT:%=$(GUEST_BUILD)/%.elf): $(GUEST_BUILD)/%.elf: guests/%.c $(GU
 $(GUEST_BUILD)/pvh.elf: guests/pvh.c $(GUEST_BUILD)/lib/pvh.o $(GUEST_LIB) guests/lib/guest.ld $(GUEST_HEADERS)
 	$(GUEST_CC) -m32 $(GUEST_CFLAGS) $(GUEST_LDFLAGS) -T guests/lib/guest.ld -o $@ $(filter %.o,$^) $<
 
-$(GUEST_BUILD)/nano.elf: guests/nano.c guests/nano_ops.S guests/nano_loops.S guests/nano_compute.S $(GUEST_BUILD)/lib/multiboot.o $(GUEST_LIB) guests/lib/guest.ld $(GUEST_HEADERS)
+$(GUEST_BUILD)/nano.elf: guests/nano.c guests/nano_quickest.h guests/nano_ops.S guests/nano_loops.S guests/nano_compute.S $(GUEST_BUILD)/lib/multiboot.o $(GUEST_LIB) guests/lib/guest.ld $(GUEST_HEADERS)
 	$(GUEST_CC) -m32 $(GUEST_CFLAGS) $(GUEST_LDFLAGS) -T guests/lib/guest.ld -o $@ $(filter %.o,$^) guests/nano.c guests/nano_ops.S
 
 # What of it a process of the host can do: a 32-bit Linux program.
-$(GUEST_BUILD)/nano-native: guests/nano_native.c guests/nano_loops.S guests/nano_compute.S guests.mk
+$(GUEST_BUILD)/nano-native: guests/nano_native.c guests/nano_quickest.h guests/nano_loops.S guests/nano_compute.S guests.mk
 	@mkdir -p $(@D)
 	$(GUEST_CC) -m32 $(GUEST_CFLAGS) $(GUEST_LDFLAGS) -o $@ $(filter %.c %.S,$^)
 
@@ -86,7 +86,7 @@ $(GUEST_BUILD)/libhvpv.a: $(GUEST_BUILD)/lib-pv/pv.o
 	$(GUEST_AR) rcs $@ $^
 
 # With its programs apart, so that they can have segments that end where the kernel begins.
-$(GUEST_BUILD)/nano.pv.elf: guests/nano.c guests/nano_ops.S guests/nano_loops.S guests/nano_pv.S guests/nano_compute.S $(GUEST_BUILD)/lib/multiboot.o $(GUEST_LIB_PV) guests/lib/apart.ld $(GUEST_HEADERS)
+$(GUEST_BUILD)/nano.pv.elf: guests/nano.c guests/nano_quickest.h guests/nano_ops.S guests/nano_loops.S guests/nano_pv.S guests/nano_compute.S $(GUEST_BUILD)/lib/multiboot.o $(GUEST_LIB_PV) guests/lib/apart.ld $(GUEST_HEADERS)
 	$(GUEST_CC) -m32 $(GUEST_CFLAGS) $(GUEST_LDFLAGS) -DHV_PARAVIRT -T guests/lib/apart.ld -o $@ $(filter %.o,$^) guests/nano.c guests/nano_ops.S guests/nano_pv.S
 
 $(GUEST_BUILD)/limit.pv.elf $(GUEST_BUILD)/sites.pv.elf: $(GUEST_BUILD)/%.pv.elf: guests/%.c $(GUEST_BUILD)/lib/multiboot.o $(GUEST_LIB_PV) guests/lib/apart.ld $(GUEST_HEADERS)

@@ -30,12 +30,6 @@ NATIVE = ("--backend", "emulation", "--engine", "native")
 START_SECONDS = 60.0
 
 
-# Of bench/native: the loops that guests compute, too, and how a 32-bit program without a library is made.
-COMPUTE = ROOT / "guests" / "nano_compute.S"
-FREESTANDING_32 = (
-    "-m32", "-Os", "-ffreestanding", "-fno-pic", "-fno-stack-protector", "-static", "-nostdlib", "-Wl,-z,noexecstack",
-)  # fmt: skip
-
 
 class Unavailable(Exception):
     """This cannot be measured here; the text says what is missing."""

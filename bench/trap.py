@@ -8,12 +8,14 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Final
 
+from hvctl.compare.kernels import KernelNatively
+from hvctl.compare.workloads import KERNEL_NATIVE
+
 from bench.figure import Figure, compared, in_turns
-from bench.lab import COMPUTE, FREESTANDING_32, Lab, Unavailable, compiled, kernel
+from bench.lab import Lab, Unavailable, compiled, kernel
 from bench.nano import OPERATIONS, available, costs
 
 MILLISECONDS: Final = 200
-TURNS: Final = 60_000
 _LINE = re.compile(r"^(\S+) (\d+) \d+$", re.MULTILINE)
 
 
@@ -22,7 +24,7 @@ def measure(lab: Lab) -> Iterator[Figure]:
         raise Unavailable("backend trap does not run here: `hvctl doctor` says why")
     path = kernel("nano.elf")
     directory = lab.new_directory("native")
-    compute = compiled(directory, "compute", *FREESTANDING_32, str(COMPUTE))
+    bare = KernelNatively(kernel(KERNEL_NATIVE))
     signals = compiled(directory, "signals", "-O2")
     share = 8 if lab.quick else 1
     lab.say("trap: computing, traps and shadows beside the bare ones")
@@ -31,15 +33,15 @@ def measure(lab: Lab) -> Iterator[Figure]:
         append = f"ms={MILLISECONDS // share} only={list(OPERATIONS).index(row)}"
         return costs(lab.run_guest(path, append, backend, engine).console, (row,))[row]
 
-    def native(program: Path, row: str, *words: str) -> float:
-        done = subprocess.run([str(program), *words], capture_output=True, text=True, timeout=120, check=True)
+    def native(program: Path, row: str) -> float:
+        done = subprocess.run([str(program)], capture_output=True, text=True, timeout=120, check=True)
         return int(dict(_LINE.findall(done.stdout))[row]) * 1e-12
 
     def rates(row: str) -> tuple[list[float], list[float], list[float]]:
         samples = in_turns(
             {
                 "own": lambda: 1 / guest(row),
-                "bare": lambda: 1 / native(compute, "native-compute", str(TURNS // share)),
+                "bare": lambda: 1 / bare.run(f"ms={MILLISECONDS // share}").costs[row].seconds,
                 "emulation": lambda: 1 / guest(row, "emulation", "native"),
             },
             lab.runs(7),
@@ -47,8 +49,8 @@ def measure(lab: Lab) -> Iterator[Figure]:
         return samples["own"], samples["bare"], samples["emulation"]
 
     for row, where in (("user-compute", "user mode"), ("kernel-compute", "the kernel")):
-        own, bare, emulated = rates(row)
-        yield compared(f"trap: computing in {where}", "turns/s", own, bare, "the same code in a process of the host", target=">= 0.95")
+        own, natively, emulated = rates(row)
+        yield compared(f"trap: computing in {where}", "turns/s", own, natively, "the same code in a process of the host", target=">= 0.95")
         yield compared(f"trap: computing in {where}, beside emulation", "turns/s", own, emulated, "backend emulation", target=">= 10")
     for row, what, bare_row, peer in (
         ("cli", "a trapped cli", "signal", "a bare signal and its return"),

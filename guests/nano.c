@@ -219,16 +219,7 @@ static uint64_t run(const struct row *row, uint32_t turns)
 	return spent;
 }
 
-/* Of some runs of equal length: whatever else the host does hits some of them only. */
-static uint64_t quickest(const struct row *row, uint32_t turns, unsigned runs)
-{
-	uint64_t spent, best = run(row, turns);
-
-	while (--runs)
-		if ((spent = run(row, turns)) < best)
-			best = spent;
-	return best;
-}
+#include "nano_quickest.h"
 
 static void measure(const struct row *row, uint64_t least_ns)
 {

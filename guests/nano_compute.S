@@ -1,6 +1,6 @@
 /* uint32_t compute(uint32_t turns): what programs do, on registers, stack and memory: recursion, and a table of 4 KiB that
  * is filled, summed and copied four times. The same bytes run in a guest's kernel, in its user mode, and in a process of the host
- * (bench/native/compute.c), so that their times can be compared. */
+ * (nano_native.c), so that their times can be compared. */
 	.globl	compute
 	.balign	64
 compute:

@@ -185,16 +185,7 @@ static uint32_t ratio(uint64_t value, uint32_t by) /* the quotient must fit */
 	return quotient;
 }
 
-/* As in the guest. 0 = it cannot be had here. */
-static uint64_t quickest(const struct row *row, uint32_t turns, unsigned runs)
-{
-	uint64_t spent, best = run(row, turns);
-
-	while (--runs)
-		if ((spent = run(row, turns)) < best)
-			best = spent;
-	return best;
-}
+#include "nano_quickest.h" /* 0 = it cannot be had here */
 
 static void measure(const struct row *row, uint64_t least_ns)
 {
