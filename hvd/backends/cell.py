@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from hvd.backends.contract import Availability, Capability, EngineInfo, LaunchSpec
 from hvd.backends.machine import MachineBackend
 from hvd.board import ia32
-from hvd.board.hot import LIBRARY
+from hvd.board.libhv import LIBRARY
 from hvd.board.loaders.kernel import Kernel
 from hvd.cell import process
 from hvd.errors import HvdError

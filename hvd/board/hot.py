@@ -7,23 +7,21 @@ from __future__ import annotations
 
 import ctypes
 import enum
-import functools
 import os
 import threading
 from collections.abc import Mapping
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from hvapi.record import RECORD, RECORD_BYTES, Record
 
+from hvd.board.data_window import DataWindow
+from hvd.board.libhv import fields, library
 from hvd.board.shared_file import SharedFile
-from hvd.errors import HvdError
 from hvd.trace.counters import COUNTERS_BYTES, DISK_WORDS, DISKS, DISKS_OFFSET, NIC_WORDS, NICS, NICS_OFFSET
 from hvd.trace.points import BackendId
 from hvd.trace.ring import ENABLED_OFFSET
 
-LIBRARY = Path(__file__).resolve().parent.parent / "libhv.so"
 NEVER = (1 << 64) - 1
 # Memory-mapped registers of the board that C answers: name -> guest-physical addresses (native/board.h).
 MMIO = {"ioapic": range(0xFEC0_0000, 0xFEC0_1000), "local-apic": range(0xFEE0_0000, 0xFEE0_1000)}
@@ -39,160 +37,13 @@ class PortResult(enum.IntEnum):
     WAIT = 2  # the console is full: drain it, do the access again
 
 
-_u8, _u16, _u32, _u64, _size = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_size_t
-_pointer, _unsigned, _bool = ctypes.c_void_p, ctypes.c_uint, ctypes.c_bool
-
-
-
-class _Field(ctypes.Structure):
-    """struct hv_field (native/state.h)."""
-
-    _fields_ = (
-        ("name", ctypes.c_char_p), ("offset", _u32), ("width", _u32), ("count", _u32), ("least", _u64), ("most", _u64),
-    )  # fmt: skip
-
-
-# C function -> result, arguments (native/board.h).
-_PROTOTYPES: dict[str, tuple[type | None, list[type]]] = {
-    "hv_host_ns": (_u64, []),
-    "hv_clock_start": (None, [_pointer]),
-    "hv_clock_stop": (None, [_pointer]),
-    "hv_clock_now": (_u64, [_pointer]),
-    "hv_board_size": (_size, []),
-    "hv_board_init": (None, [_pointer, ctypes.c_int, _pointer, _size, _pointer, _size, _unsigned]),
-    "hv_board_account": (None, [_pointer, _u64, _u64]),
-    "hv_board_reset": (None, [_pointer]),
-    "hv_board_claim": (None, [_pointer, _u16, _u16]),
-    "hv_board_port_in": (ctypes.c_int, [_pointer, _u16, _unsigned, _pointer]),
-    "hv_board_port_out": (ctypes.c_int, [_pointer, _u16, _unsigned, _u32]),
-    "hv_board_mmio_read": (_bool, [_pointer, _u64, _unsigned, _pointer]),
-    "hv_board_mmio_write": (_bool, [_pointer, _u64, _unsigned, _u64]),
-    "hv_board_set_irq": (None, [_pointer, _unsigned, _bool]),
-    "hv_board_msi": (None, [_pointer, _u64, _u32]),
-    "hv_board_peek": (ctypes.c_int, [_pointer]),
-    "hv_board_read_msr": (_bool, [_pointer, _u32, _pointer]),
-    "hv_board_write_msr": (_bool, [_pointer, _u32, _u64]),
-    "hv_board_cr8": (_u8, [_pointer]),
-    "hv_board_set_cr8": (None, [_pointer, _u8]),
-    "hv_board_advance": (_bool, [_pointer]),
-    "hv_board_deadline": (_u64, [_pointer]),
-    "hv_board_console": (_pointer, [_pointer]),
-    "hv_board_use_console": (None, [_pointer, _pointer]),
-    "hv_board_crossings": (_pointer, [_pointer]),
-    "hv_board_counters": (_pointer, [_pointer]),
-    "hv_board_clock": (_pointer, [_pointer]),
-    "hv_board_acknowledge": (_u8, [_pointer]),
-    "hv_board_console_write": (_size, [_pointer, ctypes.c_char_p, _size]),
-    "hv_board_console_read": (_size, [_pointer, _pointer, _size]),
-    "hv_board_console_waiting": (_size, [_pointer]),
-    "hv_board_typed_to_virtio": (_bool, [_pointer]),
-    "hv_board_type_to_virtio": (None, [_pointer, _bool]),
-    "hv_console_take": (_size, [_pointer, _pointer, _size]),
-    "hv_console_put": (_size, [_pointer, ctypes.c_char_p, _size]),
-    "hv_console_sleep": (_bool, [_pointer]),
-    "hv_board_window": (_pointer, [_pointer, _unsigned]),
-    "hv_board_pci": (_pointer, [_pointer]),
-    "hv_board_pci_spaces": (_pointer, [_pointer]),
-    "hv_console_unread": (_size, [_pointer, _pointer, _size]),
-    "hv_board_field_count": (_size, []),
-    "hv_board_field": (ctypes.POINTER(_Field), [_size]),
-    "hv_board_get_field": (_u64, [_pointer, _size, _u32]),
-    "hv_board_set_field": (_bool, [_pointer, _size, _u32, _u64]),
-    "hv_board_restored": (None, [_pointer]),
-    "hv_clock_set": (_bool, [_pointer, _u64]),
-    "hv_crossings_tap": (None, [_pointer, _pointer]),
-    "hv_note": (None, [_pointer, _unsigned, _u64, _u64, _u64, _u64, _u64]),
-    "hv_cross": (None, [_pointer, _unsigned, _u64, _u64, _unsigned, _u64, _u64, _u64, _u64]),
-}
-
-
-@functools.cache
-def library(path: Path = LIBRARY) -> ctypes.PyDLL:
-    """libhv.so with its prototypes set. Raises HvdError NATIVE_MISSING.
-
-    None of these functions blocks, so they keep the interpreter's lock: giving it up and getting it back costs more
-    than they do.
-    """
-    try:
-        lib = ctypes.PyDLL(str(path))
-        for name, (result, arguments) in _PROTOTYPES.items():
-            function = getattr(lib, name)
-            function.restype, function.argtypes = result, arguments
-    except (OSError, AttributeError) as error:
-        raise HvdError("NATIVE_MISSING", path=path, problem=error) from error
-    return lib
-
-
-@dataclass(frozen=True, slots=True)
-class Field:
-    """One field of the board's state in a snapshot. count: elements, 1 = no array."""
-
-    name: str
-    bits: int
-    count: int
-    least: int
-    most: int
-
-
-@functools.cache
-def fields() -> tuple[Field, ...]:
-    """The board's state by name: the table of native/state.c. Raises HvdError NATIVE_MISSING."""
-    lib = library()
-    rows = (lib.hv_board_field(index).contents for index in range(lib.hv_board_field_count()))
-    return tuple(Field(row.name.decode(), 8 * row.width, row.count, row.least, row.most) for row in rows)
+_u8, _u32, _u64 = ctypes.c_uint8, ctypes.c_uint32, ctypes.c_uint64
 
 
 class Tap(ctypes.Structure):
     """struct hv_tap (native/crossing.h)."""
 
     _fields_ = (("head", _u64), ("records", (ctypes.c_char * RECORD_BYTES) * TAP_RECORDS))
-
-
-WINDOWS = 4
-WINDOW_BYTES = 8192
-
-
-class _Window(ctypes.Structure):
-    """struct hv_window."""
-
-    _fields_ = (
-        ("position", _u32), ("length", _u32), ("port", _u16), ("open", _u8), ("out", _u8), ("data", _u8 * WINDOW_BYTES),
-    )  # fmt: skip
-
-
-class DataWindow:
-    """A device's data port, served in C until the last access of a block, which comes to the device
-    (native/window.c). Belongs to the vcpu's thread."""
-
-    def __init__(self, address: int, keep: object) -> None:
-        """keep: what owns the memory at that address."""
-        self._raw = _Window.from_address(address)
-        self._keep = keep
-        self.data = memoryview(self._raw.data).cast("B")
-
-    def open(self, port: int, out: bool, length: int, position: int = 0) -> None:
-        """The guest reads (out: writes) data[position:length] from now on. Raises ValueError."""
-        if not 0 <= position <= length <= WINDOW_BYTES:
-            raise ValueError(f"no window: {position} of {length} bytes")
-        raw = self._raw
-        raw.position, raw.length, raw.port, raw.out, raw.open = position, length, port, out, True
-
-    def close(self) -> None:
-        """Accesses go to the device. Position, length and data stay as they are."""
-        self._raw.open = False
-
-    @property
-    def position(self) -> int:
-        """Bytes that the guest has had or given."""
-        return int(self._raw.position)
-
-    @position.setter
-    def position(self, value: int) -> None:
-        self._raw.position = value
-
-    @property
-    def length(self) -> int:
-        return int(self._raw.length)
 
 
 class _PciSpace(ctypes.Structure):

@@ -8,7 +8,7 @@ import functools
 from pathlib import Path
 from typing import Any, Final
 
-from hvd.board.hot import LIBRARY
+from hvd.board.libhv import LIBRARY
 from hvd.board.vcpu import FPU_BYTES
 from hvd.errors import HvdError
 

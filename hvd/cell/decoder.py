@@ -6,7 +6,7 @@ import ctypes
 import enum
 from typing import Final
 
-from hvd.board.hot import LIBRARY
+from hvd.board.libhv import LIBRARY
 
 LONGEST: Final = 15
 

@@ -9,7 +9,7 @@ import struct
 from collections.abc import Iterable, Iterator, Sequence
 from typing import Any, Final
 
-from hvd.board.hot import LIBRARY
+from hvd.board.libhv import LIBRARY
 from hvd.board.memory import LOW_RAM_END, GuestMemory
 from hvd.errors import HvdError
 from hvd.hvpvcc.elf import Elf

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from hvd.board.hot import Field, fields
+from hvd.board.libhv import Field, fields
 
 
 def _short(field: Field) -> str:

@@ -8,7 +8,7 @@ import os
 from collections.abc import Iterator
 from errno import ENXIO
 
-from hvd.board.hot import LIBRARY
+from hvd.board.libhv import LIBRARY
 from hvd.board.memory import GuestMemory
 from hvd.errors import HvdError
 

@@ -12,7 +12,8 @@ from hot_board import set_up_pics, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvd.board.hot import NEVER, HotBoard, library
+from hvd.board.hot import NEVER, HotBoard
+from hvd.board.libhv import library
 from hvd.trace.points import BackendId
 
 LOCAL, IO = 0xFEE00000, 0xFEC00000

@@ -11,7 +11,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvd.board.hot import HotBoard, _Field, fields, library
+from hvd.board.hot import HotBoard
+from hvd.board.libhv import _Field, fields, library
 from hvd.trace.points import BackendId
 
 PORTS = [0x20, 0x21, 0xA0, 0xA1, 0x4D0, 0x4D1, 0x40, 0x41, 0x42, 0x43, 0x61, *range(0x3F8, 0x400)]

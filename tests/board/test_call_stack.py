@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from hvd.board.hot import library
+from hvd.board.libhv import library
 
 MOST = 20
 RAM = 1 << 20

@@ -14,7 +14,7 @@ from typing import Final
 from hvd.backends.contract import Availability, Capability, EngineInfo, LaunchSpec
 from hvd.backends.machine import MachineBackend
 from hvd.board import firmware, ia32
-from hvd.board.hot import LIBRARY
+from hvd.board.libhv import LIBRARY
 from hvd.board.loaders.kernel import Kernel
 from hvd.errors import HvdError
 from hvd.runner.process import template_of

@@ -13,7 +13,8 @@ from typing import Any, Final
 
 from hvd.backends.emulation import saving
 from hvd.board import ia32
-from hvd.board.hot import LIBRARY, HotBoard
+from hvd.board.hot import HotBoard
+from hvd.board.libhv import LIBRARY
 from hvd.board.memory import HIGH_RAM_START, GuestMemory, RegionKind
 from hvd.board.vcpu import FPU_BYTES, EntryState, Exit, ExitReason, Segment, Vcpu, Watchpoint
 from hvd.errors import HvdError

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
-from hvd.board.hot import WINDOW_BYTES, DataWindow
+from hvd.board.data_window import WINDOW_BYTES, DataWindow
 from hvd.board.ide import identify
 from hvd.board.ide.drive import ABORTED, COUNT, DEVICE, DEVICE_SELECT, HIGH, MID, READY, SEEK_DONE, Drive
 from hvd.board.ide.identify import SECTOR

@@ -10,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from typing import Any, ClassVar, Final
 
-from hvd.board.hot import WINDOW_BYTES, DataWindow
+from hvd.board.data_window import WINDOW_BYTES, DataWindow
 from hvd.board.saved import data, flag, number
 
 # Registers of the command block, by offset to its first port; two of them are others for reading than for writing.

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from hvd.backends.contract import Availability, Capability, EngineInfo, LaunchSpec
 from hvd.backends.machine import MachineBackend
-from hvd.board.hot import LIBRARY
+from hvd.board.libhv import LIBRARY
 from hvd.board.loaders.kernel import Kernel
 from hvd.errors import HvdError
 from hvd.trace.points import BackendId
