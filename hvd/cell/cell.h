@@ -166,6 +166,9 @@ bool hv_fpu_traps(enum hv_fpu); /* with CR0 and CR4 as they are */
 void hv_emulate(void);
 void hv_fetch_instruction(struct hv_insn *);   /* its two halves; the first raises what fetching and decoding do */
 bool hv_interpret(const struct hv_insn *);     /* false: nothing was changed, the interpreters do not know it */
+/* The guest's end: "the monitor cannot execute", what, bytes and address of an instruction; the other finds that at EIP itself. */
+_Noreturn void hv_cannot_execute(const char *what, const uint8_t *bytes, unsigned length);
+_Noreturn void hv_cannot(const char *what);
 void hv_single_step_trap(const struct hv_insn *); /* it was executed with TF set: the #DB behind it, if it has one */
 /* The interpreters: true = done, EIP included; false = not one of theirs, nothing was changed. */
 bool hv_sensitive(const struct hv_insn *);

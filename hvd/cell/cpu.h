@@ -68,6 +68,7 @@ struct hv_cpu {
 #define HV_CR0_TS 0x8u
 #define HV_CR0_EM 0x4u
 #define HV_CR0_WP 0x10000u
+#define HV_CR0_AM 0x40000u
 #define HV_CR0_PG 0x80000000u
 #define HV_CR4_PSE 0x10u
 #define HV_CR4_PAE 0x20u

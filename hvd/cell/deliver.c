@@ -2,6 +2,8 @@
  *
  * Not done: task gates and virtual-8086 mode, which end the guest with that reason; RF is not set in the flags that a fault pushes.
  */
+#include <stdio.h>
+
 #include "cell.h"
 
 enum { GATE_TASK = 5, GATE_INTERRUPT_16 = 6, GATE_TRAP_16 = 7, GATE_INTERRUPT_32 = 14, GATE_TRAP_32 = 15 };
@@ -50,8 +52,11 @@ void hv_deliver(unsigned vector, bool has_error, uint32_t error, bool software)
         hv_raise_error(HV_GP, gate_error);
     uint32_t low = (uint32_t)hv_read_system(cpu->idt.base + vector * 8, 4), high = (uint32_t)hv_read_system(cpu->idt.base + vector * 8 + 4, 4);
     unsigned type = high >> 8 & 0x1f;
-    if (type == GATE_TASK)
-        hv_fail("vector %u goes through a task gate, which this backend does not do", vector);
+    if (type == GATE_TASK) {
+        char what[64];
+        snprintf(what, sizeof what, "vector %u, which goes through a task gate:", vector);
+        hv_cannot(what);
+    }
     if (type != GATE_INTERRUPT_16 && type != GATE_TRAP_16 && type != GATE_INTERRUPT_32 && type != GATE_TRAP_32)
         hv_raise_error(HV_GP, gate_error);
     if (software && (high >> 13 & 3) < cpu->cpl)

@@ -217,18 +217,16 @@ static void check_fpu(const struct hv_insn *insn)
     hv_raise(HV_NM);
 }
 
-_Noreturn static void fail(const struct hv_insn *insn)
+void hv_cannot_execute(const char *what, const uint8_t *bytes, unsigned length)
 {
     static const char digits[] = "0123456789abcdef";
-    char text[3 * HV_LONGEST_INSTRUCTION + 1];
-    unsigned at = 0;
-    for (unsigned i = 0; i < insn->length; i++) {
-        text[at++] = digits[insn->bytes[i] >> 4];
-        text[at++] = digits[insn->bytes[i] & 15];
-        text[at++] = ' ';
+    char text[3 * HV_LONGEST_INSTRUCTION + 1] = "";
+    for (unsigned i = 0; i < length; i++) {
+        text[3 * i] = ' ';
+        text[3 * i + 1] = digits[bytes[i] >> 4];
+        text[3 * i + 2] = digits[bytes[i] & 15];
     }
-    text[at ? at - 1 : 0] = 0;
-    hv_fail("the monitor cannot execute the instruction %s at %04x:%08x", text, HV_CPU->segment[HV_CS].selector, HV_CPU->eip);
+    hv_fail("the monitor cannot execute %s%s at %04x:%08x", what, text, HV_CPU->segment[HV_CS].selector, HV_CPU->eip);
 }
 
 /* The instruction goes on where no code can be fetched: behind available bytes of it. */
@@ -296,6 +294,6 @@ void hv_emulate(void)
     if (hv_interpret(&insn))
         return;
     if (!HV_CPU->interrupt_shadow || hv_fpu_kind(&insn) == HV_FPU_NONE)
-        fail(&insn);
+        hv_cannot_execute("the instruction", insn.bytes, insn.length);
     HV_CPU->interrupt_shadow = 0; /* x87 and SSE are not executed here: the interrupt that waits comes before them */
 }

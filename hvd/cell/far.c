@@ -62,7 +62,7 @@ static uint32_t through_gate(struct target *target, bool *wide, unsigned *parame
     if (type == TASK_GATE || (!(target->words[1] & HV_SEGMENT_S) && (type & 5) == 1)) {
         if (gate_level < HV_CPU->cpl || gate_level < (target->selector & 3u))
             hv_raise_error(HV_GP, target->selector & 0xfffc);
-        hv_fail("a far transfer to %#x switches tasks, which this backend does not do", target->selector);
+        hv_cannot("a far transfer that switches tasks:");
     }
     if ((type != CALL_GATE_16 && type != CALL_GATE_32) || gate_level < HV_CPU->cpl || gate_level < (target->selector & 3u))
         hv_raise_error(HV_GP, target->selector & 0xfffc);
@@ -223,11 +223,11 @@ void hv_far_return(unsigned size, uint32_t release)
 void hv_interrupt_return(unsigned size)
 {
     if (HV_CPU->eflags & HV_NT)
-        hv_fail("IRET with EFLAGS.NT set switches tasks, which this backend does not do");
+        hv_cannot("IRET with EFLAGS.NT set, which switches tasks:");
     uint32_t eip = hv_pop_at(size, 0), flags = hv_pop_at(size, 2 * size);
     uint16_t selector = (uint16_t)hv_pop_at(size, size);
     if (size == 4 && flags & HV_VM && HV_CPU->cpl == 0)
-        hv_fail("IRET to virtual-8086 mode, which this backend does not do");
+        hv_cannot("IRET to virtual-8086 mode:");
     HV_CPU->nmi_blocked = 0;
     return_to(selector, eip, size, 3 * size, 0, &flags);
     hv_cross_here(HV_POINT_PRIVILEGED_IRET, selector, eip, flags, HV_CPU->cpl);

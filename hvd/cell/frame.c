@@ -8,7 +8,6 @@
 
 #define NATIVE_FLAGS (HV_STATUS_FLAGS | HV_DF | HV_TF | HV_NT | HV_AC | HV_ID) /* that the guest has in the host's EFLAGS, too */
 #define LIVE_FLAGS (HV_STATUS_FLAGS | HV_DF | HV_NT | HV_ID)                   /* always as the guest has them */
-#define CR0_AM 0x40000u
 #define HIGH_XMM 288 /* offset of XMM8 in an FXSAVE area */
 #define XSTATE_HEADER 512 /* offset of XSTATE_BV in an XSAVE area (SDM vol. 1, 13.4.2) */
 #define X87_AND_SSE 3u
@@ -92,7 +91,9 @@ void hv_take_state(void)
 void hv_take_native(uint32_t flags)
 {
     struct hv_cpu *cpu = HV_CPU;
-    uint32_t native = hv_trap.stepping ? NATIVE_FLAGS & ~(HV_TF | HV_AC) : NATIVE_FLAGS & ~HV_AC;
+    uint32_t native = hv_trap.stepping ? NATIVE_FLAGS & ~HV_TF : NATIVE_FLAGS;
+    if (cpu->cpl < 3)
+        native &= ~HV_AC;
     cpu->eflags = (cpu->eflags & ~(native | HV_RF)) | (flags & native) | 2;
     if (hv_paravirtual())
         hv_paravirt_take();
@@ -148,7 +149,7 @@ uint32_t hv_native_flags(void)
 {
     const struct hv_cpu *cpu = HV_CPU;
     uint32_t flags = (cpu->eflags & (LIVE_FLAGS | HV_TF)) | HV_IF | 2;
-    if (cpu->cpl == 3 && cpu->cr0 & CR0_AM)
+    if (cpu->cpl == 3) /* whether it means anything: alignment() in signals.c */
         flags |= cpu->eflags & HV_AC;
     return hv_trap.stepping ? flags | HV_TF : flags;
 }

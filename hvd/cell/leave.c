@@ -13,6 +13,7 @@
 #include "debug.h"
 #include "lookaside.h"
 #include "paravirt.h"
+#include "signals.h"
 #include "start.h"
 #include "translate.h"
 
@@ -119,6 +120,17 @@ void hv_fail(const char *format, ...)
     memcpy(cell.area->exit.detail, text, sizeof text);
     for (;;)
         hv_leave(HV_CELL_ERROR);
+}
+
+static struct hv_insn here;
+static void fetch_here(void) { hv_fetch_instruction(&here); }
+
+void hv_cannot(const char *what)
+{
+    if (cell.fault_eip_valid)
+        HV_CPU->eip = cell.fault_eip;
+    bool known = hv_attempt(fetch_here); /* not if it is the fetching that faulted */
+    hv_cannot_execute(what, here.bytes, known ? here.length : 0);
 }
 
 bool hv_kicked(void) { return __atomic_load_n(&cell.area->kick, __ATOMIC_SEQ_CST) != 0; }

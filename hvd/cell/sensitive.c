@@ -269,7 +269,7 @@ void hv_write_cr0(uint32_t value)
     if ((value & HV_CR0_PG && !(value & HV_CR0_PE)) || (value & 0x20000000u && !(value & 0x40000000u)))
         hv_raise_error(HV_GP, 0);
     if (!(value & HV_CR0_PE))
-        hv_fail("the guest goes back to real mode, which cannot run natively");
+        hv_cannot("a return to real mode:");
     HV_CPU->cr0 = value | 0x10; /* ET */
     if ((old ^ value) & (HV_CR0_PG | HV_CR0_WP))
         hv_shadow_flush(true);
@@ -356,6 +356,12 @@ static enum after rdtsc(const struct hv_insn *insn)
     HV_CPU->r[HV_EDX] = (uint32_t)(now >> 32);
     hv_cross_here(HV_POINT_PRIVILEGED_RDTSC, now, 0, 0, 0);
     return NEXT;
+}
+
+static enum after rdpmc(const struct hv_insn *insn)
+{
+    (void)insn;
+    hv_raise_error(HV_GP, 0); /* there is no counter with any number */
 }
 
 static enum after cpuid(const struct hv_insn *insn)
@@ -553,7 +559,7 @@ static handler *const one_byte[256] = {
 static handler *const two_byte[256] = {
     [0x00] = group_00, [0x01] = group_01, [0x02] = lar_lsl, [0x03] = lar_lsl, [0x05] = absent, [0x06] = clts, [0x07] = absent, [0x08] = cache,
     [0x09] = cache, [0x20] = mov_from_control, [0x21] = mov_debug, [0x22] = mov_to_control, [0x23] = mov_debug, [0x30] = wrmsr, [0x31] = rdtsc,
-    [0x32] = rdmsr, [0x34] = absent, [0x35] = absent, [0x37] = absent, [0xa0] = push_segment, [0xa1] = pop_segment, [0xa2] = cpuid,
+    [0x32] = rdmsr, [0x33] = rdpmc, [0x34] = absent, [0x35] = absent, [0x37] = absent, [0xa0] = push_segment, [0xa1] = pop_segment, [0xa2] = cpuid,
     [0xa8] = push_segment, [0xa9] = pop_segment, [0xaa] = absent, [0xb2] = load_far_pointer, [0xb4] = load_far_pointer, [0xb5] = load_far_pointer,
 };
 

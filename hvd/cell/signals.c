@@ -130,7 +130,16 @@ static void system_call(void)
 
 static void fault_without_error(void) { hv_raise((unsigned)hv_frame_registers()[REG_TRAPNO]); }
 
-static void alignment(void) { hv_raise_error(HV_ALIGNMENT, 0); }
+/* Checked by the guest in ring 3 with CR0.AM; by the host whenever AC is set, which PUSHF shows in ring 3 only if it is. */
+static void alignment(void)
+{
+    if (HV_CPU->cpl == 3 && HV_CPU->cr0 & HV_CR0_AM)
+        hv_raise_error(HV_ALIGNMENT, 0);
+    struct hv_insn insn;
+    hv_fetch_instruction(&insn);
+    if (!hv_interpret(&insn))
+        HV_CPU->eflags &= ~HV_AC; /* x87 and SSE are not executed here */
+}
 
 static void nothing(void) {}
 
@@ -227,6 +236,9 @@ void hv_on_signal(int signal, siginfo_t *information, void *context)
     __asm__ volatile("mov %%es, %0" : "=r"(hv_trap.live[HV_ES]));
     __asm__ volatile("mov %%fs, %0" : "=r"(hv_trap.live[HV_FS]));
     __asm__ volatile("mov %%gs, %0" : "=r"(hv_trap.live[HV_GS]));
+    uint64_t flags = __builtin_ia32_readeflags_u64();
+    if (flags & HV_AC) /* the host leaves the guest's; the compiler does not align everything */
+        __builtin_ia32_writeeflags_u64(flags & ~(uint64_t)HV_AC);
     if (entered)
         __builtin_ia32_wrfsbase64(monitor_fs_base);
     hv_trap.frame = context;

@@ -56,6 +56,7 @@ GDT_ROWS: Final = (
     0x4040930000000FFF | 0x0800 << 16, 0x00CF13000000FFFF, 0x00CF9F000000FFFF, 0x00CF91000000FFFF, 0x40CFF3000000FFFF | 0x0100 << 16,
     0x4040F30000000FFF | 0x0800 << 16, 0x00CF970000000FFF, 0,
 )  # fmt: skip
+CR0, CR4 = 0x8001_0033, 0x690
 ERROR_CODES: Final = (8, 10, 11, 12, 13, 14, 17)
 
 SKELETON: Final = """
@@ -89,10 +90,10 @@ next:
     xorl %eax, %eax; movl $STACK_PAGE, %edi; movl $1024, %ecx; rep stosl
     movl $PRISTINE_TABLE, %esi; movl $USER_TABLE, %edi; movl $32, %ecx; rep movsl
     movl $INITIAL_CR0, %eax; movl %eax, %cr0
-    movl $0x690, %eax; movl %eax, %cr4
+    movl $INITIAL_CR4, %eax; movl %eax, %cr4
     movl $DIRECTORY, %eax; movl %eax, %cr3
-    movl $0x610, %eax; movl %eax, %cr4
-    movl $0x690, %eax; movl %eax, %cr4
+    movl $INITIAL_CR4 & ~0x80, %eax; movl %eax, %cr4
+    movl $INITIAL_CR4, %eax; movl %eax, %cr4
     lgdt GDT_POINTER
     lidt IDT_POINTER
     movl $0, FAULTS
@@ -101,6 +102,8 @@ next:
     movw $0x30, %ax; movw %ax, %fs
     movw $0x38, %ax; movw %ax, %gs
     movl CURRENT, %ebx
+    movl 52(%ebx), %eax; movl %eax, %cr0
+    movl 56(%ebx), %eax; movl %eax, %cr4
     cmpl $0, 4(%ebx)
     jne user
     movl 12 + 16(%ebx), %esp
@@ -196,6 +199,7 @@ overflow:
 finished:
     # A hash of what it left in memory, and of x87 and SSE registers
     movl $INITIAL_CR0, %eax; movl %eax, %cr0
+    movl $INITIAL_CR4, %eax; movl %eax, %cr4
     movl $KERNEL_STACK - 1024, %esp
     xorl %eax, %eax
     movl $BUFFER, %esi; movl $2048, %ecx; call hash
@@ -240,7 +244,7 @@ def kernel_image(directory: Path) -> tuple[bytes, list[int]]:
         "TABLE": KERNEL + TABLE, "PRISTINE": KERNEL + PRISTINE, "BUFFER": KERNEL + BUFFER, "STACK_PAGE": KERNEL + STACK_PAGE,
         "PRISTINE_TABLE": KERNEL + PRISTINE_TABLE, "USER_TABLE": KERNEL + USER_TABLE, "DIRECTORY": DIRECTORY, "KERNEL_STACK": KERNEL + KERNEL_STACK,
         "LOG_END": KERNEL + LOG + LOG_BYTES - 256, "EXIT_PORT": EXIT_PORT, "END_VECTOR": END_VECTOR, "ECHO_VECTOR": ECHO_VECTOR,
-        "MOST_FAULTS": MOST_FAULTS, "INITIAL_CR0": 0x8001_0033,
+        "MOST_FAULTS": MOST_FAULTS, "INITIAL_CR0": CR0, "INITIAL_CR4": CR4,
     }  # fmt: skip
     source = "".join(f"    .set {name}, {value:#x}\n" for name, value in symbols.items()) + SKELETON
     for vector in range(256):
@@ -285,6 +289,8 @@ class Program:
     registers: list[int]
     chunks: list[list[bytes]]
     seed: int = 0
+    cr0: int = CR0
+    cr4: int = CR4
     notes: dict[str, Any] = field(default_factory=dict)
 
     def code(self) -> tuple[bytes, list[int]]:
@@ -304,6 +310,8 @@ class Program:
                 "ring": self.ring,
                 "eflags": self.eflags,
                 "registers": self.registers,
+                "cr0": self.cr0,
+                "cr4": self.cr4,
                 "chunks": chunks,
                 "notes": self.notes,
             }
@@ -313,7 +321,8 @@ class Program:
     def load(cls, text: str) -> Program:
         row = json.loads(text)
         chunks = [[bytes.fromhex(atom) for atom in chunk] for chunk in row["chunks"]]
-        return cls(row["ring"], row["eflags"], row["registers"], chunks, notes=row.get("notes", {}))
+        control = {name: row[name] for name in ("cr0", "cr4") if name in row}
+        return cls(row["ring"], row["eflags"], row["registers"], chunks, **control, notes=row.get("notes", {}))
 
 
 @dataclass
@@ -426,7 +435,7 @@ class Side:
             registers = list(program.registers)
             registers[4], registers[6] = STACK, USER
             row = struct.pack(
-                "<III8III", STREAMS + at, program.ring, program.eflags, *registers, KERNEL + MAPS + 2 * at, len(code)
+                "<III8I4I", STREAMS + at, program.ring, program.eflags, *registers, KERNEL + MAPS + 2 * at, len(code), program.cr0, program.cr4
             )
             memory.write(TABLE + 64 * placed, row)
             at += len(code) + 1
@@ -445,7 +454,7 @@ class Side:
         flat = {name: Segment(0x10, 0, 0xFFFF_FFFF, 0xC09300) for name in ("ds", "es", "fs", "gs", "ss")}
         vcpu.enter(
             EntryState(
-                registers={"rip": KERNEL + CODE, "rsp": KERNEL + KERNEL_STACK - 512, "rflags": 2}, cr0=0x8001_0033, cr3=DIRECTORY, cr4=0x690,
+                registers={"rip": KERNEL + CODE, "rsp": KERNEL + KERNEL_STACK - 512, "rflags": 2}, cr0=CR0, cr3=DIRECTORY, cr4=CR4,
                 segments=flat | {"cs": Segment(8, 0, 0xFFFF_FFFF, 0xC09B00)}, gdt=(KERNEL + GDT, 8 * len(GDT_ROWS) - 1),
                 idt=(KERNEL + IDT, 0x7FF),
             )

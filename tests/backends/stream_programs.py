@@ -11,11 +11,9 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
-from stream_guest import (
-    STACK,
-    USER,
-    Program,
-)
+from stream_guest import CR0 as CR0
+from stream_guest import CR4 as CR4
+from stream_guest import STACK, USER, Program
 from streams import EDI, ESI, Stream
 
 COMPARE: Final = b"\x39\xd8"  # cmp eax, ebx
@@ -50,8 +48,6 @@ WILD: Final = (
 )
 CODE_STUBS: Final = 0x1800  # offset of the buffer's part that code is written to
 COUNTERS: Final = 0x1F00  # offset of loop counters
-CR0: Final = 0x8001_0033
-CR4: Final = 0x690
 
 
 def u32(value: int) -> bytes:

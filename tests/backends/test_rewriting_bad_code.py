@@ -7,8 +7,8 @@ from collections.abc import Iterator
 
 import pytest
 from stream_compare import DONE, Pair, all_same, difference
-from stream_guest import DEVICE, KERNEL, STREAMS, USER, Outcome, Program, Side
-from stream_programs import SET_ESP
+from stream_guest import DEVICE, IDT, KERNEL, STREAMS, USER, Outcome, Program, Side
+from stream_programs import CR0, SET_ESP
 
 from hvd.backends.emulation.backend import BACKEND as EMULATION
 from hvd.backends.rewriting.backend import BACKEND as REWRITING
@@ -23,6 +23,7 @@ END = KERNEL + (8 << 20)
 CACHE = 0x2_0000_0000  # HV_CACHE
 HOST_CODE_64 = 0x33
 LATE_SECONDS = 1.0
+CR0_AM = 0x40000
 
 
 @pytest.fixture(scope="module", params=ENGINES)
@@ -37,8 +38,9 @@ def word(value: int) -> str:
     return struct.pack("<I", value & 0xFFFF_FFFF).hex()
 
 
-def program(*code: str, ring: int = 0) -> Program:
-    return Program(ring, 2, [0x11111111 * n for n in range(8)], [[bytes.fromhex(atom)] for atom in code])
+def program(*code: str, ring: int = 0, cr0: int = CR0) -> Program:
+    flags = 0x202 if ring else 2
+    return Program(ring, flags, [0x11111111 * n for n in range(8)], [[bytes.fromhex(atom)] for atom in code], cr0=cr0)
 
 
 def alike(pair: Pair, *code: str, ring: int = 0, extra: dict[int, bytes] | None = None) -> list[tuple[int, ...]]:
@@ -149,6 +151,55 @@ def test_more_code_than_the_cache_has_bytes(pair: Pair) -> None:
     outcome = alone(pair, "31db" + ("b8" + word(KERNEL + SPARE) + "ffd0") * 2, extra={SPARE: b"\x9c\x9d" * count + b"\x43\xc3"})
     assert outcome.records[0][0][0] == END_VECTOR and outcome.records[0][0][10] == 2, outcome.end
     assert pair.other.vcpu.figures()["cache_flushes"] > before
+
+
+# ---- what the backend does not do: the end, and it says which instruction asked for it
+
+IDT_ROW = KERNEL + IDT + 8 * 0x50
+NT_FRAME = "68" + word(0x4002) + "9d" + "68" + word(2) + "6a08" + "e800000000" + "83042405"  # EIP behind the IRET, CS 08
+# what the reason says: what comes before, and the instruction
+NOT_DONE = {
+    "IRET to virtual-8086 mode": ("6a00" * 5 + "68" + word(0x20202) + "6a10" + "6a00", "cf"),
+    "IRET with EFLAGS.NT set": (NT_FRAME, "cf"),
+    "switches tasks": ("", "ea" + word(0) + "2800"),
+    "a task gate": ("c705" + word(IDT_ROW) + word(0x280000) + "c705" + word(IDT_ROW + 4) + word(0xE500), "cd50"),
+    "a return to real mode": ("0f20c0" + "25" + word(0x7FFF_FFFE), "0f22c0"),
+}
+
+
+@pytest.mark.parametrize("what", NOT_DONE)
+def test_what_is_not_done_ends_with_bytes_and_address(pair: Pair, what: str) -> None:
+    before, instruction = NOT_DONE[what]
+    outcome = alone(pair, before + instruction)
+    pair.other.reopen()
+    assert outcome.end.startswith("ERROR") and what in outcome.end, outcome.end
+    assert outcome.end.endswith(f"{bytes.fromhex(instruction).hex(' ')} at 0008:{STREAMS + len(before) // 2:08x}"), outcome.end
+
+
+# ---- EFLAGS.AC, which the host checks in all that runs natively, and the guest only where CR0.AM says so
+
+SET_AC, CLEAR_AC = "68" + word(0x40202) + "9d", "68" + word(0x202) + "9d"
+FOR_REP = "b903000000" + "bf" + word(USER + 0x201)
+MISALIGNED = (FOR_REP, "8b8601000000", "899e0a000000", "66ff8603000000", "f3a5", "0fb7862300000083c001", "87860d000000", "ff7621" + "8f4631")
+
+
+@pytest.mark.parametrize("ring", [0, 3])
+def test_alignment_is_not_checked(pair: Pair, ring: int) -> None:
+    records = alike(pair, SET_AC, *MISALIGNED, "9c58", "cd82", CLEAR_AC, "9c5b", ring=ring)
+    assert records[0][EAX] & 0x40000 and records[0][4] & 0x40000
+
+
+def test_alignment_of_what_the_monitor_does_not_interpret(pair: Pair) -> None:
+    """x87 and SSE: they are executed, and AC is gone."""
+    alike(pair, SET_AC, "d9e8" + "dd9e01000000", "0f118603010000", "dd8601000000" + "ddd8", CLEAR_AC, ring=3)
+
+
+def test_alignment_is_checked(pair: Pair) -> None:
+    """In ring 3 only; the reference does not at all."""
+    enable = "0f20c0" + "0d" + word(CR0_AM) + "0f22c0"
+    assert alone(pair, enable, SET_AC, *MISALIGNED, CLEAR_AC).records[0][0][0] == END_VECTOR
+    records = pair.other.run([program(SET_AC, *MISALIGNED[:4], "8b06", CLEAR_AC, ring=3, cr0=CR0 | CR0_AM)]).records[0]
+    assert [record[:2] for record in records[:4]] == [(17, 0)] * 3 + [(END_VECTOR, 0)]
 
 
 # ---- user code that leaves for the host's 64-bit segment
