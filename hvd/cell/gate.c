@@ -97,6 +97,14 @@ static void interrupt_return(void)
     hv_interrupt_return(4);
 }
 
+static void interrupt_return_site(void)
+{
+    require_supervisor();
+    HV_CPU->eip = hv_pop_at(4, 0) - LONGEST_CALL;
+    hv_add_esp(4);
+    hv_interrupt_return(4);
+}
+
 static void idle(void)
 {
     require_supervisor();
@@ -129,6 +137,7 @@ static void (*const entries[HV_PV_ENTRIES])(void) = {
     [HV_PV_ENTRY_CALL / HV_PV_ENTRY_BYTES] = call, [HV_PV_ENTRY_SITE / HV_PV_ENTRY_BYTES] = site,
     [HV_PV_ENTRY_IRET / HV_PV_ENTRY_BYTES] = interrupt_return, [HV_PV_ENTRY_IDLE / HV_PV_ENTRY_BYTES] = idle,
     [HV_PV_ENTRY_DELIVER / HV_PV_ENTRY_BYTES] = deliver, [HV_PV_ENTRY_INT80 / HV_PV_ENTRY_BYTES] = int80,
+    [HV_PV_ENTRY_IRET_SITE / HV_PV_ENTRY_BYTES] = interrupt_return_site,
 };
 
 /* Called by the stub, with registers, flags and selectors in struct hv_cell. */

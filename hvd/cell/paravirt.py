@@ -9,7 +9,7 @@ from hvd.board.memory import GuestMemory
 from hvd.board.paravirt import Paravirt, replace_sites
 
 ENTRY_BYTES: Final = 64
-ENTRIES: Final = 6
+ENTRIES: Final = 7
 _KIND: Final = 16  # of the first entry
 _GATE: Final = 0x2_0000_0000  # HV_CACHE of cell.h
 

@@ -11,7 +11,7 @@ from typing import Final, NamedTuple
 from hvd.hvpvcc.elf import Elf, FormatError
 from hvd.hvpvcc.entry import without_stack
 from hvd.hvpvcc.sites import FINISHED, NOP, Kind, Shape, Site, Table, read_table
-from hvd.hvpvcc.thunks import CLI, ENTRY_IRET, Thunks, call
+from hvd.hvpvcc.thunks import CLI, ENTRY_IRET_SITE, Thunks, call
 
 # Sections whose code runs before there is a stack, where no call may be.
 NO_STACK: Final = frozenset({".head.text"})
@@ -25,7 +25,7 @@ _CALL_BYTES: Final = 5
 
 
 class Replacement(NamedTuple):
-    """form: "store", "thunk", "monitor" (the instruction itself, executed by the monitor, called), "jump"; empty = left as it is, why says
+    """form: "store", "thunk", "monitor" (the instruction itself, executed by the monitor, called); empty = left as it is, why says
     wherefore: it traps, or is harmless."""
 
     site: Site
@@ -125,7 +125,7 @@ def fixed_plan(site: Site) -> Plan | None:
 def branch_plan(shape: Shape, thunks: Thunks) -> Plan:
     rest = _filled(b"", shape.length - _CALL_BYTES)
     if shape.code == b"\xcf":
-        return Plan("jump", opcode=b"\xe9", target=thunks.page + ENTRY_IRET - _CALL_BYTES, rest=rest)
+        return Plan("monitor", opcode=b"\xe8", target=thunks.page + ENTRY_IRET_SITE - _CALL_BYTES, rest=rest)
     if (target := _thunk(shape.code, thunks)) is not None:
         return Plan("thunk", opcode=b"\xe8", target=target - _CALL_BYTES, rest=rest)
     return Plan("monitor", opcode=b"\xe8", target=thunks.site(shape.code) - _CALL_BYTES, rest=rest)

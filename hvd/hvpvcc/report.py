@@ -11,7 +11,7 @@ from typing import Any, Final
 from hvd.hvpvcc.finish import Finished, Replacement
 from hvd.hvpvcc.verify import Found, Verdict
 
-_FORMS: Final = ("store", "thunk", "jump", "monitor", "")
+_FORMS: Final = ("store", "thunk", "monitor", "")
 _MOST: Final = 50  # lines of a list
 
 

@@ -96,7 +96,7 @@ def test_forms(tmp_path: Path) -> None:
     assert finished is not None
     rows = {f"{each.site.kind.label} {index}": each.form or each.why for index, each in enumerate(finished.replacements)}
     assert list(rows.values()) == [
-        "there is no stack yet", "store", "store", "thunk", "monitor", "thunk", "thunk", "the next instruction is in its shadow", "jump",
+        "there is no stack yet", "store", "store", "thunk", "monitor", "thunk", "thunk", "the next instruction is in its shadow", "monitor",
         "the counter is the guest's own", "monitor", "what follows must not be put off", "thunk", "monitor",
     ]  # fmt: skip
     assert finished.replacements[2].code == CLI

@@ -20,7 +20,9 @@
 #define HV_PV_ENTRY_IDLE 0x0c0    /* call: STI and HLT as one; returns behind the interrupt */
 #define HV_PV_ENTRY_DELIVER 0x100 /* call: what is pending, now, if interrupts are on */
 #define HV_PV_ENTRY_INT80 0x140   /* call: INT 80; for programs, too, to whom the kernel maps the page */
-#define HV_PV_ENTRIES 6
+/* call, from a site: IRET, from the frame above the return address. Faults show the address of the call, and the stack without its return address. */
+#define HV_PV_ENTRY_IRET_SITE 0x180
+#define HV_PV_ENTRIES 7
 
 /* The same calls by a trap: where there is no stack, or no hypercall page at the address that the kernel was linked to. */
 #define HV_PV_TRAP_CALL 0x82 /* int $0x82: as ENTRY_CALL. */
