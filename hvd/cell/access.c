@@ -128,6 +128,14 @@ uint64_t hv_read(uint32_t linear, unsigned size) { return read_as(linear, size, 
 void hv_write(uint32_t linear, unsigned size, uint64_t value) { write_as(linear, size, value, HV_CPU->cpl == 3); }
 uint64_t hv_read_system(uint32_t linear, unsigned size) { return read_as(linear, size, false); }
 void hv_write_system(uint32_t linear, unsigned size, uint64_t value) { write_as(linear, size, value, false); }
+
+bool hv_in_memory(uint32_t linear)
+{
+    struct hv_walk walk;
+    hv_walk(&walk, linear, false, HV_CPU->cpl == 3, false, false);
+    return !walk.error && hv_memory_at(walk.physical, false, NULL);
+}
+
 void hv_check_write(uint32_t linear, unsigned size) { check_as(linear, size, true, HV_CPU->cpl == 3); }
 void hv_check_read(uint32_t linear, unsigned size) { check_as(linear, size, false, HV_CPU->cpl == 3); }
 

@@ -12,7 +12,7 @@
 #include "cpu.h"
 
 #define HV_AREA_MAGIC 0x4c434856u /* "VHCL" */
-#define HV_AREA_VERSION 2u
+#define HV_AREA_VERSION 3u
 #define HV_AREA_REGIONS 64
 #define HV_AREA_CPUID 96
 #define HV_AREA_RANGES 256
@@ -30,12 +30,14 @@ enum hv_cell_reason {
 
 enum hv_cell_mode { HV_MODE_TRAP, HV_MODE_REWRITING, HV_MODE_BREAKPOINT /* rewriting, engine breakpoint */, HV_MODE_PARAVIRT };
 
+#define HV_AREA_STRING 1024
+
 struct hv_cell_exit {
     uint32_t reason, size;
     uint64_t address, value; /* value: in for *_OUT and *_WRITE, out for *_IN and *_READ */
     uint64_t rip, start_ns;
     uint32_t flags;          /* HV_RECORD_USER */
-    uint32_t reserved;
+    uint32_t count;          /* of PORT_*: elements that may be done at once, in `string`; 0 is 1 */
     char detail[160];        /* of HV_CELL_ERROR; ends with 0 */
 };
 
@@ -121,6 +123,7 @@ struct hv_cell_area {
     uint32_t range_count;   /* ranges of guest-physical memory that were written: address, length; more than fit = all of it */
     uint64_t ranges[HV_AREA_RANGES][2];
     uint64_t answer;        /* of *_IN and *_READ */
+    uint32_t string_done;   /* of PORT_*: how many elements were done, at least one */
     struct hv_clock clock;
     uint64_t tsc_at_zero;   /* what the guest's time stamp counter was when its clock was 0, if it is counted */
     uint32_t tsc_counted;   /* by that clock, with tsc_told_hz, and RDTSC traps; 0 = it is the host's, natively */
@@ -131,6 +134,7 @@ struct hv_cell_area {
     /* ---- both, whoever has the turn */
     struct hv_cpu cpu;
     uint8_t devices[HV_AREA_DEVICES];
+    uint32_t string[HV_AREA_STRING]; /* elements of INS and OUTS: the latter's, or answers from the second one on */
 
     /* ---- the cell's word to the runner, at `left` */
     uint32_t sandbox;        /* enum hv_sandbox (start.h) */

@@ -61,7 +61,7 @@ class CellExit(ctypes.Structure):
 
     _fields_ = (
         ("reason", _u32), ("size", _u32), ("address", _u64), ("value", _u64), ("rip", _u64), ("start_ns", _u64), ("flags", _u32),
-        ("reserved", _u32), ("detail", ctypes.c_char * DETAIL_BYTES),
+        ("count", _u32), ("detail", ctypes.c_char * DETAIL_BYTES),
     )  # fmt: skip
 
 

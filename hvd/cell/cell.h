@@ -87,6 +87,7 @@ uint64_t hv_read(uint32_t linear, unsigned size);
 void hv_write(uint32_t linear, unsigned size, uint64_t value);
 uint64_t hv_read_system(uint32_t linear, unsigned size);
 void hv_write_system(uint32_t linear, unsigned size, uint64_t value);
+bool hv_in_memory(uint32_t linear); /* it is mapped, and neither a device's nor nothing */
 void hv_check_write(uint32_t linear, unsigned size); /* would a write fault? raises #PF now, before anything is changed */
 void hv_check_read(uint32_t linear, unsigned size);
 /* Code bytes at CS:EIP, as many as can be fetched, at most 15. Raises #PF or #GP when there is none. */
@@ -183,6 +184,9 @@ static inline uint32_t hv_sign_extended(uint32_t value, unsigned size)
 /* ---- leave.c */
 uint32_t hv_port_in(uint16_t port, unsigned size);
 void hv_port_out(uint16_t port, unsigned size, uint32_t value);
+/* The same for elements of INS and OUTS, at least one and at most `count` (up to HV_AREA_STRING); they return how many. */
+unsigned hv_port_in_string(uint16_t port, unsigned size, uint32_t *values, unsigned count);
+unsigned hv_port_out_string(uint16_t port, unsigned size, const uint32_t *values, unsigned count);
 void hv_serial_write(uint8_t byte); /* as to COM1, without a record */
 uint64_t hv_mmio_read(uint64_t physical, unsigned size);
 void hv_mmio_write(uint64_t physical, unsigned size, uint64_t value);

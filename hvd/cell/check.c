@@ -49,7 +49,7 @@ static const char *check_access(const struct hv_cell_known *known, struct hv_cel
     if (port ? exit->address >= PORTS : !in_runner(known, exit->address))
         return port ? "a port that there is not" : "an access to memory that is none of a device";
     exit->value &= mask(exit->size);
-    return NULL;
+    return exit->count > HV_AREA_STRING ? "more elements of a string than there is room for" : NULL;
 }
 
 static const char *check_exit(const struct hv_cell_known *known, struct hv_cell_exit *exit)
@@ -58,6 +58,7 @@ static const char *check_exit(const struct hv_cell_known *known, struct hv_cell_
     if (exit->start_ns < known->start_ns || exit->start_ns > now_ns)
         exit->start_ns = now_ns;
     exit->flags &= HV_RECORD_USER;
+    exit->count = exit->reason == HV_CELL_PORT_IN || exit->reason == HV_CELL_PORT_OUT ? exit->count : 0;
     exit->rip &= UINT32_MAX;
     switch (exit->reason) {
     case HV_CELL_PORT_IN:

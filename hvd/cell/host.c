@@ -30,6 +30,7 @@ struct hv_cell_host {
     int area_fd, go, left, wake, pidfd;
     struct hv_cell_known known;
     struct hv_cell_exit exit;
+    uint32_t string_done; /* of it */
     struct hv_cpu cpu;
     struct hv_cell_debug debug;
     bool started, dead, cpu_changed, debug_changed;
@@ -284,6 +285,7 @@ static void hand_over(struct hv_cell_host *host)
     area->range_count = host->range_count;
     memcpy(area->ranges, host->ranges, sizeof *host->ranges * (host->range_count < HV_AREA_RANGES ? host->range_count : HV_AREA_RANGES));
     area->answer = host->exit.value;
+    area->string_done = host->string_done;
     area->tapped = host->board->crossings.tap != NULL;
     area->tap.head = 0;
     area->clock = host->board->clock;
@@ -365,25 +367,33 @@ static void take_tap(struct hv_tap *tap, const struct hv_tap *cell)
     }
 }
 
-/* Windows of the runner's own board, which the cell has not; and a console that has been drained meanwhile. */
+/* Windows of the runner's own board, which the cell has not; and a console that has been drained meanwhile. Of a string of elements as many as
+ * a window takes; the next one is another exit. */
 static bool served(struct hv_cell_host *host)
 {
     struct hv_cell_exit *exit = &host->exit;
     uint16_t port = (uint16_t)exit->address;
-    uint32_t value = (uint32_t)exit->value;
-    unsigned point = HV_POINT_PORT_OUT;
+    bool in = exit->reason == HV_CELL_PORT_IN;
+    host->string_done = 1;
     if (exit->reason == HV_CELL_CONSOLE_FULL)
         return !hv_console_full(host->board->console);
-    if (exit->reason == HV_CELL_PORT_IN) {
-        point = HV_POINT_PORT_IN;
-        if (!hv_window_in(host->board, port, exit->size, &value))
-            return false;
-        exit->value = value;
-    } else if (exit->reason != HV_CELL_PORT_OUT || !hv_window_out(host->board, port, exit->size, value)) {
+    if (!in && exit->reason != HV_CELL_PORT_OUT)
         return false;
-    }
-    hv_cross(&host->board->crossings, point, exit->start_ns, exit->rip, exit->flags, port, exit->size, value, 0);
-    return true;
+    uint32_t done = 0;
+    do {
+        uint32_t value = done ? host->area->string[done] : (uint32_t)exit->value;
+        if (!(in ? hv_window_in(host->board, port, exit->size, &value) : hv_window_out(host->board, port, exit->size, value)))
+            break;
+        if (in && !done)
+            exit->value = value;
+        else if (in)
+            host->area->string[done] = value;
+        unsigned point = in ? HV_POINT_PORT_IN : HV_POINT_PORT_OUT;
+        hv_cross(&host->board->crossings, point, exit->start_ns, exit->rip, exit->flags, port, exit->size, value & (uint32_t)((1ull << 8 * exit->size) - 1), 0);
+    } while (++done < exit->count);
+    if (done)
+        host->string_done = done;
+    return done;
 }
 
 int hv_cell_run(struct hv_cell_host *host)

@@ -137,38 +137,66 @@ bool hv_kicked(void) { return __atomic_load_n(&cell.area->kick, __ATOMIC_SEQ_CST
 
 /* ---- ports and memory-mapped registers */
 
-/* One access to one of the runner's devices; returns its answer. */
-static uint64_t ask(enum hv_cell_reason reason, uint64_t address, unsigned size, uint64_t value)
+/* An access to one of the runner's devices, or several of a string instruction; returns its answer. */
+static uint64_t ask_string(enum hv_cell_reason reason, uint64_t address, unsigned size, uint64_t value, unsigned count)
 {
     struct hv_cell_exit *exit = &cell.area->exit;
     exit->address = address;
     exit->size = size;
     exit->value = value;
+    exit->count = count;
     hv_leave(reason);
     return cell.area->answer;
 }
 
+static uint64_t ask(enum hv_cell_reason reason, uint64_t address, unsigned size, uint64_t value)
+{
+    return ask_string(reason, address, size, value, 1);
+}
+
 static uint64_t all_ones(unsigned size) { return size < 8 ? (1ull << 8 * size) - 1 : ~0ull; }
+
+static unsigned done_of(unsigned count)
+{
+    uint32_t done = cell.area->string_done;
+    return done && done <= count ? done : 1;
+}
+
+unsigned hv_port_in_string(uint16_t port, unsigned size, uint32_t *values, unsigned count)
+{
+    values[0] = 0;
+    if (hv_board_port_in(&cell.board, port, size, values) != HV_PORT_LEAVE) {
+        hv_cross_here(HV_POINT_PORT_IN, port, size, values[0], 0);
+        return 1;
+    }
+    values[0] = (uint32_t)(ask_string(HV_CELL_PORT_IN, port, size, 0, count) & all_ones(size));
+    unsigned done = done_of(count);
+    memcpy(values + 1, cell.area->string + 1, (done - 1) * sizeof *values);
+    return done;
+}
+
+unsigned hv_port_out_string(uint16_t port, unsigned size, const uint32_t *values, unsigned count)
+{
+    enum hv_port_result result;
+    while ((result = hv_board_port_out(&cell.board, port, size, values[0])) == HV_PORT_WAIT)
+        ask(HV_CELL_CONSOLE_FULL, port, size, values[0]);
+    if (result != HV_PORT_LEAVE) {
+        hv_cross_here(HV_POINT_PORT_OUT, port, size, values[0], 0);
+        return 1;
+    }
+    memcpy(cell.area->string, values, count * sizeof *values);
+    ask_string(HV_CELL_PORT_OUT, port, size, values[0], count);
+    return done_of(count);
+}
 
 uint32_t hv_port_in(uint16_t port, unsigned size)
 {
-    uint32_t value = 0;
-    if (hv_board_port_in(&cell.board, port, size, &value) == HV_PORT_LEAVE)
-        return (uint32_t)(ask(HV_CELL_PORT_IN, port, size, 0) & all_ones(size));
-    hv_cross_here(HV_POINT_PORT_IN, port, size, value, 0);
+    uint32_t value;
+    hv_port_in_string(port, size, &value, 1);
     return value;
 }
 
-void hv_port_out(uint16_t port, unsigned size, uint32_t value)
-{
-    enum hv_port_result result;
-    while ((result = hv_board_port_out(&cell.board, port, size, value)) == HV_PORT_WAIT)
-        ask(HV_CELL_CONSOLE_FULL, port, size, value);
-    if (result == HV_PORT_LEAVE)
-        ask(HV_CELL_PORT_OUT, port, size, value);
-    else
-        hv_cross_here(HV_POINT_PORT_OUT, port, size, value, 0);
-}
+void hv_port_out(uint16_t port, unsigned size, uint32_t value) { hv_port_out_string(port, size, &value, 1); }
 
 void hv_serial_write(uint8_t byte)
 {

@@ -7,10 +7,14 @@
 #include "cell.h"
 #include "debug.h"
 
+#define PAGE 4096u
+
 struct string {
     const struct hv_insn *insn;
     unsigned size; /* of an element */
+    unsigned done; /* elements of a turn */
 };
+static uint32_t values[HV_AREA_STRING]; /* of a turn of INS and OUTS: devices of the runner are far away */
 
 static uint32_t source(const struct string *string)
 {
@@ -25,7 +29,7 @@ static uint32_t destination(const struct string *string, bool write) /* always i
 
 static void advance(const struct string *string, unsigned index)
 {
-    uint32_t step = HV_CPU->eflags & HV_DF ? -string->size : string->size;
+    uint32_t step = string->done * (HV_CPU->eflags & HV_DF ? -string->size : string->size);
     unsigned width = string->insn->address_size;
     hv_set_register(index, width, hv_get_register(index, width) + step);
 }
@@ -40,17 +44,37 @@ static uint16_t port(void)
     return (uint16_t)HV_CPU->r[HV_EDX];
 }
 
+/* Elements from this address on that INS or OUTS can do in one turn, because nothing comes between them: up to the page's end, in memory. */
+static unsigned at_once(const struct string *string, unsigned segment, uint32_t linear)
+{
+    const struct hv_insn *insn = string->insn;
+    bool flat = HV_CPU->segment[segment].limit == ~0u && insn->address_size == 4;
+    if (insn->repeat == HV_REPEAT_NONE || !flat || HV_CPU->eflags & (HV_DF | HV_TF) || hv_debugging || !hv_in_memory(linear))
+        return 1;
+    unsigned room = (PAGE - linear % PAGE) / string->size, most = room < HV_AREA_STRING ? room : HV_AREA_STRING;
+    uint32_t left = HV_CPU->r[HV_ECX];
+    most = left < most ? left : most;
+    return most ? most : 1;
+}
+
 static void ins(struct string *string)
 {
     uint32_t linear = destination(string, true);
     hv_check_write(linear, string->size); /* before the device gives its datum away */
-    hv_write(linear, string->size, hv_port_in(port(), string->size));
+    string->done = hv_port_in_string(port(), string->size, values, at_once(string, HV_ES, linear));
+    for (unsigned i = 0; i < string->done; i++)
+        hv_write(linear + i * string->size, string->size, values[i]);
     advance(string, HV_EDI);
 }
 
 static void outs(struct string *string)
 {
-    hv_port_out(port(), string->size, read_source(string));
+    uint32_t linear = source(string);
+    values[0] = (uint32_t)hv_read(linear, string->size);
+    unsigned segment = string->insn->segment >= 0 ? (unsigned)string->insn->segment : HV_DS, count = at_once(string, segment, linear);
+    for (unsigned i = 1; i < count; i++)
+        values[i] = (uint32_t)hv_read(linear + i * string->size, string->size);
+    string->done = hv_port_out_string(port(), string->size, values, count);
     advance(string, HV_ESI);
 }
 
@@ -106,7 +130,7 @@ bool hv_strings(const struct hv_insn *insn)
     if (insn->map != HV_MAP_ONE || opcode >= sizeof turns / sizeof *turns || !turns[opcode])
         return false;
 
-    struct string string = {.insn = insn, .size = insn->opcode & 1 ? insn->operand_size : 1};
+    struct string string = {.insn = insn, .size = insn->opcode & 1 ? insn->operand_size : 1, .done = 1};
     bool compares = opcode == 0xa6 || opcode == 0xae;
     if (opcode == 0x6c || opcode == 0x6e)
         hv_check_io(port(), string.size);
@@ -120,7 +144,8 @@ bool hv_strings(const struct hv_insn *insn)
         if (!left)
             return hv_done(insn);
         turns[opcode](&string);
-        hv_set_register(HV_ECX, width, --left);
+        left -= string.done;
+        hv_set_register(HV_ECX, width, left);
         bool zero = HV_CPU->eflags & HV_ZF;
         if (!left || (compares && zero != (insn->repeat == HV_REPEAT_E)))
             return hv_done(insn);

@@ -33,6 +33,7 @@ static void sensible(void)
     struct hv_cell_exit *exit = &area->exit;
     exit->size = 1u << next() % 3;
     exit->value = next() | (uint64_t)next() << 32;
+    exit->count = next() % 4 ? next() % 3 : next() % (HV_AREA_STRING + 1);
     exit->rip = next();
     exit->start_ns = hv_host_ns();
     if (area->kick && next() % 4) {

@@ -160,6 +160,27 @@ uint32_t hv_port_in(uint16_t port, unsigned size)
 
 void hv_port_out(uint16_t port, unsigned size, uint32_t value) { count_port(port, size, value); }
 
+/* Some at once, some one by one. */
+static unsigned some(unsigned count) { return count < 3 ? count : 1 + rig.port_count % 3; }
+
+unsigned hv_port_in_string(uint16_t port, unsigned size, uint32_t *values, unsigned count)
+{
+    unsigned done = some(count);
+    for (unsigned i = 0; i < done; i++)
+        values[i] = hv_port_in(port, size);
+    return done;
+}
+
+unsigned hv_port_out_string(uint16_t port, unsigned size, const uint32_t *values, unsigned count)
+{
+    unsigned done = some(count);
+    for (unsigned i = 0; i < done; i++)
+        hv_port_out(port, size, values[i]);
+    return done;
+}
+
+bool hv_in_memory(uint32_t linear) { return linear / RIG_PAGE < rig.size / RIG_PAGE; }
+
 void hv_check_io(uint16_t port, unsigned size)
 {
     (void)port, (void)size;

@@ -265,6 +265,7 @@ FORGED = {
     "debug": CellExit(reason=ExitReason.DEBUG, value=1),
     "size": CellExit(reason=ExitReason.PORT_IN, address=0x70, size=3),
     "eight bytes of a port": CellExit(reason=ExitReason.PORT_OUT, address=0x70, size=8),
+    "more elements than there is room for": CellExit(reason=ExitReason.PORT_OUT, address=0x1F0, size=2, count=1025),
     "port": CellExit(reason=ExitReason.PORT_OUT, address=0x10000, size=1),
     "memory": CellExit(reason=ExitReason.MMIO_READ, address=0x1000, size=4),
     "nothing there": CellExit(reason=ExitReason.MMIO_WRITE, address=1 << 63, size=4),
