@@ -2,7 +2,8 @@
 
 Importing takes many times longer than starting a guest, and its memory would be every runner's own; forked, the pages
 are shared until they are written. The daemon has one template for each backend with a runner (hvd.runner.process). It
-has one thread, no state of a guest, and ends when the daemon does; its runners go on.
+has one thread, no state of a guest, and ends when the daemon does; its runners go on. Once it has been used, it keeps
+a spare (hvd.runner.spare).
 
     python -m hvd.runner.template BACKEND          with a SEQPACKET socket as descriptor 3, one JSON object a packet
     {"start": DIRECTORY, "own_pids": in a PID namespace of its own} + descriptor to write to when it is ready, and those of its network cards
@@ -18,14 +19,18 @@ import gc
 import importlib
 import json
 import os
+import select
 import socket
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, NoReturn
 
 from hvd.jail.pids import own_pids
 from hvd.runner.directory import RUNNER_LOG
 from hvd.runner.inheritance import MOST_DESCRIPTORS, READY_FD, inherit
+
+if TYPE_CHECKING:
+    from hvd.runner.spare import Spare
 
 SOCKET_FD = 3
 PACKET_BYTES = 8192
@@ -33,9 +38,14 @@ PACKET_BYTES = 8192
 
 def serve(backend: str) -> None:
     """Until the daemon closes its end."""
-    runner_main = _preload(backend)
+    template = Template(backend)
     connection = socket.socket(fileno=SOCKET_FD)
+    waiting = select.poll()
+    waiting.register(connection, select.POLLIN)
     while True:
+        if not waiting.poll(template.delay()):
+            template.make_spare()
+            continue
         data, descriptors, _, _ = socket.recv_fds(connection, PACKET_BYTES, 1 + MOST_DESCRIPTORS)
         if not data:
             return
@@ -45,8 +55,7 @@ def serve(backend: str) -> None:
             connection.send(json.dumps({"status": status}).encode())
             continue
         try:
-            with own_pids(request["own_pids"]):
-                pid = _fork(request["start"], descriptors, runner_main)
+            pid = template.start(request["start"], descriptors, request["own_pids"])
             pidfd = os.pidfd_open(pid)
         except OSError as error:
             connection.send(json.dumps({"errno": error.errno or errno.EIO, "problem": error.strerror}).encode())
@@ -58,44 +67,67 @@ def serve(backend: str) -> None:
                 os.close(descriptor)
 
 
-def _preload(backend: str) -> Callable[[list[str]], int]:
-    """Everything that each runner would import and load, even what it needs only once somebody talks to it."""
-    main = importlib.import_module("hvd.runner.__main__")
-    main.preload(backend)
-    main.introduce("template")
-    # What is there now is there for ever: the collector's marks would only unshare its pages.
-    gc.collect()
-    gc.freeze()
-    runner_main: Callable[[list[str]], int] = main.main
-    return runner_main
+class Template:
+    """What is loaded, and the spare."""
 
+    def __init__(self, backend: str) -> None:
+        """Loads everything that each runner would import and load, even what it needs only once somebody talks to it."""
+        self._backend = backend
+        self._runner = importlib.import_module("hvd.runner.__main__")
+        self._runner.preload(backend)
+        self._runner.introduce("template")
+        self._spares = importlib.import_module("hvd.runner.spare")
+        self._spare: Spare | None = None
+        self._spare_wanted: bool | None = None  # with PIDs of its own, or without; None = none is wanted
+        # What is there now is there for ever: the collector's marks would only unshare its pages.
+        gc.collect()
+        gc.freeze()
 
-def _fork(directory: str, descriptors: list[int], runner_main: Callable[[list[str]], int]) -> int:
-    log = os.open(os.path.join(directory, RUNNER_LOG), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    try:
-        pid = os.fork()
-        if pid == 0:
-            _become_runner(directory, descriptors, log, runner_main)
-    finally:
-        os.close(log)
-    return pid
+    def delay(self) -> float | None:
+        """Milliseconds until make_spare() shall be called, unless there is something to do before; None = not at all."""
+        return None if self._spare_wanted is None else self._spares.IDLE_SECONDS * 1000
 
+    def make_spare(self) -> None:
+        own, self._spare_wanted = bool(self._spare_wanted), None
+        part = self._spares.Part(self._rehearse, lambda: self._runner.introduce("spare"), self._become, [SOCKET_FD])
+        with contextlib.suppress(OSError):  # nothing depends on it; the next start tries again
+            self._spare = self._spares.Spare(own, part)
 
-def _become_runner(
-    directory: str, descriptors: list[int], log: int, runner_main: Callable[[list[str]], int]
-) -> NoReturn:
-    code = 1
-    try:
-        os.dup2(log, 1)
-        os.dup2(log, 2)
-        # Its own connection goes with this.
-        inherit(descriptors)
-        code = runner_main([directory, str(READY_FD), str(len(descriptors) - 1)])
-    except BaseException as error:  # noqa: BLE001  nothing of the runner may run on as a template
-        sys.excepthook(type(error), error, error.__traceback__)
-    finally:
-        sys.stderr.flush()
-        os._exit(code)
+    def start(self, directory: str, descriptors: Sequence[int], own: bool) -> int:
+        """The pid of the runner. Raises OSError."""
+        log = os.open(os.path.join(directory, RUNNER_LOG), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+        try:
+            spare, self._spare = self._spare, None
+            self._spare_wanted = own
+            if spare is not None and spare.own != own:
+                spare.end()
+            elif spare is not None and (pid := spare.start(directory, [log, *descriptors])) is not None:
+                return pid
+            with own_pids(own):
+                pid = os.fork()
+                if pid == 0:
+                    self._become(directory, [log, *descriptors])
+            return pid
+        finally:
+            os.close(log)
+
+    def _rehearse(self) -> None:
+        self._spares.rehearse(self._backend, self._runner.find_vcpu(self._backend))
+
+    def _become(self, directory: str, descriptors: Sequence[int]) -> NoReturn:
+        code = 1
+        try:
+            log, *given = descriptors
+            os.dup2(log, 1)
+            os.dup2(log, 2)
+            # The template's connection goes with this.
+            inherit(given)
+            code = self._runner.main([directory, str(READY_FD), str(len(given) - 1)])
+        except BaseException as error:  # noqa: BLE001  nothing of the runner may run on as a template
+            sys.excepthook(type(error), error, error.__traceback__)
+        finally:
+            sys.stderr.flush()
+            os._exit(code)
 
 
 if __name__ == "__main__":

@@ -65,14 +65,29 @@ def descriptors(pid: int) -> set[str]:
     return found
 
 
-@pytest.mark.parametrize("backend", ["emulation", "trap", "rewriting"])
-def test_a_guest_s_processes_are_locked_in(daemon: RealDaemon, backend: str) -> None:
+def spares(daemon: RealDaemon) -> set[int]:
+    """Runners that wait for a guest."""
+    found = {pid for template in children(daemon.pid) for pid in children(template)}
+    return {pid for pid in found if status(pid)["Name"] == "hvd:spare" and not status(pid)["State"].startswith("Z")}
+
+
+@pytest.mark.parametrize(("backend", "spare"), [("emulation", False), ("emulation", True), ("trap", False), ("rewriting", True)])
+def test_a_guest_s_processes_are_locked_in(daemon: RealDaemon, backend: str, spare: bool) -> None:
+    for pid in spares(daemon):
+        os.kill(pid, signal.SIGKILL)
+    wait_for(lambda: not spares(daemon), "they have ended")
+    if spare:
+        if daemon.hvctl("run", "--rm", "--backend", backend, "--kernel", kernel("hello.elf"), "--memory", "8M").returncode == 6:
+            pytest.skip(f"{backend} does not run here")
+        wait_for(lambda: spares(daemon), "there is a spare")
+    waiting = spares(daemon)
     done = daemon.hvctl("run", "-d", "--name", "g", "--backend", backend, "--kernel", kernel("echo.elf"), "--memory", "8M")
     if done.returncode == 6:
         pytest.skip(done.stderr)
     assert done.returncode == 0, done.stderr
     shown = daemon.show("g")
     runner, owner = int(shown["host_pid"]), user.user_of(shown["uid"])
+    assert (runner in waiting) == spare
     check_locked_in(runner, owner, 0 if backend == "emulation" else RAWIO_CHROOT)
     home = daemon.runtime_dir / "guests" / shown["uid"]
     assert {path.stat().st_uid for path in (home, home / "console.log", home / "control") if path.exists()} == {owner}

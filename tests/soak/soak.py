@@ -6,6 +6,7 @@ soak did is counted in a Report.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import random
@@ -166,7 +167,8 @@ class Soak:
         assert not findings, findings
 
         def left() -> list[object]:
-            mine = leaks.processes_below(daemon.directory) - {daemon.pid} - _children(daemon.pid)
+            templates = _children(daemon.pid)
+            mine = leaks.processes_below(daemon.directory) - {daemon.pid} - templates - {spare for pid in templates for spare in _children(pid)}
             files = leaks.files_below(daemon.state_dir, daemon.runtime_dir) - self.files
             files = {file for file in files if not file.endswith(FRAMEWORK)}
             return [*mine, *sorted(files), *leaks.mounts_below(daemon.directory), *leaks.groups_of(self.uids),
@@ -177,10 +179,11 @@ class Soak:
 
 
 def _children(pid: int) -> set[int]:
-    """Templates, above all: they end with the daemon."""
+    """Of a daemon templates, above all, and of each of those a spare: they end with the daemon."""
     found = set()
-    for task in Path(f"/proc/{pid}/task").iterdir():
-        found |= {int(child) for child in (task / "children").read_text().split()}
+    with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # one that ended has none
+        for task in Path(f"/proc/{pid}/task").iterdir():
+            found |= {int(child) for child in (task / "children").read_text().split()}
     return found
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import itertools
 import os
 import signal
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -35,9 +37,10 @@ async def start(tmp_path: Path, template: Template) -> AsyncIterator[Start]:
     if not kernel.exists():
         pytest.skip(f"{kernel} is not built (`make setup`)")
     started: list[RunnerInstance] = []
+    numbers = itertools.count()
 
     async def one() -> RunnerInstance:
-        directory = tmp_path / str(len(started))
+        directory = tmp_path / str(next(numbers))
         directory.mkdir()
         spec = LaunchSpec("u", "spin", "", 16 << 20, 1, kernel, None, "", 0, False, False)
         instance = await RunnerInstance.launch(directory, spec, "emulation", frozenset(Capability))
@@ -65,6 +68,35 @@ async def ended(instance: RunnerInstance) -> InstanceStatus:
         while status.state == "RUNNING":
             status = await instance.wait_change(status)
     return status
+
+
+def state(pid: int) -> str:
+    return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
+
+
+def spares(template_pid: int) -> set[int]:
+    """Those that are ready: then they take that name."""
+    children = Path(f"/proc/{template_pid}/task/{template_pid}/children").read_text().split()
+    return {int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text() == "hvd:spare\n"}
+
+
+def opened(pid: int) -> list[str]:
+    found = []
+    for entry in Path(f"/proc/{pid}/fd").iterdir():
+        with contextlib.suppress(FileNotFoundError):
+            found.append(os.readlink(entry))
+    return found
+
+
+def mapped(pid: int) -> str:
+    return Path(f"/proc/{pid}/maps").read_text()
+
+
+async def spare_of(template_pid: int) -> int:
+    async with asyncio.timeout(20):
+        while len(found := spares(template_pid)) != 1:
+            await asyncio.sleep(0.02)
+    return found.pop()
 
 
 async def test_runners_are_forks_of_one_template(start: Start) -> None:
@@ -122,3 +154,53 @@ async def test_a_start_that_is_cancelled_leaves_no_runner(start: Start, tmp_path
         await starting
     identity = read_json(str(tmp_path / "1" / PID))
     assert identity is None or not exists(identity["pid"])
+
+
+async def test_the_next_runner_is_the_spare(start: Start) -> None:
+    first = await start()
+    spare = await spare_of(parent(first.pid))
+    second = await start()
+    assert second.pid == spare and (await second.status()).state == "RUNNING"
+    assert await spare_of(parent(first.pid)) != spare
+    os.kill(second.pid, signal.SIGKILL)
+    assert "was ended by SIGKILL" in (await ended(second)).message
+    assert not exists(second.pid)
+
+
+async def test_a_spare_that_was_killed_hinders_no_start(start: Start) -> None:
+    first = await start()
+    spare = await spare_of(parent(first.pid))
+    os.kill(spare, signal.SIGKILL)
+    async with asyncio.timeout(10):
+        while state(spare) != "Z":
+            await asyncio.sleep(0.02)
+    second = await start()
+    assert parent(second.pid) == parent(first.pid) and (await second.status()).state == "RUNNING"
+    assert not exists(spare)
+
+
+async def test_a_spare_ends_with_its_template(start: Start) -> None:
+    first = await start()
+    spare = await spare_of(parent(first.pid))
+    os.kill(parent(first.pid), signal.SIGKILL)
+    async with asyncio.timeout(10):
+        while exists(spare):
+            await asyncio.sleep(0.02)
+    assert (await first.status()).state == "RUNNING"
+
+
+async def test_many_starts_at_once_have_runners_of_their_own(start: Start) -> None:
+    first = await start()
+    await spare_of(parent(first.pid))
+    others = await asyncio.gather(*(start() for _ in range(4)))
+    assert len({first.pid, *(other.pid for other in others)}) == 5
+    assert {(await other.status()).state for other in others} == {"RUNNING"}
+
+
+async def test_a_spare_keeps_nothing_of_its_rehearsal(start: Start) -> None:
+    first = await start()
+    spare = await spare_of(parent(first.pid))
+    kinds = {target.partition(":")[0] for target in opened(spare)}
+    assert not kinds & {"anon_inode", "/memfd"}, opened(spare)
+    assert not [name for name in ("memfd", "/trace", "/counters") if name in mapped(spare)], mapped(spare)
+    assert os.readlink(f"/proc/{spare}/cwd") == os.readlink(f"/proc/{parent(spare)}/cwd")

@@ -1,0 +1,148 @@
+"""A spare: a runner that the template has forked ahead and that waits for a guest, so that a start waits neither for the fork nor for what every
+runner does alike: the pages that its first turns unshare from the template, and the parts of its jail that are the same for all.
+
+It takes one start and is that guest's runner from then on. Until then it has no guest, no thread and nothing of a guest's; it ends when its template
+does. There is one for each template at most, made when nothing has been asked of the template for a moment: many starts at once do without.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import gc
+import json
+import os
+import signal
+import socket
+import weakref
+from collections.abc import Callable, Sequence
+from typing import Any, Final, NamedTuple, NoReturn
+
+from hvd.board.machine import CreateVcpu
+from hvd.board.memory import LEAST
+from hvd.board.spec import MachineSpec
+from hvd.jail import enter
+from hvd.jail.pids import own_pids
+from hvd.runner.directory import MACHINE, PID, ExitRecord, own_pid, process_identity, read_json, write_json
+from hvd.runner.inheritance import MOST_DESCRIPTORS
+from hvd.runner.runner import Runner
+
+# After the last request to the template.
+IDLE_SECONDS: Final = 0.3
+PACKET_BYTES: Final = 8192
+_READY: Final = b"ready"
+
+# linux/mount.h: a file system in memory that is mounted nowhere (fsopen(2), fsmount(2)).
+_FSOPEN, _FSCONFIG, _FSMOUNT = 430, 431, 432
+_CLOEXEC, _CREATE = 1, 6
+
+
+class Part(NamedTuple):
+    """What the template has it do."""
+
+    rehearse: Callable[[], None]
+    introduce: Callable[[], None]  # once it is ready
+    become: Callable[[str, Sequence[int]], NoReturn]  # the runner of this directory with these descriptors, the first of which is its log
+    closed: Sequence[int]  # descriptors of the template's own
+
+
+class Spare:
+    """The template's side."""
+
+    def __init__(self, own: bool, part: Part) -> None:
+        """own: in a PID namespace of its own. Raises OSError."""
+        self.own = own
+        self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        try:
+            with own_pids(own), theirs:
+                self._pid = os.fork()
+                if self._pid == 0:
+                    _wait(theirs, self._connection.detach(), own, part)
+        except BaseException:
+            self._connection.close()
+            raise
+
+    def start(self, directory: str, descriptors: Sequence[int]) -> int | None:
+        """Its pid: it is that directory's runner now. None: it is not ready, or has ended; whatever it was, it is no more."""
+        try:
+            if self._connection.recv(PACKET_BYTES, socket.MSG_DONTWAIT) == _READY:
+                socket.send_fds(self._connection, [directory.encode()], descriptors, socket.MSG_NOSIGNAL)
+                self._connection.close()
+                return self._pid
+        except OSError:
+            pass  # it is not used
+        self.end()
+        return None
+
+    def end(self) -> None:
+        self._connection.close()
+        with contextlib.suppress(ProcessLookupError, ChildProcessError):
+            os.kill(self._pid, signal.SIGKILL)
+            os.waitpid(self._pid, 0)
+
+
+def _wait(connection: socket.socket, other_end: int, own: bool, part: Part) -> NoReturn:
+    """In the new process."""
+    code = 1
+    try:
+        for descriptor in (*part.closed, other_end):
+            os.close(descriptor)
+        if own:
+            enter.prepare()
+        part.rehearse()
+        connection.send(_READY)
+        part.introduce()
+        data, descriptors, _, _ = socket.recv_fds(connection, PACKET_BYTES, 2 + MOST_DESCRIPTORS)
+        if data:
+            connection.detach()  # the runner closes what is not its own
+            part.become(os.fsdecode(data), descriptors)
+        code = 0  # the template has ended, or does without
+    finally:
+        os._exit(code)
+
+
+def rehearse(backend: str, create_vcpu: CreateVcpu) -> None:
+    """Do what a start does up to the jail, in a directory that nobody else has, and undo it. What that takes is mostly unsharing pages. Without the
+    privileges for such a directory nothing is done. Raises AssertionError when something of it would be left."""
+    directory = _nowhere()
+    if directory < 0:
+        return
+    home = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    before = _descriptors()
+    os.fchdir(directory)
+    try:
+        document = MachineSpec("spare", backend, "", LEAST, "none").document()
+        write_json(MACHINE, json.loads(json.dumps(document)))
+        spec = MachineSpec.of(read_json(MACHINE) or {})
+        write_json(PID, process_identity(own_pid()))
+        runner = Runner(spec, create_vcpu, ExitRecord("."), lambda error: None)
+        gone = weakref.ref(runner)
+        del runner
+        gc.collect()
+        # An object that closed its descriptor later would close one of the guest's.
+        assert gone() is None, "a rehearsal is not over"
+        for descriptor in _descriptors() - before:  # numbers that no object has
+            os.close(descriptor)
+    finally:
+        os.fchdir(home)
+        os.close(home)
+        os.close(directory)
+    gc.freeze()
+
+
+def _descriptors() -> set[int]:
+    return {number for number in map(int, os.listdir("/proc/self/fd")) if os.path.exists(f"/proc/self/fd/{number}")}
+
+
+def _nowhere() -> int:
+    """An empty directory, gone with its last descriptor; -1 = none can be made."""
+    syscall: Any = ctypes.CDLL(None, use_errno=True).syscall
+    context = syscall(_FSOPEN, b"tmpfs", _CLOEXEC)
+    if context < 0:
+        return -1
+    try:
+        if syscall(_FSCONFIG, context, _CREATE, None, None, 0) < 0:
+            return -1
+        return int(syscall(_FSMOUNT, context, _CLOEXEC, 0))
+    finally:
+        os.close(context)
