@@ -49,7 +49,7 @@ struct hv_cell {
     uint32_t pending;       /* an interrupt waits for IF, or the runner wants the state */
     uint32_t async;         /* a signal came while the monitor worked */
     uint32_t host_flags;    /* in and out of translated code */
-    uint32_t user_flags;    /* of the guest's programs */
+    uint32_t user_flags;    /* of native code */
     uint32_t callout_kind, callout_argument;
     uint16_t host_selector[8]; /* for native code: twins */
     uint16_t gate_selector[8]; /* with which it has come through the gate (gate.c) */
@@ -57,7 +57,8 @@ struct hv_cell {
     uint32_t segment_base[8];
     uint64_t segment_window[8]; /* HV_WINDOW; of a segment that only the monitor can access, an address that faults */
     uint64_t callout, resume, monitor_sp, monitor_fs, system_call;
-    uint32_t user_eip;             /* of the guest's programs: where they are entered (sites.h) */
+    uint32_t user_eip;             /* native code: where it is entered, as a far pointer (sites.h) */
+    uint16_t user_cs, stale_segments; /* stale_segments: the host's LDT has changed since segment registers were loaded */
     uint16_t live_selector[8];     /* that they had at their system call */
     uint64_t load_segment;         /* hv_translated_load_segment() */
     uint64_t time;                 /* of RDTSC, in the middle of it */

@@ -149,6 +149,7 @@ uint64_t hv_settle_and_go(void (*work)(void))
         cell.host_selector[i] = hv_trap.expected[i];
     cell.user_flags = hv_native_flags();
     cell.user_eip = HV_CPU->cpl == 3 ? hv_sites_enter() : HV_CPU->eip;
+    cell.user_cs = hv_trap.expected[HV_CS];
     cell.host_flags = HV_IF | 2;
     return (uint64_t)(uintptr_t)hv_stubs.enter_user;
 }

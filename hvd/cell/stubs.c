@@ -24,11 +24,55 @@ static void push_selector(struct hv_emitter *e, unsigned segment)
     hv_byte(e, 0x50);
 }
 
+/* A short jump over what follows, to where hv_here() is called: 0x74 = if equal, 0x75 = if not, 0xeb = always. */
+static uint8_t *jump_over(struct hv_emitter *e, unsigned opcode)
+{
+    hv_byte(e, opcode);
+    hv_byte(e, 0);
+    return e->at;
+}
+
+static void here(struct hv_emitter *e, uint8_t *over) { over[-1] = (uint8_t)(e->at - over); }
+
 /* mov segment, word [r15 + host_selector[segment]] */
 static void load_selector(struct hv_emitter *e, unsigned segment)
 {
     HV_CODE(e, "\x41\x8e");
     hv_cell_operand(e, segment, HV_FIELD(host_selector) + 2 * segment);
+}
+
+/* cmp word [r15 + offset], 0 */
+static void compare_with_zero(struct hv_emitter *e, uint32_t offset)
+{
+    HV_CODE(e, "\x66\x41\x83");
+    hv_cell_operand(e, 7, offset);
+    hv_byte(e, 0);
+}
+
+/* The same unless it has that one already: of a null selector a load is four times as dear as of others. */
+static void load_other_selector(struct hv_emitter *e, unsigned segment)
+{
+    HV_CODE(e, "\x8c"); /* mov eax, segment; cmp ax, word [r15 + host_selector[segment]] */
+    hv_byte(e, 0xc0 | segment << 3);
+    HV_CODE(e, "\x66\x41\x3b");
+    hv_cell_operand(e, HV_EAX, HV_FIELD(host_selector) + 2 * segment);
+    uint8_t *over = jump_over(e, 0x74);
+    load_selector(e, segment);
+    here(e, over);
+}
+
+/* The same of FS and GS, whose bases are the monitor's own, but for null selectors: without a base they are what they were. */
+static void load_based_selector(struct hv_emitter *e, unsigned segment)
+{
+    HV_CODE(e, "\x41\xf7"); /* test dword [r15 + host_selector[segment]], ~3 */
+    hv_cell_operand(e, 0, HV_FIELD(host_selector) + 2 * segment);
+    hv_word32(e, 0xfffc);
+    uint8_t *null = jump_over(e, 0x74);
+    load_selector(e, segment);
+    uint8_t *done = jump_over(e, 0xeb);
+    here(e, null);
+    load_other_selector(e, segment);
+    here(e, done);
 }
 
 /* mov word [r15 + live_selector[segment]], segment */
@@ -139,23 +183,45 @@ void hv_stubs_init(struct hv_emitter *e)
     HV_CODE(e, "\x41\xff"); /* jmp [r15 + resume] */
     hv_cell_operand(e, 4, HV_FIELD(resume));
 
-    /* enter_user: IRETQ to compatibility mode; the registers that resume loaded are loaded again, since the selectors need some */
+    /* enter_user: to compatibility mode by a far jump, or by IRETQ where TF must not trap before the guest's first instruction. The registers that
+     * resume loaded are loaded again, since the selectors need some. */
     hv_stubs.enter_user = e->at;
     hv_load64(e, HV_ESP, HV_FIELD(monitor_sp));
+    compare_with_zero(e, HV_FIELD(stale_segments));
+    uint8_t *known = jump_over(e, 0x74);
+    static const uint8_t all[] = {HV_SS, HV_DS, HV_ES, HV_FS, HV_GS};
+    for (unsigned i = 0; i < sizeof all; i++)
+        load_selector(e, all[i]);
+    HV_CODE(e, "\x66\x41\xc7"); /* mov word [r15 + stale_segments], 0 */
+    hv_cell_operand(e, 0, HV_FIELD(stale_segments));
+    HV_CODE(e, "\0\0");
+    here(e, known);
+    load_other_selector(e, HV_SS);
+    load_other_selector(e, HV_DS);
+    load_other_selector(e, HV_ES);
+    load_based_selector(e, HV_FS);
+    load_based_selector(e, HV_GS);
+    hv_load32(e, HV_EAX, HV_FIELD(user_flags));
+    hv_byte(e, 0xa9); /* test eax, TF */
+    hv_word32(e, HV_TF);
+    uint8_t *steps = jump_over(e, 0x75);
+    HV_CODE(e, "\x50\x9d"); /* push rax; popfq */
+    load_registers(e);
+    hv_load32(e, HV_ESP, HV_FIELD(cpu.r) + 4 * HV_ESP);
+    HV_CODE(e, "\x41\xff"); /* jmp far [r15 + user_eip] */
+    hv_cell_operand(e, 5, HV_FIELD(user_eip));
+    here(e, steps);
     push_selector(e, HV_SS);
     hv_load32(e, HV_EAX, HV_FIELD(cpu.r) + 4 * HV_ESP);
     hv_byte(e, 0x50);
     hv_load32(e, HV_EAX, HV_FIELD(user_flags));
     hv_byte(e, 0x50);
-    push_selector(e, HV_CS);
+    hv_load16(e, HV_EAX, HV_FIELD(user_cs));
+    hv_byte(e, 0x50);
     hv_load32(e, HV_EAX, HV_FIELD(user_eip));
     hv_byte(e, 0x50);
-    load_selector(e, HV_DS);
-    load_selector(e, HV_ES);
-    load_selector(e, HV_FS);
-    load_selector(e, HV_GS);
     load_registers(e);
-    HV_CODE(e, "\x48\xcf");
+    HV_CODE(e, "\x48\xcf"); /* iretq */
     hv_stubs.ready_end = e->at;
 
     /* lookup: r8d = EIP. The table's key is EIP's negative, so that comparing needs no flags; the key 0 leads to miss. */

@@ -58,6 +58,7 @@ static void make(unsigned index, const struct hv_segment *segment)
     if (syscall(SYS_modify_ldt, 0x11, &wish, sizeof wish) != 0)
         hv_fail("modify_ldt refused a twin of selector %#x (base %#x, limit %#x, attributes %#x): error %d", segment->selector, segment->base,
                 segment->limit, segment->attributes, errno);
+    cell.stale_segments = 1;
     twins[index] = (struct twin){segment->base, segment->limit, segment->attributes & KEPT};
     if (hv_paravirtual())
         hv_paravirt_forget_twin(index);
