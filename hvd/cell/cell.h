@@ -15,7 +15,7 @@
  *   plain.c      memcpy without SSE                          runs.c       pages that only the kernel may touch
  *   paravirt.h   hypercalls                                  sites.h      INT 80 of programs without a signal
  *   lookaside.h  a TLB for access.c                          slots.h      sets of pages
- *   jumps.h      near.c, beyond.c: what sites.h's INT 80 becomes
+ *   jumps.h      near.c, beyond.c: what sites.h's INT 80 becomes          straight.c  usual crossings under paravirt
  *
  * Everything runs on the signal stack, with signals blocked, until signals.c returns to the guest. What finds that the guest has
  * faulted does not return: hv_raise() unwinds to signals.c, which delivers the exception. So an instruction's effects on registers come
@@ -52,14 +52,14 @@ struct hv_cell {
     uint32_t user_flags;    /* of native code */
     uint32_t callout_kind, callout_argument;
     uint16_t host_selector[8]; /* for native code: twins */
-    uint16_t gate_selector[8]; /* with which it has come through the gate (gate.c) */
     uint32_t fpu_traps[4];  /* by enum hv_fpu: such an instruction faults now */
     uint32_t segment_base[8];
     uint64_t segment_window[8]; /* HV_WINDOW; of a segment that only the monitor can access, an address that faults */
     uint64_t callout, resume, monitor_sp, monitor_fs, system_call;
     uint32_t user_eip;             /* native code: where it is entered, as a far pointer (sites.h) */
     uint16_t user_cs, stale_segments; /* stale_segments: the host's LDT has changed since segment registers were loaded */
-    uint16_t live_selector[8];     /* that they had at their system call */
+    uint16_t live_selector[8];     /* that it had when it came by itself: system calls, the gate */
+    uint32_t fs_is_taken;          /* under paravirt: FS has the guest's selector and the monitor's base */
     uint64_t load_segment;         /* hv_translated_load_segment() */
     uint64_t time;                 /* of RDTSC, in the middle of it */
     uint32_t load_flags;           /* meanwhile */
@@ -113,6 +113,7 @@ void hv_far_jump(uint16_t selector, uint32_t offset);
 void hv_far_call(uint16_t selector, uint32_t offset, unsigned size, uint32_t next);
 void hv_far_return(unsigned size, uint32_t release);
 void hv_interrupt_return(unsigned size);
+void hv_drop_inner_segments(void); /* data segments that an outer level, which is returned to, may not use are lost (SDM vol. 2B, "RET") */
 
 /* ---- sensitive.c */
 void hv_check_io(uint16_t port, unsigned size); /* IOPL and the TSS's bit map; raises #GP(0) */

@@ -161,8 +161,7 @@ void hv_far_call(uint16_t selector, uint32_t offset, unsigned size, uint32_t nex
     record(selector, offset);
 }
 
-/* Data segments that the outer level may not use are lost (SDM vol. 2B, "RET"). */
-static void drop_inner_segments(void)
+void hv_drop_inner_segments(void)
 {
     static const unsigned data[] = {HV_ES, HV_FS, HV_GS, HV_DS};
     for (unsigned i = 0; i < 4; i++) {
@@ -206,7 +205,7 @@ static void return_to(uint16_t selector, uint32_t eip, unsigned size, uint32_t d
             esp &= 0xffff;
         cpu->r[HV_ESP] = cpu->segment[HV_SS].attributes & HV_SEGMENT_32 ? esp : (cpu->r[HV_ESP] & 0xffff0000u) | (esp & 0xffff);
         hv_add_esp((int32_t)release);
-        drop_inner_segments();
+        hv_drop_inner_segments();
     }
     if (flags)
         cpu->eflags = (cpu->eflags & ~settable) | (*flags & settable) | 2;

@@ -1,4 +1,4 @@
-/* The gate: from the hypercall page into the monitor by a far transfer, without a signal, and back with IRETQ (stubs.c).
+/* The gate: from the hypercall page into the monitor by a far transfer, without a signal, and back by a far jump (stubs.c).
  *
  * An entry of the page pushes the 64-bit code segment and the address of its own second half, and RETF goes there: so it works wherever the page
  * is mapped. The second half jumps to HV_CACHE, which is the same address in every cell: a page is good in any other cell, too.
@@ -140,23 +140,62 @@ static void (*const entries[HV_PV_ENTRIES])(void) = {
     [HV_PV_ENTRY_IRET_SITE / HV_PV_ENTRY_BYTES] = interrupt_return_site,
 };
 
+/* The monitor's own FS base. Straight ways do without: to set it and to load the guest's FS again costs half as much as they do. */
+static void take_fs(void)
+{
+    __builtin_ia32_wrfsbase64(cell.monitor_fs);
+    cell.fs_is_taken = 1;
+}
+
+static void take_guest(uint32_t kind)
+{
+    if (kind == HV_CALLOUT_SYSTEM_CALL) {
+        hv_take_program();
+        return;
+    }
+    for (unsigned i = 0; i <= HV_GS; i++)
+        hv_trap.live[i] = i == HV_CS ? hv_trap.expected[HV_CS] : cell.live_selector[i];
+    hv_take_native(cell.host_flags);
+}
+
+/* Does the guest have other selectors than it was entered with? */
+static bool has_loaded(void)
+{
+    for (unsigned i = 0; i <= HV_GS; i++)
+        if (i != HV_CS && cell.live_selector[i] != hv_trap.expected[i])
+            return true;
+    return false;
+}
+
+/* What it mostly is, if nothing else is to be done: then it is done, and the state is taken. A signal that came meanwhile may be for that. */
+static bool straight(uint32_t kind)
+{
+    bool returns = kind == KIND + HV_PV_ENTRY_IRET / HV_PV_ENTRY_BYTES, calls = kind == KIND + HV_PV_ENTRY_INT80 / HV_PV_ENTRY_BYTES;
+    if ((!returns && !calls && kind != HV_CALLOUT_SYSTEM_CALL) || cell.async || stepped || hv_trap.stepping || cell.host_flags & HV_TF || !hv_straight_begin())
+        return false;
+    if (has_loaded())
+        take_fs();
+    take_guest(kind);
+    return returns ? hv_straight_return() : calls ? hv_straight_int80_entry() : hv_straight_interrupt(0x80);
+}
+
 /* Called by the stub, with registers, flags and selectors in struct hv_cell. */
 static uint64_t enter(void)
 {
     uint32_t kind = cell.callout_kind;
+    bool is_done = straight(kind);
+    cell.board.crossings.counters->callouts++;
+    if (is_done && hv_go_straight_on())
+        return (uint64_t)(uintptr_t)hv_stubs.enter_user;
+    take_fs();
     cell.async = 0;
     cell.entry_ns = hv_host_ns();
     hv_account_run();
-    cell.board.crossings.counters->callouts++;
-    if (kind == HV_CALLOUT_ASYNC) /* whose state is in cell.cpu already */
+    if (is_done || kind == HV_CALLOUT_ASYNC) /* whose state is in cell.cpu already */
         return hv_settle_and_go(nothing);
-    if (kind == HV_CALLOUT_SYSTEM_CALL) {
-        hv_take_program();
+    take_guest(kind);
+    if (kind == HV_CALLOUT_SYSTEM_CALL)
         return hv_settle_and_go(system_call);
-    }
-    for (unsigned i = 0; i <= HV_GS; i++)
-        hv_trap.live[i] = i == HV_CS ? hv_trap.expected[HV_CS] : cell.gate_selector[i];
-    hv_take_native(cell.host_flags);
     if (stepped && !hv_trap.stepping)
         HV_CPU->eflags |= HV_TF;
     stepped = false;
@@ -183,12 +222,6 @@ bool hv_gate_interpret(void)
 
 /* ---- the code between */
 
-static void store_selector(struct hv_emitter *e, unsigned segment)
-{
-    HV_CODE(e, "\x41\x8c"); /* mov [r15 + gate_selector[segment]], segment */
-    hv_cell_operand(e, segment, HV_FIELD(gate_selector) + 2 * segment);
-}
-
 bool hv_gate_init(void)
 {
     uint8_t *at = mmap((void *)HV_CACHE, BYTES, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
@@ -203,13 +236,7 @@ bool hv_gate_init(void)
     struct hv_emitter e = {at};
     HV_CODE(&e, "\x49\xbf"); /* mov r15, cell */
     hv_word64(&e, (uint64_t)(uintptr_t)&cell);
-    store_selector(&e, HV_ES);
-    store_selector(&e, HV_SS);
-    store_selector(&e, HV_DS);
-    store_selector(&e, HV_FS);
-    store_selector(&e, HV_GS);
-    hv_load64(&e, 8 + HV_EDX, HV_FIELD(monitor_fs)); /* r10 */
-    HV_CODE(&e, "\xf3\x49\x0f\xae\xd2");             /* wrfsbase r10 */
+    hv_store_selectors(&e);
     hv_jump(&e, hv_stubs.callout);
     gate_end = (uint64_t)(uintptr_t)e.at;
     return mprotect(at, BYTES, PROT_READ | PROT_EXEC) == 0;

@@ -2,6 +2,7 @@
  *
  *   paravirt.c  the page of the virtual processor, calls by trap    gate.c   from the hypercall page into the monitor, without a signal
  *   calls.c     the calls by number                                 memory.c those about page tables and descriptors
+ *   straight.c  what comes by the gate most often, if all is as it usually is
  */
 #ifndef HV_CELL_PARAVIRT_H
 #define HV_CELL_PARAVIRT_H
@@ -33,6 +34,12 @@ bool hv_gate_is(uint64_t rip);        /* is it in the code between the hypercall
 void hv_gate_step(void);              /* a single step there: not seen by the guest before the call is over */
 void hv_gate_fill(uint8_t *page);     /* the hypercall page's entries */
 bool hv_gate_interpret(void);         /* EIP is at an entry of a hypercall page: done, as by the gate */
+
+/* ---- straight.c: false = all is as it was, and must go the general way */
+bool hv_straight_begin(void);     /* now; false: somebody looks on */
+bool hv_straight_interrupt(unsigned vector); /* INT of a program; EIP is behind it */
+bool hv_straight_int80_entry(void);          /* of the hypercall page; ESP is as its caller's CALL has left it */
+bool hv_straight_return(void);               /* IRET of the kernel */
 
 /* ---- calls.c: with EIP behind the call already */
 void hv_hypercall(void); /* by the registers */

@@ -132,6 +132,20 @@ void hv_resume(void)
     g[REG_CSGSFS] = (g[REG_CSGSFS] & 0x0000ffffffff0000ll) | HV_HOST_CODE_64 | (greg_t)((uint64_t)HV_HOST_DATA << 48);
 }
 
+/* The state is in struct hv_cell, for the stub that loads it. */
+static void go_natively(void)
+{
+    for (unsigned i = 0; i <= HV_GS; i++)
+        cell.host_selector[i] = hv_trap.expected[i];
+    cell.user_flags = hv_native_flags();
+    cell.user_eip = HV_CPU->cpl == 3 ? hv_sites_enter() : HV_CPU->eip;
+    cell.user_cs = hv_trap.expected[HV_CS];
+    cell.host_flags = HV_IF | 2;
+    if (cell.fs_is_taken && cell.host_selector[HV_FS] & ~3u) /* last: it takes the monitor's own away */
+        __asm__ volatile("mov %0, %%fs" : : "r"(cell.host_selector[HV_FS]));
+    cell.fs_is_taken = 0;
+}
+
 uint64_t hv_settle_and_go(void (*work)(void))
 {
     hv_guarded(work);
@@ -145,11 +159,20 @@ uint64_t hv_settle_and_go(void (*work)(void))
         }
         return (uint64_t)(uintptr_t)hv_trap.target;
     }
-    for (unsigned i = 0; i <= HV_GS; i++)
-        cell.host_selector[i] = hv_trap.expected[i];
-    cell.user_flags = hv_native_flags();
-    cell.user_eip = HV_CPU->cpl == 3 ? hv_sites_enter() : HV_CPU->eip;
-    cell.user_cs = hv_trap.expected[HV_CS];
-    cell.host_flags = HV_IF | 2;
+    go_natively();
     return (uint64_t)(uintptr_t)hv_stubs.enter_user;
+}
+
+bool hv_go_straight_on(void)
+{
+    const struct hv_cpu *cpu = HV_CPU;
+    bool program = cpu->cpl == 3;
+    if (hv_kicked() || cpu->halted || cpu->interrupt_shadow || hv_debugging || hv_interrupts_wanted())
+        return false;
+    if (program && (hv_user_faulted() || (cpu->user_limit && cpu->eip >= cpu->user_limit) || hv_sites_interpret()))
+        return false;
+    hv_make_twins();
+    hv_trap.target = NULL;
+    go_natively();
+    return true;
 }

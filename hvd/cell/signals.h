@@ -50,6 +50,7 @@ void hv_deliver_raised(void);        /* and what is raised by that */
 void hv_forget_raised(void);
 bool hv_was_abandoned(void);         /* since the last call: the runner has replaced the state */
 bool hv_user_fault(uint32_t *linear); /* the last page fault of the guest's programs, once */
+bool hv_user_faulted(void);           /* is there one still? */
 bool hv_kernel_fault(uint32_t eip, uint32_t *linear); /* the last one of its kernel, if it was there, once */
 
 /* ---- frame.c */

@@ -1,5 +1,6 @@
 /* The pieces of code between blocks, the monitor and the guest's programs. */
 #include "emit.h"
+#include "paravirt.h"
 #include "translate.h"
 
 struct hv_stubs hv_stubs;
@@ -75,11 +76,15 @@ static void load_based_selector(struct hv_emitter *e, unsigned segment)
     here(e, done);
 }
 
-/* mov word [r15 + live_selector[segment]], segment */
-static void store_selector(struct hv_emitter *e, unsigned segment)
+/* mov word [r15 + live_selector[segment]], segment; for all but CS */
+void hv_store_selectors(struct hv_emitter *e)
 {
-    HV_CODE(e, "\x41\x8c");
-    hv_cell_operand(e, segment, HV_FIELD(live_selector) + 2 * segment);
+    for (unsigned i = 0; i <= HV_GS; i++) {
+        if (i == HV_CS)
+            continue;
+        HV_CODE(e, "\x41\x8c");
+        hv_cell_operand(e, i, HV_FIELD(live_selector) + 2 * i);
+    }
 }
 
 static const uint8_t volatiles[] = {HV_EAX, HV_ECX, HV_EDX, HV_ESI, HV_EDI, HV_ESP}; /* that C may overwrite, and the stack */
@@ -134,19 +139,20 @@ void hv_stubs_init(struct hv_emitter *e)
     store_registers(e);
     hv_store32(e, HV_R8, HV_FIELD(cpu.eip));
     hv_store_constant(e, HV_FIELD(callout_kind), HV_CALLOUT_SYSTEM_CALL);
-    for (unsigned i = 0; i <= HV_GS; i++)
-        store_selector(e, i);
+    hv_store_selectors(e);
     hv_load64(e, HV_ESP, HV_FIELD(monitor_sp));
     HV_CODE(e, "\x9c\x58"); /* pushfq; pop rax */
     hv_store32(e, HV_EAX, HV_FIELD(host_flags));
     HV_CODE(e, "\x68\x02\x02\0\0\x9d"); /* push IF; popfq */
-    hv_load64(e, HV_EAX, HV_FIELD(monitor_fs));
-    HV_CODE(e, "\xf3\x48\x0f\xae\xd0"    /* wrfsbase rax */
-               "\xb8\x2b\0\0\0\x8e\xd0"  /* mov eax, the host's data segment; mov ss, eax */
-               "\x49\xbd");              /* mov r13, HV_WINDOW */
-    hv_word64(e, HV_WINDOW);
-    HV_CODE(e, "\xf3\x49\x0f\xae\xdd"    /* wrgsbase r13 */
-               "\xe9\0\0\0\0");
+    if (!hv_paravirtual()) { /* there the gate does it, if need be */
+        hv_load64(e, HV_EAX, HV_FIELD(monitor_fs));
+        HV_CODE(e, "\xf3\x48\x0f\xae\xd0"    /* wrfsbase rax */
+                   "\xb8\x2b\0\0\0\x8e\xd0"  /* mov eax, the host's data segment; mov ss, eax */
+                   "\x49\xbd");              /* mov r13, HV_WINDOW */
+        hv_word64(e, HV_WINDOW);
+        HV_CODE(e, "\xf3\x49\x0f\xae\xdd"); /* wrgsbase r13 */
+    }
+    HV_CODE(e, "\xe9\0\0\0\0");
     uint8_t *behind = e->at;
 
     /* callout: r8d = EIP, r9d = kind, r10d = argument */
@@ -199,8 +205,8 @@ void hv_stubs_init(struct hv_emitter *e)
     load_other_selector(e, HV_SS);
     load_other_selector(e, HV_DS);
     load_other_selector(e, HV_ES);
-    load_based_selector(e, HV_FS);
-    load_based_selector(e, HV_GS);
+    for (unsigned i = HV_FS; i <= HV_GS; i++)
+        (hv_paravirtual() ? load_other_selector : load_based_selector)(e, i);
     hv_load32(e, HV_EAX, HV_FIELD(user_flags));
     hv_byte(e, 0xa9); /* test eax, TF */
     hv_word32(e, HV_TF);

@@ -101,6 +101,7 @@ struct hv_stubs {
 };
 extern struct hv_stubs hv_stubs;
 void hv_stubs_init(struct hv_emitter *);
+void hv_store_selectors(struct hv_emitter *); /* code that stores those of segment registers in cell.live_selector */
 
 /* ---- callout.c */
 bool hv_translator_init(void);
@@ -112,6 +113,7 @@ void hv_translated_prepare(void); /* the reverse, before translated code runs */
 uint8_t *hv_translated_target(void); /* the code for EIP; raises #PF */
 /* signals.c: do that, then everything before the guest's next instruction; returns the host address to go to. */
 uint64_t hv_settle_and_go(void (*work)(void));
+bool hv_go_straight_on(void); /* native code can go on, with nothing to be done before; false: it must be settled */
 
 /* ---- shadow.c */
 /* Why a write to a frame must be heard: code was translated or scanned; programs run from private copies of it (sites.h). */

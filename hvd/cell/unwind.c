@@ -144,6 +144,8 @@ bool hv_kernel_fault(uint32_t eip, uint32_t *linear)
     return was;
 }
 
+bool hv_user_faulted(void) { return user_faulted; }
+
 bool hv_user_fault(uint32_t *linear)
 {
     bool was = user_faulted;

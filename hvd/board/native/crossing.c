@@ -144,22 +144,16 @@ void hv_cross(struct hv_crossings *crossings, unsigned point, uint64_t start_ns,
               uint64_t a3)
 {
     point &= HV_POINTS - 1;
-    struct hv_counter *counter = &crossings->counters->points[point];
     uint64_t duration = 0;
 
-    counter->count++;
     if (start_ns) {
         uint64_t now = hv_host_ns();
         duration = now > start_ns ? now - start_ns : 0;
-        counter->total_ns += duration;
-        if (duration > counter->max_ns)
-            counter->max_ns = duration;
-        unsigned bucket = 0;
-        while (bucket < HV_BUCKETS - 1 && duration > hv_bucket_ns[bucket])
-            bucket++;
-        crossings->counters->histogram[point][bucket]++;
+        hv_crossing_counted(crossings, point, duration);
+    } else {
+        crossings->counters->points[point].count++;
     }
-    if (__builtin_expect(__atomic_load_n(crossings->watched, __ATOMIC_RELAXED) != 0, 0))
+    if (hv_crossings_watched(crossings))
         look(crossings, point, start_ns, duration, rip, flags, (const uint64_t[4]){a0, a1, a2, a3});
 }
 

@@ -140,6 +140,23 @@ void hv_crossings_join(struct hv_crossings *, void *counters, size_t counters_si
 void hv_crossings_turn(struct hv_crossings *);
 /* Work that is no crossing: recorded if somebody listens, not counted. Times as below. */
 void hv_note(struct hv_crossings *, unsigned point, uint64_t start_ns, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a3);
+/* Does anybody listen to crossings of any kind? */
+static inline bool hv_crossings_watched(const struct hv_crossings *crossings)
+{
+    return __builtin_expect(__atomic_load_n(crossings->watched, __ATOMIC_RELAXED) != 0, 0);
+}
+static inline void hv_crossing_counted(struct hv_crossings *crossings, unsigned point, uint64_t duration_ns)
+{
+    struct hv_counter *counter = &crossings->counters->points[point];
+    counter->total_ns += duration_ns;
+    if (duration_ns > counter->max_ns)
+        counter->max_ns = duration_ns;
+    unsigned bucket = 0;
+    while (bucket < HV_BUCKETS - 1 && duration_ns > hv_bucket_ns[bucket])
+        bucket++;
+    counter->count++;
+    crossings->counters->histogram[point][bucket]++;
+}
 /* Count, and record if somebody listens. start_ns = hv_host_ns() at entry; 0 = untimed. */
 void hv_cross(struct hv_crossings *, unsigned point, uint64_t start_ns, uint64_t rip, unsigned flags, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a3);
 
