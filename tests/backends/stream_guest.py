@@ -234,8 +234,8 @@ handlers:
 """
 
 
-def kernel_image(directory: Path) -> tuple[bytes, list[int]]:
-    """The kernel, and the address of the handler of each vector."""
+def kernel_image(directory: Path, assembler: str | None = None) -> tuple[bytes, list[int]]:
+    """The kernel, and the address of the handler of each vector. Leaves streams.o."""
     symbols = {
         "STREAM_INDEX": KERNEL + STATE, "STREAM_COUNT": KERNEL + STATE + 4, "CURRENT": KERNEL + STATE + 8, "FAULTS": KERNEL + STATE + 12,
         "LOG_POINTER": KERNEL + STATE + 16, "TICKS": KERNEL + STATE + 20, "TIMER": KERNEL + STATE + 28,
@@ -258,7 +258,7 @@ def kernel_image(directory: Path) -> tuple[bytes, list[int]]:
         "_start:", "_start: jmp 1f\n    .long handlers\n1:"
     )
     (directory / "streams.S").write_text(source)
-    assembler, linker = shutil.which("as"), shutil.which("ld")
+    assembler, linker = assembler or shutil.which("as"), shutil.which("ld")
     assert assembler and linker, "binutils is needed: apt install gcc"
     subprocess.run([assembler, "--32", "-o", "streams.o", "streams.S"], cwd=directory, check=True, timeout=30)
     link = [

@@ -103,6 +103,18 @@ def test_padding_is_behind_and_before_sti_so_that_its_shadow_stays(tmp_path: Pat
     assert dump(made, ".text")[:29] == bytes.fromhex("fa90909090909090 90909090fb f490909090 0f011d78563412 8ed0 89dc")
 
 
+def test_only_what_loads_ss_has_no_room(tmp_path: Path) -> None:
+    made = assemble(
+        tmp_path,
+        "lds (%eax), %ebx; les pass_ss, %ebx; lfs (%eax), %ebx; lss (%eax), %esp; LSS (%eax), %esp\n"
+        "movw class, %es; movw (%eax), %SS; pop %ss; popl %ds\n"
+        "movw %ss:(%eax), %es; ss movw (%eax), %ds\n .intel_syntax noprefix; mov ss, ax; mov es, ss:[eax]",
+    )
+    none = [Kind.LOAD_FAR, Kind.LOAD_FAR, Kind.MOV_TO_SEGMENT, Kind.POP_SEGMENT, Kind.MOV_TO_SEGMENT]
+    assert [kind for kind, _, length, original, _ in sites(made) if length < 5 and length == original] == none
+    assert len(sites(made)) == 13
+
+
 def test_a_prefix_on_a_line_of_its_own_is_not_torn_off(tmp_path: Path) -> None:
     made = assemble(tmp_path, "rep\n insb")
     assert kinds(made) == []

@@ -116,11 +116,28 @@ static bool replaceable(void)
 
 /* ---- what is put out */
 
+static bool part_of_name(char c) { return isalnum((unsigned char)c) || strchr("_.$", c) != NULL; }
+
+/* Is SS loaded? As an operand, not as the prefix of one, nor within a name; or by LSS. */
+static bool loads_ss(struct span s)
+{
+    for (size_t i = 0; i + 1 < s.length; i++) {
+        if (tolower((unsigned char)s.at[i]) != 's' || tolower((unsigned char)s.at[i + 1]) != 's')
+            continue;
+        char before = i ? s.at[i - 1] : ' ', behind = i + 2 < s.length ? s.at[i + 2] : ' ';
+        bool lss = tolower((unsigned char)before) == 'l' && (i < 2 || isspace((unsigned char)s.at[i - 2])) && (isspace((unsigned char)behind) || strchr("lwLW", behind));
+        if (lss || (i && !part_of_name(before) && !part_of_name(behind) && behind != ':'))
+            return true;
+    }
+    return false;
+}
+
 /* Bytes that the replacement needs: a call, or, of CLI, the store of a byte. What loads SS stays as it is: the next instruction, which loads
  * ESP, must follow. */
 static unsigned room(struct span statement, enum hv_site_kind kind)
 {
-    if (kind == HV_SITE_LOAD_FAR || ((kind == HV_SITE_MOV_TO_SEGMENT || kind == HV_SITE_POP_SEGMENT) && contains(statement, "ss")))
+    bool loads = kind == HV_SITE_LOAD_FAR || kind == HV_SITE_MOV_TO_SEGMENT || kind == HV_SITE_POP_SEGMENT;
+    if (loads && loads_ss(statement))
         return 0;
     return kind == HV_SITE_CLI ? 8 : 5;
 }
