@@ -46,7 +46,7 @@ def import_image(
             files[FIELD[kind]] = file
         if "kernel" in files and kind == "initrd":
             kind = "kernel"
-        digests = {what: upload(settings, file, is_large=what in LARGE) for what, file in files.items()}
+        digests = {what: upload(settings, [file], is_large=what in LARGE)[0] for what, file in files.items()}
     image = image_pb2.Image(
         kind=kind,
         append=options["append"],
@@ -72,8 +72,7 @@ def _import_layout(
 ) -> image_pb2.Image:
     if files or options["append"] or options["size"]:
         raise click.UsageError("an image in layers is a container's: --kernel, --initrd, --append and --size do not go with it")
-    for file in found.layers:
-        upload(settings, str(file), is_large=True)
+    upload(settings, [str(file) for file in found.layers], is_large=True)
     image = image_pb2.Image(
         kind="rootfs",
         layers=found.digests,

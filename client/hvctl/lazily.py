@@ -8,17 +8,28 @@ a lock): none of these is for anything that hvctl does in a thread.
 
 from __future__ import annotations
 
+import os
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
 from importlib.util import LazyLoader
 from types import ModuleType
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from importlib.abc import Loader
 
 NAMES = frozenset({
     "asyncio", "grpc.aio", "grpc_status._async",  # of grpc, for asyncio
     "google.protobuf.internal.python_message",  # of protobuf, without its C part
     "pkgutil", "socket",  # of grpc
 })  # fmt: skip
+# Of click, which asks them one thing each: (inspect) to tidy the help of every option, (platform, for uuid) what system this is.
+ANSWERS: dict[str, tuple[str, Callable[..., Any]]] = {
+    "inspect": ("cleandoc", lambda text: None if "\n" in text or "\t" in text else text.lstrip()),
+    "platform": ("system", lambda: os.uname().sysname),
+}
 
 
 class Finder:
@@ -26,12 +37,54 @@ class Finder:
 
     @staticmethod
     def find_spec(name: str, path: Sequence[str] | None = None, target: ModuleType | None = None) -> ModuleSpec | None:
-        if name not in NAMES:
+        if name not in NAMES and name not in ANSWERS:
             return None
         spec = PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = LazyLoader(spec.loader)
+            spec.loader = _Answering(spec.loader, *ANSWERS[name]) if name in ANSWERS else LazyLoader(spec.loader)  # type: ignore[assignment]
         return spec
+
+
+class _Answering:
+    """Of a module that answers one question without being loaded; what else is asked for loads it, in any thread. It is an importlib.abc.Loader,
+    but importing that takes longer than what is spared here."""
+
+    def __init__(self, loader: Loader, question: str, answer: Callable[..., Any]) -> None:
+        """answer: None = that needs the module."""
+        self._loader, self._question, self._answer = loader, question, answer
+        self._lock = threading.RLock()
+        self._begun = False
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        known = module.__dict__
+
+        def load() -> None:
+            with self._lock:
+                if not self._begun:
+                    self._begun = True
+                    self._loader.exec_module(module)
+                    known.pop("__getattr__", None)
+
+        def find(name: str) -> Any:  # PEP 562
+            if name.startswith("__"):
+                raise AttributeError(name)
+            load()
+            try:
+                return known[name]
+            except KeyError:
+                raise AttributeError(f"module {module.__name__!r} has no attribute {name!r}") from None
+
+        def ask(*arguments: Any) -> Any:
+            answer = self._answer(*arguments)
+            if answer is None:
+                load()
+                return known[self._question](*arguments)
+            return answer
+
+        known.update({self._question: ask, "__getattr__": find})
 
 
 def install() -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Iterable, Sequence
 from typing import TYPE_CHECKING, Any, Generic, NamedTuple, TypeVar
 
@@ -46,6 +45,8 @@ def document(message: Message) -> Any:
 
 def print_document(form: str, value: Any) -> None:
     """json, jsonl or yaml."""
+    import json
+
     if form == "jsonl":
         click.echo(json.dumps(value, ensure_ascii=False, separators=(",", ":")))
     elif form == "yaml":

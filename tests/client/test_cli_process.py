@@ -250,7 +250,7 @@ main()
 # What starts no sooner for being imported: of grpc, protobuf and Python, and our own for other verbs.
 _HEAVY = (
     "asyncio.base_events", "ssl", "grpc.aio._channel", "grpc_status.rpc_status", "google.protobuf.text_format", "tarfile", "pathlib", "difflib",
-    "rich", "yaml", "hvctl.sdk.aio", "hvctl.sdk.copying", "hvctl.sdk.debug", "hvctl.sdk.trace", "hvctl.terminal",
+    "rich", "yaml", "ast", "dis", "tempfile", "hvctl.sdk.aio", "hvctl.sdk.copying", "hvctl.sdk.debug", "hvctl.sdk.trace", "hvctl.terminal",
 )  # fmt: skip
 
 
@@ -269,7 +269,15 @@ def test_lazy_modules_are_whole_when_they_are_used() -> None:
 from hvctl import lazily
 lazily.install()
 lazily.install()
-import asyncio, grpc, grpc.aio, socket
+import asyncio, grpc, grpc.aio, inspect, platform, socket
+assert inspect.cleandoc(" one line") == "one line" and platform.system() and not hasattr(inspect, "__path__")
+assert inspect.cleandoc("two\\n    lines") == "two\\nlines" and inspect.isfunction(inspect.signature) and platform.machine()
+try:
+    inspect.nothing
+except AttributeError as error:
+    assert "nothing" in str(error)
+else:
+    raise AssertionError
 async def main():
     return grpc.aio.insecure_channel("unix:/nowhere"), asyncio.current_task(), socket.gethostname()
 assert all(asyncio.run(main()))

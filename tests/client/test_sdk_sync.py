@@ -241,6 +241,24 @@ def test_upload_of_a_known_blob_sends_nothing(client: Client, channel: Any, back
     assert answer.result(5) == empty
 
 
+def test_several_files_are_asked_for_at_once_and_sent_once(client: Client, channel: Any, background: Any, tmp_path: Path) -> None:
+    files = [tmp_path / name for name in ("kernel", "initrd", "again")]
+    for file, data in zip(files, (b"k", b"i", b"i"), strict=True):
+        file.write_bytes(data)
+    answer = background.submit(client.upload_files, files)
+    _, request, rpc = channel.take_unary_unary(IMAGE.methods_by_name["FindBlobs"])
+    kernel, initrd, again = request.digests
+    assert initrd == again
+    rpc.terminate(image_pb2.FindBlobsResponse(digests=[kernel]), (), grpc.StatusCode.OK, "")
+    _, upload = channel.take_stream_unary(IMAGE.methods_by_name["UploadBlob"])
+    assert upload.take_request().info.digest == initrd
+    assert upload.take_request().chunk == b"i"
+    upload.requests_closed()
+    upload.terminate(image_pb2.UploadBlobResponse(digest=initrd), (), grpc.StatusCode.OK, "")
+    assert answer.result(5) == [kernel, initrd, again]
+    assert client.upload_files([]) == []
+
+
 def test_an_unreadable_file_is_an_error_of_ours(client: Client, tmp_path: Path) -> None:
     with pytest.raises(HvctlError) as caught:
         client.upload_file(tmp_path / "absent")

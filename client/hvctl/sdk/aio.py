@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import time
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from types import TracebackType
@@ -273,9 +274,24 @@ class AsyncClient(Calls):
         progress is called with (bytes sent, bytes in all). most: bytes that the file may have; disks may have more
         (hvctl.sdk.blobs.MOST_DISK_BYTES). Raises HvctlError FILE_UNREADABLE, FILE_TOO_LARGE, DISK_FULL, ...
         """
-        info = await asyncio.to_thread(file_blob, path, most)
-        if info.digest in (await self.find_blobs(digests=[info.digest])).digests:
-            return info.digest
+        told = None if progress is None else lambda path, sent, size: progress(sent, size)
+        return (await self.upload_files([path], told, most=most))[0]
+
+    async def upload_files(
+        self, paths: Sequence[Path], progress: Callable[[Path, int, int], None] | None = None, *, most: int = MOST_LOADED_BYTES
+    ) -> list[str]:
+        """upload_file() of several, which asks but once what the daemon has."""
+        infos = [await asyncio.to_thread(file_blob, path, most) for path in paths]
+        if not infos:
+            return []
+        there = set((await self.find_blobs(digests=[info.digest for info in infos])).digests)
+        for path, info in zip(paths, infos, strict=True):
+            if info.digest not in there:
+                await self._upload(path, info, None if progress is None else functools.partial(progress, path))
+                there.add(info.digest)
+        return [info.digest for info in infos]
+
+    async def _upload(self, path: Path, info: image_pb2.BlobInfo, progress: Callable[[int, int], None] | None) -> None:
         call = Calls.__dict__["_upload_blob"]
         invoke = self.channel.stream_unary(
             call.path, request_serializer=call.request.SerializeToString, response_deserializer=call.response.FromString
@@ -294,7 +310,6 @@ class AsyncClient(Calls):
             await invoke(frames())
         except grpc.RpcError as error:
             raise from_rpc(error, self.endpoint, call.method) from error
-        return info.digest
 
     async def export_snapshot_file(self, name: str, path: Path, *, timeout: float | None = None) -> None:
         """Writes a snapshot to a file, which is there only when it is whole. Raises HvctlError, also FILE_UNWRITABLE."""
@@ -360,10 +375,9 @@ class AsyncClient(Calls):
 
     async def create(self, spec: GuestSpec, *, validate_only: bool = False) -> guest_pb2.Guest:
         """Uploads the guest's files and makes it, STOPPED."""
-        kernel = await self.upload_file(spec.kernel) if spec.kernel is not None else ""
-        initrd = await self.upload_file(spec.initrd) if spec.initrd is not None else ""
-        symbols = await self.upload_file(spec.symbols) if spec.symbols is not None else ""
-        guest = spec.message(kernel, initrd, symbols)
+        files = (spec.kernel, spec.initrd, spec.symbols)
+        digests = iter(await self.upload_files([path for path in files if path is not None]))
+        guest = spec.message(*("" if path is None else next(digests) for path in files))
         return await self.create_guest(guest_id=spec.name, guest=guest, validate_only=validate_only)
 
     async def run_guest(self, *, paused: bool = False, **spec: Any) -> guest_pb2.Guest:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import queue
 import threading
 import time
@@ -212,9 +213,24 @@ class Client(Calls):
         progress is called with (bytes sent, bytes in all). most: bytes that the file may have; disks may have more
         (hvctl.sdk.blobs.MOST_DISK_BYTES). Raises HvctlError FILE_UNREADABLE, FILE_TOO_LARGE, DISK_FULL, ...
         """
-        info = file_blob(path, most)
-        if info.digest in self.find_blobs(digests=[info.digest]).digests:
-            return info.digest
+        told = None if progress is None else lambda path, sent, size: progress(sent, size)
+        return self.upload_files([path], told, most=most)[0]
+
+    def upload_files(
+        self, paths: Sequence[Path], progress: Callable[[Path, int, int], None] | None = None, *, most: int = MOST_LOADED_BYTES
+    ) -> list[str]:
+        """upload_file() of several, which asks but once what the daemon has."""
+        infos = [file_blob(path, most) for path in paths]
+        if not infos:
+            return []
+        there = set(self.find_blobs(digests=[info.digest for info in infos]).digests)
+        for path, info in zip(paths, infos, strict=True):
+            if info.digest not in there:
+                self._upload(path, info, None if progress is None else functools.partial(progress, path))
+                there.add(info.digest)
+        return [info.digest for info in infos]
+
+    def _upload(self, path: Path, info: image_pb2.BlobInfo, progress: Callable[[int, int], None] | None) -> None:
         call = Calls.__dict__["_upload_blob"]
         invoke = self.channel.stream_unary(
             call.path, request_serializer=call.request.SerializeToString, response_deserializer=call.response.FromString
@@ -223,7 +239,6 @@ class Client(Calls):
             invoke(_reported(upload_frames(path, info), info.size_bytes, progress))
         except grpc.RpcError as error:
             raise from_rpc(error, self.endpoint, call.method) from error
-        return info.digest
 
     def export_snapshot_file(self, name: str, path: Path, *, timeout: float | None = None) -> None:
         """Writes a snapshot to a file, which is there only when it is whole. Raises HvctlError, also FILE_UNWRITABLE."""
@@ -251,10 +266,9 @@ class Client(Calls):
 
     def create(self, spec: GuestSpec, *, validate_only: bool = False) -> guest_pb2.Guest:
         """Uploads the guest's files and makes it, STOPPED."""
-        kernel = self.upload_file(spec.kernel) if spec.kernel is not None else ""
-        initrd = self.upload_file(spec.initrd) if spec.initrd is not None else ""
-        symbols = self.upload_file(spec.symbols) if spec.symbols is not None else ""
-        guest = spec.message(kernel, initrd, symbols)
+        files = (spec.kernel, spec.initrd, spec.symbols)
+        digests = iter(self.upload_files([path for path in files if path is not None]))
+        guest = spec.message(*("" if path is None else next(digests) for path in files))
         return self.create_guest(guest_id=spec.name, guest=guest, validate_only=validate_only)
 
     def run_guest(self, *, paused: bool = False, **spec: Any) -> guest_pb2.Guest:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -19,6 +21,8 @@ from hvctl.verbs.outcome import exit_code, tell_end
 
 if TYPE_CHECKING:
     from hvapi.v1 import guest_pb2
+
+    from hvctl.sdk.blobs import Path
 
 FORMATS = ("table", "json", "jsonl", "yaml", "name")
 # The whole of a young guest's console: as much as the API replays.
@@ -105,31 +109,32 @@ def make(settings: Settings, spec: dict[str, Any]) -> guest_pb2.Guest:
         disks=disks,
         boot=spec["boot"] or "",
     )
-    digests = (upload(settings, spec[what]) if spec[what] else "" for what in ("kernel", "initrd", "symbols"))
-    made = settings.client.create_guest(guest_id=guest.name, guest=guest.message(*digests))
+    files = [spec[what] or "" for what in ("kernel", "initrd", "symbols")]
+    digests = iter(upload(settings, [path for path in files if path]))
+    made = settings.client.create_guest(guest_id=guest.name, guest=guest.message(*(next(digests) if path else "" for path in files)))
     if not spec["backend"]:
         say(f"backend {made.backend}: {made.backend_reason or 'the daemon chose it'}")
     return made
 
 
-def upload(settings: Settings, path: str, *, is_large: bool = False) -> str:
-    """The file's digest, once the daemon has it; a long upload shows on a terminal how far it is. is_large: a disk
+def upload(settings: Settings, paths: Sequence[str], *, is_large: bool = False) -> list[str]:
+    """The files' digests, once the daemon has them; a long upload shows on a terminal how far it is. is_large: disks
     or the like, which no guest has to load into its memory."""
     from hvctl.sdk import blobs
 
     most = blobs.MOST_DISK_BYTES if is_large else blobs.MOST_LOADED_BYTES
     if not sys.stderr.isatty():
-        return settings.client.upload_file(path, most=most)
+        return settings.client.upload_files(paths, most=most)
     shown = False
 
-    def progress(sent: int, size: int) -> None:
+    def progress(path: Path, sent: int, size: int) -> None:
         nonlocal shown
         if size >= PROGRESS_BYTES:
             shown = True
             click.echo(f"\ruploading {path}: {sent * 100 // size}%", err=True, nl=False)
 
     try:
-        return settings.client.upload_file(path, progress, most=most)
+        return settings.client.upload_files(paths, progress, most=most)
     finally:
         if shown:
             click.echo("", err=True)
@@ -169,6 +174,8 @@ def run(settings: Settings, rm: bool, detach: bool, **spec: Any) -> int:
 
     try:
         # A keyboard is only taken to it when asked for; what is piped always is.
+        if not detach:  # what is needed next, while the daemon is at it
+            threading.Thread(target=importlib.import_module, args=("hvctl.terminal",), daemon=True).start()
         attach_stdin = not detach and (spec["stdin"] or sys.stdin is None or not sys.stdin.isatty())
         guest = settings.client.start_guest(name=name, attach_stdin=attach_stdin)
     except (HvctlError, KeyboardInterrupt):
