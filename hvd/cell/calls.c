@@ -3,6 +3,7 @@
 #include <errno.h>
 
 #include "debug.h"
+#include "lookaside.h"
 #include "paravirt.h"
 #include "signals.h"
 #include "translate.h"
@@ -29,12 +30,17 @@ static uint8_t *memory_of(uint32_t linear, bool write)
     uint8_t *at = hv_paravirt_at(linear, false);
     if (at)
         return at;
+    if (!write && (at = hv_lookaside_find(HV_READ, false, linear, 1)))
+        return at;
     hv_walk(&walk, linear, write, false, false, true);
     if (walk.error)
         return NULL;
     if (write)
         hv_code_written(walk.physical, 1);
-    return hv_memory_at(walk.physical, write, NULL);
+    at = hv_memory_at(walk.physical, write, NULL);
+    if (at && !write)
+        hv_lookaside_add(HV_READ, false, linear, at);
+    return at;
 }
 
 static bool copy(uint32_t linear, uint8_t *bytes, uint32_t length, bool write)

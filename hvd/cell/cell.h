@@ -39,6 +39,7 @@ struct hv_cell {
     uint8_t *memory; /* the whole memory file, readable and writable */
     enum hv_cell_mode mode;
     uint64_t entry_ns; /* CLOCK_MONOTONIC at which the monitor was entered; start of records */
+    uint64_t began_tsc; /* not 0: it is not known yet, only the time stamp counter (straight.c) */
     uint64_t back_ns; /* and at which the runner last gave it its turn */
     /* EIP has moved on while the instruction may still fault: INT n. A fault puts it back to fault_eip. */
     uint32_t fault_eip;
@@ -196,6 +197,7 @@ void hv_halt(void);                    /* HLT: until an interrupt; leaves when i
 void hv_leave(enum hv_cell_reason);    /* to the runner and back; unwinds when the runner has changed the state */
 _Noreturn void hv_fail(const char *format, ...) __attribute__((format(printf, 1, 2))); /* HV_CELL_ERROR: the guest cannot go on */
 bool hv_timer_due(void);               /* it was when the monitor was entered, or nothing is known of it yet */
+bool hv_timer_is_right(void);          /* there is no other next timer than the one that was armed */
 void hv_arm_timer(void);               /* SIGALRM when the board's next timer is due */
 bool hv_kicked(void);                  /* the runner wants the state at the next boundary: repeated instructions stop between turns */
 uint64_t hv_tsc(void);                 /* the guest's time stamp counter */

@@ -7,6 +7,7 @@
 
 #include "debug.h"
 #include "emit.h"
+#include "lookaside.h"
 #include "paravirt.h"
 #include "signals.h"
 #include "translate.h"
@@ -67,21 +68,45 @@ static void call(void)
     hv_hypercall();
 }
 
+/* Instructions of sites, decoded: by where their length and bytes stand, as long as these do. */
+#define SITES 64u
+static struct decoded {
+    uint8_t bytes[1 + HV_LONGEST_INSTRUCTION];
+    struct hv_insn insn;
+} decoded[SITES];
+
+static bool decode_site(struct hv_insn *insn, uint32_t bytes_at)
+{
+    struct decoded *row = &decoded[bytes_at % SITES];
+    uint8_t bytes[1 + HV_LONGEST_INSTRUCTION] = {0};
+    const uint8_t *at = hv_lookaside_find(HV_READ, false, bytes_at, sizeof bytes);
+    if (at && at[0] && memcmp(row->bytes, at, sizeof bytes) == 0) {
+        *insn = row->insn;
+        return true;
+    }
+    hv_copy_in(bytes, bytes_at, 1);
+    unsigned length = bytes[0];
+    if (!length || length > HV_LONGEST_INSTRUCTION || !hv_copy_in(bytes, bytes_at, 1 + length) ||
+        hv_decode(insn, bytes + 1, length, true) != HV_DECODED || insn->length != length)
+        return false;
+    if (length < LONGEST_CALL)
+        insn->length = LONGEST_CALL;
+    if (at) {
+        memcpy(row->bytes, at, sizeof bytes);
+        row->insn = *insn;
+    }
+    return true;
+}
+
 static void site(void)
 {
     require_supervisor();
     uint32_t bytes_at = hv_pop_at(4, 0), behind = hv_pop_at(4, 4);
-    uint8_t bytes[1 + HV_LONGEST_INSTRUCTION] = {0};
     struct hv_insn insn;
-    hv_copy_in(bytes, bytes_at, 1);
-    unsigned length = bytes[0];
-    if (!length || length > HV_LONGEST_INSTRUCTION || !hv_copy_in(bytes, bytes_at, 1 + length) ||
-        hv_decode(&insn, bytes + 1, length, true) != HV_DECODED || insn.length != length)
+    if (!decode_site(&insn, bytes_at))
         hv_raise(HV_UD);
     HV_CPU->eip = behind - LONGEST_CALL;
     hv_add_esp(8);
-    if (length < LONGEST_CALL)
-        insn.length = LONGEST_CALL;
     if (insn.map == HV_MAP_ONE && insn.opcode == 0xf4) { /* HLT: not before signals are blocked (resume.c) */
         hv_done(&insn);
         HV_CPU->halted = 1;
@@ -167,41 +192,67 @@ static bool has_loaded(void)
     return false;
 }
 
-/* What it mostly is, if nothing else is to be done: then it is done, and the state is taken. A signal that came meanwhile may be for that. */
+static void (*work_of(uint32_t kind))(void)
+{
+    if (kind == HV_CALLOUT_SYSTEM_CALL)
+        return system_call;
+    return kind - KIND < HV_PV_ENTRIES && entries[kind - KIND] ? entries[kind - KIND] : unknown;
+}
+
+/* What has a straight way (straight.c), which does without FS. */
 static bool straight(uint32_t kind)
 {
-    bool returns = kind == KIND + HV_PV_ENTRY_IRET / HV_PV_ENTRY_BYTES, calls = kind == KIND + HV_PV_ENTRY_INT80 / HV_PV_ENTRY_BYTES;
-    if ((!returns && !calls && kind != HV_CALLOUT_SYSTEM_CALL) || cell.async || stepped || hv_trap.stepping || cell.host_flags & HV_TF || !hv_straight_begin())
-        return false;
+    switch (kind) {
+    case HV_CALLOUT_SYSTEM_CALL: return hv_straight_interrupt(0x80);
+    case KIND + HV_PV_ENTRY_INT80 / HV_PV_ENTRY_BYTES: return hv_straight_int80_entry();
+    case KIND + HV_PV_ENTRY_IRET / HV_PV_ENTRY_BYTES: return hv_straight_return(false);
+    case KIND + HV_PV_ENTRY_IRET_SITE / HV_PV_ENTRY_BYTES: return hv_straight_return(true);
+    default: return false;
+    }
+}
+
+/* Nobody looks on, and no signal has come meanwhile: if that is so when the work is done, too, there is nothing to be settled. */
+static bool go_lightly(uint32_t kind)
+{
     if (has_loaded())
         take_fs();
     take_guest(kind);
-    return returns ? hv_straight_return() : calls ? hv_straight_int80_entry() : hv_straight_interrupt(0x80);
+    if (straight(kind))
+        return hv_go_straight_on();
+    take_fs();
+    return hv_guarded(work_of(kind)) && cell.began_tsc && hv_timer_is_right() && hv_go_straight_on();
 }
 
 /* Called by the stub, with registers, flags and selectors in struct hv_cell. */
 static uint64_t enter(void)
 {
     uint32_t kind = cell.callout_kind;
-    bool is_done = straight(kind);
     cell.board.crossings.counters->callouts++;
-    if (is_done && hv_go_straight_on())
+    if (kind != HV_CALLOUT_ASYNC && !cell.async && !stepped && !hv_trap.stepping && !(cell.host_flags & HV_TF) && hv_straight_begin()) {
+        bool gone = go_lightly(kind);
+        if (!gone) {
+            take_fs();
+            hv_straight_end();
+            cell.async = 0;
+            return hv_settle_and_go(nothing);
+        }
+        cell.began_tsc = 0;
         return (uint64_t)(uintptr_t)hv_stubs.enter_user;
+    }
     take_fs();
     cell.async = 0;
     cell.entry_ns = hv_host_ns();
     hv_account_run();
-    if (is_done || kind == HV_CALLOUT_ASYNC) /* whose state is in cell.cpu already */
+    if (kind == HV_CALLOUT_ASYNC) /* whose state is in cell.cpu already */
         return hv_settle_and_go(nothing);
     take_guest(kind);
-    if (kind == HV_CALLOUT_SYSTEM_CALL)
-        return hv_settle_and_go(system_call);
-    if (stepped && !hv_trap.stepping)
-        HV_CPU->eflags |= HV_TF;
-    stepped = false;
-    hv_trap.stepping = false;
-    kind -= KIND;
-    return hv_settle_and_go(kind < HV_PV_ENTRIES ? entries[kind] : unknown);
+    if (kind != HV_CALLOUT_SYSTEM_CALL) {
+        if (stepped && !hv_trap.stepping)
+            HV_CPU->eflags |= HV_TF;
+        stepped = false;
+        hv_trap.stepping = false;
+    }
+    return hv_settle_and_go(work_of(kind));
 }
 
 bool hv_gate_interpret(void)

@@ -32,7 +32,10 @@ static uint32_t record_flags(void) { return HV_CPU->cpl == 3 ? HV_RECORD_USER : 
 
 void hv_cross_here(unsigned point, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a3)
 {
-    hv_cross(&cell.board.crossings, point, cell.entry_ns, linear_eip(), record_flags(), a0, a1, a2, a3);
+    if (cell.began_tsc)
+        hv_straight_count(point);
+    else
+        hv_cross(&cell.board.crossings, point, cell.entry_ns, linear_eip(), record_flags(), a0, a1, a2, a3);
 }
 
 /* ---- turns */
@@ -89,6 +92,7 @@ void hv_wait_for_turn(void)
 void hv_leave(enum hv_cell_reason reason)
 {
     struct hv_cell_area *area = cell.area;
+    hv_straight_end();
     if (reason == HV_CELL_INTERRUPTED)
         __atomic_store_n(&area->kick, 0, __ATOMIC_SEQ_CST);
     area->exit.reason = reason;
@@ -250,6 +254,8 @@ bool hv_timer_create(void)
 
 bool hv_timer_due(void) { return armed_ns <= cell.entry_ns; }
 
+bool hv_timer_is_right(void) { return hv_board_deadline(&cell.board) == armed_ns; }
+
 void hv_arm_timer(void)
 {
     uint64_t deadline_ns = hv_board_deadline(&cell.board);
@@ -284,6 +290,7 @@ void hv_halt(void)
 {
     struct hv_cpu *cpu = HV_CPU;
     struct hv_counters *counters = cell.board.crossings.counters;
+    hv_straight_end();
     uint64_t start_ns = hv_host_ns();
     cpu->halted = 1;
     while (hv_board_advance(&cell.board), !hv_interrupts_wanted()) {

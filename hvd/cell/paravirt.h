@@ -35,11 +35,14 @@ void hv_gate_step(void);              /* a single step there: not seen by the gu
 void hv_gate_fill(uint8_t *page);     /* the hypercall page's entries */
 bool hv_gate_interpret(void);         /* EIP is at an entry of a hypercall page: done, as by the gate */
 
-/* ---- straight.c: false = all is as it was, and must go the general way */
-bool hv_straight_begin(void);     /* now; false: somebody looks on */
+/* ---- straight.c */
+bool hv_straight_begin(void);     /* now; false: somebody looks on. From then on hv_cross_here() only counts */
+void hv_straight_end(void);       /* if it was begun: the general way from here on, with cell.entry_ns */
+void hv_straight_count(unsigned point);
+/* false = all is as it was, and must go the general way */
 bool hv_straight_interrupt(unsigned vector); /* INT of a program; EIP is behind it */
 bool hv_straight_int80_entry(void);          /* of the hypercall page; ESP is as its caller's CALL has left it */
-bool hv_straight_return(void);               /* IRET of the kernel */
+bool hv_straight_return(bool at_site);       /* IRET of the kernel */
 
 /* ---- calls.c: with EIP behind the call already */
 void hv_hypercall(void); /* by the registers */

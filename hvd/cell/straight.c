@@ -66,13 +66,11 @@ static bool is_flat_stack(const struct hv_segment *segment)
 
 /* ---- time: of these crossings it is only told how long they took, which the time stamp counter knows sooner than the host */
 
-static uint64_t began, nanoseconds_by_tick; /* << 32 */
+static uint64_t nanoseconds_by_tick; /* << 32 */
 
-static void count(unsigned point)
-{
-    uint64_t ticks = hv_host_tsc() - began;
-    hv_crossing_counted(&cell.board.crossings, point, (uint64_t)((unsigned __int128)ticks * nanoseconds_by_tick >> 32));
-}
+static uint64_t elapsed_ns(void) { return (uint64_t)((unsigned __int128)(hv_host_tsc() - cell.began_tsc) * nanoseconds_by_tick >> 32); }
+
+void hv_straight_count(unsigned point) { hv_crossing_counted(&cell.board.crossings, point, elapsed_ns()); }
 
 bool hv_straight_begin(void)
 {
@@ -80,8 +78,17 @@ bool hv_straight_begin(void)
         return false;
     if (!nanoseconds_by_tick)
         nanoseconds_by_tick = (1000000000ull << 32) / cell.area->tsc_told_hz;
-    began = hv_host_tsc();
+    cell.began_tsc = hv_host_tsc();
     return true;
+}
+
+void hv_straight_end(void)
+{
+    if (!cell.began_tsc)
+        return;
+    cell.entry_ns = hv_host_ns() - elapsed_ns();
+    cell.began_tsc = 0;
+    hv_account_run();
 }
 
 /* ---- what they do */
@@ -119,7 +126,7 @@ bool hv_straight_interrupt(unsigned vector)
     cpu->eip = offset;
     cpu->eflags &= ~(HV_TF | HV_NT | HV_RF | HV_VM | (is_trap ? 0 : HV_IF));
     cpu->interrupt_shadow = 0;
-    count(HV_POINT_SOFTWARE_INTERRUPT);
+    hv_straight_count(HV_POINT_SOFTWARE_INTERRUPT);
     return true;
 }
 
@@ -140,11 +147,11 @@ bool hv_straight_int80_entry(void)
     return false;
 }
 
-bool hv_straight_return(void)
+bool hv_straight_return(bool at_site)
 {
     struct hv_cpu *cpu = HV_CPU;
     uint32_t frame[5];
-    uint32_t esp = cpu->r[HV_ESP];
+    uint32_t esp = cpu->r[HV_ESP] + (at_site ? 4 : 0); /* the address behind the site */
     const uint8_t *at = hv_lookaside_find(HV_READ, false, esp, sizeof frame);
     if (!at || cpu->cpl || cpu->eflags & HV_NT || !is_flat_stack(&cpu->segment[HV_SS]))
         return false;
@@ -166,6 +173,6 @@ bool hv_straight_return(void)
     cpu->eflags = (cpu->eflags & ~loaded) | (frame[2] & loaded) | 2;
     if (to_program)
         hv_drop_inner_segments();
-    count(HV_POINT_PRIVILEGED_IRET);
+    hv_straight_count(HV_POINT_PRIVILEGED_IRET);
     return true;
 }

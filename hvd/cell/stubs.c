@@ -136,24 +136,16 @@ void hv_stubs_init(struct hv_emitter *e)
     /* system_call: r8d = EIP, r15 is set; what follows is the program's: its selectors, a stack, flags that C must not have */
     hv_stubs.system_call = e->at;
     cell.system_call = (uint64_t)(uintptr_t)e->at;
-    store_registers(e);
-    hv_store32(e, HV_R8, HV_FIELD(cpu.eip));
-    hv_store_constant(e, HV_FIELD(callout_kind), HV_CALLOUT_SYSTEM_CALL);
     hv_store_selectors(e);
-    hv_load64(e, HV_ESP, HV_FIELD(monitor_sp));
-    HV_CODE(e, "\x9c\x58"); /* pushfq; pop rax */
-    hv_store32(e, HV_EAX, HV_FIELD(host_flags));
-    HV_CODE(e, "\x68\x02\x02\0\0\x9d"); /* push IF; popfq */
+    hv_constant(e, HV_R9, HV_CALLOUT_SYSTEM_CALL);
     if (!hv_paravirtual()) { /* there the gate does it, if need be */
-        hv_load64(e, HV_EAX, HV_FIELD(monitor_fs));
-        HV_CODE(e, "\xf3\x48\x0f\xae\xd0"    /* wrfsbase rax */
-                   "\xb8\x2b\0\0\0\x8e\xd0"  /* mov eax, the host's data segment; mov ss, eax */
-                   "\x49\xbd");              /* mov r13, HV_WINDOW */
+        hv_load64(e, HV_R10, HV_FIELD(monitor_fs));
+        HV_CODE(e, "\xf3\x49\x0f\xae\xd2"                  /* wrfsbase r10 */
+                   "\x41\xba\x2b\0\0\0\x41\x8e\xd2"      /* mov r10d, the host's data segment; mov ss, r10d */
+                   "\x49\xbd");                             /* mov r13, HV_WINDOW */
         hv_word64(e, HV_WINDOW);
         HV_CODE(e, "\xf3\x49\x0f\xae\xdd"); /* wrgsbase r13 */
     }
-    HV_CODE(e, "\xe9\0\0\0\0");
-    uint8_t *behind = e->at;
 
     /* callout: r8d = EIP, r9d = kind, r10d = argument */
     hv_stubs.callout = e->at;
@@ -164,10 +156,12 @@ void hv_stubs_init(struct hv_emitter *e)
     hv_load64(e, HV_ESP, HV_FIELD(monitor_sp));
     HV_CODE(e, "\x9c\x58"); /* pushfq; pop rax */
     hv_store32(e, HV_EAX, HV_FIELD(host_flags));
-    hv_byte(e, 0xfc); /* cld: C's convention */
+    hv_byte(e, 0xa9); /* test eax, what C must not have */
+    hv_word32(e, HV_TF | HV_DF | HV_NT | HV_AC);
+    uint8_t *usual = jump_over(e, 0x74);
+    HV_CODE(e, "\x68\x02\x02\0\0\x9d"); /* push IF; popfq */
+    here(e, usual);
     uint8_t *call = e->at;
-    struct hv_emitter jump = {behind - 4};
-    hv_relative(&jump, call);
     HV_CODE(e, "\x41\xff"); /* call [r15 + callout] */
     hv_cell_operand(e, 2, HV_FIELD(callout));
     hv_store64(e, HV_EAX, HV_FIELD(resume));
