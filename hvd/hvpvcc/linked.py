@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import argparse
+import re
+import struct
 import sys
 from pathlib import Path
 
@@ -11,6 +13,8 @@ from hvd.hvpvcc.finish import finish, finished_file
 from hvd.hvpvcc.report import as_json, as_text
 from hvd.hvpvcc.sites import read_table
 from hvd.hvpvcc.verify import ALLOWED_SECTIONS, verify
+
+_RELOCATABLE = 1  # ET_REL
 
 
 def linked(arguments: list[str]) -> int:
@@ -26,6 +30,8 @@ def linked(arguments: list[str]) -> int:
         return _do(options)
     except FormatError as error:
         print(f"hvpvcc: {options.kernel}: {error}", file=sys.stderr)
+    except re.error as error:
+        print(f"hvpvcc: --allow {options.allow}: {error}", file=sys.stderr)
     except OSError as error:
         print(f"hvpvcc: {error.filename or options.kernel}: {error.strerror}", file=sys.stderr)
     return 2
@@ -34,6 +40,8 @@ def linked(arguments: list[str]) -> int:
 def _do(options: argparse.Namespace) -> int:
     path: Path = options.kernel
     elf = Elf(path.read_bytes())
+    if struct.unpack_from("<H", elf.data[:18], 16)[0] == _RELOCATABLE:
+        raise FormatError("it is an object, not a linked kernel")
     table = read_table(elf)
     finished = finish(elf)
     if options.verb == "finish":

@@ -12,6 +12,7 @@ from typing import Final
 DIRECTORY: Final = os.path.join(os.path.dirname(os.path.abspath(__file__)), "bin", "")
 # Outputs that do not run as guest kernel, of kernels that people know: Linux's set-up code, trampolines and vDSO; what a configuration tries.
 SKIP: Final = r"/arch/x86/(boot|realmode/rm|entry/vdso)/|^/dev/null$"
+LAUNCHERS: Final = frozenset({"ccache", "distcc", "icecc", "sccache"})  # before the compiler's name
 USAGE: Final = """\
 hvpvcc [--skip REGEX] COMPILER ARGUMENTS...   compile with room for replacements: CC="hvpvcc gcc"
 hvpvcc --flags                                the option of gcc that does the same, for builds that start the compiler often
@@ -37,8 +38,12 @@ def _compile(arguments: list[str]) -> int:
         sys.stderr.write(f"hvpvcc: {DIRECTORY}as is missing: `make setup` builds it\n")
         return 2
     os.environ["HVPVCC_SKIP"] = "|".join(f"({each})" for each in skip if each)
+    launcher = os.path.basename(arguments[0]) in LAUNCHERS and len(arguments) > 1
+    front, rest = arguments[: 1 + launcher], arguments[1 + launcher :]
+    # clang assembles by itself, where nothing would be seen.
+    own = ["-fno-integrated-as"] if "clang" in os.path.basename(front[-1]) else []
     try:
-        os.execvp(arguments[0], [arguments[0], f"-B{DIRECTORY}", *arguments[1:]])
+        os.execvp(front[0], [*front, f"-B{DIRECTORY}", *own, *rest])
     except OSError as error:
         sys.stderr.write(f"hvpvcc: {arguments[0]}: {error.strerror}\n")
         return 127

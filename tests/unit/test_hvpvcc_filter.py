@@ -15,6 +15,7 @@ from hvd.hvpvcc.sites import SECTION, Kind
 FILTER = Path(DIRECTORY, "as")
 # Of an object, which has no addresses yet: offsets in its sections.
 RECORD = struct.Struct("<IBBBB")
+PROGRAM = Path(__file__).resolve().parents[2] / ".venv" / "bin" / "hvpvcc"
 
 
 def assemble(tmp_path: Path, text: str, *options: str, skip: str = "", piped: bool = False) -> Path:
@@ -140,13 +141,33 @@ def test_errors_name_the_source_s_lines(tmp_path: Path) -> None:
     assert done.returncode and ":3: Error" in done.stderr
 
 
+@pytest.mark.parametrize(
+    ("names", "expected"),
+    [
+        (["i686-linux-gnu-gcc-12"], ["-B"]),
+        (["clang-14"], ["-B", "-fno-integrated-as"]),
+        (["ccache", "gcc"], ["gcc", "-B"]),
+        (["ccache", "clang"], ["clang", "-B", "-fno-integrated-as"]),
+    ],
+)
+def test_compilers_by_their_names(tmp_path: Path, names: list[str], expected: list[str]) -> None:
+    first = tmp_path / names[0]
+    first.write_text('#!/bin/sh\nprintf "%s\\n" "$@"\n')
+    first.chmod(0o755)
+    done = subprocess.run([PROGRAM, first, *names[1:], "-c", "a b.c"], capture_output=True, text=True, check=True)
+    assert [line.partition("/")[0] for line in done.stdout.splitlines()] == [*expected, "-c", "a b.c"]
+
+
+def test_a_line_of_a_thousand_statements(tmp_path: Path) -> None:
+    assert kinds(assemble(tmp_path, "cli; sti; " * 500)) == [Kind.CLI, Kind.STI] * 500
+
+
 def test_the_hvpvcc_program_compiles_c_with_inline_assembly(tmp_path: Path) -> None:
     source = tmp_path / "a.c"
     source.write_text('unsigned f(void) { unsigned x; __asm__ volatile("pushf; pop %0; cli" : "=r"(x)); return x; }\n')
-    program = Path(__file__).resolve().parents[2] / ".venv" / "bin" / "hvpvcc"
-    subprocess.run([program, "gcc", "-m32", "-O2", "-g", "-pipe", "-c", "-o", tmp_path / "a.o", source], check=True)
+    subprocess.run([PROGRAM, "gcc", "-m32", "-O2", "-g", "-pipe", "-c", "-o", tmp_path / "a.o", source], check=True)
     assert kinds(tmp_path / "a.o") == [Kind.PUSHF, Kind.CLI]
-    subprocess.run([program, "--skip", "/a[.]o$", "gcc", "-m32", "-c", "-o", tmp_path / "a.o", source], check=True)
+    subprocess.run([PROGRAM, "--skip", "/a[.]o$", "gcc", "-m32", "-c", "-o", tmp_path / "a.o", source], check=True)
     assert kinds(tmp_path / "a.o") == []
 
 

@@ -31,6 +31,7 @@ bool lone_prefix(struct span statement);
 /* text of one assembler file -> out. Returns whether anything was changed; if not, out is of no use. */
 bool rewrite(struct span text, struct buffer *out);
 
+_Noreturn void give_up(const char *why);
 void append(struct buffer *, const char *bytes, size_t length);
 void append_format(struct buffer *, const char *format, ...) __attribute__((format(printf, 2, 3)));
 

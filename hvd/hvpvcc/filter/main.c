@@ -19,6 +19,12 @@ static _Noreturn void die(const char *what)
     exit(1);
 }
 
+void give_up(const char *why)
+{
+    fprintf(stderr, "hvpvcc: %s\n", why);
+    exit(1);
+}
+
 void append(struct buffer *buffer, const char *bytes, size_t length)
 {
     if (buffer->used + length > buffer->room) {

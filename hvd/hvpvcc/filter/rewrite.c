@@ -8,7 +8,7 @@
 
 /* Pages of code that are there for thunks, once in each linked image. */
 #define AREA_PAGES 2
-#define STATEMENTS 64
+#define STATEMENTS 16384 /* of one line: what the preprocessor makes of a macro */
 
 struct section {
     char name[120]; /* a longer one is cut */
@@ -213,10 +213,10 @@ static size_t labels(struct span s)
     }
 }
 
-/* The statements of a line, comments removed, their text in clean. 0: none, or more than there is room for. */
+/* The statements of a line, comments removed, their text in clean. */
 static unsigned split(struct span line, struct buffer *clean, struct statement *statements)
 {
-    size_t ends[STATEMENTS];
+    static size_t ends[STATEMENTS];
     unsigned count = 0;
     bool quoted = false;
     clean->used = 0;
@@ -238,7 +238,7 @@ static unsigned split(struct span line, struct buffer *clean, struct statement *
             append(clean, " ", 1);
         } else if (*at == ';') {
             if (count == STATEMENTS - 1)
-                return 0;
+                give_up("a line has too many statements");
             ends[count++] = clean->used;
         } else {
             quoted = *at == '"';
@@ -322,7 +322,7 @@ bool rewrite(struct span text, struct buffer *out)
     for (const char *at = text.at, *end = at + text.length; at < end;) {
         const char *newline = memchr(at, '\n', (size_t)(end - at));
         struct span line = {at, (size_t)((newline ? newline : end) - at)};
-        struct statement statements[STATEMENTS];
+        static struct statement statements[STATEMENTS];
         bool changed = false, in_comment = state.comment;
         unsigned count = split(line, &clean, statements);
         line_out.used = 0;
