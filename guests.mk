@@ -13,7 +13,7 @@ include guests/teach/teach.mk
 
 GUEST_MULTIBOOT := hello hypercalls interrupts apic exceptions paging spin halt triple reset flood wild echo compute ticker ports nonsense screen exits virtio hole isolation modes garbage callers clock
 # The same sources for the paravirtual ABI (docs/paravirtualisation.md), by one flag.
-GUEST_PV := calls hello hypercalls interrupts exceptions paging halt echo compute ticker exits isolation spin flood triple reset wild virtio ports nonsense screen hole garbage modes apic callers clock
+GUEST_PV := abi calls hello hypercalls interrupts exceptions paging halt echo compute ticker exits isolation spin flood triple reset wild virtio ports nonsense screen hole garbage modes apic callers clock
 # The same sources, unmodified, by hvpvcc (docs/hvpvcc.md).
 GUEST_HVPV := hello hypercalls interrupts apic paging halt reset echo compute ticker ports hole isolation garbage exits virtio
 GUEST_HVPV_CC := $(GUEST_CC) -Bhvd/hvpvcc/bin/

@@ -38,6 +38,7 @@ struct hv_cell {
     struct hv_cell_area *area;
     uint8_t *memory; /* the whole memory file, readable and writable */
     enum hv_cell_mode mode;
+    uint64_t part_ns;  /* when the last of several crossings in a row, of one entry, ended; before entry_ns: there was none */
     uint64_t entry_ns; /* CLOCK_MONOTONIC at which the monitor was entered; start of records */
     uint64_t began_tsc; /* not 0: it is not known yet, only the time stamp counter (straight.c) */
     uint64_t back_ns; /* and at which the runner last gave it its turn */
@@ -201,7 +202,8 @@ bool hv_timer_is_right(void);          /* there is no other next timer than the 
 void hv_arm_timer(void);               /* SIGALRM when the board's next timer is due */
 bool hv_kicked(void);                  /* the runner wants the state at the next boundary: repeated instructions stop between turns */
 uint64_t hv_tsc(void);                 /* the guest's time stamp counter */
-void hv_cross_here(unsigned point, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a3); /* a record of this instruction, timed since entry_ns */
+void hv_cross_here(unsigned point, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a3); /* a record of this instruction, timed since entry_ns or part_ns */
+void hv_cross_next(void); /* what is recorded from here on begins now: an element of a string or of a multicall */
 
 /* ---- callstack.c */
 void hv_callstack_init(void); /* records have the guest's call stack, if that is wanted */

@@ -379,6 +379,7 @@ static bool served(struct hv_cell_host *host)
         return !hv_console_full(host->board->console);
     if (!in && exit->reason != HV_CELL_PORT_OUT)
         return false;
+    uint64_t start_ns = exit->start_ns;
     uint32_t done = 0;
     do {
         uint32_t value = done ? host->area->string[done] : (uint32_t)exit->value;
@@ -389,7 +390,9 @@ static bool served(struct hv_cell_host *host)
         else if (in)
             host->area->string[done] = value;
         unsigned point = in ? HV_POINT_PORT_IN : HV_POINT_PORT_OUT;
-        hv_cross(&host->board->crossings, point, exit->start_ns, exit->rip, exit->flags, port, exit->size, value & (uint32_t)((1ull << 8 * exit->size) - 1), 0);
+        hv_cross(&host->board->crossings, point, start_ns, exit->rip, exit->flags, port, exit->size, value & (uint32_t)((1ull << 8 * exit->size) - 1), 0);
+        if (exit->count > 1)
+            start_ns = hv_host_ns();
     } while (++done < exit->count);
     if (done)
         host->string_done = done;

@@ -30,12 +30,20 @@ static uint32_t linear_eip(void) { return HV_CPU->segment[HV_CS].base + HV_CPU->
 
 static uint32_t record_flags(void) { return HV_CPU->cpl == 3 ? HV_RECORD_USER : 0; }
 
+static uint64_t since_ns(void) { return cell.part_ns > cell.entry_ns ? cell.part_ns : cell.entry_ns; }
+
+void hv_cross_next(void)
+{
+    hv_straight_end();
+    cell.part_ns = hv_host_ns();
+}
+
 void hv_cross_here(unsigned point, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a3)
 {
     if (cell.began_tsc)
         hv_straight_count(point);
     else
-        hv_cross(&cell.board.crossings, point, cell.entry_ns, linear_eip(), record_flags(), a0, a1, a2, a3);
+        hv_cross(&cell.board.crossings, point, since_ns(), linear_eip(), record_flags(), a0, a1, a2, a3);
 }
 
 /* ---- turns */
@@ -97,7 +105,7 @@ void hv_leave(enum hv_cell_reason reason)
         __atomic_store_n(&area->kick, 0, __ATOMIC_SEQ_CST);
     area->exit.reason = reason;
     area->exit.rip = linear_eip();
-    area->exit.start_ns = cell.entry_ns;
+    area->exit.start_ns = since_ns();
     area->exit.flags = record_flags();
     hv_fpu_publish();
     area->cpu = cell.cpu;

@@ -144,6 +144,8 @@ bool hv_strings(const struct hv_insn *insn)
         if (!left)
             return hv_done(insn);
         turns[opcode](&string);
+        if (opcode == 0x6c || opcode == 0x6e)
+            hv_cross_next();
         left -= string.done;
         hv_set_register(HV_ECX, width, left);
         bool zero = HV_CPU->eflags & HV_ZF;

@@ -26,7 +26,7 @@ def put_sensitive(guest: guest_pb2.Guest, count: int) -> str | None:
         clear(guest, SENSITIVE_INSTRUCTIONS)
         return None
     message = (
-        f"the kernel executes {count} sensitive instruction{'s' if count > 1 else ''} that cannot trap; "
+        f"the kernel has {count} sensitive instruction{'s' if count > 1 else ''} that cannot trap; "
         f"hvctl census {guest.name.removeprefix('guests/')}"
     )
     if message == old:

@@ -125,7 +125,7 @@ def explained(end: End, census: Census, name: str) -> End:
         first = census.in_order()[0]
         what = "1 sensitive instruction" if count == 1 else f"{count} sensitive instructions"
         example = f"{first.what.name} at {first.address:#x}"
-        message += f"; the kernel executes {what} that cannot trap, such as {example}: `hvctl census {name}`"
+        message += f"; the kernel has {what} that cannot trap, such as {example}: `hvctl census {name}`"
     return dataclasses.replace(end, message=message, metadata=metadata)
 
 

@@ -39,10 +39,13 @@ def run_to_end(
     backend: str = "emulation",
     engine: str = "native",
     memory_bytes: int = MEMORY_BYTES,
+    counters: Path | None = None,
 ) -> Final:
-    """Killed after that time. typed: when it has written its first line."""
+    """Killed after that time. typed: when it has written its first line. counters: a file to make, for hvd.trace.counters."""
     create = import_module(f"hvd.backends.{backend}.vcpu").create
-    board = HotBoard(BackendId.of(backend))
+    if counters is not None:
+        counters.touch()
+    board = HotBoard(BackendId.of(backend), counters=counters)
     output = b""
     last: list[bytes] = []
     states: list[tuple[dict[str, int], bytes]] = []

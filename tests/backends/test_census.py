@@ -147,7 +147,7 @@ def test_a_failure_is_explained(tmp_path: Path) -> None:
 
     end = census.explained(End("TRIPLE_FAULT", "oops"), Census({0x1234: Finding(0x1234, b"\x9d", POPF)}), "web-1")
     assert end.message == (
-        "oops; the kernel executes 1 sensitive instruction that cannot trap, such as popf at 0x1234: `hvctl census web-1`"
+        "oops; the kernel has 1 sensitive instruction that cannot trap, such as popf at 0x1234: `hvctl census web-1`"
     )
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import time
 from pathlib import Path
 
 import pytest
@@ -14,7 +15,8 @@ from machine_run import Final, run_to_end
 from hvd.backends.paravirt.backend import BACKEND
 from hvd.board.paravirt import NOTE, VERSION
 from hvd.cell import paravirt
-from hvd.trace.points import PARAVIRT, PARAVIRT_FIRST
+from hvd.trace.counters import decode_counters
+from hvd.trace.points import BY_NAME, PARAVIRT, PARAVIRT_FIRST
 
 AVAILABILITY = BACKEND.probe()
 pytestmark = pytest.mark.skipif(not AVAILABILITY.available, reason=f"{AVAILABILITY.reason}; {AVAILABILITY.remedy}")
@@ -46,6 +48,26 @@ def test_emulation_and_paravirt_agree(name: str) -> None:
 def test_it_boots_where_the_abi_is_absent(backend: str) -> None:
     final = run("calls", backend=backend)
     assert (final.end.reason, final.end.exit_code, final.console.splitlines()[0]) == ("EXITED", 0, "no paravirtual ABI here")
+
+
+def test_each_call_and_entry_does_what_it_is_for(tmp_path: Path) -> None:
+    """What it changes, what it answers, its errors. And what each took: those of a MULTICALL lie one behind the other within it."""
+    page, start_ns = tmp_path / "counters", time.monotonic_ns()
+    final = run_to_end(kernel("abi.pv.elf"), "multicalls=20", backend="paravirt", engine="", counters=page)
+    assert (final.end.reason, final.end.exit_code, final.console) == ("EXITED", 0, "by CONSOLE\nabi: ok\n"), final
+    took_ns = time.monotonic_ns() - start_ns
+    points = decode_counters(page.read_bytes()).points
+    assert {name for name in PARAVIRT if points.get(BY_NAME[f"hypercall.{name}"].id)} == {*PARAVIRT}
+    each, all_together = points[BY_NAME["hypercall.debug"].id], points[BY_NAME["hypercall.multicall"].id]
+    assert each.count == 20 * 512 + 1
+    assert each.total_ns <= all_together.total_ns + each.max_ns
+    accesses = points[BY_NAME["port-in"].id]
+    assert accesses.count > 16384 and accesses.total_ns <= took_ns  # REP INSB: each from the one before it
+
+
+@pytest.mark.parametrize(("value", "reason"), [(0, "POWEROFF"), (1, "RESET")])
+def test_power(value: int, reason: str) -> None:
+    assert run("calls", f"number={number('POWER')} a={value}").end.reason == reason
 
 
 def test_the_hole_is_closed() -> None:

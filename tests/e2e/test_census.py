@@ -24,13 +24,13 @@ NEEDS_REWRITING = pytest.mark.skipif(not REWRITES.available, reason=f"{REWRITES.
 def test_a_kernel_with_the_hole(daemon: RealDaemon) -> None:
     done = daemon.hvctl("run", *TRAP, "--name", "hole", "--kernel", kernel("hole.elf"))
     assert done.returncode == 12
-    assert "warning: the kernel executes 2 sensitive instructions that cannot trap; hvctl census hole" in done.stderr
+    assert "warning: the kernel has 2 sensitive instructions that cannot trap; hvctl census hole" in done.stderr
     assert "off, PUSHF says on; POPF switched them not on\nHOLE open\n" in done.stdout.replace("\r", "")
     assert "warning" not in done.stdout and "census" not in done.stdout + daemon.ok("logs", "hole").stdout
 
     (condition,) = daemon.show("hole")["conditions"]
     assert (condition["type"], condition["reason"]) == ("SENSITIVE_INSTRUCTIONS", "CANNOT_TRAP")
-    assert condition["message"] == "the kernel executes 2 sensitive instructions that cannot trap; hvctl census hole"
+    assert condition["message"] == "the kernel has 2 sensitive instructions that cannot trap; hvctl census hole"
 
     table = daemon.ok("census", "hole")
     lines = table.stdout.splitlines()
@@ -61,7 +61,7 @@ def test_a_guest_that_runs(daemon: RealDaemon) -> None:
         wait_for(lambda: daemon.ok("update", other, "--label", f"n={next(number)}") and other in events.out, "the first event")
         name = daemon.run("teach.elf", *TRAP)
         wait_for(lambda: daemon.show(name)["conditions"], "a condition")
-        assert "warning: the kernel executes" in events.wait_out("cannot trap")
+        assert "warning: the kernel has" in events.wait_out("cannot trap")
     finally:
         events.close()
     found = daemon.ok("census", name, "-o", "json").json
