@@ -114,9 +114,7 @@ uint32_t hv_pop_at(unsigned size, uint32_t depth)
 
 bool hv_done(const struct hv_insn *insn)
 {
-    HV_CPU->eip += insn->length;
-    if (!(HV_CPU->segment[HV_CS].attributes & HV_SEGMENT_32))
-        HV_CPU->eip &= 0xffff;
+    HV_CPU->eip += insn->length; /* all of it, even in 16-bit code, which only jumps make IP */
     return true;
 }
 

@@ -27,11 +27,7 @@ static bool jump_if(const struct hv_insn *insn, bool taken)
     return taken ? jump(relative_target(insn)) : hv_done(insn);
 }
 
-static uint32_t next_eip(const struct hv_insn *insn)
-{
-    uint32_t next = HV_CPU->eip + insn->length;
-    return HV_CPU->segment[HV_CS].attributes & HV_SEGMENT_32 ? next : next & 0xffff;
-}
+static uint32_t next_eip(const struct hv_insn *insn) { return HV_CPU->eip + insn->length; }
 
 static bool call(const struct hv_insn *insn, uint32_t target)
 {

@@ -132,6 +132,9 @@ void hv_resume(void)
     g[REG_CSGSFS] = (g[REG_CSGSFS] & 0x0000ffffffff0000ll) | HV_HOST_CODE_64 | (greg_t)((uint64_t)HV_HOST_DATA << 48);
 }
 
+/* IRETQ would leave such a stack the upper half of our RSP; the host's own, with which a signal ends, does not. */
+static bool is_small_stack(void) { return !(HV_CPU->segment[HV_SS].attributes & HV_SEGMENT_32); }
+
 /* The state is in struct hv_cell, for the stub that loads it. */
 static void go_natively(void)
 {
@@ -159,6 +162,10 @@ uint64_t hv_settle_and_go(void (*work)(void))
         }
         return (uint64_t)(uintptr_t)hv_trap.target;
     }
+    if (is_small_stack()) {
+        cell.host_flags = HV_IF | 2;
+        return (uint64_t)(uintptr_t)hv_stubs.by_signal;
+    }
     go_natively();
     return (uint64_t)(uintptr_t)hv_stubs.enter_user;
 }
@@ -167,7 +174,7 @@ bool hv_go_straight_on(void)
 {
     const struct hv_cpu *cpu = HV_CPU;
     bool program = cpu->cpl == 3;
-    if (hv_kicked() || cpu->halted || cpu->interrupt_shadow || hv_debugging || hv_interrupts_wanted())
+    if (hv_kicked() || cpu->halted || cpu->interrupt_shadow || hv_debugging || hv_interrupts_wanted() || is_small_stack())
         return false;
     if (program && (hv_user_faulted() || (cpu->user_limit && cpu->eip >= cpu->user_limit) || hv_sites_interpret()))
         return false;

@@ -16,11 +16,7 @@ static void require_supervisor(void)
         hv_raise_error(HV_GP, 0);
 }
 
-static uint32_t behind(const struct hv_insn *insn)
-{
-    uint32_t eip = HV_CPU->eip + insn->length;
-    return HV_CPU->segment[HV_CS].attributes & HV_SEGMENT_32 ? eip : eip & 0xffff;
-}
+static uint32_t behind(const struct hv_insn *insn) { return HV_CPU->eip + insn->length; }
 
 /* ---- flags */
 

@@ -222,6 +222,8 @@ void hv_stubs_init(struct hv_emitter *e)
     hv_byte(e, 0x50);
     load_registers(e);
     HV_CODE(e, "\x48\xcf"); /* iretq */
+    hv_stubs.by_signal = e->at;
+    hv_byte(e, 0xf4); /* hlt, which traps: the state is given back by the frame */
     hv_stubs.ready_end = e->at;
 
     /* lookup: r8d = EIP. The table's key is EIP's negative, so that comparing needs no flags; the key 0 leads to miss. */

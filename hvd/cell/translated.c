@@ -93,7 +93,7 @@ bool hv_in_64_bits(int signal)
         set_step(HV_STEP_RUN);
         return false;
     }
-    if (async && in_cache && rip >= hv_stubs.resume && rip < hv_stubs.ready_end) { /* all is in struct hv_cell still */
+    if ((async || rip == hv_stubs.by_signal) && in_cache && rip >= hv_stubs.resume && rip < hv_stubs.ready_end) { /* all is in struct hv_cell still */
         set_step(HV_STEP_RUN);
         return true;
     }

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from stream_guest import ALIAS, DEVICE, ECHO_VECTOR, KERNEL, STREAMS, USER
+from stream_kernel import ALIAS, DEVICE, ECHO_VECTOR, KERNEL, STREAMS, USER
 from stream_programs import CODE_STUBS, COMPARE, SET_ESI, SET_ESP, PlainMaker, u32
 
 

@@ -6,8 +6,8 @@ import struct
 from collections.abc import Callable
 
 from fault_programs import FaultMaker
-from stream_guest import BUFFER, DIRECTORY, KERNEL, OTHER_DIRECTORY, PORT, STATE, USER, USER_TABLE
-from stream_programs import CODE_STUBS, CR0, CR4, SET_ESI, SET_ESP, u32
+from stream_kernel import BUFFER, CR0, DIRECTORY, KERNEL, OTHER_DIRECTORY, PORT, STATE, USER, USER_TABLE
+from stream_programs import CODE_STUBS, SET_ESI, SET_ESP, u32
 
 
 class Maker(FaultMaker):
@@ -37,6 +37,9 @@ class Maker(FaultMaker):
             self._debug_registers,
             self._system,
         ]
+
+    def _entry_of(self, page: int) -> int:
+        return KERNEL + USER_TABLE + self._paging_kind.entry_bytes * page
 
     def _interrupt_flag(self) -> list[bytes]:
         return self._rng.choice(
@@ -147,9 +150,9 @@ class Maker(FaultMaker):
                 [b"\x66\x0f\x01\xe3"],
                 [b"\xb8\x3b\0\0\0", b"\x0f\x01\xf0", use, b"\x0f\x06"],
                 [
-                    b"\xb8" + u32(CR4 ^ rng.choice((0x80, 4, 0x200))),
+                    b"\xb8" + u32(self._cr4 ^ rng.choice((0x80, 4, 0x200))),
                     b"\x0f\x22\xe0",
-                    b"\xb8" + u32(CR4),
+                    b"\xb8" + u32(self._cr4),
                     b"\x0f\x22\xe0",
                 ],
                 [b"\x0f\x22\xc8"],
@@ -205,7 +208,7 @@ class Maker(FaultMaker):
                 BUFFER + 0x3000 | 5,
             )
         )
-        change = b"\xc7\x05" + u32(KERNEL + USER_TABLE + 4 * page) + u32(entry)
+        change = b"\xc7\x05" + u32(self._entry_of(page)) + u32(entry)
         told = b"\x0f\x01\x3d" + u32(USER + page * 0x1000)
         # The whole change is one piece: an exception in between would see an entry that the TLB need not know.
         at = u32(page * 0x1000 + rng.choice((0x10, 0x804, 0xFFE)))
@@ -225,13 +228,13 @@ class Maker(FaultMaker):
                 [told],
                 [
                     code,
-                    b"\xc7\x05" + u32(KERNEL + USER_TABLE + 4 * page) + u32(BUFFER + 0x1000 | 7) + told,
+                    b"\xc7\x05" + u32(self._entry_of(page)) + u32(BUFFER + 0x1000 | 7) + told,
                     b"\x8d\x9e" + u32(page * 0x1000 + 0x900) + b"\xff\xd3",
                 ],
                 [*self._store_code(CODE_STUBS + 0x100), b"\xc7\x86" + u32(0x900) + b"\x42\x42\x42\xc3"]
                 + [
                     b"\xc7\x05"
-                    + u32(KERNEL + USER_TABLE + 4 * page)
+                    + u32(self._entry_of(page))
                     + u32(frame | 7)
                     + told
                     + b"\x8d\x9e"

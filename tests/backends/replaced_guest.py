@@ -10,7 +10,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from replaced_programs import AREA, replacements, sites, switched
-from stream_guest import CODE, KERNEL, RAM, STREAM_MEMORY, STREAMS, TABLE, Program, Side, kernel_image
+from stream_guest import Program, Side
+from stream_kernel import CODE, KERNEL, RAM, STREAM_MEMORY, STREAMS, TABLE, kernel_image
 
 from hvd.backends.paravirt.vcpu import create
 from hvd.board import cpuid
@@ -30,7 +31,7 @@ class ReplacedSide(Side):
         real, linker = shutil.which("as"), shutil.which("ld")
         assert real and linker
         os.environ.setdefault("HVPVCC_AS", real)
-        self.image, self.handlers = kernel_image(directory, DIRECTORY + "as")
+        self.image, self.handlers, self.gates = kernel_image(directory, self.paging, DIRECTORY + "as")
         link = (linker, "-m", "elf_i386", f"-Ttext={KERNEL + CODE:#x}", "-e", "0", "-o", "streams.elf", "streams.o")
         subprocess.run(link, cwd=directory, check=True, timeout=30)
         table = read_table(Elf((directory / "streams.elf").read_bytes()))

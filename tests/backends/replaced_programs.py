@@ -12,8 +12,9 @@ from types import SimpleNamespace
 from typing import Final
 
 from kernel_programs import Maker
-from stream_guest import BUFFER, DIRECTORY, ECHO_VECTOR, KERNEL, OTHER_DIRECTORY, PORT, USER, USER_TABLE, Program
-from stream_programs import CR0, CR4, SET_ESP, u32
+from stream_guest import Program
+from stream_kernel import BUFFER, CR0, CR4, DIRECTORY, ECHO_VECTOR, KERNEL, OTHER_DIRECTORY, PORT, USER, USER_TABLE
+from stream_programs import SET_ESP, u32
 
 from hvd.cell.decoder import Decoded, Decoder, Instruction, Map
 from hvd.hvpvcc import finish

@@ -49,7 +49,7 @@ def difference(one: Outcome, two: Outcome, number: int = 0) -> str:
             text = f"record {at} (vector {a[0]:#x} at {a[2]:#x}): " + ", ".join(fields)
             break
     if not text and len(one.records[number]) != len(two.records[number]):
-        text = f"{len(one.records[number])} and {len(two.records[number])} records"
+        text = f"{len(one.records[number])} and {len(two.records[number])} records; ends: {one.end}; {two.end}"
     if not text and one.end.split(" at ")[0] != two.end.split(" at ")[0]:
         text = f"ends: {one.end}; {two.end}"
     if not text and one.devices != two.devices:

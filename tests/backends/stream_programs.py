@@ -11,9 +11,8 @@ import struct
 from collections.abc import Callable
 from typing import Final
 
-from stream_guest import CR0 as CR0
-from stream_guest import CR4 as CR4
-from stream_guest import STACK, USER, Program
+from stream_guest import Program
+from stream_kernel import CR4, STACK, USER, Paging
 from streams import EDI, ESI, Stream
 
 COMPARE: Final = b"\x39\xd8"  # cmp eax, ebx
@@ -57,8 +56,10 @@ def u32(value: int) -> bytes:
 class PlainMaker(Stream):
     """What kernels and programs have in common; fault_programs and kernel_programs have the rest."""
 
-    def __init__(self, seed: int, ring: int | None = None, timer: bool = False) -> None:
+    def __init__(self, seed: int, ring: int | None = None, timer: bool = False, paging: Paging = Paging.SMALL) -> None:
         self._rng = rng = random.Random(seed)
+        self._paging_kind = paging
+        self._cr4 = CR4 | paging.cr4
         self.ring = ring if ring is not None else rng.choice((0, 0, 0, 3))
         self.timer = timer
         self.seed = seed

@@ -16,7 +16,8 @@ from kernel_programs import Maker
 from replaced_guest import ReplacedSide
 from replaced_programs import ReplacedMaker, instructions, sites
 from stream_compare import Pair, all_same, difference, disassembled
-from stream_guest import KERNEL, Program, Side
+from stream_guest import Program, Side
+from stream_kernel import KERNEL
 
 from hvd.backends.emulation.backend import BACKEND as EMULATION
 from hvd.backends.paravirt.backend import BACKEND as PARAVIRT

@@ -8,7 +8,8 @@ from collections.abc import Iterator
 
 import pytest
 from stream_compare import DONE, Pair, all_same
-from stream_guest import PORT, USER, Program, Side
+from stream_guest import Program, Side
+from stream_kernel import PORT, USER
 
 from hvd.backends.emulation.backend import BACKEND as EMULATION
 from hvd.backends.rewriting.backend import BACKEND as REWRITING

@@ -7,8 +7,9 @@ from collections.abc import Iterator
 
 import pytest
 from stream_compare import DONE, Pair, all_same, difference
-from stream_guest import DEVICE, IDT, KERNEL, STREAMS, USER, Outcome, Program, Side
-from stream_programs import CR0, SET_ESP
+from stream_guest import Outcome, Program, Side
+from stream_kernel import CR0, DEVICE, IDT, KERNEL, STREAMS, USER
+from stream_programs import SET_ESP
 
 from hvd.backends.emulation.backend import BACKEND as EMULATION
 from hvd.backends.rewriting.backend import BACKEND as REWRITING

@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from kernel_programs import Maker
+from rare_programs import RareMaker
 from stream_compare import DONE, Pair, all_same, difference, disassembled
-from stream_guest import DEVICE, KERNEL, STACK, USER, Program, Side
+from stream_guest import Program, Side
+from stream_kernel import DEVICE, KERNEL, STACK, USER, Paging
 from stream_programs import SET_ESI, SET_ESP
 
 from hvd.backends.emulation.backend import BACKEND as EMULATION
@@ -28,14 +29,23 @@ pytestmark = pytest.mark.skipif(not AVAILABLE.available, reason=f"{AVAILABLE.rea
 
 CORPUS = Path(__file__).parent / "corpus" / "programs.jsonl"
 PER_TEST = 250
-KERNELS, PROGRAMS, INTERRUPTED = (
+KERNELS, PROGRAMS, INTERRUPTED, OTHER_PAGES = (
     range(0, 1500, PER_TEST),
     range(100_000, 101_000, PER_TEST),
     range(200_000, 200_500, PER_TEST),
+    range(400_000, 400_500, PER_TEST),
 )
 TIMER = 400  # periods of the 8254: 335 us
 MOST_SHOWN = 4
 instructions = 0
+
+
+@pytest.fixture(scope="module", params=(Paging.BIG, Paging.PAE), ids=lambda paging: paging.name)
+def other_pages(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Pair]:
+    directory = tmp_path_factory.mktemp("streams")
+    pair = Pair(Side("emulation", directory, request.param), Side("rewriting", directory, request.param))
+    yield pair
+    pair.close()
 
 
 @pytest.fixture(scope="module")
@@ -75,32 +85,38 @@ def look(pair: Pair, programs: list[Program], timer: int = 0) -> None:
 
 @pytest.mark.parametrize("first", KERNELS)
 def test_kernels(pair: Pair, first: int) -> None:
-    look(pair, [Maker(seed, ring=0).program() for seed in range(first, first + PER_TEST)])
+    look(pair, [RareMaker(seed, ring=0).program() for seed in range(first, first + PER_TEST)])
 
 
 @pytest.mark.parametrize("first", PROGRAMS)
 def test_programs(pair: Pair, first: int) -> None:
-    look(pair, [Maker(seed, ring=3).program() for seed in range(first, first + PER_TEST)])
+    look(pair, [RareMaker(seed, ring=3).program() for seed in range(first, first + PER_TEST)])
 
 
 @pytest.mark.parametrize("first", INTERRUPTED)
 def test_interrupted(pair: Pair, first: int) -> None:
     """By a timer and by kicks, in the middle of translated code: nothing of it is to be seen."""
-    look(pair, [Maker(seed, timer=True).program() for seed in range(first, first + PER_TEST)], TIMER)
+    look(pair, [RareMaker(seed, timer=True).program() for seed in range(first, first + PER_TEST)], TIMER)
+
+
+@pytest.mark.parametrize("first", OTHER_PAGES)
+def test_other_pages(other_pages: Pair, first: int) -> None:
+    paging = other_pages.other.paging
+    look(other_pages, [RareMaker(seed, paging=paging).program() for seed in range(first, first + PER_TEST)])
 
 
 def test_counted(pair: Pair) -> None:
     """The census's counters touch nothing of the guest's, come with a flush of the cache and go with another."""
     vcpu = pair.other.vcpu
     assert not vcpu.rewritten(CensusCommand.COUNT).sites
-    look(pair, [Maker(seed).program() for seed in range(300_000, 300_120)])
-    look(pair, [Maker(seed, timer=True).program() for seed in range(300_120, 300_160)], TIMER)
+    look(pair, [RareMaker(seed).program() for seed in range(300_000, 300_120)])
+    look(pair, [RareMaker(seed, timer=True).program() for seed in range(300_120, 300_160)], TIMER)
     found = list(sites(vcpu.rewritten(CensusCommand.COLLECT).sites))
     vcpu.rewritten(CensusCommand.END)
     # Each program begins with the kernel's LGDT, and ends with INT 81, which comes in through a gate and goes out by IRET.
     assert {site.replacement for site in found} == set(Replacement) - {Replacement.BREAKPOINT}
     assert max(site.executions for site in found if site.code[:2] == b"\x0f\x01") >= 40
-    look(pair, [Maker(seed).program() for seed in range(300_000, 300_010)])
+    look(pair, [RareMaker(seed).program() for seed in range(300_000, 300_010)])
     assert not any(site.executions for site in sites(vcpu.rewritten(CensusCommand.COLLECT).sites))
 
 
@@ -112,13 +128,14 @@ def test_there_were_enough() -> None:
 
 @pytest.mark.skipif("HVD_FUZZ_SEEDS" not in os.environ, reason="HVD_FUZZ_SEEDS=first:last is not set")
 @pytest.mark.timeout(0)
-def test_many_more(pair: Pair) -> None:
+def test_many_more(pair: Pair, other_pages: Pair) -> None:
     first, last = map(int, os.environ["HVD_FUZZ_SEEDS"].split(":"))
     for at in range(first, last, PER_TEST):
         seeds = range(at, min(at + PER_TEST, last))
         print(f"seeds {seeds.start} to {seeds.stop}", flush=True)
-        look(pair, [Maker(seed).program() for seed in seeds])
-        look(pair, [Maker(seed, timer=True).program() for seed in seeds], TIMER)
+        look(pair, [RareMaker(seed).program() for seed in seeds])
+        look(pair, [RareMaker(seed, timer=True).program() for seed in seeds], TIMER)
+        look(other_pages, [RareMaker(seed, paging=other_pages.other.paging).program() for seed in seeds])
 
 
 def corpus() -> list[Program]:

@@ -142,14 +142,14 @@ def test_a_step_traps_behind_the_instruction(rig: Rig) -> None:
 
 
 def test_sixteen_bit_code_and_stack(rig: Rig) -> None:
-    """SS.B and CS.D clear: SP wraps and the rest of ESP stays, IP wraps."""
+    """SS.B and CS.D clear: SP wraps and the rest of ESP stays; EIP goes on, as the processor's does, and only jumps make IP of it."""
     rig.cpu.segment[2].attributes &= ~0x400000
     rig.cpu.segment[1].attributes &= ~0x400000
     assert rig.run(bytes.fromhex("50"), eax=0xAABBCCDD, esp=0x12340000) == DONE
     assert rig.register("esp") == 0x1234FFFE
     assert bytes(rig.memory[0xFFFE:0x10000]) == b"\xdd\xcc"
     assert rig.run(bytes.fromhex("6690"), at=0xFFFE) == DONE
-    assert rig.cpu.eip == 0
+    assert rig.cpu.eip == 0x10000
     assert rig.run(bytes.fromhex("e81000"), esp=0x12340002) == DONE
     assert (rig.cpu.eip, rig.register("esp"), bytes(rig.memory[0:2])) == (0x1013, 0x12340000, b"\x03\x10")
     assert rig.run(bytes.fromhex("c9"), ebp=0x5670000, esp=0x12348000) == DONE  # LEAVE
