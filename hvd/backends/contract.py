@@ -159,6 +159,8 @@ class Instance(ABC):
     pid: int
     # Fields of hvd.v1.Guest that are known of it while it runs, beyond its pid.
     facts: Mapping[str, str | int] = MappingProxyType({})
+    # As its process told when it had been launched; None = it is to be asked.
+    started: InstanceStatus | None = None
 
     @abstractmethod
     async def status(self) -> InstanceStatus: ...

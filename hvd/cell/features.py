@@ -36,6 +36,10 @@ def features(leaf: int, subleaf: int) -> tuple[int, int, int, int]:
     return (0, 0, 0, ARCH_CAPABILITIES) if leaf == 7 else (eax, ebx, ecx, edx)
 
 
+# A spare runner makes a vcpu and puts it away again (hvd.runner.spare): the process of a cell leaves nothing behind.
+REHEARSED: Final = True
+
+
 def preload() -> None:
     """What every vcpu of this backend loads, ahead of the first (hvd.runner.template). What fails here fails there too, and is told then."""
     with contextlib.suppress(HvdError):

@@ -31,6 +31,7 @@ from hvd.guests.restart import is_on
 from hvd.guests.restarting import PolicyRestarts
 from hvd.guests.waiters import Waiters
 from hvd.host_errors import known
+from hvd.runner.directory import PID
 
 log = structlog.get_logger()
 
@@ -344,7 +345,7 @@ class GuestLife(PolicyRestarts):
             self.run += 1  # only now: whoever sees it finds nothing of the run before
             async with self._host.plugged(self.guest, spec) as plugged:
                 instance = await backend.launch(plugged, self.directory)
-            status = await first_status(instance)
+            status = instance.started or await first_status(instance)
         except Exception as error:
             self._asked_to_end = by_hand
             problem = known(error)
@@ -356,7 +357,7 @@ class GuestLife(PolicyRestarts):
 
     async def _readopt(self, backend: Backend) -> bool:
         """A LOST guest's runner may live after all: one guest must never run twice."""
-        process = await asyncio.to_thread(records.read_process, self.directory)
+        process = await asyncio.to_thread(records.read_process, self.directory) if (self.directory / PID).exists() else None
         if process is None or not records.is_living(process) or records.read_exit(self.directory):
             return False
         try:

@@ -2,7 +2,7 @@
 
 CARDS descriptors behind READY-FD are those of its network cards, in their order (hvd.runner.inheritance).
 
-To READY-FD one JSON line is written: {"ok": true} when the guest runs, else {"error": REASON, "metadata": {..}} from
+To READY-FD one JSON line is written: {"ok": true, "state": RUNNING or PAUSED} when the guest runs, else {"error": REASON, "metadata": {..}} from
 the table of hvd/errors.py. SIGTERM kills the guest. The process lives on when whoever started it dies.
 """
 
@@ -52,10 +52,10 @@ class ReadyPipe:
     def __init__(self, fd: int | None) -> None:
         self._fd = fd
 
-    def __call__(self, error: HvdError | None) -> None:
+    def __call__(self, error: HvdError | None, state: str = "") -> None:
         if self._fd is None:
             return
-        answer: dict[str, Any] = {"ok": True}
+        answer: dict[str, Any] = {"ok": True, "state": state}
         if error is not None:
             answer = {"error": error.reason, "metadata": error.metadata}
         with contextlib.suppress(BrokenPipeError):  # the parent has gone; the guest stays

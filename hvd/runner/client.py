@@ -138,16 +138,17 @@ class RunnerInstance(Instance):
         """Wait for the runner's word; without a good one the process is gone when this raises."""
         try:
             async with asyncio.timeout(seconds):
-                error = launch.ready_error(await launch.read_line(ready), self.directory)
+                answer = launch.ready_answer(await launch.read_line(ready), self.directory)
         except TimeoutError:
             problem = f"it was not ready after {seconds:.0f} s"
-            error = HvdError("RUNNER_START_FAILED", problem=problem, log=self.directory / RUNNER_LOG)
+            answer = HvdError("RUNNER_START_FAILED", problem=problem, log=self.directory / RUNNER_LOG)
         except asyncio.CancelledError:
             await asyncio.shield(self._discard())
             raise
-        if error is not None:
+        if isinstance(answer, HvdError):
             await self._discard()
-            raise error
+            raise answer
+        self.started = InstanceStatus(answer) if answer else None
 
     async def _discard(self) -> None:
         await self.kill()

@@ -99,12 +99,12 @@ async def read_line(fd: int) -> bytes:
     return bytes(line)
 
 
-def ready_error(line: bytes, directory: Path) -> HvdError | None:
-    """What the runner said of its start; None = the guest runs."""
+def ready_answer(line: bytes, directory: Path) -> str | HvdError:
+    """What the runner said of its start: the guest's state, empty when it did not say, or why there is none."""
     try:
         answer = json.loads(line)
         if answer.get("ok") is True:
-            return None
+            return str(answer.get("state", ""))
         return HvdError(answer["error"], **answer["metadata"])
     except (ValueError, KeyError, TypeError, AttributeError, IndexError):
         # It ended before it could speak: its log's last line is usually the exception.

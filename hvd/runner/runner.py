@@ -18,7 +18,7 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Protocol
 
 from hvd.board import firmware
 from hvd.board.end import End, failure
@@ -52,14 +52,17 @@ FAREWELL_SECONDS = 0.5
 # Hypercall logs that wait for the main thread; with more the guest waits.
 LOG_MESSAGES = 64
 
-Ready = Callable[[HvdError | None], None]
+class Ready(Protocol):
+    """Called once: with the machine's state when its guest runs or is paused at its beginning, or with what went wrong."""
+
+    def __call__(self, error: HvdError | None, state: str = "") -> None: ...
 
 
 class Runner:
     """One machine and its sockets. Relative to the current directory, which is the guest's."""
 
     def __init__(self, spec: MachineSpec, create_vcpu: CreateVcpu, record: ExitRecord, ready: Ready) -> None:
-        """ready is called once: when the guest runs (None) or could not be started. Raises HvdError MEMORY_*,
+        """Raises HvdError MEMORY_*,
         NATIVE_MISSING; OSError when the files of the directory cannot be made."""
         self._record = record
         self._ready: Ready | None = ready
@@ -213,7 +216,7 @@ class Runner:
             self._watch_process()
         if self._ready is not None and machine.state != "STARTING":
             ready, self._ready = self._ready, None
-            ready(None)
+            ready(None, machine.state)
         if machine.state == "RUNNING":
             self._watches.wake()
             if self._census is None and machine.vcpu.executed_code() is not None:

@@ -14,12 +14,15 @@ import json
 import os
 import signal
 import socket
+import sys
 import weakref
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn
 
-from hvd.board.machine import CreateVcpu
-from hvd.board.memory import LEAST
+from hvd.board import cpuid
+from hvd.board.loaders import load
+from hvd.board.machine import CreateVcpu, Machine
 from hvd.board.spec import MachineSpec
 from hvd.jail import enter
 from hvd.jail.pids import own_pids
@@ -30,6 +33,10 @@ from hvd.runner.runner import Runner
 # After the last request to the template.
 IDLE_SECONDS: Final = 0.3
 PACKET_BYTES: Final = 8192
+# Of a rehearsal.
+MEMORY_BYTES: Final = 4 << 20
+LOAD_ADDRESS: Final = 1 << 20
+_HALT: Final = b"\xfa\xf4"  # cli; hlt
 _READY: Final = b"ready"
 
 # linux/mount.h: a file system in memory that is mounted nowhere (fsopen(2), fsmount(2)).
@@ -111,11 +118,13 @@ def rehearse(backend: str, create_vcpu: CreateVcpu) -> None:
     before = _descriptors()
     os.fchdir(directory)
     try:
-        document = MachineSpec("spare", backend, "", LEAST, "none").document()
+        document = MachineSpec("spare", backend, "", MEMORY_BYTES, "kernel").document()
         write_json(MACHINE, json.loads(json.dumps(document)))
         spec = MachineSpec.of(read_json(MACHINE) or {})
         write_json(PID, process_identity(own_pid()))
-        runner = Runner(spec, create_vcpu, ExitRecord("."), lambda error: None)
+        runner = Runner(spec, create_vcpu, ExitRecord("."), lambda error, state="": None)
+        if getattr(sys.modules[create_vcpu.__module__], "REHEARSED", False):
+            _rehearse_vcpu(runner.machine, create_vcpu)
         gone = weakref.ref(runner)
         del runner
         gc.collect()
@@ -128,6 +137,17 @@ def rehearse(backend: str, create_vcpu: CreateVcpu) -> None:
         os.close(home)
         os.close(directory)
     gc.freeze()
+
+
+def _rehearse_vcpu(machine: Machine, create_vcpu: CreateVcpu) -> None:
+    """Up to a kernel's first instruction. Raises HvdError where it does not run."""
+    kernel = Path(machine.spec.kernel)
+    kernel.write_bytes(_HALT)
+    vcpu = create_vcpu(board=machine.board, memory=machine.memory, cpuid=cpuid.leaves, engine="")
+    try:
+        vcpu.enter(load(machine.memory, kernel, None, "", LOAD_ADDRESS).entry)
+    finally:
+        vcpu.close()
 
 
 def _descriptors() -> set[int]:

@@ -11,10 +11,12 @@ from hvd.board.vcpu import Vcpu
 from hvd.cell import features as cell
 from hvd.cell import process
 from hvd.cell.area import Mode
-from hvd.cell.features import features
+from hvd.cell.features import REHEARSED, features
 from hvd.cell.vcpu import CellVcpu, Cpuid
 from hvd.errors import HvdError
 from hvd.trace.points import BackendId
+
+__all__ = ["REHEARSED", "create", "preload"]
 
 
 def preload() -> None:

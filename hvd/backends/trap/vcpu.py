@@ -9,12 +9,12 @@ from hvd.board.memory import GuestMemory
 from hvd.board.vcpu import Vcpu
 from hvd.cell import process
 from hvd.cell.area import Mode
-from hvd.cell.features import features, preload
+from hvd.cell.features import REHEARSED, features, preload
 from hvd.cell.vcpu import CellVcpu, Cpuid
 from hvd.errors import HvdError
 from hvd.trace.points import BackendId
 
-__all__ = ["create", "preload"]
+__all__ = ["REHEARSED", "create", "preload"]
 
 
 def create(board: HotBoard, memory: GuestMemory, cpuid: Cpuid, engine: str) -> Vcpu:
