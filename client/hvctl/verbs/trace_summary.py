@@ -52,6 +52,8 @@ def summary(
         counted = settings.client.summarize_trace(name=guest_name(guest[0]))
         rows = sorted(counted.rows, key=lambda row: (-row.total_ns, -row.count))
         print_items(settings, counted, rows, COUNTER_COLUMNS, lambda row: row.reason)
+        if settings.output in ("table", "wide"):
+            say("since its start; with --for 5s of what happens now, and from where in the guest")
         return failures.OK
     if seconds is not None and not guest:
         raise click.UsageError("--for goes with guests")
