@@ -118,7 +118,7 @@ def _page_families(readings: Sequence[Reading]) -> Iterable[Metric]:
     )
     cache = GaugeMetricFamily("hvd_guest_translated_code_bytes", "Translated code of the guest's kernel.", labels=["guest"])
     callouts = CounterMetricFamily(
-        "hvd_guest_callouts", "Calls of translated code into the monitor, without a trap.", labels=["guest"]
+        "hvd_guest_callouts", "Calls into the monitor without a trap: of translated code, or of the paravirtual ABI.", labels=["guest"]
     )
     jumps = CounterMetricFamily(
         "hvd_guest_translated_jumps", "Jumps between translated blocks that were chained, and indirect ones that no table knew.",
@@ -132,9 +132,10 @@ def _page_families(readings: Sequence[Reading]) -> Iterable[Metric]:
             shadows.add_metric([name], counters.shadow_pages)
         if counters.cache_bytes:
             cache.add_metric([name], counters.cache_bytes)
-            callouts.add_metric([name], counters.callouts)
             jumps.add_metric([name, "chained"], counters.chained_jumps)
             jumps.add_metric([name, "looked-up"], counters.looked_up_jumps)
+        if counters.callouts:
+            callouts.add_metric([name], counters.callouts)
         records.add_metric([name, "ring"], counters.records)
         console.add_metric([name, "out"], counters.console_out_bytes)
         console.add_metric([name, "in"], counters.console_in_bytes)

@@ -30,6 +30,7 @@ def test_calls_by_name(daemon: RealDaemon) -> None:
     # STI, CLI and PUSHF are none: the few that trap are those before it asked for the ABI, and those of its entry.
     assert "privileged.pushf" not in summary
     assert re.search(r'^hvd_guest_hypercalls_total\{call="idle",guest="calls"\} \d', daemon.ok("metrics", "calls").stdout, re.MULTILINE)
+    assert re.search(r'^hvd_guest_callouts_total\{guest="calls"\} [1-9]', daemon.ok("metrics", "calls").stdout, re.MULTILINE)
     assert "0 sensitive instructions" in daemon.ok("census", "calls").stderr
     daemon.ok("snapshot", "calls", "s")
     daemon.ok("create", "--backend", "emulation", "--name", "other", "--kernel", kernel("ticker.pv.elf"))
