@@ -12,6 +12,7 @@ from hvd.board.memory import LOW_RAM_END, check_size
 from hvd.errors import HvdError
 from hvd.runner import ending
 from hvd.runner.client import RunnerInstance
+from hvd.trace.points import BackendId
 
 
 class MachineBackend(Backend):
@@ -44,6 +45,11 @@ class MachineBackend(Backend):
         kernel = identify(spec.kernel, spec.flat_load_address)
         initrd_bytes = spec.initrd.stat().st_size if spec.initrd is not None else 0
         kernel.check_fits(min(spec.memory_bytes, LOW_RAM_END), initrd_bytes)
+        if kernel.paravirt is not None and kernel.paravirt.finished and self.id is not BackendId.PARAVIRT:
+            raise HvdError(
+                "BACKEND_UNAVAILABLE", backend=self.name, problem="this kernel was finished by hvpvcc, for the backend paravirt alone",
+                remedy="use paravirt, or the neutral kernel",
+            )  # fmt: skip
         self.check_kernel(spec, kernel)
 
     def check_kernel(self, spec: LaunchSpec, kernel: Kernel) -> None:

@@ -40,6 +40,7 @@ class Paravirt:
     sites_bytes: int
     flags: int
     user_limit: int = 0  # programs have no pages from there on; 0 = not known
+    finished: bool = False  # by hvpvcc: it runs nowhere else
     kernel: Path | bytes | None = None  # hvpvcc's, which is neutral: to be replaced when it has been loaded
 
 
@@ -91,7 +92,8 @@ def _with_sites(elf: Elf, image: ImageFile) -> Paravirt | None:
         area = sites.find_area(file)
         if area is None:
             return None
-        return Paravirt(area.address, area.pages * PAGE, file.physical(area.address), 0, 0, 0 if area.finished else NEUTRAL, user_limit(elf))
+        flags, physical = 0 if area.finished else NEUTRAL, file.physical(area.address)
+        return Paravirt(area.address, area.pages * PAGE, physical, 0, 0, flags, user_limit(elf), area.finished)
     except linked.FormatError as error:
         raise HvdError("IMAGE_FORMAT", what=image.what, problem=f"its table of sites: {error}") from error
 

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import re
+import subprocess
+import sys
+from pathlib import Path
 
 import pytest
 from real_daemon import RealDaemon, kernel
@@ -54,8 +57,14 @@ def test_snapshots_stay_on_their_side(daemon: RealDaemon, other: str) -> None:
         assert (daemon.show(backend)["state"], daemon.show(backend)["host_pid"]) == ("RUNNING", before)
 
 
-def test_the_hole_is_closed_and_who_is_no_guest_of_it_is_told(daemon: RealDaemon) -> None:
+def test_the_hole_is_closed_and_who_is_no_guest_of_it_is_told(daemon: RealDaemon, tmp_path: Path) -> None:
     done = daemon.hvctl("run", *PARAVIRT, "--name", "hole", "--kernel", kernel("hole.pv.elf"))
     assert done.returncode == 0 and "HOLE closed" in done.stdout
     other = daemon.hvctl("run", *PARAVIRT, "--name", "other", "--kernel", kernel("hole.elf"))
     assert other.returncode == 125 and "it has no HVD note" in other.stderr and "hvpvcc" in other.stderr
+    finished = tmp_path / "finished"
+    subprocess.run([sys.executable, "-m", "hvd.hvpvcc.main", "--finish", kernel("hole.hvpv.elf"), "-o", finished], check=True)
+    assert daemon.hvctl("run", *PARAVIRT, "--kernel", finished).returncode == 0
+    for backend in ("emulation", "trap"):
+        refused = daemon.hvctl("run", "--backend", backend, "--kernel", finished)
+        assert refused.returncode == 125 and "finished by hvpvcc" in refused.stderr
