@@ -84,6 +84,7 @@ static void settle(void)
             continue;
         } else if (HV_CPU->interrupt_shadow) {
             hv_trap.shadow_eip = HV_CPU->eip;
+            interpreted |= translated; /* translated code has no such shadow: MOV SS, and ESP is still the old one */
         }
         if (hv_debugging) {
             natively = false;

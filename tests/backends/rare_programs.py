@@ -105,7 +105,6 @@ class RareMaker(Maker):
                 b"\x8b\x44\x10" if rng.random() < 0.05 else b"\x90",
                 b"\x74\x00" if rng.random() < 0.05 else b"\xf8",
                 b"\x0f\x0b" if rng.random() < 0.2 else b"\xf5",
-                b"\x66\x67\xf3\xa5" if rng.random() < 0.1 else b"\xfc",
                 b"\xfa" if self.ring == 0 or rng.random() < 0.1 else b"\x90",
             )
         )

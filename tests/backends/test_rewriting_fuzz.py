@@ -189,6 +189,14 @@ def test_lock_where_it_must_not_be(pair: Pair) -> None:
         assert alone(pair, code)[0][0] == 6
 
 
+def test_no_interrupt_between_a_new_ss_and_its_esp(pair: Pair) -> None:
+    """CLI; XOR ESP, ESP; STI; MOV SS, EBX; MOV ESP: there is no stack until the last one is done."""
+    turns = bytes.fromhex("bb10000000" + "b900200000" + "fa31e4" + "fb" + "8ed3") + SET_ESP + bytes.fromhex("49" + "75f2")
+    outcome = pair.other.run([Program(0, 2, [0] * 8, [[turns], [b"\x90"]])], TIMER)
+    assert outcome.end == "exit 0x600d" and outcome.ticks, outcome.end
+    assert [record[0] for record in outcome.records[0]] == [0x81, DONE]
+
+
 def test_segment_limits(pair: Pair) -> None:
     """GS ends at 0xFFF."""
     assert alone(pair, "65a1fc0f0000")[0][0] == 0x81
