@@ -21,7 +21,7 @@ hvd/libhv.so: $(HV_SOURCES) $(HV_HEADERS) native.mk
 
 # The cell (hvd/cell/cell.h): one static executable, which holds the board's devices a second time. Only for x86-64; elsewhere there is none,
 # and the backends that need it say so.
-HV_CELL_FLAGS ?= -std=gnu11 -O2 -g -Wall -Wextra $(WERROR)
+HV_CELL_FLAGS ?= -std=gnu11 -O2 -flto=auto -g -Wall -Wextra $(WERROR)
 HV_CELL_NEEDS := -fPIE -static-pie -mgeneral-regs-only -mfsgsbase -fno-stack-protector -fcf-protection=none -fno-strict-aliasing
 HV_CELL_SOURCES := $(filter-out hvd/cell/host.c hvd/cell/check.c,$(wildcard hvd/cell/*.c)) $(filter-out %/pages.c,$(wildcard hvd/board/native/*.c))
 hvd/hvd-cell: $(HV_CELL_SOURCES) $(HV_HEADERS) native.mk

@@ -1,4 +1,4 @@
-/* 32-bit paging: 4 KiB and 4 MiB pages, aliases, write protection, INVLPG, accessed and dirty bits. Needs 12 MiB of RAM. */
+/* 32-bit paging: 4 KiB and 4 MiB pages, aliases, write protection, INVLPG, CR4.PGE, accessed and dirty bits. Needs 12 MiB of RAM. */
 #include "guest.h"
 
 const char guest_name[] = "paging";
@@ -8,8 +8,10 @@ const char guest_name[] = "paging";
 #define A 0x20u
 #define D 0x40u
 #define LARGE 0x80u
+#define GLOBAL 0x100u
 
 #define LARGE_FRAME 0x00800000u /* guest-physical, 4 MiB of it */
+#define OTHER_FRAME 0x00400000u /* the same */
 #define LARGE_AT 0x40000000u	/* linear, one 4 MiB page */
 #define SMALL_AT 0x50000000u	/* linear, 4 KiB pages of the same memory */
 
@@ -74,6 +76,90 @@ static void paging_on(void)
 			 : "eax", "memory");
 }
 
+static void change_pge(void)
+{
+	__asm__ volatile("movl %%cr4, %%eax; xorl $0x80, %%eax; movl %%eax, %%cr4" : : : "eax", "memory");
+}
+
+/* mov eax, value; ret */
+static void put_function(uint32_t linear, uint8_t value)
+{
+	volatile uint8_t *to = (volatile uint8_t *)linear;
+
+	to[0] = 0xb8;
+	to[1] = value;
+	to[2] = to[3] = to[4] = 0;
+	to[5] = 0xc3;
+}
+
+static uint32_t call(uint32_t linear)
+{
+	return ((uint32_t (*)(void))linear)();
+}
+
+/* A change of CR4.PGE drops everything, global pages too, in both directions. */
+static void check_pge(void)
+{
+	volatile uint32_t *pde = &directory[LARGE_AT >> 22], *pte = &small_table[3];
+	uint32_t page = SMALL_AT + 0x3000;
+
+	for (uint32_t n = 0; n < 16; n++)
+		small_table[n] = ((n < 8 ? LARGE_FRAME : OTHER_FRAME) + ((n % 8 + 0x10) << 12)) | W | P;
+	*pde = LARGE_FRAME | LARGE | GLOBAL | W | P;
+	change_pge();
+	*at(SMALL_AT) = 0x11;
+	*at(SMALL_AT + 0x8000) = 0x22;
+	*at(SMALL_AT + 0x9000) = 0x33;
+	put_function(SMALL_AT + 0x2000, 1);
+	put_function(SMALL_AT + 0xa000, 2);
+	expect("a global 4 MiB page", *at(LARGE_AT + 0x10000), 0x11);
+	*at(LARGE_AT + 0x11000) = 0x44;
+	expect("code in it", call(LARGE_AT + 0x12000), 1);
+	*pde = OTHER_FRAME | LARGE | GLOBAL | W | P;
+	change_pge();
+	expect("the same page elsewhere, CR4.PGE cleared", *at(LARGE_AT + 0x10000), 0x22);
+	expect("code in it", call(LARGE_AT + 0x12000), 2);
+	*at(LARGE_AT + 0x11000) = 0x55;
+	expect("what was there before", *at(SMALL_AT + 0x1000), 0x44);
+	expect("what was written there", *at(SMALL_AT + 0x9000), 0x55);
+	*pde &= ~(A | D);
+	change_pge();
+	try_read(LARGE_AT + 0x10000);
+	expect("accessed after CR4.PGE was set", *pde & (A | D), A);
+	*at(LARGE_AT + 0x11000) = 0x66;
+	expect("dirty after a write", *pde & (A | D), A | D);
+	*pde &= ~A;
+	change_pge();
+	try_read(LARGE_AT + 0x10000);
+	expect("accessed after CR4.PGE was cleared", *pde & (A | D), A | D);
+	write_protect(true);
+	*at(LARGE_AT + 0x11000) = 0x67;
+	*pde &= ~W;
+	change_pge();
+	try_write(LARGE_AT + 0x11000, 0x77);
+	expect("faults at a write to the page, read-only now", faults, 1);
+	*pde |= W;
+	change_pge();
+	*at(LARGE_AT + 0x11000) = 0x88;
+	expect("the page, writable again", *at(SMALL_AT + 0x9000), 0x88);
+	write_protect(false);
+	*pte |= GLOBAL;
+	change_pge();
+	*at(page) = 0x99;
+	*pte = (OTHER_FRAME + 0x11000) | GLOBAL | W | P;
+	expect("a global 4 KiB page", *at(page), 0x99);
+	change_pge();
+	expect("that page elsewhere", *at(page), 0x88);
+	*pde = (uint32_t)small_table | W | P;
+	change_pge();
+	expect("the 4 MiB page turned into a table", *at(LARGE_AT + 0x3000), 0x88);
+	expect("code in it", call(LARGE_AT + 0x2000), 1);
+	*pde = 0;
+	change_pge();
+	try_read(LARGE_AT + 0x3000);
+	expect("faults at the page taken away", faults, 1);
+}
+
 int main(void)
 {
 	volatile uint32_t *pte = &small_table[3];
@@ -130,5 +216,6 @@ int main(void)
 	invlpg(LARGE_AT);
 	invlpg(LARGE_AT + 0x3000);
 	expect("a 4 MiB page turned into a table", *at(LARGE_AT + 0x3004), 0x88888888);
+	check_pge();
 	return done();
 }

@@ -102,20 +102,23 @@ static void interrupt_return(void)
         hv_shadow_prefill(linear, false);
 }
 
+static uint32_t reached; /* block, by the last of these two */
+
 static void chain(void)
 {
     uint64_t flushes = cell.area->counters.cache_flushes;
-    uint32_t index = block_here();
+    reached = block_here();
     if (flushes == cell.area->counters.cache_flushes) /* or else the exit is gone */
-        hv_block_chain(cell.callout_argument, index);
+        hv_block_chain(cell.callout_argument, reached);
 }
 
 static void look_up(void)
 {
-    uint32_t index = block_here(), eip = HV_CPU->eip;
+    reached = block_here();
+    uint32_t eip = HV_CPU->eip;
     cell.board.crossings.counters->looked_up_jumps++;
     if (eip) /* whose negative is the key of empty rows */
-        cell.lookup[eip % HV_LOOKUP] = (struct hv_lookup){-eip, 0, (uint64_t)hv_block(index)->host};
+        cell.lookup[eip % HV_LOOKUP] = (struct hv_lookup){-eip, 0, (uint64_t)hv_block(reached)->host};
 }
 
 static void nothing(void) {}
@@ -129,13 +132,25 @@ static void (*const work[HV_CALLOUTS])(void) = {
     [HV_CALLOUT_ASYNC] = nothing, [HV_CALLOUT_SYSTEM_CALL] = system_call,
 };
 
+/* From block to block nothing changes that hv_settle_and_go() would look at, unless a signal has come; one that comes from now on sets
+ * cell.async, which is looked at on the way back. */
+static bool only_jumps(enum hv_callout kind) { return (kind == HV_CALLOUT_CHAIN || kind == HV_CALLOUT_LOOKUP) && !cell.async && !hv_debugging; }
+
 uint64_t hv_callout(void)
 {
     enum hv_callout kind = cell.callout_kind;
+    cell.board.crossings.counters->callouts++;
+    if (only_jumps(kind)) {
+        hv_translated_state();
+        if (hv_guarded(work[kind])) {
+            cell.host_flags = (cell.host_flags & HV_TRANSLATED_FLAGS) | HV_IF | 2;
+            return (uint64_t)(uintptr_t)hv_block(reached)->host;
+        }
+        kind = HV_CALLOUT_ASYNC; /* there is no code: what was raised is seen to */
+    }
     cell.async = 0;
     cell.entry_ns = hv_host_ns();
     hv_account_run();
-    cell.board.crossings.counters->callouts++;
     if (kind == HV_CALLOUT_SYSTEM_CALL)
         hv_take_program();
     else if (kind != HV_CALLOUT_ASYNC) /* whose state is in cell.cpu already */

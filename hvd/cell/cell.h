@@ -5,6 +5,7 @@
  *   signals.h    from the guest into the monitor and back    leave.c      exits to the runner, HLT, timers
  *   segments.c   descriptors, segment registers              twins.c      their doubles in the host's LDT
  *   walk.c       the guest's page tables                     shadow.c     its pages mapped into this process: a TLB made of mmaps
+ *   drops.c      what drops them again                       mappings.c   the mappings themselves
  *   access.c     the monitor's own reads and writes of guest memory, MMIO included
  *   deliver.c    exceptions and interrupts                   far.c        far JMP, CALL, RET, IRET
  *   emulate.c    fetch, decode, and one of:                  decode.c     the decoder
@@ -228,6 +229,7 @@ enum hv_shadow hv_shadow_fault(uint32_t linear, bool write, bool user, bool fetc
 void hv_shadow_init(uint32_t least_address, unsigned most_mappings); /* vm.mmap_min_addr, or 0 with CAP_SYS_RAWIO; vm.max_map_count */
 void hv_shadow_prefill(uint32_t linear, bool user); /* it is about to be touched, now that the guest has mapped it: if its entry says accessed */
 void hv_shadow_load_cr3(void);
+void hv_shadow_change_global(void); /* CR4.PGE has changed, and nothing else */
 void hv_shadow_enter_programs(void); /* before they run, and before anything else of their view is looked at */
 void hv_shadow_flush(bool globals);
 void hv_shadow_flush_page(uint32_t linear);

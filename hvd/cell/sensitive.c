@@ -277,8 +277,10 @@ void hv_write_cr4(uint32_t value)
     if (value & ~CR4_KNOWN)
         hv_raise_error(HV_GP, 0);
     HV_CPU->cr4 = value;
-    if ((old ^ value) & (HV_CR4_PSE | HV_CR4_PAE | HV_CR4_PGE))
+    if ((old ^ value) & (HV_CR4_PSE | HV_CR4_PAE))
         hv_shadow_flush(true);
+    else if ((old ^ value) & HV_CR4_PGE)
+        hv_shadow_change_global();
 }
 
 static enum after mov_to_control(const struct hv_insn *insn)

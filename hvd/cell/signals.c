@@ -183,7 +183,8 @@ void hv_account_run(void) { cell.board.crossings.counters->run_ns += cell.entry_
 
 void hv_runs_since(uint64_t ns) { running_since = ns; }
 
-static void handle(int signal)
+/* Not to be compiled into hv_on_signal(): nothing that needs the monitor's own FS may move in front of its coming back. */
+__attribute__((noinline)) static void handle(int signal)
 {
     greg_t *g = hv_frame_registers();
     cell.area->counters.signals++;

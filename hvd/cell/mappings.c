@@ -1,0 +1,185 @@
+/* Mappings of the guest's pages, by mmap(2) and its like, and how many they are (mappings.h). */
+#include "mappings.h"
+
+#include <errno.h>
+#include <string.h>
+#include <sys/mman.h>
+
+#include "lookaside.h"
+#include "runs.h"
+#include "sites.h"
+#include "translate.h"
+
+uint64_t hv_mappings[SLOTS];
+struct page_set hv_mapped, hv_transient;
+uint32_t hv_least_page;
+uint8_t hv_code_frames[HV_FRAMES];
+
+/* Of a frame of the memory file: the slots that map it, as lists of slot + 1; only where code is translated. */
+static uint32_t first_slot[HV_FRAMES], next_slot[SLOTS];
+
+static unsigned most_mappings;
+static struct edges edges; /* between mappings */
+
+static void *address_of(uint32_t slot) { return (void *)((slot & PAGES ? HV_WINDOW : 0) + hv_linear_of(slot)); }
+static bool tracks_code(void) { return hv_has_window() || hv_paravirtual() || cell.mode == HV_MODE_BREAKPOINT; }
+
+void hv_shadow_init(uint32_t least_address, unsigned most)
+{
+    hv_least_page = (least_address + PAGE - 1) / PAGE;
+    most_mappings = most > 2048 ? most - 1024 : most / 2;
+}
+
+bool hv_mappings_are_many(unsigned more) { return edges.count + more > most_mappings; }
+
+static int protection_of(uint64_t entry)
+{
+    return PROT_READ | (entry & WRITABLE ? PROT_WRITE : 0) | (entry & EXECUTABLE ? PROT_EXEC : 0);
+}
+
+static uint64_t frame_of(uint64_t physical)
+{
+    const struct hv_cell_region *region = hv_region_at(physical);
+    return region && region->kind != HV_REGION_MMIO ? (region->file_offset + (physical - region->start)) / PAGE : ~0ull;
+}
+
+static void list_add(uint32_t slot)
+{
+    uint64_t frame = frame_of((hv_mappings[slot] >> 8) * PAGE);
+    if (frame >= HV_FRAMES)
+        return;
+    next_slot[slot] = first_slot[frame];
+    first_slot[frame] = slot + 1;
+}
+
+static void list_remove(uint32_t slot)
+{
+    uint64_t frame = frame_of((hv_mappings[slot] >> 8) * PAGE);
+    if (frame >= HV_FRAMES)
+        return;
+    for (uint32_t *at = &first_slot[frame]; *at; at = &next_slot[*at - 1]) {
+        if (*at == slot + 1) {
+            *at = next_slot[slot];
+            return;
+        }
+    }
+}
+
+static void forget(uint32_t page)
+{
+    if (tracks_code())
+        list_remove(page);
+    hv_mappings[page] = 0;
+    set_remove(&hv_mapped, page);
+    set_remove(&hv_transient, page);
+}
+
+static void forget_all(uint32_t first, uint32_t end)
+{
+    for (uint32_t page = set_next(&hv_mapped, first, end); page < end; page = set_next(&hv_mapped, page + 1, end)) {
+        forget(page);
+        cell.area->counters.shadow_drops++;
+        cell.board.crossings.counters->shadow_pages--;
+    }
+}
+
+void hv_unmap(uint32_t first, uint32_t end)
+{
+    forget_all(first, end);
+    if (hv_is_vcpu_page(end - 1) && --end == first)
+        return;
+    hv_runs_remove(first, end);
+    edges_span(&edges, first, end);
+    if (munmap(address_of(first), (size_t)(end - first) * PAGE) != 0)
+        hv_fail("munmap of %u pages at %#x: error %d", end - first, hv_linear_of(first), errno);
+}
+
+/* A whole view. It is reserved again: where inaccessible mappings lie around a page, the host keeps its own page table when that one goes,
+ * and has it when the next comes. */
+static void unmap_view(uint32_t first)
+{
+    uint32_t least = first + hv_least_page, end = first + PAGES;
+    forget_all(first, end);
+    if (hv_is_vcpu_page(end - 1))
+        end--;
+    hv_runs_remove(first, end);
+    if (mmap(address_of(least), (size_t)(end - least) * PAGE, PROT_NONE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, HV_CELL_FD_MEMORY, 0) == MAP_FAILED)
+        hv_fail("the view at %p cannot be reserved: error %d", address_of(first), errno);
+}
+
+void hv_unmap_views(void)
+{
+    unmap_view(0);
+    if (hv_has_window())
+        unmap_view(PAGES);
+    memset(&edges, 0, sizeof edges);
+}
+
+void hv_map(uint32_t first, uint32_t end, uint64_t entry, uint64_t file_offset)
+{
+    if (hv_mappings_are_many(1) || hv_runs_full())
+        hv_shadow_flush(true);
+    hv_sites_mapped(first, end);
+    uint32_t copy = entry & COPY ? hv_sites_copy(first, entry >> 8) : 0;
+    size_t length = (size_t)(end - first) * PAGE;
+    int populate = end - first == 1 ? MAP_POPULATE : 0;
+    void *at = mmap(address_of(first), length, protection_of(entry), MAP_SHARED | MAP_FIXED | populate, copy ? HV_CELL_FD_SITES : HV_CELL_FD_MEMORY,
+                    copy ? (off_t)copy : (off_t)file_offset);
+    if (at == MAP_FAILED)
+        hv_fail("mmap of %u pages at %#x: error %d", end - first, hv_linear_of(first), errno);
+    edges_span(&edges, first, end);
+    hv_runs_remove(first, end);
+    for (uint32_t page = first; page < end; page++) {
+        if (!hv_mappings[page])
+            cell.board.crossings.counters->shadow_pages++;
+        else if (tracks_code())
+            list_remove(page);
+        hv_mappings[page] = entry + ((uint64_t)(page - first) << 8);
+        if (tracks_code())
+            list_add(page);
+        set_add(&hv_mapped, page);
+        if (entry & GLOBAL)
+            set_remove(&hv_transient, page);
+        else
+            set_add(&hv_transient, page);
+    }
+    if (entry & KERNEL_ONLY)
+        hv_runs_add(first, end, protection_of(entry));
+}
+
+/* ---- frames that code was translated from */
+
+void hv_shadow_protect_frame(uint64_t physical, enum hv_frame reason)
+{
+    uint64_t frame = frame_of(physical);
+    if (frame >= HV_FRAMES || hv_code_frames[frame] & reason)
+        return;
+    hv_code_frames[frame] |= (uint8_t)reason;
+    hv_lookaside_empty();
+    for (uint32_t slot = first_slot[frame]; slot; slot = next_slot[slot - 1]) {
+        uint64_t *entry = &hv_mappings[slot - 1];
+        if (!(*entry & WRITABLE))
+            continue;
+        *entry &= ~(uint64_t)WRITABLE;
+        edges_span(&edges, slot - 1, slot);
+        if (mprotect(address_of(slot - 1), PAGE, protection_of(*entry)) != 0)
+            hv_fail("mprotect of a code page at %#x: error %d", hv_linear_of(slot - 1), errno);
+        if (*entry & KERNEL_ONLY) { /* accessible now, and of another protection than its run */
+            hv_runs_remove(slot - 1, slot);
+            hv_runs_add(slot - 1, slot, protection_of(*entry));
+        }
+    }
+}
+
+bool hv_shadow_is_code(uint64_t physical)
+{
+    uint64_t frame = frame_of(physical);
+    return frame < HV_FRAMES && hv_code_frames[frame];
+}
+
+void hv_shadow_release_frame(uint64_t physical, enum hv_frame reason)
+{
+    uint64_t frame = frame_of(physical);
+    if (frame < HV_FRAMES)
+        hv_code_frames[frame] &= (uint8_t)~reason;
+}
