@@ -20,7 +20,7 @@ const char guest_name[] = "nano";
 
 typedef void op(uint32_t turns);
 op op_in, op_cr_write, op_cli, op_shadow_fill, op_cli_sti, op_call_ret, op_divide_error, op_kernel_int, op_page_fault, op_pte_change, op_pte_batch, op_context_switch,
-	op_hypercall, op_copy, op_kernel_compute;
+	op_hypercall, op_copy, op_table, op_kernel_compute;
 extern const char on_divide_error[], on_syscall[], on_kernel_int[], on_page_fault[], user_start[], user_end[], user_stack_top[],
 	user_load[];
 extern uint32_t user_turns;
@@ -160,6 +160,7 @@ static struct row {
 	{"hypercall", op_hypercall, NULL, 0, 1},
 	{"program-int", op_program_int, NULL, 0, 1},
 	{"copy-4k", op_copy, NULL, 0, 1},
+	{"table-4k", op_table, NULL, 0, 1},
 	{"kernel-compute", op_kernel_compute, NULL, 0, 1},
 	{"user-compute", op_user_compute, NULL, 0, 1},
 };

@@ -29,6 +29,29 @@ OP op_page_fault
 	addl	$4096, %eax
 	TURN
 
+OP op_table /* 4 KiB, filled and summed: two loops of a few instructions, aligned as compilers do */
+	pushl	%edi
+	pushl	%ebx
+	movl	%ecx, %ebx
+	movl	$copy_to, %edi
+1:	xorl	%edx, %edx
+	.balign	32
+2:	leal	(%ebx, %edx, 4), %eax
+	movl	%eax, (%edi, %edx, 4)
+	incl	%edx
+	cmpl	$1024, %edx
+	jne	2b
+	xorl	%eax, %eax
+	.balign	32
+3:	addl	-4(%edi, %edx, 4), %eax
+	decl	%edx
+	jnz	3b
+	decl	%ebx
+	jnz	1b
+	popl	%ebx
+	popl	%edi
+	ret
+
 OP op_copy /* 4 KiB */
 	pushl	%esi
 	pushl	%edi

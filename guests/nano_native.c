@@ -16,7 +16,7 @@ enum { EXIT = 1, FORK = 2, READ = 3, WRITE = 4, CLOSE = 6, PIPE = 42, GETPPID = 
 enum { DONTNEED = 4, NO_HUGE_PAGES = 15, POPULATE_READ = 22 }; /* of madvise(2) */
 
 uint32_t compute(uint32_t turns);
-void op_call_ret(uint32_t turns), op_copy(uint32_t turns), op_divide_error(uint32_t turns), op_page_fault(uint32_t turns);
+void op_call_ret(uint32_t turns), op_copy(uint32_t turns), op_table(uint32_t turns), op_divide_error(uint32_t turns), op_page_fault(uint32_t turns);
 uint8_t compute_table[4096] __attribute__((aligned(4096))), compute_copy[4096] __attribute__((aligned(4096)));
 uint8_t copy_from[4096] __attribute__((aligned(4096))), copy_to[4096] __attribute__((aligned(4096)));
 static int there[2], back[2];
@@ -80,6 +80,7 @@ static const struct row {
 	{"context-switch", switches, NULL, 0, 2},
 	{"program-int", system_calls, NULL, 0, 1},
 	{"copy-4k", op_copy, NULL, 0, 1},
+	{"table-4k", op_table, NULL, 0, 1},
 	{"kernel-compute", computing, NULL, 0, 1},
 	{"user-compute", computing, NULL, 0, 1},
 };
