@@ -76,7 +76,8 @@ NANO: Final = (
     Workload("program-int", "int 0x80 of a program, iret", "into the kernel and back, the call alone", natively="the host's kernel's, int 0x80"),
     Workload("copy-4k", "copy of 4 KiB", "rep movs: one instruction, much work"),
     Workload("table-4k", "a table of 4 KiB, filled and summed", "loops of a few instructions on memory in kernel mode, without a call"),
-    Workload("kernel-compute", "computing in the kernel", "calls, mostly, and memory and arithmetic in kernel mode", natively="in a process: there is no kernel"),
+    Workload("kernel-compute", "computing in the kernel", "calls, mostly, and memory and arithmetic in kernel mode",
+             natively="in a process: there is no kernel"),
     Workload("user-compute", "computing in user mode", "the same in user mode"),
 )  # fmt: skip
 # The one whose command is the user's.
