@@ -65,10 +65,6 @@ class _Program(ctypes.Structure):
 
 # Made once, by the template.
 _CODE: Final = seccomp.program()
-# Namespaces of every jail that nothing before enter() minds, and those that prepare() has made already.
-_AHEAD: Final = _NEWUTS | _NEWIPC | _NEWNET
-_made = 0
-_dropped: set[int] = set()  # out of the bounding set, by _drop()
 
 
 class _Libc:
@@ -92,15 +88,6 @@ class _Libc:
 
     def mount(self, source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
         self("mount", *(text.encode() for text in (source, target, kind)), ctypes.c_ulong(flags), data.encode())
-
-
-def prepare() -> None:
-    """Ahead of enter() with a user, in the same process: what is alike in all of them. Raises HvdError RUNNER_START_FAILED."""
-    global _made
-    libc = _Libc()
-    libc("unshare", _AHEAD)
-    _made = _AHEAD
-    _drop(libc, CELL | {PERFMON})
 
 
 def enter(jail: Jail, kept: frozenset[int], readable: Sequence[str] = ()) -> None:
@@ -154,7 +141,7 @@ def _leave_root(libc: _Libc, jail: Jail, readable: Sequence[str]) -> None:
     """Namespaces of its own: a network, host name, IPC without anything in them, and a root with the guest's directories, Python's libraries and
     what /proc tells of this user's processes."""
     here = os.getcwd()
-    libc("unshare", (_NEWNS | _AHEAD) & ~_made)
+    libc("unshare", _NEWNS | _NEWUTS | _NEWIPC | _NEWNET)
     own = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     libc.mount("", "/", flags=_RECURSIVE | _PRIVATE)
     # Any directory will do that none of the others is in.
@@ -186,7 +173,11 @@ def _show(libc: _Libc, source: str, target: str, flags: int) -> None:
 
 def _become(libc: _Libc, user: int, kept: frozenset[int]) -> None:
     """That user, with these capabilities; a cell inherits them and drops what it does not need."""
-    _drop(libc, kept)
+    with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
+        last = int(file.read())
+    for capability in range(last + 1):
+        if capability not in kept:
+            libc.prctl(_CAPABILITY_DROP, capability)
     os.setgroups([])
     libc.prctl(_KEEP_CAPABILITIES, 1)
     os.setresgid(user, user, user)
@@ -198,16 +189,6 @@ def _become(libc: _Libc, user: int, kept: frozenset[int]) -> None:
     libc("syscall", _CAPSET, header, sets)
     for capability in kept:
         libc.prctl(_AMBIENT, _AMBIENT_RAISE, capability)
-
-
-def _drop(libc: _Libc, kept: frozenset[int]) -> None:
-    """Nothing that this process starts gets any of the others."""
-    with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
-        last = int(file.read())
-    for capability in range(last + 1):
-        if capability not in kept and capability not in _dropped:
-            libc.prctl(_CAPABILITY_DROP, capability)
-            _dropped.add(capability)
 
 
 def _fence(jail: Jail, readable: Sequence[str]) -> None:

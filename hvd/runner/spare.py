@@ -1,5 +1,6 @@
 """A spare: a runner that the template has forked ahead and that waits for a guest, so that a start waits neither for the fork nor for what every
-runner does alike: the pages that its first turns unshare from the template, and the parts of its jail that are the same for all.
+runner does alike: unsharing the pages of its first turns from the template. Nothing of its jail is made ahead but the PID namespace: the programs of
+user-mode networks, which it starts before it goes in, need the host's network and privileges.
 
 It takes one start and is that guest's runner from then on. Until then it has no guest, no thread and nothing of a guest's; it ends when its template
 does. There is one for each template at most, made when nothing has been asked of the template for a moment: many starts at once do without.
@@ -24,7 +25,6 @@ from hvd.board import cpuid
 from hvd.board.loaders import load
 from hvd.board.machine import CreateVcpu, Machine
 from hvd.board.spec import MachineSpec
-from hvd.jail import enter
 from hvd.jail.pids import own_pids
 from hvd.runner.directory import MACHINE, PID, ExitRecord, own_pid, process_identity, read_json, write_json
 from hvd.runner.inheritance import MOST_DESCRIPTORS
@@ -64,7 +64,7 @@ class Spare:
             with own_pids(own), theirs:
                 self._pid = os.fork()
                 if self._pid == 0:
-                    _wait(theirs, self._connection.detach(), own, part)
+                    _wait(theirs, self._connection.detach(), part)
         except BaseException:
             self._connection.close()
             raise
@@ -88,14 +88,12 @@ class Spare:
             os.waitpid(self._pid, 0)
 
 
-def _wait(connection: socket.socket, other_end: int, own: bool, part: Part) -> NoReturn:
+def _wait(connection: socket.socket, other_end: int, part: Part) -> NoReturn:
     """In the new process."""
     code = 1
     try:
         for descriptor in (*part.closed, other_end):
             os.close(descriptor)
-        if own:
-            enter.prepare()
         part.rehearse()
         connection.send(_READY)
         part.introduce()
