@@ -226,22 +226,12 @@ void hv_stubs_init(struct hv_emitter *e)
     hv_byte(e, 0xf4); /* hlt, which traps: the state is given back by the frame */
     hv_stubs.ready_end = e->at;
 
-    /* lookup: r8d = EIP. The table's key is EIP's negative, so that comparing needs no flags; the key 0 leads to miss. */
-    hv_stubs.lookup = e->at;
-    HV_CODE(e, "\x49\x89\xc9"             /* mov r9, rcx */
-               "\x45\x0f\xb7\xd0"         /* movzx r10d, r8w */
-               "\x4f\x8d\x14\x12"         /* lea r10, [r10 + r10] */
-               "\x43\x8b\x8c\xd7");       /* mov ecx, [r15 + r10 * 8 + lookup.key] */
-    hv_word32(e, HV_FIELD(lookup[0].negative_eip));
-    HV_CODE(e, "\x42\x8d\x0c\x01"         /* lea ecx, [rcx + r8] */
-               "\xe3\x0e"                 /* jrcxz hit */
-               "\x4c\x89\xc9");           /* mov rcx, r9 */
+    /* missed: r8d = EIP, and RCX lies in r9 (hv_emit_indirect_jump) */
+    hv_stubs.missed = e->at;
+    HV_CODE(e, "\x4c\x89\xc9"); /* mov rcx, r9 */
     hv_stubs.miss = e->at;
     hv_constant(e, HV_R9, HV_CALLOUT_LOOKUP);
     hv_jump(e, hv_stubs.callout);
-    HV_CODE(e, "\x4c\x89\xc9"             /* hit: mov rcx, r9 */
-               "\x43\xff\xa4\xd7");       /* jmp [r15 + r10 * 8 + lookup.host] */
-    hv_word32(e, HV_FIELD(lookup[0].host));
     load_segment(e);
     hv_stubs.end = e->at;
 }

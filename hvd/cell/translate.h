@@ -96,7 +96,7 @@ struct hv_stubs {
     uint8_t *enter_user;            /* the guest's programs, natively */
     uint8_t *by_signal;             /* the same by way of a signal, whose frame brings back what IRETQ cannot */
     uint8_t *ready_end;
-    uint8_t *lookup, *miss;         /* r8d = EIP: to its block */
+    uint8_t *missed, *miss;         /* r8d = EIP, which the table of blocks does not know */
     uint8_t *load_segment;          /* r8d = selector, r9d = segment, r10d = EIP, r12 = where to go on; no callout, if all is as usual */
     uint8_t *end;
 };
