@@ -1,5 +1,5 @@
 /* System calls by INT 80 at the same places, again and again, of programs that know of nothing else (docs/cell.md): what is behind the instruction, jumps
- * to there, code that changes, single steps. Linked as nano.c's programs are, below a limit. */
+ * to there, code that changes, single steps, faults and interrupts there. Linked as nano.c's programs are, below a limit. */
 #include "guest.h"
 
 const char guest_name[] = "sites";
@@ -14,10 +14,10 @@ const char guest_name[] = "sites";
 extern char user_start[], user_end[], user_load[];
 extern const char user_stack_top[];
 extern uint32_t user_seen[4];
-void user_shapes(void), user_changes(void), user_steps(void), user_flags(void);
+void user_shapes(void), user_changes(void), user_steps(void), user_flags(void), user_tails(void);
 __asm__(".section .user, \"ax\"\n"
 	".balign 4096\n"
-	".globl user_start, user_shapes, user_changes, user_steps, user_flags, user_stack_top, user_seen\n"
+	".globl user_start, user_shapes, user_changes, user_steps, user_flags, user_tails, user_stack_top, user_seen\n"
 	"user_start:\n"
 	/* ESI counts down; EBX counts what the instructions behind INT 80 do. */
 	"user_shapes: movl $200, %esi; xorl %ebx, %ebx\n"
@@ -47,6 +47,19 @@ __asm__(".section .user, \"ax\"\n"
 	"user_flags: movl $40, %esi\n"
 	"1: std; stc; int $0x80; pushfl; cld; popl user_seen; clc; int $0x80; pushfl; popl user_seen + 4\n"
 	"   decl %esi; jnz 1b; int $0x81\n"
+	".balign 64\n"
+	"user_tails: movl user_seen + 12, %esi; xorl %ebx, %ebx\n"
+	"1: int $0x80; call 5f\n"
+	"   int $0x80; jmp 2f; nop; nop; nop; nop\n"
+	"2: testl $1, %esi; int $0x80; jnz 3f; addl $7, %ebx\n"
+	"3: call 6f\n"
+	"   movl $0x100000, %edi; int $0x80; movl (%edi), %ecx; addl %ecx, %ebx\n" /* a page of the kernel: its fault moves EDI */
+	"   int $0x80; movl %cs:user_seen + 8, %ecx\n"
+	"   addl %ecx, %ebx; int $0x80; pushl %ebx; popl %ebx; movl %ebx, %eax\n"
+	"   decl %esi; jnz 1b\n"
+	"   movl %ebx, user_seen; int $0x81\n"
+	"5: addl $3, %ebx; ret\n"
+	"6: int $0x80; incl %ebx; ret; nop; nop; nop\n"
 	".balign 4\n"
 	"user_seen: .long 0, 0, 0, 0\n"
 	".balign 4096\n"
@@ -55,7 +68,8 @@ __asm__(".section .user, \"ax\"\n"
 	".text\n");
 
 static uint32_t directory[1024] __attribute__((aligned(4096))), tables[TABLES * 1024] __attribute__((aligned(4096)));
-static uint32_t calls, steps, sum;
+static uint32_t calls, steps, sum, faults, strayed;
+static bool interrupted; /* programs run with interrupts on, behind their first call */
 
 static void map(void)
 {
@@ -73,6 +87,20 @@ static void on_call(struct frame *frame)
 {
 	calls++;
 	sum = sum * 31 + frame->eip + frame->esi + (frame->eflags & STATUS);
+	if (interrupted)
+		frame->eflags |= 0x200;
+}
+
+static void on_fault(struct frame *frame)
+{
+	faults++;
+	sum = sum * 31 + frame->eip + read_cr2() + frame->error + frame->ebx;
+	frame->edi = (uint32_t)&user_seen[2];
+}
+
+static void on_tick(struct frame *frame)
+{
+	strayed += frame->eip - (uint32_t)user_start >= (uint32_t)(user_end - user_start);
 }
 
 static void on_step(struct frame *frame)
@@ -89,11 +117,14 @@ static void on_done(struct frame *frame)
 
 int main(void)
 {
-	static void (*const programs[])(void) = {user_shapes, user_changes, user_steps, user_flags, user_shapes};
-	static const char *const names[] = {"shapes", "changes", "steps", "flags", "shapes again"};
+	static void (*const programs[])(void) = {user_shapes, user_changes, user_steps, user_flags, user_shapes, user_tails, user_tails};
+	static const char *const names[] = {"shapes", "changes", "steps", "flags", "shapes again", "tails", "tails, interrupted"};
 
 	traps_init();
 	set_handler(1, on_step);
+	set_handler(14, on_fault);
+	irq_enable(0, on_tick);
+	pit_periodic(4000);
 	set_handler(0x80, on_call);
 	set_gate(0x80, NULL, 3);
 	set_handler(0x81, on_done);
@@ -102,10 +133,14 @@ int main(void)
 	if (hv_pv_present)
 		expect("SET_USER_LIMIT", (uint32_t)hv_pv_call(HV_PV_CALL_SET_USER_LIMIT, END, 0, 0, 0), 0);
 	for (unsigned n = 0; n < sizeof programs / sizeof *programs; n++) {
-		calls = steps = sum = 0;
+		calls = steps = sum = faults = 0;
 		user_seen[0] = user_seen[1] = 0;
+		user_seen[2] = 5;
+		interrupted = n == 6;
+		user_seen[3] = interrupted ? 3000 : 200;
 		enter_user(programs[n], (void *)user_stack_top);
-		print("%s: %u calls, %u steps, %x, seen %x %x\n", names[n], calls, steps, sum, n == 3 ? user_seen[0] & STATUS : user_seen[0], user_seen[1] & STATUS);
+		print("%s: %u calls, %u steps, %u faults, %x, seen %x %x\n", names[n], calls, steps, faults, sum, n == 3 ? user_seen[0] & STATUS : user_seen[0], user_seen[1] & STATUS);
 	}
+	expect("interrupted where no program is", strayed, 0);
 	return done();
 }

@@ -4,7 +4,8 @@
  *   EA offset selector     7 bytes: to a slot, by a flat code segment of the monitor's own in the host's LDT
  *
  * All bytes of the operand at which an instruction of the guest can begin trap, if need be: the upper half of the offset does everywhere in
- * the area, its second byte in some lines, and there are two selectors, of which one needs a larger LDT. The monitor executes the tail.
+ * the area, its second byte in some lines, and there are two selectors, of which one needs a larger LDT. The tail is executed beyond the
+ * end, too, if that can be done with another code segment, and left by far jumps; else (RET, INT n) by the monitor.
  * (A segment with another base than 0 would allow for a shorter jump, but costs more than a microsecond: processors drop what they have
  * decoded.)
  *
@@ -26,6 +27,11 @@
 #define TRAPPING_LINES (HV_TRAPPING_BYTES * (BYTES / 0x10000u))
 #define JUMP 7u
 #define PUSH_EBP 0x55u
+#define FAR_JUMP 0xeau
+#define BLOCK 0x10000u
+#define TAIL 128u         /* bytes for each; they begin each block */
+#define TAILS (HV_PATCHES / (BYTES / BLOCK))
+#define FIRST_SLOT (TAILS * TAIL) /* of a block */
 #define LOCAL 4u /* of a selector: in the LDT */
 
 /* The upper halves of all addresses there are bytes that trap. */
@@ -78,7 +84,13 @@ static bool is_slot(uint64_t rip, uint16_t cs)
     return cs >> 3 == entries[0] || cs >> 3 == entries[1];
 }
 
-static unsigned index_at(uint32_t eip) { return eip - area < BYTES ? patch_of[(eip - area) / SLOT] : 0; }
+static unsigned index_at(uint32_t eip)
+{
+    uint32_t offset = eip - area;
+    if (offset >= BYTES)
+        return 0;
+    return offset % BLOCK < FIRST_SLOT ? offset / BLOCK * TAILS + offset % BLOCK / TAIL + 1 : patch_of[offset / SLOT];
+}
 
 /* By which bytes of the jump's operand, but the first, a slot may be placed: those at which an instruction of the guest begins must trap. */
 struct shape {
@@ -128,13 +140,13 @@ static bool make(struct hv_patch *patch, uint32_t index, uint8_t *file, uint8_t 
     uint32_t n = 0;
     if (!take_shape(&shape, page, offset) || memcmp(copy + shape.start, page + shape.start, JUMP) != 0 || !show())
         return false;
-    while (n < SLOTS && (patch_of[n] || in_trapping_line(n) != shape.must_trap[0]))
+    while (n < SLOTS && (n * SLOT % BLOCK < FIRST_SLOT || patch_of[n] || in_trapping_line(n) != shape.must_trap[0]))
         n++;
     if (n == SLOTS)
         return false;
     *patch = (struct hv_patch){.start = linear + shape.start, .site = linear + offset, .slot = area + n * SLOT, .bytes = SLOT, .places = (uint8_t)shape.tail_count};
     for (unsigned i = 0; i < shape.tail_count; i++)
-        patch->place[i].guest = shape.tail[i], patch->place[i].host = SLOT; /* it is not there */
+        patch->place[i].guest = shape.tail[i];
     patch_of[n] = (uint16_t)(index + 1);
     used += shape.must_trap[0];
     struct hv_emitter e = {file + n * SLOT};
@@ -158,6 +170,85 @@ static bool make(struct hv_patch *patch, uint32_t index, uint8_t *file, uint8_t 
     return true;
 }
 
+/* ---- tails */
+
+static void far_jump(struct hv_emitter *e, uint32_t eip, uint16_t cs)
+{
+    hv_byte(e, FAR_JUMP);
+    hv_word32(e, eip);
+    hv_byte(e, cs & 0xff);
+    hv_byte(e, cs >> 8);
+}
+
+/* Jcc: its near form, whose displacement leads to a far jump behind the tail. */
+struct exits {
+    unsigned count;
+    struct { uint8_t *displacement; uint32_t target; } exit[HV_MOST_TAIL];
+};
+
+/* One instruction of the tail, which the guest has at `linear`; false: it cannot be done there. The code between two places is one step for the
+ * guest: CALL has done its push when it is at the far jump, and then it is at its target. */
+static bool put(struct hv_emitter *e, const struct hv_insn *insn, uint32_t linear, uint16_t cs, struct exits *exits)
+{
+    uint32_t next = linear + insn->length, op = insn->opcode;
+    uint32_t target = next + (insn->immediate_size == 1 ? (uint32_t)(int8_t)insn->immediate : insn->immediate);
+    bool conditional = insn->map == HV_MAP_0F ? (op & 0xf0) == 0x80 : op >= 0x70 && op <= 0x7f;
+    bool near_jump = conditional || (insn->map == HV_MAP_ONE && (op == 0xe8 || op == 0xe9 || op == 0xeb));
+    if (near_jump && (insn->operand_size != 4 || insn->lock || insn->repeat || insn->address_prefix))
+        return false;
+    if (conditional) {
+        hv_byte(e, 0x0f);
+        hv_byte(e, 0x80 | (op & 15));
+        exits->exit[exits->count].displacement = e->at;
+        exits->exit[exits->count++].target = target;
+        hv_word32(e, 0);
+    } else if (near_jump) {
+        if (op == 0xe8) {
+            hv_byte(e, 0x68); /* push */
+            hv_word32(e, next);
+        }
+        far_jump(e, target, cs);
+    } else if (hv_is_movable(insn) && op != 0xc3 && insn->segment != HV_CS) { /* RET would stay in this code segment, which has no limit */
+        hv_code(e, (const char *)insn->bytes, insn->length);
+    } else {
+        return false;
+    }
+    return true;
+}
+
+static bool tail(struct hv_patch *patch, uint32_t index, uint8_t *file, uint16_t cs)
+{
+    if (patch->tail_cs)
+        return patch->tail && patch->tail_cs == cs;
+    patch->tail_cs = cs;
+    if (!patch->places)
+        return false;
+    uint32_t offset = index / TAILS * BLOCK + index % TAILS * TAIL, guest = 0;
+    struct exits exits = {0};
+    struct hv_emitter e = {file + offset};
+    for (unsigned i = 0; i < patch->places; i++) {
+        struct hv_insn insn;
+        uint8_t bytes[HV_LONGEST_INSTRUCTION];
+        uint32_t linear = patch->site + patch->place[i].guest;
+        unsigned available = hv_fetch_at(linear, bytes);
+        patch->place[i].host = (uint8_t)(e.at - (file + offset));
+        if (!available || hv_decode(&insn, bytes, available, true) != HV_DECODED || !put(&e, &insn, linear, cs, &exits))
+            return false;
+        guest = patch->place[i].guest + insn.length;
+    }
+    far_jump(&e, patch->site + guest, cs);
+    for (unsigned i = 0; i < exits.count; i++) {
+        struct hv_emitter displacement = {exits.exit[i].displacement};
+        hv_relative(&displacement, e.at);
+        far_jump(&e, exits.exit[i].target, cs);
+    }
+    patch->tail = area + offset;
+    return true;
+}
+
+static uint16_t tail_selector(void) { return selector_for(false); }
+
 const struct hv_jumps hv_far_jumps = {
     .bytes = JUMP, .make = make, .full = full, .hide = hide, .forget = forget, .is_slot = is_slot, .index = index_at, .overlaps = overlaps, .is_free = is_free,
+    .tail = tail, .tail_selector = tail_selector,
 };

@@ -160,7 +160,8 @@ void hv_give_state(void)
     greg_t *g = hv_frame_registers();
     for (int i = 0; i < 8; i++)
         g[hv_general[i]] = cpu->r[i];
-    g[REG_RIP] = cpu->cpl == 3 ? hv_sites_enter() : cpu->eip;
+    uint16_t cs = hv_trap.expected[HV_CS];
+    g[REG_RIP] = cpu->cpl == 3 ? hv_sites_enter(&cs) : cpu->eip;
     g[REG_EFL] = hv_native_flags();
-    g[REG_CSGSFS] = (greg_t)((uint64_t)hv_trap.expected[HV_CS] | (uint64_t)hv_trap.expected[HV_SS] << 48);
+    g[REG_CSGSFS] = (greg_t)((uint64_t)cs | (uint64_t)hv_trap.expected[HV_SS] << 48);
 }

@@ -3,7 +3,7 @@
  *   near.c    a near jump, of 5 bytes, to a slot in the same segment; where the kernel's pages lie in a view of their own
  *   beyond.c  a far jump, of 7, to a slot beyond the end of the program's segments; where it shares the view with its kernel, under paravirt
  *
- * A jump covers the instructions behind INT 80, too (its tail). Whatever jumps to one of those finds a byte of the jump's operand there,
+ * A jump covers the instructions behind INT 80, too (its tail), which are executed elsewhere. Whatever jumps to one of those finds a byte of the jump's operand there,
  * and slots are placed so that this byte is an instruction that traps (HLT, CLI, IN...): the monitor sees that a site covers it.
  */
 #ifndef HV_JUMPS_H
@@ -22,7 +22,9 @@ struct hv_patch {
     uint32_t next;        /* of the same copy */
     uint8_t bytes;        /* of the slot */
     uint8_t places;
-    struct { uint8_t guest, host; } place[HV_MOST_TAIL + 1]; /* of the tail: from the site, and from the slot's start */
+    struct { uint8_t guest, host; } place[HV_MOST_TAIL + 1]; /* of the tail: from the site, and from the slot's or the tail's start */
+    uint32_t tail;        /* linear address of the tail's code where it is not in the slot; 0 = there is none (yet) */
+    uint16_t tail_cs;     /* that it was made for; 0 = not tried */
 };
 
 struct hv_jumps {
@@ -35,6 +37,9 @@ struct hv_jumps {
     bool (*is_slot)(uint64_t rip, uint16_t cs);
     unsigned (*index)(uint32_t eip); /* of the patch whose slot has that offset, + 1; 0 = none */
     bool (*overlaps)(uint32_t first, uint32_t end); /* do these linear pages, with where slots are or may be? */
+    /* Code that does the tail, made if need be, for a program with that code segment; false: the monitor must. NULL = slots have it. */
+    bool (*tail)(struct hv_patch *, uint32_t index, uint8_t *file, uint16_t cs);
+    uint16_t (*tail_selector)(void); /* with which it is executed */
     bool (*is_free)(void);           /* does the guest map nothing where slots are shown? */
 };
 extern const struct hv_jumps hv_near_jumps, hv_far_jumps;
@@ -44,6 +49,6 @@ static inline bool hv_is_trapping(unsigned byte) { return (byte >= 0xe4 && byte 
 /* Linux's vDSO: there are four bytes of NOPs in front of INT 80, which make room. */
 bool hv_is_vdso(const uint8_t *page, uint32_t offset);
 bool hv_is_movable(const struct hv_insn *); /* does it do the same elsewhere: no use of EIP, nothing that traps by its nature? */
-bool hv_is_tail(const struct hv_insn *);    /* is it one that the monitor executes behind a far jump: such a one, a near jump or call, or INT n? */
+bool hv_is_tail(const struct hv_insn *);    /* is it one that the monitor can execute behind a far jump: such a one, a near jump or call, or INT n? */
 
 #endif

@@ -142,8 +142,8 @@ static void go_natively(void)
     for (unsigned i = 0; i <= HV_GS; i++)
         cell.host_selector[i] = hv_trap.expected[i];
     cell.user_flags = hv_native_flags();
-    cell.user_eip = HV_CPU->cpl == 3 ? hv_sites_enter() : HV_CPU->eip;
     cell.user_cs = hv_trap.expected[HV_CS];
+    cell.user_eip = HV_CPU->cpl == 3 ? hv_sites_enter(&cell.user_cs) : HV_CPU->eip;
     cell.host_flags = HV_IF | 2;
     if (cell.fs_is_taken && cell.host_selector[HV_FS] & ~3u) /* last: it takes the monitor's own away */
         __asm__ volatile("mov %0, %%fs" : : "r"(cell.host_selector[HV_FS]));

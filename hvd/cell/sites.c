@@ -20,6 +20,7 @@
 #define MOST_SPOILED 2u  /* times that HITS doubles */
 #define MOST_EVICTIONS 8u /* of the slots, by mappings of the guest */
 #define NONE UINT32_MAX
+#define TAIL_BYTES 128u /* at most */
 
 /* A frame of programs' code, and where in it there is INT 80. */
 static struct row {
@@ -75,7 +76,7 @@ static struct copy *find(uint32_t page, uint64_t frame)
 }
 
 /* The patch that covers that address, of the copy which is mapped there. */
-static const struct hv_patch *covering(uint32_t eip, uint64_t *frame)
+static struct hv_patch *covering(uint32_t eip, uint64_t *frame)
 {
     if (!copy_count)
         return NULL;
@@ -263,20 +264,52 @@ void hv_sites_hit(void)
 
 bool hv_sites_in_slot(uint64_t rip, uint16_t cs) { return copy_count && jumps->is_slot(rip, cs); }
 
+/* In a tail of its own (jumps.h): a far jump is where it leads to, everything else where the guest has it. */
+static uint32_t guest_eip_in_tail(const struct hv_patch *patch, uint32_t offset)
+{
+    const uint8_t *code = (const uint8_t *)(uintptr_t)patch->tail + offset;
+    uint32_t eip = patch->site;
+    if (*code == 0xea) {
+        memcpy(&eip, code + 1, sizeof eip);
+        return eip;
+    }
+    for (unsigned i = 0; i < patch->places; i++)
+        if (offset >= patch->place[i].host)
+            eip = patch->site + patch->place[i].guest;
+    return eip;
+}
+
 uint32_t hv_sites_guest_eip(uint32_t host_eip, uint16_t cs)
 {
     if (!hv_sites_in_slot(host_eip, cs))
         return host_eip;
     unsigned index = jumps->index(host_eip);
-    const struct hv_patch *patch = &patches[index ? index - 1 : 0];
-    uint32_t offset = host_eip - patch->slot;
-    if (!index || offset >= patch->bytes)
+    if (!index || index > patch_count)
         return host_eip;
-    uint32_t eip = offset || jumps == &hv_near_jumps ? patch->site : patch->start;
+    const struct hv_patch *patch = &patches[index - 1];
+    if (patch->tail && host_eip - patch->tail < TAIL_BYTES)
+        return guest_eip_in_tail(patch, host_eip - patch->tail);
+    uint32_t offset = host_eip - patch->slot;
+    if (offset >= patch->bytes)
+        return host_eip;
+    if (jumps == &hv_far_jumps)
+        return offset ? patch->site : patch->start;
+    uint32_t eip = patch->site;
     for (unsigned i = 0; i < patch->places; i++)
         if (offset >= patch->place[i].host)
             eip = patch->site + patch->place[i].guest;
     return eip;
+}
+
+/* Where the code for an instruction that a jump covers is: of its tail. 0 = the jump covers no instruction there, or only the monitor can execute it.
+ * cs: the host selector that the program has. */
+static uint32_t code_at(struct hv_patch *patch, uint32_t eip, uint16_t cs)
+{
+    uint32_t index = (uint32_t)(patch - patches);
+    for (unsigned i = 0; i < patch->places; i++)
+        if (patch->site + patch->place[i].guest == eip)
+            return !jumps->tail ? patch->slot + patch->place[i].host : jumps->tail(patch, index, file, cs) ? patch->tail + patch->place[i].host : 0;
+    return 0;
 }
 
 bool hv_sites_cover(uint32_t eip)
@@ -293,8 +326,8 @@ bool hv_sites_interpret(void)
     uint32_t eip = HV_CPU->eip;
     if (jumps == &hv_near_jumps || HV_CPU->eflags & HV_TF)
         return false;
-    const struct hv_patch *patch = covering(eip, &frame);
-    if (!patch || eip == patch->start)
+    struct hv_patch *patch = covering(eip, &frame);
+    if (!patch || eip == patch->start || code_at(patch, eip, hv_twin_below(&HV_CPU->segment[HV_CS], HV_CPU->user_limit)))
         return false;
     unsigned available = hv_fetch_at(eip, bytes);
     if (available && hv_decode(&insn, bytes, available, true) == HV_DECODED && hv_is_tail(&insn))
@@ -303,7 +336,7 @@ bool hv_sites_interpret(void)
     return false;
 }
 
-uint32_t hv_sites_enter(void)
+uint32_t hv_sites_enter(uint16_t *cs)
 {
     uint32_t eip = HV_CPU->eip;
     suspended = hv_trap.stepping || hv_debugging || HV_CPU->eflags & HV_TF || !is_flat(&HV_CPU->segment[HV_CS]);
@@ -312,12 +345,15 @@ uint32_t hv_sites_enter(void)
     else if (jumps == &hv_far_jumps) /* the kernel may have mapped pages there, and told nobody */
         hv_sites_verify();
     uint64_t frame;
-    const struct hv_patch *patch = covering(eip, &frame);
+    struct hv_patch *patch = covering(eip, &frame);
     if (!patch || (jumps == &hv_far_jumps && eip == patch->start))
         return eip;
-    for (unsigned i = 0; i < patch->places; i++)
-        if (patch->site + patch->place[i].guest == eip)
-            return jumps == &hv_far_jumps ? eip /* traps */ : patch->slot + patch->place[i].host;
+    uint32_t code = code_at(patch, eip, *cs);
+    if (code) {
+        if (jumps->tail)
+            *cs = jumps->tail_selector();
+        return code;
+    }
     if (jumps == &hv_near_jumps && eip <= patch->site)
         return patch->slot;
     hv_sites_written(frame); /* in the middle of an instruction that the jump covers: not with copies */

@@ -11,10 +11,10 @@
 
 bool hv_sites_init(void); /* false: no memory; then there are no copies */
 void hv_sites_hit(void);  /* INT 80 at EIP has come as a signal */
-/* EIP as the guest knows it, and where its code is to be entered, which may be in a slot. The latter also sees to it that there are no
+/* EIP as the guest knows it, and where its code is to be entered, which may be in a slot, by another code segment than cs. The latter also sees to it that there are no
  * copies while the guest, a debugger or the monitor single-steps programs. */
 uint32_t hv_sites_guest_eip(uint32_t host_eip, uint16_t cs);
-uint32_t hv_sites_enter(void);
+uint32_t hv_sites_enter(uint16_t *cs);
 bool hv_sites_in_slot(uint64_t rip, uint16_t cs);
 bool hv_sites_cover(uint32_t eip); /* do other bytes than the guest's stand there? */
 bool hv_sites_interpret(void);     /* so that the monitor must execute the instruction at EIP? */
