@@ -203,12 +203,24 @@ uint32_t hv_block_exit(uint8_t *displacement, uint8_t *stub)
     return exit_count++;
 }
 
+/* Was a block made for it before? A bit stands for several places of 4 GiB, seldom for two of one guest's. */
+static bool again(uint32_t eip)
+{
+    static uint64_t made[1 << 14];
+    uint32_t bit = eip * 0x9e3779b1u >> 12;
+    uint64_t mask = 1ull << (bit & 63), *word = &made[bit >> 6];
+    bool was = *word & mask;
+    *word |= mask;
+    return was;
+}
+
 void hv_block_end(uint32_t index, const struct hv_emitter *e)
 {
     struct hv_block *block = &blocks[index];
     struct hv_cell_counters *counters = &cell.area->counters;
     block->host_bytes = (uint32_t)(e->at - block->host);
     block->valid = true;
+    cell.board.crossings.counters->retranslated_blocks += again(block->eip);
     block_count = index + 1;
     next_block = (uint8_t *)(((uintptr_t)e->at + ALIGNED - 1) & ~(uintptr_t)(ALIGNED - 1));
     block->next_in_hash = buckets[bucket_of(block->eip)];

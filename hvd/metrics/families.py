@@ -124,6 +124,10 @@ def _page_families(readings: Sequence[Reading]) -> Iterable[Metric]:
         "hvd_guest_translated_jumps", "Jumps between translated blocks that were chained, and indirect ones that no table knew.",
         labels=["guest", "way"],
     )  # fmt: skip
+    again = CounterMetricFamily(
+        "hvd_guest_retranslated_blocks", "Blocks of code that had been translated before: it, or its mapping, has changed, or the cache was full.",
+        labels=["guest"],
+    )  # fmt: skip
     for reading in readings:
         name, counters = reading.guest.name, reading.counters
         if counters is None:
@@ -134,6 +138,7 @@ def _page_families(readings: Sequence[Reading]) -> Iterable[Metric]:
             cache.add_metric([name], counters.cache_bytes)
             jumps.add_metric([name, "chained"], counters.chained_jumps)
             jumps.add_metric([name, "looked-up"], counters.looked_up_jumps)
+            again.add_metric([name], counters.retranslated_blocks)
         if counters.callouts:
             callouts.add_metric([name], counters.callouts)
         records.add_metric([name, "ring"], counters.records)
@@ -143,7 +148,7 @@ def _page_families(readings: Sequence[Reading]) -> Iterable[Metric]:
         resets.add_metric([name], counters.resets)
         if counters.instructions:
             instructions.add_metric([name], counters.instructions)
-    return records, console, halted, resets, instructions, shadows, cache, callouts, jumps
+    return records, console, halted, resets, instructions, shadows, cache, callouts, jumps, again
 
 
 def daemon_families(

@@ -22,12 +22,13 @@ BUCKET_NS: tuple[int, ...] = (
 )  # fmt: skip
 BUCKETS = len(BUCKET_NS) + 1
 
-HEADER = struct.Struct("<II14Q")
+HEADER = struct.Struct("<II15Q")
 HEADER_FIELDS = (
     "start_ns", "first_instruction_ns", "run_ns", "halted_ns", "console_out_bytes", "console_in_bytes", "resets",
     "records", "instructions", "shadow_pages", "cache_bytes", "callouts", "chained_jumps", "looked_up_jumps",
+    "retranslated_blocks",
 )  # fmt: skip
-HEADER_BYTES = 8 * (1 + 14 + 17)  # with the reserved words
+HEADER_BYTES = 8 * (1 + 15 + 16)  # with the reserved words
 POINTS_OFFSET = HEADER_BYTES
 POINT_WORDS = 3
 HISTOGRAM_OFFSET = POINTS_OFFSET + POINTS * POINT_WORDS * 8
@@ -79,12 +80,13 @@ class Counters:
     resets: int
     records: int  # trace records written
     instructions: int  # 0 = not counted by this backend
-    # Of the native cell; the last four of a translator.
+    # Of the native cell; the last five of a translator.
     shadow_pages: int  # of the guest, mapped now
     cache_bytes: int  # of translated code
     callouts: int  # from translated code into the monitor
     chained_jumps: int
     looked_up_jumps: int  # indirect ones that no table knew
+    retranslated_blocks: int  # of places that had been translated before
     points: dict[int, PointCounter]  # by trace point id; only those that were crossed
     disks: dict[int, DeviceCounters]  # by slot; only those that there are
     nics: dict[int, DeviceCounters]

@@ -72,7 +72,7 @@ class TestSeries:
             page(
                 {PORT_OUT: (10, 5000, {1: 9, 11: 1}), LOG: (2, 300, {0: 2}), HALT: (4, 10**9, {10: 4}), 250: (1, 0, {})},
                 console_out_bytes=77, console_in_bytes=3, records=12, resets=1, halted_ns=2 * 10**9, instructions=99,
-                shadow_pages=7, cache_bytes=4096, callouts=5, chained_jumps=3, looked_up_jumps=2,
+                shadow_pages=7, cache_bytes=4096, callouts=5, chained_jumps=3, looked_up_jumps=2, retranslated_blocks=6,
             ),
             image="images/linux",
         )  # fmt: skip
@@ -99,6 +99,7 @@ class TestSeries:
             f"hvd_guest_callouts_total{{{guest}}}": 5,
             f'hvd_guest_translated_jumps_total{{{guest},way="chained"}}': 3,
             f'hvd_guest_translated_jumps_total{{{guest},way="looked-up"}}': 2,
+            f"hvd_guest_retranslated_blocks_total{{{guest}}}": 6,
             'hvd_guests{backend="emulation",state="RUNNING"}': 1,
             'hvd_backend_available{backend="emulation"}': 1,
             'hvd_backend_available{backend="kvm"}': 0,

@@ -58,6 +58,7 @@ from hvd.board import cpuid
 from hvd.board.hot import MMIO, HotBoard
 from hvd.board.memory import GuestMemory
 from hvd.board.vcpu import EntryState, ExitReason, Segment, Vcpu
+from hvd.trace.counters import Counters, decode_counters
 from hvd.trace.points import BackendId
 
 SECONDS: Final = 20.0
@@ -126,6 +127,7 @@ class Side:
 
     def __init__(self, name: str, directory: Path, paging: Paging = Paging.SMALL) -> None:
         self.name, self.paging = name, paging
+        self._counters = directory / f"counters-{paging.name}-{name}"
         self.image, self.handlers, self.gates = kernel_image(directory, paging)
         self.vcpu: Vcpu | None = None
         self.extra: dict[int, bytes] = {}  # more guest-physical memory, by address: free are 0x700000 and above
@@ -145,7 +147,7 @@ class Side:
         else:
             from hvd.backends.rewriting.vcpu import create
 
-            self.board = HotBoard(BackendId.REWRITING)
+            self.board = HotBoard(BackendId.REWRITING, counters=self._counters)
             self._claim()
             self.vcpu = create(self.board, self.memory, cpuid.leaves, self.name.partition("-")[2])
 
@@ -153,6 +155,10 @@ class Side:
         """Before there is a vcpu."""
         self.board.claim(range(PORT, PORT + 8))
         self.board.claim(range(EXIT_PORT, EXIT_PORT + 1))
+
+    def counters(self) -> Counters:
+        """Of rewriting."""
+        return decode_counters(self._counters.read_bytes())
 
     def close(self) -> None:
         assert self.vcpu

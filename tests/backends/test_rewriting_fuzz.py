@@ -222,6 +222,21 @@ def test_device_registers(pair: Pair) -> None:
     assert all_same(one.records[0], two.records[0]), difference(one, two)
 
 
+def test_blocks_that_are_translated_again_are_counted(pair: Pair) -> None:
+    """A loop writes a procedure and calls it: that one block, once a turn."""
+
+    def counted(turns: int) -> int:
+        start, body = b"\xb9" + struct.pack("<I", turns), bytes.fromhex("c78600180000" + "40c39090" + "8d9e00180000" + "ffd3")
+        loop = body + b"\x49\x75" + struct.pack("<b", -len(body) - 3)
+        before = pair.other.counters().retranslated_blocks
+        outcome = pair.other.run([Program(0, 2, [0] * 8, [[start + loop]])])
+        assert outcome.records[0][0][:1] + outcome.records[0][0][7:8] == (0x81, turns)
+        return pair.other.counters().retranslated_blocks - before
+
+    counted(2)
+    assert counted(150) - counted(50) == 100
+
+
 def test_more_code_than_the_cache_knows_blocks(pair: Pair) -> None:
     """A block each two bytes, three times: the cache is flushed on the way, while chains lead through it."""
     jumps = 0x90000

@@ -75,9 +75,9 @@ struct hv_counters {
     uint64_t records;              /* trace records written */
     uint64_t instructions;         /* 0 = not counted by this backend */
     /* Of the native cell (hvd/cell): pages of the guest that are mapped now; and of a translator: bytes of translated code, its callouts into
-     * the monitor, jumps that were chained, and indirect ones that no table knew. */
-    uint64_t shadow_pages, cache_bytes, callouts, chained_jumps, looked_up_jumps;
-    uint64_t reserved[17];
+     * the monitor, jumps that were chained, indirect ones that no table knew, and blocks of places that were translated before. */
+    uint64_t shadow_pages, cache_bytes, callouts, chained_jumps, looked_up_jumps, retranslated_blocks;
+    uint64_t reserved[16];
     struct hv_counter points[HV_POINTS];
     uint64_t histogram[HV_POINTS][HV_BUCKETS]; /* handling time; upper bounds hv_bucket_ns, the last is infinity */
     struct hv_disk_counter disks[HV_DISKS];
