@@ -56,8 +56,7 @@ __asm__(".section .user, \"ax\"\n"
 	"   movl $0x100000, %edi; int $0x80; movl (%edi), %ecx; addl %ecx, %ebx\n" /* a page of the kernel: its fault moves EDI */
 	"   int $0x80; movl %cs:user_seen + 8, %ecx\n"
 	"   addl %ecx, %ebx; int $0x80; pushl %ebx; popl %ebx; movl %ebx, %eax\n"
-	"   decl %esi; jnz 1b\n"
-	"   movl %ebx, user_seen; int $0x81\n"
+	"   int $0x80; decl %esi; jnz 1b; int $0x81\n" /* all of it is covered; EBX is what was seen */
 	"5: addl $3, %ebx; ret\n"
 	"6: int $0x80; incl %ebx; ret; nop; nop; nop\n"
 	".balign 4\n"
@@ -111,7 +110,8 @@ static void on_step(struct frame *frame)
 
 static void on_done(struct frame *frame)
 {
-	(void)frame;
+	if (faults)
+		user_seen[0] = frame->ebx;
 	leave_user();
 }
 

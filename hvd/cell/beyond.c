@@ -5,7 +5,7 @@
  *
  * All bytes of the operand at which an instruction of the guest can begin trap, if need be: the upper half of the offset does everywhere in
  * the area, its second byte in some lines, and there are two selectors, of which one needs a larger LDT. The tail is executed beyond the
- * end, too, if that can be done with another code segment, and left by far jumps; else (RET, INT n) by the monitor.
+ * end, too, if that can be done with another code segment, and left by far jumps; else (RET, INT 80) by the monitor.
  * (A segment with another base than 0 would allow for a shorter jump, but costs more than a microsecond: processors drop what they have
  * decoded.)
  *
@@ -193,6 +193,7 @@ static bool put(struct hv_emitter *e, const struct hv_insn *insn, uint32_t linea
     uint32_t next = linear + insn->length, op = insn->opcode;
     uint32_t target = next + (insn->immediate_size == 1 ? (uint32_t)(int8_t)insn->immediate : insn->immediate);
     bool conditional = insn->map == HV_MAP_0F ? (op & 0xf0) == 0x80 : op >= 0x70 && op <= 0x7f;
+    bool traps = insn->map == HV_MAP_ONE && op == 0xcd && insn->immediate != 0x80 && insn->immediate > HV_OF_TRAP; /* INT n: there as well */
     bool near_jump = conditional || (insn->map == HV_MAP_ONE && (op == 0xe8 || op == 0xe9 || op == 0xeb));
     if (near_jump && (insn->operand_size != 4 || insn->lock || insn->repeat || insn->address_prefix))
         return false;
@@ -208,7 +209,7 @@ static bool put(struct hv_emitter *e, const struct hv_insn *insn, uint32_t linea
             hv_word32(e, next);
         }
         far_jump(e, target, cs);
-    } else if (hv_is_movable(insn) && op != 0xc3 && insn->segment != HV_CS) { /* RET would stay in this code segment, which has no limit */
+    } else if (traps || (hv_is_movable(insn) && op != 0xc3 && insn->segment != HV_CS)) { /* RET would stay in this code segment, which has no limit */
         hv_code(e, (const char *)insn->bytes, insn->length);
     } else {
         return false;
