@@ -1,5 +1,5 @@
 /* A hash, "n=N" rounds of it, and its checksum: the same on every backend. "memory=1": over a table of 1 MiB instead of in
- * registers; "timer=HZ": with a periodic interrupt meanwhile, which must not change the result. */
+ * registers, "words=N", a power of two: of so many words; "timer=HZ": with a periodic interrupt meanwhile, which must not change the result. */
 #include "guest.h"
 
 const char guest_name[] = "compute";
@@ -31,14 +31,14 @@ static uint32_t in_registers(uint32_t rounds)
 	return hash;
 }
 
-static uint32_t in_memory(uint32_t rounds)
+static uint32_t in_memory(uint32_t rounds, uint32_t words)
 {
 	uint32_t hash = 2166136261u;
 
-	for (uint32_t n = 0; n < WORDS; n++)
+	for (uint32_t n = 0; n < words; n++)
 		table[n] = n * 2654435761u;
 	for (uint32_t n = 0; n < rounds; n++) {
-		uint32_t *word = &table[hash % WORDS];
+		uint32_t *word = &table[hash & (words - 1)];
 
 		hash = mix(hash, *word);
 		*word += hash + n;
@@ -48,15 +48,17 @@ static uint32_t in_memory(uint32_t rounds)
 
 int main(void)
 {
-	uint32_t rounds = option("n", 1000000), memory = option("memory", 0), hz = option("timer", 0), hash;
+	uint32_t rounds = option("n", 1000000), memory = option("memory", 0), words = option("words", WORDS), hz = option("timer", 0), hash;
 
+	if (!words || words > WORDS || words & (words - 1))
+		words = WORDS;
 	if (hz) {
 		traps_init();
 		irq_enable(0, on_tick);
 		pit_periodic(hz < 19 ? 19 : hz); /* the 8254 counts to 65536 at most */
 		interrupts_on();
 	}
-	hash = memory ? in_memory(rounds) : in_registers(rounds);
+	hash = memory ? in_memory(rounds, words) : in_registers(rounds);
 	interrupts_off();
 	if (hz)
 		print("%u ticks\n", ticks);

@@ -56,8 +56,9 @@ SLOWER = {("emulation", "public"): 10, ("rewriting", "breakpoint"): 2000}
 
 
 def rounds(bench: Bench, n: int) -> str:
-    """compute.elf's, for this engine."""
-    return f"n={n // SLOWER.get((bench.backend.name, bench.engine), 1)}"
+    """compute.elf's, for this engine: and of a smaller table, if it has one, which takes as many turns of a loop as it has words."""
+    slower = SLOWER.get((bench.backend.name, bench.engine), 1)
+    return f"n={n // slower}" + (" words=16384" if slower > 1000 else "")
 
 
 def beyond(bench: Bench) -> dict[str, str]:
