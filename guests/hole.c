@@ -1,5 +1,5 @@
 /* Breaks where POPF and PUSHF do not trap and the kernel is not privileged (docs/trap.md): a critical section as every kernel has it, which
- * saves the flags, switches interrupts off, and restores the flags. There is no other sensitive instruction in it. */
+ * saves the flags, switches interrupts off, and restores the flags. There is no other sensitive instruction in it. "ts=1": sets CR0.TS. */
 #include "guest.h"
 
 const char guest_name[] = "hole";
@@ -42,6 +42,13 @@ __attribute__((noinline)) void interrupts_restore(uint32_t flags)
 #endif
 }
 
+static void set_task_switched(void)
+{
+	uint32_t cr0;
+
+	__asm__ volatile("movl %%cr0, %0; orl $8, %0; movl %0, %%cr0" : "=&r"(cr0) : : "cc");
+}
+
 static bool wait_requested(void)
 {
 	for (uint32_t n = 0; n < PATIENCE; n++)
@@ -55,6 +62,8 @@ int main(void)
 	uint32_t flags, off;
 
 	traps_init();
+	if (option("ts", 0)) /* another hole: programs' x87 and SSE instructions are not stopped by it */
+		set_task_switched();
 	irq_enable(0, on_tick);
 	pit_periodic(HZ);
 	interrupts_on();

@@ -87,7 +87,7 @@ def follow(settings: Settings, name: str, *, replay_bytes: int, read_only: bool 
 def _warn(guest: guest_pb2.Guest) -> None:
     """Of a guest that ended before its viewers could be warned."""
     for condition in guest.conditions:
-        if condition.type == "SENSITIVE_INSTRUCTIONS":
+        if condition.type in ("SENSITIVE_INSTRUCTIONS", "NEGLECTED"):
             say(f"warning: {condition.message}")
 
 

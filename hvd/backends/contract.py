@@ -117,6 +117,7 @@ class InstanceStatus:
     log_error: str = ""
     debugged: bool = False  # a debugger is attached
     sensitive: int = 0  # instructions of its kernel that cannot trap though they should
+    neglected: str = ""  # what its kernel has asked for and this kind of virtualisation cannot do, for its user
     metadata: Mapping[str, str] | None = None
 
 

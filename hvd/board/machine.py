@@ -97,6 +97,7 @@ class Machine(Verbs):
         self._create_vcpu = create_vcpu
         self._on_change = on_change
         self._on_log = on_log
+        self.neglected = ""  # what the vcpu said of that; any thread
         self._exit = Exit(ExitReason.INTERRUPTED)
         self._record: tuple[int, int, int, int, int] | None = None
         self._reset_cause = ""
@@ -289,6 +290,9 @@ class Machine(Verbs):
                 self._run_call(*self._calls.get())
                 continue
             self._exit = exit_ = self.vcpu.run()
+            if not self.neglected and (neglected := self.vcpu.neglected()):
+                self.neglected = neglected
+                self._on_change()
             handler = handlers.get(exit_.reason)
             if handler is None:
                 self._unhandled(exit_)

@@ -200,6 +200,11 @@ class Vcpu(ABC):
         need to know, since no sensitive instruction can pass it by (docs/trap.md)."""
         return None
 
+    def neglected(self) -> str:
+        """What the guest's kernel has asked for and this way of executing cannot do, for its user; empty: nothing so far. The vcpu thread, after
+        an exit."""
+        return ""
+
     def rewritten(self, command: CensusCommand) -> Rewritten:
         """Between two run(), where `rewrites`: do that, then what was rewritten, as of the last COLLECT. Raises HvdError CAPABILITY_MISSING."""
         raise HvdError("CAPABILITY_MISSING", backend=type(self).__name__, capability="census")

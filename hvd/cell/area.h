@@ -65,7 +65,8 @@ struct hv_cell_debug {
 struct hv_cell_counters {
     uint64_t signals, shadow_fills, shadow_upgrades, shadow_drops, address_space_loads, ldt_writes, mode_switches;
     uint64_t translated_blocks, translated_instructions, translated_bytes, cache_flushes, code_writes;
-    uint64_t reserved[20];
+    uint64_t fpu_traps; /* how often the kernel has set CR0.TS or CR0.EM, which stops no program here */
+    uint64_t reserved[19];
 };
 
 /* Code pages that the guest's kernel executed, for the census: bit = page of the guest-physical address space below 4 GiB that a

@@ -121,13 +121,14 @@ class CellDebug(ctypes.Structure):
 COUNTERS: Final = (
     "signals", "shadow_fills", "shadow_upgrades", "shadow_drops", "address_space_loads", "ldt_writes", "mode_switches",
     "translated_blocks", "translated_instructions", "translated_bytes", "cache_flushes", "code_writes",
+    "fpu_traps",
 )  # fmt: skip
 
 
 class CellCounters(ctypes.Structure):
     """struct hv_cell_counters."""
 
-    _fields_ = (*((name, _u64) for name in COUNTERS), ("reserved", _u64 * 20))
+    _fields_ = (*((name, _u64) for name in COUNTERS), ("reserved", _u64 * 19))
 
 
 class CellCode(ctypes.Structure):

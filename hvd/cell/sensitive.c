@@ -259,6 +259,13 @@ static enum after mov_from_control(const struct hv_insn *insn)
     return NEXT;
 }
 
+/* Programs run with the host's CR0: no #NM comes from them. People are told (CellVcpu.neglected). */
+static void note_fpu_traps(uint32_t old, uint32_t value)
+{
+    if (value & ~old & (HV_CR0_TS | HV_CR0_EM))
+        cell.area->counters.fpu_traps++;
+}
+
 void hv_write_cr0(uint32_t value)
 {
     uint32_t old = HV_CPU->cr0;
@@ -266,6 +273,7 @@ void hv_write_cr0(uint32_t value)
         hv_raise_error(HV_GP, 0);
     if (!(value & HV_CR0_PE))
         hv_cannot("a return to real mode:");
+    note_fpu_traps(old, value);
     HV_CPU->cr0 = value | 0x10; /* ET */
     if ((old ^ value) & (HV_CR0_PG | HV_CR0_WP))
         hv_shadow_flush(true);
@@ -503,6 +511,7 @@ static enum after lmsw(const struct hv_insn *insn)
 {
     require_supervisor();
     uint32_t value = hv_get_rm(insn, 2) & 15;
+    note_fpu_traps(HV_CPU->cr0, value);
     HV_CPU->cr0 = (HV_CPU->cr0 & ~0xeu) | value; /* it sets PE and never clears it */
     hv_cross_here(HV_POINT_PRIVILEGED_LMSW, value, 0, 0, 0);
     return NEXT;

@@ -39,6 +39,10 @@ FCW, MXCSR = 0x37F, 0x1F80
 PAT: Final = 0x0007_0406_0007_0406
 DR6, DR7 = 0xFFFF_0FF0, 0x400
 FAST_STRINGS: Final = 1  # IA32_MISC_ENABLE
+FPU_TRAPS: Final = (
+    "the kernel sets CR0.TS or CR0.EM, which stops no x87 nor SSE instruction of a program here: one that gives the FPU's registers to the next "
+    "program only at its first such instruction mixes them up; use emulation"
+)
 _SETTABLE: Final = {name: index for index, name in enumerate(GENERAL)}
 
 Cpuid = Callable[..., dict[tuple[int, int], tuple[int, int, int, int]]]
@@ -171,6 +175,9 @@ class CellVcpu(Vcpu):
         elif reason in (ExitReason.PORT_IN, ExitReason.MMIO_READ):
             self._answered = result
         return result
+
+    def neglected(self) -> str:
+        return FPU_TRAPS if self._counters.fpu_traps else ""
 
     def kick(self) -> None:
         self._lib.hv_cell_kick(self._host)

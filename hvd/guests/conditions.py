@@ -15,13 +15,20 @@ RESTART_GIVEN_UP = "RESTART_GIVEN_UP"
 
 # Its kernel executes instructions that should trap and cannot.
 SENSITIVE_INSTRUCTIONS = "SENSITIVE_INSTRUCTIONS"
+# Its kernel has asked for something that its backend cannot do.
+NEGLECTED = "NEGLECTED"
 # A debugger is attached.
 DEBUGGED = "DEBUGGED"
+
+# What viewers of its console are told.
+WARNINGS = (SENSITIVE_INSTRUCTIONS, NEGLECTED)
+# Characters of what a guest's process says.
+LONGEST_MESSAGE = 500
 
 
 def put_sensitive(guest: guest_pb2.Guest, count: int) -> str | None:
     """So many instructions of its kernel cannot trap though they should. For an event, when that is news and there are any."""
-    old = warning(guest)
+    old = _message(guest, SENSITIVE_INSTRUCTIONS)
     if not count:
         clear(guest, SENSITIVE_INSTRUCTIONS)
         return None
@@ -35,10 +42,27 @@ def put_sensitive(guest: guest_pb2.Guest, count: int) -> str | None:
     return f"warning: {message}"
 
 
+def put_neglected(guest: guest_pb2.Guest, message: str) -> str | None:
+    """That is what its kernel has asked for in vain; empty: nothing. For an event, when it is news."""
+    if message == _message(guest, NEGLECTED):
+        return None
+    clear(guest, NEGLECTED)
+    if not message:
+        return None
+    put(guest, NEGLECTED, "CANNOT_BE_DONE", message)
+    return f"warning: {message}"
+
+
 def put_sensitive_at_end(guest: guest_pb2.Guest, status: InstanceStatus) -> str | None:
     """The same by its exit record, if that tells."""
     text = (status.metadata or {}).get("sensitive_instructions", "")
     return put_sensitive(guest, int(text[:9])) if text.isascii() and text.isdigit() else None
+
+
+def put_neglected_at_end(guest: guest_pb2.Guest, status: InstanceStatus) -> str | None:
+    """The same by its exit record, if that tells."""
+    text = (status.metadata or {}).get("neglected", "")
+    return put_neglected(guest, text[:LONGEST_MESSAGE]) if text else None
 
 
 def observe(guest: guest_pb2.Guest, status: InstanceStatus) -> list[str]:
@@ -57,12 +81,18 @@ def observe(guest: guest_pb2.Guest, status: InstanceStatus) -> list[str]:
         news.append(f"a debugger has {'come' if status.debugged else 'left'}")
     if (message := put_sensitive(guest, status.sensitive)) is not None:
         news.append(message)
+    if (message := put_neglected(guest, status.neglected[:LONGEST_MESSAGE])) is not None:
+        news.append(message)
     return news
 
 
 def warning(guest: guest_pb2.Guest) -> str:
     """What viewers of its console should know; empty: nothing."""
-    return next((condition.message for condition in guest.conditions if condition.type == SENSITIVE_INSTRUCTIONS), "")
+    return "; ".join(condition.message for condition in guest.conditions if condition.type in WARNINGS)
+
+
+def _message(guest: guest_pb2.Guest, kind: str) -> str:
+    return next((condition.message for condition in guest.conditions if condition.type == kind), "")
 
 
 def has(guest: guest_pb2.Guest, kind: str) -> bool:

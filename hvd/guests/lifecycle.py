@@ -330,7 +330,7 @@ class GuestLife(PolicyRestarts):
             self.guest.ClearField(field)
         self._asked_to_end = False
         conditions.clear(self.guest, conditions.RESTART_PENDING, conditions.RESTART_GIVEN_UP, conditions.LOG_LOSING)
-        conditions.put_sensitive(self.guest, 0)
+        conditions.clear(self.guest, *conditions.WARNINGS)
         self.warned.clear()
         self.guest.start_time.CopyFrom(now())
         self._move(Guest.STARTING, "starting")
@@ -392,6 +392,7 @@ class GuestLife(PolicyRestarts):
             conditions.clear(self.guest, conditions.DEBUGGED)
         if status.state not in _FINAL:
             conditions.put_sensitive(self.guest, status.sensitive)
+            conditions.put_neglected(self.guest, status.neglected[: conditions.LONGEST_MESSAGE])
             self._warn()
             if self.guest.state in ENDED:  # adopted although it was thought lost
                 for field in ("exit_code", "end_time"):
@@ -450,8 +451,9 @@ class GuestLife(PolicyRestarts):
         guest.exit_signal = (status.metadata or {}).get("exit_signal", "")
         guest.oom_killed = "oom_killed" in (status.metadata or {})
         conditions.clear(guest, conditions.DEBUGGED)
-        if message := conditions.put_sensitive_at_end(guest, status):
-            self._host.changed(self, GuestEvent.CHANGED, message)
+        for put_at_end in (conditions.put_sensitive_at_end, conditions.put_neglected_at_end):
+            if message := put_at_end(guest, status):
+                self._host.changed(self, GuestEvent.CHANGED, message)
         guest.end_time.CopyFrom(timestamp_of(time_ns) if time_ns else now())
         guest.ClearField("exit_code")
         if status.state == "STOPPED":

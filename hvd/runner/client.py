@@ -234,6 +234,7 @@ class RunnerInstance(Instance):
             log_failing=bool(known.log_error),
             debugged=known.debugged,
             sensitive_instructions=known.sensitive,
+            neglected=known.neglected,
         )
         answer = asyncio.ensure_future(self._waits.call("wait_status", request))
         exited = asyncio.ensure_future(self._exited.wait())
@@ -478,4 +479,5 @@ def _status(status: control_pb2.Status) -> InstanceStatus:
         log_error=status.log_error,
         debugged=status.debugged,
         sensitive=status.sensitive_instructions,
+        neglected=status.neglected,
     )

@@ -237,6 +237,7 @@ class ControlServer:
             log_error=self._log_error(),
             debugged=machine.debugger is not None,
             sensitive_instructions=self._sensitive(),
+            neglected=machine.neglected,
         )
         if machine.end is not None:
             status.state = ENDS[machine.end.reason]
@@ -255,6 +256,7 @@ class ControlServer:
             or (known.HasField("log_failing") and known.log_failing != bool(self._log_error()))
             or (known.HasField("debugged") and known.debugged != (machine.debugger is not None))
             or (known.HasField("sensitive_instructions") and known.sensitive_instructions != self._sensitive())
+            or (known.HasField("neglected") and known.neglected != machine.neglected)
         )
 
     def _wait_status(self, connection: _Connection, id_: int, request: control_pb2.WaitStatus) -> None:

@@ -8,6 +8,7 @@ first connection comes.
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import selectors
 import socket
@@ -135,6 +136,8 @@ class Runner:
 
     def _last_look(self) -> None:
         """In the vcpu thread."""
+        if self.machine.neglected and (end := self.machine.end) is not None:
+            self.machine.end = dataclasses.replace(end, metadata=end.metadata | {"neglected": self.machine.neglected})
         if self.machine.vcpu.executed_code() is not None:
             from hvd.runner.census import last_look
 

@@ -45,6 +45,20 @@ def test_a_kernel_with_the_hole(daemon: RealDaemon) -> None:
     assert int(first["address"]) < int(second["address"]) and "hits" not in first
 
 
+@pytest.mark.parametrize(
+    ("backend", "guest"), [("trap", "hole.elf"), pytest.param("rewriting", "hole.elf", marks=NEEDS_REWRITING), ("paravirt", "hole.pv.elf")]
+)
+def test_a_kernel_that_wants_programs_stopped_at_the_fpu(daemon: RealDaemon, backend: str, guest: str) -> None:
+    """CR0.TS stops no program that runs natively: what cannot be done is said."""
+    done = daemon.hvctl("run", "--backend", backend, "--name", "lazy", "--kernel", kernel(guest), "--append", "ts=1")
+    assert done.returncode == (12 if backend == "trap" else 0)
+    assert "the kernel sets CR0.TS or CR0.EM, which stops no x87 nor SSE instruction of a program here" in done.stderr
+    conditions = {condition["type"]: condition for condition in daemon.show("lazy")["conditions"]}
+    assert conditions["NEGLECTED"]["reason"] == "CANNOT_BE_DONE" and conditions["NEGLECTED"]["message"].endswith("use emulation")
+    assert ("SENSITIVE_INSTRUCTIONS" in conditions) == (backend != "rewriting")  # paravirt: in what it does where the ABI is absent
+    assert "stops no x87" not in done.stdout
+
+
 def test_a_clean_kernel_warns_of_nothing(daemon: RealDaemon) -> None:
     done = daemon.hvctl("run", *TRAP, "--name", "clean", "--kernel", kernel("interrupts.elf"))
     assert done.returncode == 0 and "warning" not in done.stderr

@@ -437,6 +437,7 @@ class WaitStatus(_message.Message):
     LOG_FAILING_FIELD_NUMBER: _builtins.int
     DEBUGGED_FIELD_NUMBER: _builtins.int
     SENSITIVE_INSTRUCTIONS_FIELD_NUMBER: _builtins.int
+    NEGLECTED_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     resets: _builtins.int
     """When present: answered as well when the number of resets is no longer this one,"""
@@ -446,6 +447,8 @@ class WaitStatus(_message.Message):
     """and when a debugger has come (false) or left (true)."""
     sensitive_instructions: _builtins.int
     """and when more or fewer sensitive instructions are known."""
+    neglected: _builtins.str
+    """and when its kernel has asked for something else, or anything at all, that cannot be done."""
     def __init__(
         self,
         *,
@@ -454,15 +457,18 @@ class WaitStatus(_message.Message):
         log_failing: _builtins.bool | None = ...,
         debugged: _builtins.bool | None = ...,
         sensitive_instructions: _builtins.int | None = ...,
+        neglected: _builtins.str | None = ...,
     ) -> None: ...
-    _HasFieldArgType: _TypeAlias = _typing.Literal["_debugged", b"_debugged", "_log_failing", b"_log_failing", "_resets", b"_resets", "_sensitive_instructions", b"_sensitive_instructions", "debugged", b"debugged", "log_failing", b"log_failing", "resets", b"resets", "sensitive_instructions", b"sensitive_instructions"]  # noqa: Y015
+    _HasFieldArgType: _TypeAlias = _typing.Literal["_debugged", b"_debugged", "_log_failing", b"_log_failing", "_neglected", b"_neglected", "_resets", b"_resets", "_sensitive_instructions", b"_sensitive_instructions", "debugged", b"debugged", "log_failing", b"log_failing", "neglected", b"neglected", "resets", b"resets", "sensitive_instructions", b"sensitive_instructions"]  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["_debugged", b"_debugged", "_log_failing", b"_log_failing", "_resets", b"_resets", "_sensitive_instructions", b"_sensitive_instructions", "debugged", b"debugged", "log_failing", b"log_failing", "resets", b"resets", "sensitive_instructions", b"sensitive_instructions", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["_debugged", b"_debugged", "_log_failing", b"_log_failing", "_neglected", b"_neglected", "_resets", b"_resets", "_sensitive_instructions", b"_sensitive_instructions", "debugged", b"debugged", "log_failing", b"log_failing", "neglected", b"neglected", "resets", b"resets", "sensitive_instructions", b"sensitive_instructions", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     _WhichOneofReturnType__debugged: _TypeAlias = _typing.Literal["debugged"]  # noqa: Y015
     _WhichOneofArgType__debugged: _TypeAlias = _typing.Literal["_debugged", b"_debugged"]  # noqa: Y015
     _WhichOneofReturnType__log_failing: _TypeAlias = _typing.Literal["log_failing"]  # noqa: Y015
     _WhichOneofArgType__log_failing: _TypeAlias = _typing.Literal["_log_failing", b"_log_failing"]  # noqa: Y015
+    _WhichOneofReturnType__neglected: _TypeAlias = _typing.Literal["neglected"]  # noqa: Y015
+    _WhichOneofArgType__neglected: _TypeAlias = _typing.Literal["_neglected", b"_neglected"]  # noqa: Y015
     _WhichOneofReturnType__resets: _TypeAlias = _typing.Literal["resets"]  # noqa: Y015
     _WhichOneofArgType__resets: _TypeAlias = _typing.Literal["_resets", b"_resets"]  # noqa: Y015
     _WhichOneofReturnType__sensitive_instructions: _TypeAlias = _typing.Literal["sensitive_instructions"]  # noqa: Y015
@@ -471,6 +477,8 @@ class WaitStatus(_message.Message):
     def WhichOneof(self, oneof_group: _WhichOneofArgType__debugged) -> _WhichOneofReturnType__debugged | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__log_failing) -> _WhichOneofReturnType__log_failing | None: ...
+    @_typing.overload
+    def WhichOneof(self, oneof_group: _WhichOneofArgType__neglected) -> _WhichOneofReturnType__neglected | None: ...
     @_typing.overload
     def WhichOneof(self, oneof_group: _WhichOneofArgType__resets) -> _WhichOneofReturnType__resets | None: ...
     @_typing.overload
@@ -489,6 +497,7 @@ class Status(_message.Message):
     LOG_ERROR_FIELD_NUMBER: _builtins.int
     DEBUGGED_FIELD_NUMBER: _builtins.int
     SENSITIVE_INSTRUCTIONS_FIELD_NUMBER: _builtins.int
+    NEGLECTED_FIELD_NUMBER: _builtins.int
     state: _builtins.str
     """"STARTING", "RUNNING", "PAUSED", "STOPPED", "FAILED"."""
     reason: _builtins.str
@@ -501,6 +510,8 @@ class Status(_message.Message):
     """A debugger is attached."""
     sensitive_instructions: _builtins.int
     """So many instructions of its kernel cannot trap though they should (hvd/cell/census.py)."""
+    neglected: _builtins.str
+    """What its kernel has asked for and this way of executing cannot do, for its user."""
     def __init__(
         self,
         *,
@@ -511,10 +522,11 @@ class Status(_message.Message):
         log_error: _builtins.str = ...,
         debugged: _builtins.bool = ...,
         sensitive_instructions: _builtins.int = ...,
+        neglected: _builtins.str = ...,
     ) -> None: ...
     _HasFieldArgType: _TypeAlias = _Never  # noqa: Y015
     def HasField(self, field_name: _HasFieldArgType) -> _builtins.bool: ...
-    _ClearFieldArgType: _TypeAlias = _typing.Literal["debugged", b"debugged", "log_error", b"log_error", "message", b"message", "reason", b"reason", "resets", b"resets", "sensitive_instructions", b"sensitive_instructions", "state", b"state"]  # noqa: Y015
+    _ClearFieldArgType: _TypeAlias = _typing.Literal["debugged", b"debugged", "log_error", b"log_error", "message", b"message", "neglected", b"neglected", "reason", b"reason", "resets", b"resets", "sensitive_instructions", b"sensitive_instructions", "state", b"state"]  # noqa: Y015
     def ClearField(self, field_name: _ClearFieldArgType) -> None: ...
     def WhichOneof(self, oneof_group: _Never) -> None: ...
 
