@@ -1,5 +1,6 @@
 /* Breaks where POPF and PUSHF do not trap and the kernel is not privileged (docs/trap.md): a critical section as every kernel has it, which
- * saves the flags, switches interrupts off, and restores the flags. There is no other sensitive instruction in it. "ts=1": sets CR0.TS. */
+ * saves the flags, switches interrupts off, and restores the flags. There is no other sensitive instruction in it. "ts=1", "tsd=1", "dr7=1":
+ * it sets CR0.TS, CR4.TSD, a breakpoint as well, which stop nothing that runs natively. */
 #include "guest.h"
 
 const char guest_name[] = "hole";
@@ -49,6 +50,18 @@ static void set_task_switched(void)
 	__asm__ volatile("movl %%cr0, %0; orl $8, %0; movl %0, %%cr0" : "=&r"(cr0) : : "cc");
 }
 
+static void set_time_stamp_disable(void)
+{
+	uint32_t cr4;
+
+	__asm__ volatile("movl %%cr4, %0; orl $4, %0; movl %0, %%cr4" : "=&r"(cr4) : : "cc");
+}
+
+static void set_breakpoint(void)
+{
+	__asm__ volatile("movl %0, %%dr0; movl %1, %%dr7" : : "r"(0), "r"(1));
+}
+
 static bool wait_requested(void)
 {
 	for (uint32_t n = 0; n < PATIENCE; n++)
@@ -62,8 +75,12 @@ int main(void)
 	uint32_t flags, off;
 
 	traps_init();
-	if (option("ts", 0)) /* another hole: programs' x87 and SSE instructions are not stopped by it */
+	if (option("ts", 0))
 		set_task_switched();
+	if (option("tsd", 0))
+		set_time_stamp_disable();
+	if (option("dr7", 0))
+		set_breakpoint();
 	irq_enable(0, on_tick);
 	pit_periodic(HZ);
 	interrupts_on();

@@ -290,7 +290,7 @@ class Machine(Verbs):
                 self._run_call(*self._calls.get())
                 continue
             self._exit = exit_ = self.vcpu.run()
-            if not self.neglected and (neglected := self.vcpu.neglected()):
+            if (neglected := self.vcpu.neglected()) != self.neglected:
                 self.neglected = neglected
                 self._on_change()
             handler = handlers.get(exit_.reason)

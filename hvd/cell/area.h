@@ -61,11 +61,14 @@ struct hv_cell_debug {
     struct { uint32_t address, length, read, write; } watchpoints[HV_AREA_WATCHPOINTS];
 };
 
+/* What a kernel can ask for and native code does not do. The runner tells people (hvd/cell/vcpu.py). */
+enum hv_neglected { HV_NEGLECTED_FPU /* CR0.TS, CR0.EM */, HV_NEGLECTED_TSC /* CR4.TSD */, HV_NEGLECTED_BREAKPOINTS /* DR7 */ };
+
 /* A cell's own figures; free-running. What others want to know is in struct hv_counters. */
 struct hv_cell_counters {
     uint64_t signals, shadow_fills, shadow_upgrades, shadow_drops, address_space_loads, ldt_writes, mode_switches;
     uint64_t translated_blocks, translated_instructions, translated_bytes, cache_flushes, code_writes;
-    uint64_t fpu_traps; /* how often the kernel has set CR0.TS or CR0.EM, which stops no program here */
+    uint64_t neglected; /* 1 << enum hv_neglected */
     uint64_t reserved[19];
 };
 

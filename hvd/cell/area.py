@@ -121,7 +121,7 @@ class CellDebug(ctypes.Structure):
 COUNTERS: Final = (
     "signals", "shadow_fills", "shadow_upgrades", "shadow_drops", "address_space_loads", "ldt_writes", "mode_switches",
     "translated_blocks", "translated_instructions", "translated_bytes", "cache_flushes", "code_writes",
-    "fpu_traps",
+    "neglected",
 )  # fmt: skip
 
 

@@ -6,6 +6,8 @@
 #include "paravirt.h"
 
 #define CR4_KNOWN 0x3007ffu      /* VME to UMIP, SMEP and SMAP */
+#define CR4_TSD 4u
+#define DR7_ENABLED 0xffu           /* L0 to G3 */
 #define TSS_MAP_BASE 0x66
 
 enum after { NEXT, GONE };
@@ -259,11 +261,11 @@ static enum after mov_from_control(const struct hv_insn *insn)
     return NEXT;
 }
 
-/* Programs run with the host's CR0: no #NM comes from them. People are told (CellVcpu.neglected). */
-static void note_fpu_traps(uint32_t old, uint32_t value)
+/* Native code has the host's control and debug registers. */
+static void neglect(enum hv_neglected what, uint32_t asked)
 {
-    if (value & ~old & (HV_CR0_TS | HV_CR0_EM))
-        cell.area->counters.fpu_traps++;
+    if (asked)
+        cell.area->counters.neglected |= 1u << what;
 }
 
 void hv_write_cr0(uint32_t value)
@@ -273,7 +275,7 @@ void hv_write_cr0(uint32_t value)
         hv_raise_error(HV_GP, 0);
     if (!(value & HV_CR0_PE))
         hv_cannot("a return to real mode:");
-    note_fpu_traps(old, value);
+    neglect(HV_NEGLECTED_FPU, value & (HV_CR0_TS | HV_CR0_EM));
     HV_CPU->cr0 = value | 0x10; /* ET */
     if ((old ^ value) & (HV_CR0_PG | HV_CR0_WP))
         hv_shadow_flush(true);
@@ -284,6 +286,7 @@ void hv_write_cr4(uint32_t value)
     uint32_t old = HV_CPU->cr4;
     if (value & ~CR4_KNOWN)
         hv_raise_error(HV_GP, 0);
+    neglect(HV_NEGLECTED_TSC, value & CR4_TSD);
     HV_CPU->cr4 = value;
     if ((old ^ value) & (HV_CR4_PSE | HV_CR4_PAE))
         hv_shadow_flush(true);
@@ -326,6 +329,7 @@ static enum after mov_debug(const struct hv_insn *insn)
         return NEXT;
     }
     uint32_t value = HV_CPU->r[insn->rm];
+    neglect(HV_NEGLECTED_BREAKPOINTS, index == 7 ? value & DR7_ENABLED : 0);
     HV_CPU->dr[index] = index == 6 ? (value & 0xe00fu) | 0xffff0ff0u : index == 7 ? (value & ~0xd000u) | 0x400u : value;
     hv_cross_here(HV_POINT_PRIVILEGED_MOV_TO_DR, index, value, 0, 0);
     return NEXT;
@@ -511,7 +515,7 @@ static enum after lmsw(const struct hv_insn *insn)
 {
     require_supervisor();
     uint32_t value = hv_get_rm(insn, 2) & 15;
-    note_fpu_traps(HV_CPU->cr0, value);
+    neglect(HV_NEGLECTED_FPU, value & (HV_CR0_TS | HV_CR0_EM));
     HV_CPU->cr0 = (HV_CPU->cr0 & ~0xeu) | value; /* it sets PE and never clears it */
     hv_cross_here(HV_POINT_PRIVILEGED_LMSW, value, 0, 0, 0);
     return NEXT;

@@ -39,9 +39,12 @@ FCW, MXCSR = 0x37F, 0x1F80
 PAT: Final = 0x0007_0406_0007_0406
 DR6, DR7 = 0xFFFF_0FF0, 0x400
 FAST_STRINGS: Final = 1  # IA32_MISC_ENABLE
-FPU_TRAPS: Final = (
+# What native code does not do though the kernel asks for it, by the bits of enum hv_neglected.
+NEGLECTED: Final = (
     "the kernel sets CR0.TS or CR0.EM, which stops no x87 nor SSE instruction of a program here: one that gives the FPU's registers to the next "
-    "program only at its first such instruction mixes them up; use emulation"
+    "program only at its first such instruction mixes them up",
+    "the kernel sets CR4.TSD, which stops no RDTSC of a program here",
+    "the kernel sets breakpoint registers, which stop nothing here",
 )
 _SETTABLE: Final = {name: index for index, name in enumerate(GENERAL)}
 
@@ -69,6 +72,7 @@ class CellVcpu(Vcpu):
         if host is None:
             raise HvdError("RUNNER_START_FAILED", problem="no memory for a cell's run area", log="runner.log in the guest's directory")
         self._host = host
+        self._neglected = 0
         self._free = weakref.finalize(self, self._blocking.hv_cell_free, host)
         self._exit = area.CellExit.from_address(self._lib.hv_cell_exit(host))
         self.cpu = area.CellCpu.from_address(self._lib.hv_cell_cpu(host))
@@ -177,7 +181,10 @@ class CellVcpu(Vcpu):
         return result
 
     def neglected(self) -> str:
-        return FPU_TRAPS if self._counters.fpu_traps else ""
+        self._neglected |= self._counters.neglected  # whatever else a cell may say later
+        if not self._neglected:
+            return ""
+        return "; ".join([*(text for bit, text in enumerate(NEGLECTED) if self._neglected >> bit & 1), "use emulation"])
 
     def kick(self) -> None:
         self._lib.hv_cell_kick(self._host)
