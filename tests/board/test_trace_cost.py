@@ -13,7 +13,10 @@ _CONDITIONAL = re.compile(r"j(?!mp)\w+\s+([0-9a-f]+) <([\w.]+)(?:\+0x[0-9a-f]+)?
 
 
 def instructions(binary: Path, function: str) -> list[tuple[int, str]]:
-    """Address and text of each; those that the compiler moved away as unlikely are not among them."""
+    """Address and text of each; those that the compiler moved away as unlikely are not among them. It may have made a function of it for arguments
+    that are always the same."""
+    symbols = subprocess.run(["nm", str(binary)], capture_output=True, text=True, check=True).stdout.split()
+    (function,) = {symbol for symbol in symbols if re.fullmatch(rf"{function}(\.constprop\.\d+)?", symbol)}
     done = subprocess.run(
         ["objdump", "-d", "--no-show-raw-insn", f"--disassemble={function}", str(binary)], capture_output=True, text=True, check=True
     )
@@ -28,7 +31,6 @@ def test_off_is_one_load_and_one_branch(binary: str) -> None:
     if not path.exists():
         pytest.skip(f"{binary} is not built here")
     code = instructions(path, "hv_cross")
-    assert code, "hv_cross is a function of its own"
     body = dict(code)
     text = "\n".join(f"{address:x}: {line}" for address, line in code)
     # Branches that leave the function are those to what is done when somebody looks.

@@ -140,8 +140,9 @@ static __attribute__((noinline, cold)) void look(struct hv_crossings *crossings,
     }
 }
 
-void hv_cross(struct hv_crossings *crossings, unsigned point, uint64_t start_ns, uint64_t rip, unsigned flags, uint64_t a0, uint64_t a1, uint64_t a2,
-              uint64_t a3)
+/* Not in-line, so that tests/board/test_trace_cost.py can look at it. */
+__attribute__((noinline)) void hv_cross(struct hv_crossings *crossings, unsigned point, uint64_t start_ns, uint64_t rip, unsigned flags, uint64_t a0,
+                                        uint64_t a1, uint64_t a2, uint64_t a3)
 {
     point &= HV_POINTS - 1;
     uint64_t duration = 0;
