@@ -52,7 +52,7 @@ KINDS = (
     Kind("container", "sleep 0.5; exit 3", exit_code=3),
 )
 # Files and folders of the daemon's own that come when they are needed first, and stay.
-FRAMEWORK = ("-wal", "-shm", ".sqlite", "/lock", "/guests", "/guests/.runtime", "/.runtime/runc", "/.runtime/crun")
+FRAMEWORK = ("-wal", "-shm", ".sqlite", "/lock", "/snapshots-incoming", "/guests", "/guests/.runtime", "/.runtime/runc", "/.runtime/crun")
 NO_SNAPSHOT_NOW = frozenset({"GUEST_WRONG_STATE", "NAME_TAKEN", "GUEST_BUSY", "SNAPSHOT_NOT_FOUND", "SNAPSHOT_FAILED"})
 
 
