@@ -2,27 +2,14 @@
  *
  * A handler does the instruction's work; EIP moves on behind it unless the handler says that it went elsewhere.
  */
-#include "cell.h"
 #include "paravirt.h"
+#include "sensitive.h"
 
-#define CR4_KNOWN 0x3007ffu      /* VME to UMIP, SMEP and SMAP */
-#define CR4_TSD 4u
-#define DR7_ENABLED 0xffu           /* L0 to G3 */
 #define TSS_MAP_BASE 0x66
-
-enum after { NEXT, GONE };
-
-static void require_supervisor(void)
-{
-    if (HV_CPU->cpl)
-        hv_raise_error(HV_GP, 0);
-}
-
-static uint32_t behind(const struct hv_insn *insn) { return HV_CPU->eip + insn->length; }
 
 /* ---- flags */
 
-static enum after cli(const struct hv_insn *insn)
+static enum hv_after cli(const struct hv_insn *insn)
 {
     (void)insn;
     if (HV_CPU->cpl > (HV_CPU->eflags >> 12 & 3))
@@ -32,7 +19,7 @@ static enum after cli(const struct hv_insn *insn)
     return NEXT;
 }
 
-static enum after sti(const struct hv_insn *insn)
+static enum hv_after sti(const struct hv_insn *insn)
 {
     (void)insn;
     if (HV_CPU->cpl > (HV_CPU->eflags >> 12 & 3))
@@ -45,7 +32,7 @@ static enum after sti(const struct hv_insn *insn)
     return GONE;
 }
 
-static enum after pushf(const struct hv_insn *insn)
+static enum hv_after pushf(const struct hv_insn *insn)
 {
     uint32_t flags = (HV_CPU->eflags | 2) & ~(HV_RF | HV_VM);
     hv_push(insn->operand_size, flags);
@@ -53,7 +40,7 @@ static enum after pushf(const struct hv_insn *insn)
     return NEXT;
 }
 
-static enum after popf(const struct hv_insn *insn)
+static enum hv_after popf(const struct hv_insn *insn)
 {
     uint32_t flags = hv_pop_at(insn->operand_size, 0);
     uint32_t settable = HV_STATUS_FLAGS | HV_TF | HV_DF | HV_NT | HV_AC | HV_ID;
@@ -69,16 +56,7 @@ static enum after popf(const struct hv_insn *insn)
     return NEXT;
 }
 
-static enum after clts(const struct hv_insn *insn)
-{
-    (void)insn;
-    require_supervisor();
-    HV_CPU->cr0 &= ~HV_CR0_TS;
-    hv_cross_here(HV_POINT_PRIVILEGED_CLTS, 0, 0, 0, 0);
-    return NEXT;
-}
-
-static enum after hlt(const struct hv_insn *insn)
+static enum hv_after hlt(const struct hv_insn *insn)
 {
     require_supervisor();
     HV_CPU->eip = behind(insn);
@@ -104,7 +82,7 @@ void hv_check_io(uint16_t port, unsigned size)
         hv_raise_error(HV_GP, 0);
 }
 
-static enum after in_out(const struct hv_insn *insn)
+static enum hv_after in_out(const struct hv_insn *insn)
 {
     bool out = insn->opcode & 2;
     unsigned size = insn->opcode & 1 ? insn->operand_size : 1;
@@ -128,7 +106,7 @@ static void recorded_load(unsigned segment, uint16_t selector)
     hv_cross_here(HV_POINT_PRIVILEGED_LOAD_SEGMENT, segment, selector, 0, 0);
 }
 
-static enum after mov_from_segment(const struct hv_insn *insn)
+static enum hv_after mov_from_segment(const struct hv_insn *insn)
 {
     if (insn->reg > HV_GS)
         hv_raise(HV_UD);
@@ -137,7 +115,7 @@ static enum after mov_from_segment(const struct hv_insn *insn)
     return NEXT;
 }
 
-static enum after mov_to_segment(const struct hv_insn *insn)
+static enum hv_after mov_to_segment(const struct hv_insn *insn)
 {
     if (insn->reg > HV_GS || insn->reg == HV_CS)
         hv_raise(HV_UD);
@@ -150,14 +128,14 @@ static enum after mov_to_segment(const struct hv_insn *insn)
     return NEXT;
 }
 
-static enum after push_segment(const struct hv_insn *insn)
+static enum hv_after push_segment(const struct hv_insn *insn)
 {
     unsigned segment = insn->map == HV_MAP_ONE ? insn->opcode >> 3 & 3 : insn->opcode == 0xa0 ? HV_FS : HV_GS;
     hv_push(insn->operand_size, HV_CPU->segment[segment].selector);
     return NEXT;
 }
 
-static enum after pop_segment(const struct hv_insn *insn)
+static enum hv_after pop_segment(const struct hv_insn *insn)
 {
     unsigned segment = insn->map == HV_MAP_ONE ? insn->opcode >> 3 & 3 : insn->opcode == 0xa1 ? HV_FS : HV_GS;
     recorded_load(segment, (uint16_t)hv_pop_at(insn->operand_size, 0));
@@ -170,7 +148,7 @@ static enum after pop_segment(const struct hv_insn *insn)
     return NEXT;
 }
 
-static enum after load_far_pointer(const struct hv_insn *insn)
+static enum hv_after load_far_pointer(const struct hv_insn *insn)
 {
     unsigned segment = insn->opcode == 0xc4 ? HV_ES : insn->opcode == 0xc5 ? HV_DS : insn->opcode == 0xb2 ? HV_SS : insn->opcode == 0xb4 ? HV_FS : HV_GS;
     if (insn->mod == 3)
@@ -184,7 +162,7 @@ static enum after load_far_pointer(const struct hv_insn *insn)
 
 /* ---- transfers */
 
-static enum after far_direct(const struct hv_insn *insn)
+static enum hv_after far_direct(const struct hv_insn *insn)
 {
     if (insn->opcode == 0xea)
         hv_far_jump(insn->second, insn->immediate);
@@ -193,7 +171,7 @@ static enum after far_direct(const struct hv_insn *insn)
     return GONE;
 }
 
-static enum after far_indirect(const struct hv_insn *insn)
+static enum hv_after far_indirect(const struct hv_insn *insn)
 {
     if (insn->mod == 3)
         hv_raise(HV_UD);
@@ -207,19 +185,19 @@ static enum after far_indirect(const struct hv_insn *insn)
     return GONE;
 }
 
-static enum after far_return(const struct hv_insn *insn)
+static enum hv_after far_return(const struct hv_insn *insn)
 {
     hv_far_return(insn->operand_size, insn->opcode == 0xca ? insn->immediate : 0);
     return GONE;
 }
 
-static enum after iret(const struct hv_insn *insn)
+static enum hv_after iret(const struct hv_insn *insn)
 {
     hv_interrupt_return(insn->operand_size);
     return GONE;
 }
 
-static enum after software_interrupt(const struct hv_insn *insn)
+static enum hv_after software_interrupt(const struct hv_insn *insn)
 {
     unsigned vector = insn->opcode == 0xcc ? HV_BP : insn->opcode == 0xce ? HV_OF_TRAP : insn->opcode == 0xf1 ? HV_DB : insn->immediate;
     if (insn->opcode == 0xce && !(HV_CPU->eflags & HV_OF))
@@ -234,168 +212,7 @@ static enum after software_interrupt(const struct hv_insn *insn)
     return GONE;
 }
 
-/* ---- control, debug and model-specific registers */
-
-static enum after mov_from_control(const struct hv_insn *insn)
-{
-    require_supervisor();
-    uint32_t value;
-    switch (insn->reg) {
-    case 0:
-        value = HV_CPU->cr0;
-        break;
-    case 2:
-        value = HV_CPU->cr2;
-        break;
-    case 3:
-        value = HV_CPU->cr3;
-        break;
-    case 4:
-        value = HV_CPU->cr4;
-        break;
-    default:
-        hv_raise(HV_UD);
-    }
-    HV_CPU->r[insn->rm] = value;
-    hv_cross_here(HV_POINT_PRIVILEGED_MOV_FROM_CR, insn->reg, value, 0, 0);
-    return NEXT;
-}
-
-/* Native code has the host's control and debug registers. */
-static void neglect(enum hv_neglected what, uint32_t asked)
-{
-    if (asked)
-        cell.area->counters.neglected |= 1u << what;
-}
-
-void hv_write_cr0(uint32_t value)
-{
-    uint32_t old = HV_CPU->cr0;
-    if ((value & HV_CR0_PG && !(value & HV_CR0_PE)) || (value & 0x20000000u && !(value & 0x40000000u)))
-        hv_raise_error(HV_GP, 0);
-    if (!(value & HV_CR0_PE))
-        hv_cannot("a return to real mode:");
-    neglect(HV_NEGLECTED_FPU, value & (HV_CR0_TS | HV_CR0_EM));
-    HV_CPU->cr0 = value | 0x10; /* ET */
-    if ((old ^ value) & (HV_CR0_PG | HV_CR0_WP))
-        hv_shadow_flush(true);
-}
-
-void hv_write_cr4(uint32_t value)
-{
-    uint32_t old = HV_CPU->cr4;
-    if (value & ~CR4_KNOWN)
-        hv_raise_error(HV_GP, 0);
-    neglect(HV_NEGLECTED_TSC, value & CR4_TSD);
-    HV_CPU->cr4 = value;
-    if ((old ^ value) & (HV_CR4_PSE | HV_CR4_PAE))
-        hv_shadow_flush(true);
-    else if ((old ^ value) & HV_CR4_PGE)
-        hv_shadow_change_global();
-}
-
-static enum after mov_to_control(const struct hv_insn *insn)
-{
-    require_supervisor();
-    uint32_t value = HV_CPU->r[insn->rm];
-    switch (insn->reg) {
-    case 0:
-        hv_write_cr0(value);
-        break;
-    case 2:
-        HV_CPU->cr2 = value;
-        break;
-    case 3:
-        HV_CPU->cr3 = value;
-        hv_shadow_load_cr3();
-        break;
-    case 4:
-        hv_write_cr4(value);
-        break;
-    default:
-        hv_raise(HV_UD);
-    }
-    hv_cross_here(HV_POINT_PRIVILEGED_MOV_TO_CR, insn->reg, value, 0, 0);
-    return NEXT;
-}
-
-static enum after mov_debug(const struct hv_insn *insn)
-{
-    require_supervisor();
-    unsigned index = insn->reg == 4 || insn->reg == 5 ? insn->reg + 2u : insn->reg;
-    if (insn->opcode == 0x21) {
-        HV_CPU->r[insn->rm] = HV_CPU->dr[index];
-        hv_cross_here(HV_POINT_PRIVILEGED_MOV_FROM_DR, index, HV_CPU->dr[index], 0, 0);
-        return NEXT;
-    }
-    uint32_t value = HV_CPU->r[insn->rm];
-    neglect(HV_NEGLECTED_BREAKPOINTS, index == 7 ? value & DR7_ENABLED : 0);
-    HV_CPU->dr[index] = index == 6 ? (value & 0xe00fu) | 0xffff0ff0u : index == 7 ? (value & ~0xd000u) | 0x400u : value;
-    hv_cross_here(HV_POINT_PRIVILEGED_MOV_TO_DR, index, value, 0, 0);
-    return NEXT;
-}
-
-static enum after rdmsr(const struct hv_insn *insn)
-{
-    (void)insn;
-    require_supervisor();
-    uint64_t value = hv_read_msr(HV_CPU->r[HV_ECX]);
-    HV_CPU->r[HV_EAX] = (uint32_t)value;
-    HV_CPU->r[HV_EDX] = (uint32_t)(value >> 32);
-    hv_cross_here(HV_POINT_PRIVILEGED_RDMSR, HV_CPU->r[HV_ECX], value, 0, 0);
-    return NEXT;
-}
-
-static enum after wrmsr(const struct hv_insn *insn)
-{
-    (void)insn;
-    require_supervisor();
-    uint64_t value = (uint64_t)HV_CPU->r[HV_EDX] << 32 | HV_CPU->r[HV_EAX];
-    hv_write_msr(HV_CPU->r[HV_ECX], value);
-    hv_cross_here(HV_POINT_PRIVILEGED_WRMSR, HV_CPU->r[HV_ECX], value, 0, 0);
-    return NEXT;
-}
-
-static enum after rdtsc(const struct hv_insn *insn)
-{
-    (void)insn;
-    if (HV_CPU->cpl && HV_CPU->cr4 & 4)
-        hv_raise_error(HV_GP, 0);
-    uint64_t now = hv_tsc();
-    HV_CPU->r[HV_EAX] = (uint32_t)now;
-    HV_CPU->r[HV_EDX] = (uint32_t)(now >> 32);
-    hv_cross_here(HV_POINT_PRIVILEGED_RDTSC, now, 0, 0, 0);
-    return NEXT;
-}
-
-static enum after rdpmc(const struct hv_insn *insn)
-{
-    (void)insn;
-    hv_raise_error(HV_GP, 0); /* there is no counter with any number */
-}
-
-static enum after cpuid(const struct hv_insn *insn)
-{
-    (void)insn;
-    uint32_t out[4], leaf = HV_CPU->r[HV_EAX], subleaf = HV_CPU->r[HV_ECX];
-    hv_cpuid(leaf, subleaf, out);
-    HV_CPU->r[HV_EAX] = out[0];
-    HV_CPU->r[HV_EBX] = out[1];
-    HV_CPU->r[HV_ECX] = out[2];
-    HV_CPU->r[HV_EDX] = out[3];
-    hv_cross_here(HV_POINT_PRIVILEGED_CPUID, leaf, subleaf, 0, 0);
-    return NEXT;
-}
-
-static enum after cache(const struct hv_insn *insn)
-{
-    (void)insn;
-    require_supervisor();
-    hv_cross_here(HV_POINT_PRIVILEGED_WBINVD, 0, 0, 0, 0);
-    return NEXT;
-}
-
-static enum after absent(const struct hv_insn *insn)
+static enum hv_after absent(const struct hv_insn *insn)
 {
     (void)insn;
     hv_raise(HV_UD);
@@ -403,7 +220,7 @@ static enum after absent(const struct hv_insn *insn)
 
 /* ---- descriptor tables: 0F 00 and 0F 01 */
 
-static enum after store_selector(const struct hv_insn *insn, unsigned which, uint32_t value)
+static enum hv_after store_selector(const struct hv_insn *insn, unsigned which, uint32_t value)
 {
     if (HV_CPU->cpl && HV_CPU->cr4 & HV_CR4_UMIP)
         hv_raise_error(HV_GP, 0);
@@ -429,7 +246,7 @@ static bool visible(const uint32_t words[2], uint16_t selector, bool lsl)
     return level >= HV_CPU->cpl && level >= (selector & 3u);
 }
 
-static enum after lar_lsl(const struct hv_insn *insn)
+static enum hv_after lar_lsl(const struct hv_insn *insn)
 {
     uint16_t selector = (uint16_t)hv_get_rm(insn, 2);
     uint32_t words[2];
@@ -444,7 +261,7 @@ static enum after lar_lsl(const struct hv_insn *insn)
     return NEXT;
 }
 
-static enum after verify(const struct hv_insn *insn, bool write)
+static enum hv_after verify(const struct hv_insn *insn, bool write)
 {
     uint16_t selector = (uint16_t)hv_get_rm(insn, 2);
     uint32_t words[2];
@@ -459,7 +276,7 @@ static enum after verify(const struct hv_insn *insn, bool write)
     return NEXT;
 }
 
-static enum after group_00(const struct hv_insn *insn)
+static enum hv_after group_00(const struct hv_insn *insn)
 {
     uint16_t selector;
     switch (insn->reg) {
@@ -488,7 +305,7 @@ static enum after group_00(const struct hv_insn *insn)
     }
 }
 
-static enum after store_table(const struct hv_insn *insn, const struct hv_table *table)
+static enum hv_after store_table(const struct hv_insn *insn, const struct hv_table *table)
 {
     if (HV_CPU->cpl && HV_CPU->cr4 & HV_CR4_UMIP)
         hv_raise_error(HV_GP, 0);
@@ -500,7 +317,7 @@ static enum after store_table(const struct hv_insn *insn, const struct hv_table 
     return NEXT;
 }
 
-static enum after load_table(const struct hv_insn *insn, struct hv_table *table, unsigned point)
+static enum hv_after load_table(const struct hv_insn *insn, struct hv_table *table, unsigned point)
 {
     require_supervisor();
     uint32_t at = hv_operand_linear(insn, 6, false);
@@ -511,17 +328,7 @@ static enum after load_table(const struct hv_insn *insn, struct hv_table *table,
     return NEXT;
 }
 
-static enum after lmsw(const struct hv_insn *insn)
-{
-    require_supervisor();
-    uint32_t value = hv_get_rm(insn, 2) & 15;
-    neglect(HV_NEGLECTED_FPU, value & (HV_CR0_TS | HV_CR0_EM));
-    HV_CPU->cr0 = (HV_CPU->cr0 & ~0xeu) | value; /* it sets PE and never clears it */
-    hv_cross_here(HV_POINT_PRIVILEGED_LMSW, value, 0, 0, 0);
-    return NEXT;
-}
-
-static enum after invlpg(const struct hv_insn *insn)
+static enum hv_after invlpg(const struct hv_insn *insn)
 {
     require_supervisor();
     uint32_t linear = HV_CPU->segment[hv_operand_segment(insn)].base + hv_operand_offset(insn);
@@ -530,7 +337,7 @@ static enum after invlpg(const struct hv_insn *insn)
     return NEXT;
 }
 
-static enum after group_01(const struct hv_insn *insn)
+static enum hv_after group_01(const struct hv_insn *insn)
 {
     if (insn->mod == 3 && insn->reg != 4 && insn->reg != 6)
         hv_raise(HV_UD); /* VMX, MONITOR, XGETBV, SVM, SWAPGS, RDTSCP: none is offered */
@@ -548,7 +355,7 @@ static enum after group_01(const struct hv_insn *insn)
     case 4:
         return store_selector(insn, 4, HV_CPU->cr0);
     case 6:
-        return lmsw(insn);
+        return hv_execute_lmsw(insn);
     case 7:
         return invlpg(insn);
     default:
@@ -556,7 +363,7 @@ static enum after group_01(const struct hv_insn *insn)
     }
 }
 
-typedef enum after handler(const struct hv_insn *);
+typedef enum hv_after handler(const struct hv_insn *);
 
 static handler *const one_byte[256] = {
     [0x06] = push_segment, [0x07] = pop_segment, [0x0e] = push_segment, [0x16] = push_segment, [0x17] = pop_segment, [0x1e] = push_segment,
@@ -568,9 +375,9 @@ static handler *const one_byte[256] = {
 };
 
 static handler *const two_byte[256] = {
-    [0x00] = group_00, [0x01] = group_01, [0x02] = lar_lsl, [0x03] = lar_lsl, [0x05] = absent, [0x06] = clts, [0x07] = absent, [0x08] = cache,
-    [0x09] = cache, [0x20] = mov_from_control, [0x21] = mov_debug, [0x22] = mov_to_control, [0x23] = mov_debug, [0x30] = wrmsr, [0x31] = rdtsc,
-    [0x32] = rdmsr, [0x33] = rdpmc, [0x34] = absent, [0x35] = absent, [0x37] = absent, [0xa0] = push_segment, [0xa1] = pop_segment, [0xa2] = cpuid,
+    [0x00] = group_00, [0x01] = group_01, [0x02] = lar_lsl, [0x03] = lar_lsl, [0x05] = absent, [0x06] = hv_execute_clts, [0x07] = absent, [0x08] = hv_execute_cache,
+    [0x09] = hv_execute_cache, [0x20] = hv_execute_mov_from_control, [0x21] = hv_execute_mov_debug, [0x22] = hv_execute_mov_to_control, [0x23] = hv_execute_mov_debug, [0x30] = hv_execute_wrmsr, [0x31] = hv_execute_rdtsc,
+    [0x32] = hv_execute_rdmsr, [0x33] = hv_execute_rdpmc, [0x34] = absent, [0x35] = absent, [0x37] = absent, [0xa0] = push_segment, [0xa1] = pop_segment, [0xa2] = hv_execute_cpuid,
     [0xa8] = push_segment, [0xa9] = pop_segment, [0xaa] = absent, [0xb2] = load_far_pointer, [0xb4] = load_far_pointer, [0xb5] = load_far_pointer,
 };
 

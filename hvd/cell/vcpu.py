@@ -181,7 +181,7 @@ class CellVcpu(Vcpu):
         return result
 
     def neglected(self) -> str:
-        self._neglected |= self._counters.neglected  # whatever else a cell may say later
+        self._neglected |= self._counters.neglected & (1 << len(NEGLECTED)) - 1  # whatever else a cell may say, then or later
         if not self._neglected:
             return ""
         return "; ".join([*(text for bit, text in enumerate(NEGLECTED) if self._neglected >> bit & 1), "use emulation"])

@@ -44,6 +44,7 @@ def put_sensitive(guest: guest_pb2.Guest, count: int) -> str | None:
 
 def put_neglected(guest: guest_pb2.Guest, message: str) -> str | None:
     """That is what its kernel has asked for in vain; empty: nothing. For an event, when it is news."""
+    message = message[:LONGEST_MESSAGE]
     if message == _message(guest, NEGLECTED):
         return None
     clear(guest, NEGLECTED)
@@ -53,16 +54,23 @@ def put_neglected(guest: guest_pb2.Guest, message: str) -> str | None:
     return f"warning: {message}"
 
 
-def put_sensitive_at_end(guest: guest_pb2.Guest, status: InstanceStatus) -> str | None:
-    """The same by its exit record, if that tells."""
-    text = (status.metadata or {}).get("sensitive_instructions", "")
-    return put_sensitive(guest, int(text[:9])) if text.isascii() and text.isdigit() else None
+def put_warnings(guest: guest_pb2.Guest, status: InstanceStatus) -> list[str]:
+    """Both, by the status of a guest that lives."""
+    return _news(put_sensitive(guest, status.sensitive), put_neglected(guest, status.neglected))
 
 
-def put_neglected_at_end(guest: guest_pb2.Guest, status: InstanceStatus) -> str | None:
-    """The same by its exit record, if that tells."""
-    text = (status.metadata or {}).get("neglected", "")
-    return put_neglected(guest, text[:LONGEST_MESSAGE]) if text else None
+def observe_end(guest: guest_pb2.Guest, status: InstanceStatus) -> list[str]:
+    """Both by its exit record, as far as that tells."""
+    record = status.metadata or {}
+    count, neglected = record.get("sensitive_instructions", ""), record.get("neglected", "")
+    return _news(
+        put_sensitive(guest, int(count[:9])) if count.isascii() and count.isdigit() else None,
+        put_neglected(guest, neglected) if neglected else None,
+    )
+
+
+def _news(*messages: str | None) -> list[str]:
+    return [message for message in messages if message is not None]
 
 
 def observe(guest: guest_pb2.Guest, status: InstanceStatus) -> list[str]:
@@ -79,10 +87,7 @@ def observe(guest: guest_pb2.Guest, status: InstanceStatus) -> list[str]:
             explanation = "a debugger is attached; while it has stopped the guest, the guest is PAUSED"
             put(guest, DEBUGGED, "DEBUGGER_ATTACHED", explanation)
         news.append(f"a debugger has {'come' if status.debugged else 'left'}")
-    if (message := put_sensitive(guest, status.sensitive)) is not None:
-        news.append(message)
-    if (message := put_neglected(guest, status.neglected[:LONGEST_MESSAGE])) is not None:
-        news.append(message)
+    news += put_warnings(guest, status)
     return news
 
 

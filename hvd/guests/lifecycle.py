@@ -391,8 +391,7 @@ class GuestLife(PolicyRestarts):
         if not status.debugged:  # one that an earlier daemon let in has left with it
             conditions.clear(self.guest, conditions.DEBUGGED)
         if status.state not in _FINAL:
-            conditions.put_sensitive(self.guest, status.sensitive)
-            conditions.put_neglected(self.guest, status.neglected[: conditions.LONGEST_MESSAGE])
+            conditions.put_warnings(self.guest, status)
             self._warn()
             if self.guest.state in ENDED:  # adopted although it was thought lost
                 for field in ("exit_code", "end_time"):
@@ -451,9 +450,8 @@ class GuestLife(PolicyRestarts):
         guest.exit_signal = (status.metadata or {}).get("exit_signal", "")
         guest.oom_killed = "oom_killed" in (status.metadata or {})
         conditions.clear(guest, conditions.DEBUGGED)
-        for put_at_end in (conditions.put_sensitive_at_end, conditions.put_neglected_at_end):
-            if message := put_at_end(guest, status):
-                self._host.changed(self, GuestEvent.CHANGED, message)
+        for message in conditions.observe_end(guest, status):
+            self._host.changed(self, GuestEvent.CHANGED, message)
         guest.end_time.CopyFrom(timestamp_of(time_ns) if time_ns else now())
         guest.ClearField("exit_code")
         if status.state == "STOPPED":
