@@ -9,7 +9,8 @@
  *   access.c     the monitor's own reads and writes of guest memory, MMIO included
  *   deliver.c    exceptions and interrupts                   far.c        far JMP, CALL, RET, IRET
  *   emulate.c    fetch, decode, and one of:                  decode.c     the decoder
- *   sensitive.c  privileged and sensitive instructions       msr.c        model-specific registers, CPUID
+ *   sensitive.c  privileged and sensitive instructions       control.c    those of control and debug registers, MSRs, CPUID
+ *   msr.c        what MSRs and CPUID leaves hold
  *   execute.c    ordinary ones, for MMIO and steps           strings.c    INS, OUTS, MOVS and the like
  *   flow.c       near jumps, calls and the stack             alu.c        arithmetic and its flags
  *   fpu.c        FXSAVE, FXRSTOR                             debug.c      breakpoints, watchpoints, steps
@@ -120,6 +121,8 @@ void hv_drop_inner_segments(void); /* data segments that an outer level, which i
 
 /* ---- sensitive.c */
 void hv_check_io(uint16_t port, unsigned size); /* IOPL and the TSS's bit map; raises #GP(0) */
+
+/* ---- control.c */
 void hv_write_cr0(uint32_t value); /* raise #GP(0) */
 void hv_write_cr4(uint32_t value);
 

@@ -1,4 +1,5 @@
-/* Control, debug and model-specific registers, the time stamp counter, CPUID (Intel SDM vol. 3A, "Control Registers", "Debug Registers"). */
+/* Instructions of control, debug and model-specific registers, the time stamp counter, CPUID (Intel SDM vol. 3A, "Control Registers", "Debug
+ * Registers"; what MSRs and leaves hold: msr.c). */
 #include "sensitive.h"
 
 #define CR4_KNOWN 0x3007ffu /* VME to UMIP, SMEP and SMAP */

@@ -1,4 +1,4 @@
-/* Transfers of control within a segment, and the stack. Far ones are in sensitive.c. */
+/* Transfers of control within a segment, and the stack. Far ones are in far.c. */
 #include "alu.h"
 #include "cell.h"
 
