@@ -1,6 +1,6 @@
 /* Breaks where POPF and PUSHF do not trap and the kernel is not privileged (docs/trap.md): a critical section as every kernel has it, which
  * saves the flags, switches interrupts off, and restores the flags. There is no other sensitive instruction in it. "ts=1", "tsd=1", "dr7=1":
- * it sets CR0.TS, CR4.TSD, a breakpoint as well, which stop nothing that runs natively. */
+ * it sets CR0.TS, CR4.TSD, a breakpoint as well. */
 #include "guest.h"
 
 const char guest_name[] = "hole";

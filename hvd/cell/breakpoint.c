@@ -58,6 +58,8 @@ static const struct stop stops[] = {
 static bool is_stop(const struct hv_insn *insn)
 {
     unsigned op = insn->opcode;
+    if (hv_fpu_traps(hv_fpu_kind(insn)))
+        return true;
     if (insn->map == HV_MAP_ONE ? op >= 0x70 && op < 0x80 : insn->map == HV_MAP_0F && op >= 0x80 && op < 0x90) /* Jcc */
         return true;
     for (size_t i = 0; i < sizeof stops / sizeof *stops; i++)

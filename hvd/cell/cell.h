@@ -14,6 +14,7 @@
  *   execute.c    ordinary ones, for MMIO and steps           strings.c    INS, OUTS, MOVS and the like
  *   flow.c       near jumps, calls and the stack             alu.c        arithmetic and its flags
  *   fpu.c        FXSAVE, FXRSTOR                             debug.c      breakpoints, watchpoints, steps
+ *   withheld.c   programs that may not run natively now
  *   plain.c      memcpy without SSE                          runs.c       pages that only the kernel may touch
  *   paravirt.h   hypercalls                                  sites.h      INT 80 of programs without a signal
  *   lookaside.h  a TLB for access.c                          slots.h      sets of pages
@@ -56,7 +57,7 @@ struct hv_cell {
     uint32_t user_flags;    /* of native code */
     uint32_t callout_kind, callout_argument;
     uint16_t host_selector[8]; /* for native code: twins */
-    uint32_t fpu_traps[4];  /* by enum hv_fpu: such an instruction faults now */
+    uint32_t fpu_traps[5];  /* by enum hv_fpu: such an instruction faults now */
     uint32_t segment_base[8];
     uint64_t segment_window[8]; /* HV_WINDOW; of a segment that only the monitor can access, an address that faults */
     uint64_t callout, resume, monitor_sp, monitor_fs, system_call;
@@ -166,7 +167,7 @@ void hv_add_esp(int32_t bytes); /* SS.B decides on SP or ESP */
 bool hv_done(const struct hv_insn *); /* EIP to the next instruction; true */
 
 /* What an instruction needs of x87, MMX and SSE (SDM vol. 3A, 2.5 and 13.1). */
-enum hv_fpu { HV_FPU_NONE, HV_FPU_X87, HV_FPU_SSE, HV_FPU_WAIT, HV_FPU_KINDS };
+enum hv_fpu { HV_FPU_NONE, HV_FPU_X87, HV_FPU_SSE, HV_FPU_WAIT, HV_FPU_AVX /* which only programs know of */, HV_FPU_KINDS };
 enum hv_fpu hv_fpu_kind(const struct hv_insn *);
 bool hv_fpu_traps(enum hv_fpu); /* with CR0 and CR4 as they are */
 
@@ -179,6 +180,16 @@ bool hv_interpret(const struct hv_insn *);     /* false: nothing was changed, th
 _Noreturn void hv_cannot_execute(const char *what, const uint8_t *bytes, unsigned length);
 _Noreturn void hv_cannot(const char *what);
 void hv_single_step_trap(const struct hv_insn *); /* it was executed with TF set: the #DB behind it, if it has one */
+/* ---- withheld.c: a program that may not run natively now, because something that its kernel has asked for would not stop it there. */
+static inline bool hv_withheld(void)
+{
+    const struct hv_cpu *cpu = HV_CPU;
+    return cpu->cpl == 3 && (cpu->cr0 & (HV_CR0_TS | HV_CR0_EM) || cpu->cr4 & HV_CR4_TSD);
+}
+bool hv_shows_processor(const struct hv_insn *); /* it tells programs what the host's processor is; they must not hear different things at different times */
+/* Executes some of its instructions; false: the next one is to be executed by the processor, for one step (EFLAGS.TF). */
+bool hv_withheld_interpret(void);
+
 /* The interpreters: true = done, EIP included; false = not one of theirs, nothing was changed. */
 bool hv_sensitive(const struct hv_insn *);
 bool hv_execute(const struct hv_insn *);

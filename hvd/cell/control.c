@@ -3,7 +3,6 @@
 #include "sensitive.h"
 
 #define CR4_KNOWN 0x3007ffu /* VME to UMIP, SMEP and SMAP */
-#define CR4_TSD 4u
 #define DR7_ENABLED 0xffu   /* L0 to G3 */
 
 enum hv_after hv_execute_mov_from_control(const struct hv_insn *insn)
@@ -31,11 +30,17 @@ enum hv_after hv_execute_mov_from_control(const struct hv_insn *insn)
     return NEXT;
 }
 
-/* Native code has the host's control and debug registers. */
+/* Native code has the host's control and debug registers. Programs are withheld from it; what a kernel does itself is seen only if it is rewritten. */
 static void neglect(enum hv_neglected what, uint32_t asked)
 {
     if (asked)
         cell.area->counters.neglected |= 1u << what;
+}
+
+static void neglect_fpu(uint32_t cr0)
+{
+    bool native = cell.mode == HV_MODE_TRAP || cell.mode == HV_MODE_PARAVIRT;
+    neglect(HV_NEGLECTED_FPU, native ? cr0 & (HV_CR0_TS | HV_CR0_EM) : 0);
 }
 
 void hv_write_cr0(uint32_t value)
@@ -45,7 +50,7 @@ void hv_write_cr0(uint32_t value)
         hv_raise_error(HV_GP, 0);
     if (!(value & HV_CR0_PE))
         hv_cannot("a return to real mode:");
-    neglect(HV_NEGLECTED_FPU, value & (HV_CR0_TS | HV_CR0_EM));
+    neglect_fpu(value);
     HV_CPU->cr0 = value | 0x10; /* ET */
     if ((old ^ value) & (HV_CR0_PG | HV_CR0_WP))
         hv_shadow_flush(true);
@@ -56,7 +61,6 @@ void hv_write_cr4(uint32_t value)
     uint32_t old = HV_CPU->cr4;
     if (value & ~CR4_KNOWN)
         hv_raise_error(HV_GP, 0);
-    neglect(HV_NEGLECTED_TSC, value & CR4_TSD);
     HV_CPU->cr4 = value;
     if ((old ^ value) & (HV_CR4_PSE | HV_CR4_PAE))
         hv_shadow_flush(true);
@@ -129,7 +133,7 @@ enum hv_after hv_execute_wrmsr(const struct hv_insn *insn)
 enum hv_after hv_execute_rdtsc(const struct hv_insn *insn)
 {
     (void)insn;
-    if (HV_CPU->cpl && HV_CPU->cr4 & 4)
+    if (HV_CPU->cpl && HV_CPU->cr4 & HV_CR4_TSD)
         hv_raise_error(HV_GP, 0);
     uint64_t now = hv_tsc();
     HV_CPU->r[HV_EAX] = (uint32_t)now;
@@ -178,7 +182,7 @@ enum hv_after hv_execute_lmsw(const struct hv_insn *insn)
 {
     require_supervisor();
     uint32_t value = hv_get_rm(insn, 2) & 15;
-    neglect(HV_NEGLECTED_FPU, value & (HV_CR0_TS | HV_CR0_EM));
+    neglect_fpu(value);
     HV_CPU->cr0 = (HV_CPU->cr0 & ~0xeu) | value; /* it sets PE and never clears it */
     hv_cross_here(HV_POINT_PRIVILEGED_LMSW, value, 0, 0, 0);
     return NEXT;

@@ -253,7 +253,7 @@ bool hv_debug_execute(void)
         return true;
     hv_fetch_instruction(&native);
     bool halts = native.map == HV_MAP_ONE && native.opcode == 0xf4;
-    if (!is_untrapped(&native) && hv_interpret(&native)) {
+    if (!(hv_withheld() ? hv_shows_processor(&native) : is_untrapped(&native)) && hv_interpret(&native)) {
         over_halt = halts && wanted()->step;
         return true;
     }

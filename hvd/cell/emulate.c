@@ -178,11 +178,15 @@ enum hv_fpu hv_fpu_kind(const struct hv_insn *insn)
             return prefixed ? HV_FPU_SSE : HV_FPU_X87;
         if (op == 0xae && insn->mod != 3 && insn->reg < 4) /* FXSAVE, FXRSTOR; LDMXCSR, STMXCSR */
             return insn->reg < 2 ? HV_FPU_X87 : HV_FPU_SSE;
+        if (insn->mod != 3 && ((op == 0xae && insn->reg < 7) || (op == 0xc7 && insn->reg >= 3 && insn->reg < 6))) /* XSAVE, XRSTOR and the like */
+            return prefixed ? HV_FPU_NONE : HV_FPU_AVX;
         return HV_FPU_NONE;
     case HV_MAP_0F38:
         return op < 0x80 || (op >= 0xc0 && op < 0xf0) ? (prefixed ? HV_FPU_SSE : HV_FPU_X87) : HV_FPU_NONE;
     case HV_MAP_0F3A:
         return prefixed ? HV_FPU_SSE : HV_FPU_X87;
+    case HV_MAP_VEX: /* but for ANDN, BEXTR and the like, which are of general registers */
+        return (insn->vex_map == 2 && op >= 0xf2 && op <= 0xf7) || (insn->vex_map == 3 && op == 0xf0) || insn->vex_map > 3 ? HV_FPU_NONE : HV_FPU_AVX;
     default:
         return HV_FPU_NONE;
     }
@@ -198,6 +202,8 @@ bool hv_fpu_traps(enum hv_fpu kind)
         return cr0 & (HV_CR0_TS | HV_CR0_EM) || !(HV_CPU->cr4 & HV_CR4_OSFXSR);
     case HV_FPU_WAIT:
         return (cr0 & (HV_CR0_TS | HV_CR0_MP)) == (HV_CR0_TS | HV_CR0_MP);
+    case HV_FPU_AVX:
+        return HV_CPU->cpl == 3 && cr0 & HV_CR0_TS;
     default:
         return false;
     }
@@ -209,7 +215,7 @@ static void check_fpu(const struct hv_insn *insn)
     enum hv_fpu kind = hv_fpu_kind(insn);
     if (!hv_fpu_traps(kind))
         return;
-    bool mmx_or_sse = insn->map != HV_MAP_ONE && !(insn->map == HV_MAP_0F && insn->opcode == 0xae && insn->reg < 2);
+    bool mmx_or_sse = kind != HV_FPU_AVX && insn->map != HV_MAP_ONE && !(insn->map == HV_MAP_0F && insn->opcode == 0xae && insn->reg < 2);
     if ((mmx_or_sse && HV_CPU->cr0 & HV_CR0_EM) || (kind == HV_FPU_SSE && !(HV_CPU->cr4 & HV_CR4_OSFXSR)))
         hv_raise(HV_UD);
     hv_raise(HV_NM);

@@ -22,6 +22,7 @@ static void interpret_tail(void)
         hv_emulate();
 }
 static bool natively;
+static void interpret_withheld(void) { natively = !hv_withheld_interpret(); }
 static void interpret_for_debugger(void)
 {
     natively = !hv_debug_execute();
@@ -57,7 +58,8 @@ static void settle(void)
         bool interpreted = translated && !hv_translatable(), by_breakpoint = cell.mode == HV_MODE_BREAKPOINT && HV_CPU->cpl < 3;
         if (HV_CPU->cpl == 3 && HV_CPU->user_limit && HV_CPU->eip >= HV_CPU->user_limit)
             interpreted = true; /* its code segment ends there, for now */
-        bool in_tail = HV_CPU->cpl == 3 && !hv_debugging && !interpreted && hv_sites_interpret();
+        bool withheld = hv_withheld();
+        bool in_tail = HV_CPU->cpl == 3 && !hv_debugging && !withheld && !interpreted && hv_sites_interpret();
         if (hv_debugging && hv_debug_stops()) {
             hv_guarded(hv_debug_leave);
             continue;
@@ -69,7 +71,7 @@ static void settle(void)
             hv_trap.shadow_eip = HV_CPU->eip;
             if (translated || by_breakpoint)
                 interpreted = true;
-            else
+            else if (!withheld)
                 hv_trap.stepping = true;
         } else if (wanted) {
             cell.entry_ns = hv_host_ns();
@@ -86,9 +88,9 @@ static void settle(void)
             hv_trap.shadow_eip = HV_CPU->eip;
             interpreted |= translated; /* translated code has no such shadow: MOV SS, and ESP is still the old one */
         }
-        if (hv_debugging) {
+        if (hv_debugging || (withheld && !interpreted)) {
             natively = false;
-            hv_guarded(interpret_for_debugger);
+            hv_guarded(hv_debugging ? interpret_for_debugger : interpret_withheld);
             hv_trap.stepping = natively;
             if (!natively)
                 continue;
@@ -177,7 +179,7 @@ bool hv_go_straight_on(void)
     bool program = cpu->cpl == 3;
     if (hv_kicked() || cpu->halted || cpu->interrupt_shadow || hv_debugging || hv_interrupts_wanted() || is_small_stack())
         return false;
-    if (program && (hv_user_faulted() || (cpu->user_limit && cpu->eip >= cpu->user_limit) || hv_sites_interpret()))
+    if (program && (hv_withheld() || hv_user_faulted() || (cpu->user_limit && cpu->eip >= cpu->user_limit) || hv_sites_interpret()))
         return false;
     hv_make_twins();
     hv_trap.target = NULL;

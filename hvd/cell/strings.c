@@ -90,7 +90,7 @@ static void movs(struct string *string)
 
 static void cmps(struct string *string)
 {
-    uint32_t a = read_source(string), b = (uint32_t)hv_read(destination(string, false), string->size);
+    uint32_t b = (uint32_t)hv_read(destination(string, false), string->size), a = read_source(string); /* in this order, as processors do it */
     hv_alu(HV_CMP, string->size, a, b, &HV_CPU->eflags);
     advance(string, HV_ESI);
     advance(string, HV_EDI);

@@ -41,9 +41,7 @@ DR6, DR7 = 0xFFFF_0FF0, 0x400
 FAST_STRINGS: Final = 1  # IA32_MISC_ENABLE
 # What native code does not do though the kernel asks for it, by the bits of enum hv_neglected.
 NEGLECTED: Final = (
-    "the kernel sets CR0.TS or CR0.EM, which stops no x87 nor SSE instruction of a program here: one that gives the FPU's registers to the next "
-    "program only at its first such instruction mixes them up",
-    "the kernel sets CR4.TSD, which stops no RDTSC of a program here",
+    "the kernel sets CR0.TS or CR0.EM, which stops its programs' x87 and SSE instructions here, but not its own",
     "the kernel sets breakpoint registers, which stop nothing here",
 )
 _SETTABLE: Final = {name: index for index, name in enumerate(GENERAL)}

@@ -179,13 +179,16 @@ common:
     cmpl $MOST_FAULTS, FAULTS
     ja finished
     cmpl $ECHO_VECTOR, %eax
-    je go_on
+    je echo
+    cmpl $7, %eax
+    je wanted
     cmpl $3, %eax
     je go_on
     cmpl $4, %eax
     je go_on
     cmpl $1, %eax
     je trap
+skip:
     # where the stream goes on behind this instruction
     movl CURRENT, %ebx
     movl 40(%esi), %eax
@@ -201,6 +204,20 @@ common:
     movl $0x08, 44(%esi)
     jz go_on
     movl $0x1b, 44(%esi)
+    jmp go_on
+wanted:
+    # x87 and SSE are given to whoever wants them, unless there are none
+    movl %cr0, %eax
+    testb $4, %al
+    jnz skip
+    clts
+    jmp go_on
+echo:
+    # and taken away again, as at its beginning
+    testl $3, 44(%esi)
+    jz go_on
+    movl CURRENT, %ebx
+    movl 52(%ebx), %eax; movl %eax, %cr0
     jmp go_on
 trap:
     andl $~0x100, 48(%esi)

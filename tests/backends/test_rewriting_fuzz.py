@@ -8,13 +8,14 @@ from __future__ import annotations
 import os
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 from rare_programs import RareMaker
 from stream_compare import DONE, Pair, all_same, difference, disassembled
 from stream_guest import Program, Side
-from stream_kernel import DEVICE, KERNEL, STACK, USER, Paging
+from stream_kernel import CR0, CR4, DEVICE, KERNEL, STACK, USER, Paging
 from stream_programs import SET_ESI, SET_ESP
 
 from hvd.backends.emulation.backend import BACKEND as EMULATION
@@ -29,14 +30,18 @@ pytestmark = pytest.mark.skipif(not AVAILABLE.available, reason=f"{AVAILABLE.rea
 
 CORPUS = Path(__file__).parent / "corpus" / "programs.jsonl"
 PER_TEST = 250
-KERNELS, PROGRAMS, INTERRUPTED, OTHER_PAGES = (
+KERNELS, PROGRAMS, INTERRUPTED, OTHER_PAGES, WITHHELD = (
     range(0, 1500, PER_TEST),
     range(100_000, 101_000, PER_TEST),
     range(200_000, 200_500, PER_TEST),
     range(400_000, 400_500, PER_TEST),
+    range(500_000, 500_500, PER_TEST),
 )
 TIMER = 400  # periods of the 8254: 335 us
 MOST_SHOWN = 4
+MP, EM, TS, TSD = 2, 4, 8, 4
+# Not both TS and EM: of MMX and SSE emulation looks at TS first, which is wrong (SDM vol. 3A, tables 12-1 and 13-1).
+WITHHOLDING = ((CR0 | TS, CR4), (CR0 & ~MP | TS, CR4), (CR0 | EM, CR4), (CR0 | TS, CR4 | TSD), (CR0, CR4 | TSD))
 instructions = 0
 
 
@@ -99,6 +104,18 @@ def test_interrupted(pair: Pair, first: int) -> None:
     look(pair, [RareMaker(seed, timer=True).program() for seed in range(first, first + PER_TEST)], TIMER)
 
 
+def withheld(seed: int, timer: bool = False) -> Program:
+    cr0, cr4 = WITHHOLDING[seed % len(WITHHOLDING)]
+    return replace(RareMaker(seed, ring=3, timer=timer).program(), cr0=cr0, cr4=cr4)
+
+
+@pytest.mark.parametrize("first", WITHHELD)
+def test_withheld_programs(pair: Pair, first: int) -> None:
+    """x87 and SSE registers change hands by #NM, and RDTSC is the kernel's alone."""
+    look(pair, [withheld(seed) for seed in range(first, first + PER_TEST - 50)])
+    look(pair, [withheld(seed, timer=True) for seed in range(first + PER_TEST - 50, first + PER_TEST)], TIMER)
+
+
 @pytest.mark.parametrize("first", OTHER_PAGES)
 def test_other_pages(other_pages: Pair, first: int) -> None:
     paging = other_pages.other.paging
@@ -135,6 +152,7 @@ def test_many_more(pair: Pair, other_pages: Pair) -> None:
         print(f"seeds {seeds.start} to {seeds.stop}", flush=True)
         look(pair, [RareMaker(seed).program() for seed in seeds])
         look(pair, [RareMaker(seed, timer=True).program() for seed in seeds], TIMER)
+        look(pair, [withheld(seed) for seed in seeds])
         look(other_pages, [RareMaker(seed, paging=other_pages.other.paging).program() for seed in seeds])
 
 
