@@ -23,7 +23,7 @@ from hvd.board.bus import Bus, floating
 from hvd.board.devices import DEVICES
 from hvd.board.end import End, failure
 from hvd.board.hot import MMIO, HotBoard, PortResult
-from hvd.board.loaders import load
+from hvd.board.loaders.ahead import LoadAhead, load_kernel
 from hvd.board.memory import GuestMemory
 from hvd.board.net.port import NobodyWatches, Watcher
 from hvd.board.paging import AddressSpace
@@ -76,9 +76,11 @@ class Machine(Verbs):
         on_change: Callable[[], None] = lambda: None,
         on_log: Callable[[bytes], None] = lambda text: None,
         watcher: Watcher | None = None,
+        ahead: LoadAhead | None = None,
     ) -> None:
         """on_change (the state changed) and on_log (the guest logged a text, at most 1 KiB) are called in the vcpu
-        thread; on_log may block. watcher: who waits for descriptors of devices; None = nobody."""
+        thread; on_log may block. watcher: who waits for descriptors of devices; None = nobody. ahead: its kernel on
+        its way into memory."""
         self.spec = spec
         self.board = board
         self.memory = memory
@@ -105,6 +107,7 @@ class Machine(Verbs):
         self._calls: SimpleQueue[tuple[Callable[[], Any], Done]] = SimpleQueue()
         self._lock = threading.Lock()  # guards _open and the use of vcpu by other threads
         self._open = True
+        self._ahead = ahead
         self._console_drained = threading.Event()
         self.disks = open_disks(spec.disks, board)
         self._kick_listeners: list[Callable[[], None]] = []
@@ -260,12 +263,11 @@ class Machine(Verbs):
         self.finish(failure("LOAD_FAILED", str(error), error=error.reason, **error.metadata))
 
     def _load(self, vcpu: Vcpu) -> None:
-        spec = self.spec
-        if spec.boot != "kernel":
+        if self.spec.boot != "kernel":
             vcpu.enter(firmware.load(self.memory))
             return
-        initrd = Path(spec.initrd) if spec.initrd else None
-        loaded = load(self.memory, Path(spec.kernel), initrd, spec.command_line, spec.flat_load_address)
+        ahead, self._ahead = self._ahead, None
+        loaded = ahead.loaded() if ahead is not None else load_kernel(self.memory, self.spec)
         if loaded.paravirt is not None:
             vcpu.paravirtualise(self.memory, loaded.paravirt)
         vcpu.enter(loaded.entry)

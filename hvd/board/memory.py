@@ -21,6 +21,8 @@ from hvd.errors import HvdError
 
 GRANULE: Final = 4096
 LEAST: Final = 64 << 10
+# Copied at once: nothing but the end of a process interrupts that, not even for another thread's change of the user (nptl(7)).
+PIECE: Final = 1 << 20
 LOW_RAM_END: Final = 3 << 30
 HIGH_RAM_START: Final = 4 << 30
 
@@ -184,13 +186,16 @@ class GuestMemory:
         offset = self.file_offset(address, length)
         self._map[offset : offset + length] = data
 
-    def store(self, address: int, data: memoryview) -> None:
-        """write() of much: through the file, which costs no page fault for each page and does not map it here. Raises HvdError
-        ADDRESS_OUTSIDE; OSError, when the host has no memory left."""
-        offset = self.file_offset(address, data.nbytes)
+    def store_file(self, address: int, file: int, offset: int, length: int) -> int:
+        """write() of what a regular file's descriptor has there: through the memory file, which costs no page fault for each page and does not map
+        it here. How much it had: less than length when it is shorter. Raises HvdError ADDRESS_OUTSIDE; OSError, when the host has no memory left.
+        One thread at a time."""
+        target = self.file_offset(address, length)
+        os.lseek(self._fd, target, os.SEEK_SET)  # nothing else uses this position
         done = 0
-        while done < data.nbytes:
-            done += os.pwrite(self._fd, data[done:], offset + done)
+        while done < length and (count := os.sendfile(self._fd, file, offset + done, min(length - done, PIECE))):
+            done += count
+        return done
 
     def clear(self, address: int, length: int) -> None:
         """Make RAM zero; whole pages are given back to the host. Raises HvdError ADDRESS_OUTSIDE."""

@@ -1,4 +1,5 @@
-"""Into the jail: the last thing that a runner does before its guest's first instruction, while it has one thread."""
+"""Into the jail: the last thing that a runner does before its guest's first instruction, while it has but one thread that goes on: capabilities,
+filter and Landlock are each thread's own. (Another may still be loading the kernel, and ends before that first instruction.)"""
 
 from __future__ import annotations
 

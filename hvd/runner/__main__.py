@@ -39,7 +39,7 @@ from hvd.runner.directory import (
     read_json,
     write_json,
 )
-from hvd.runner.runner import Runner
+from hvd.runner.runner import Ram, Runner
 
 # Of two processes of hvd the kernel should rather end a guest than the daemon.
 OOM_SCORE_ADJUSTMENT = "300"
@@ -151,12 +151,13 @@ def prepare(ready: ReadyPipe) -> Runner:
         record = ExitRecord(".")
         document = read_document()
         spec = read_spec(document)
+        ram = Ram.of(spec)  # first of all: what takes longest goes on meanwhile
         introduce(spec.name)
         write_json(PID, process_identity(own_pid()) | {"protocol": [PROTOCOL_OLDEST, PROTOCOL]})
         if os.path.exists(EXIT):  # whoever began this start has died, and the next one has called it off (hvd/guests/adoption.py)
             raise HvdError("RUNNER_START_FAILED", problem="the start was called off", log=RUNNER_LOG)
         create_vcpu = find_vcpu(spec.backend)
-        runner = Runner(spec, create_vcpu, record, ready)
+        runner = Runner(spec, create_vcpu, record, ready, ram)
         lock_in(document, spec, create_vcpu)
         return runner
     except OSError as error:

@@ -19,11 +19,12 @@ from collections import deque
 from collections.abc import Callable
 from pathlib import Path
 from queue import SimpleQueue
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 from hvd.board import firmware
 from hvd.board.end import End, failure
 from hvd.board.hot import HotBoard
+from hvd.board.loaders.ahead import LoadAhead, is_worth_it
 from hvd.board.machine import CreateVcpu, Machine
 from hvd.board.memory import GuestMemory
 from hvd.board.spec import MachineSpec
@@ -53,6 +54,20 @@ FAREWELL_SECONDS = 0.5
 # Hypercall logs that wait for the main thread; with more the guest waits.
 LOG_MESSAGES = 64
 
+
+class Ram(NamedTuple):
+    """Of a machine to come."""
+
+    memory: GuestMemory
+    ahead: LoadAhead | None  # its kernel on its way there
+
+    @classmethod
+    def of(cls, spec: MachineSpec) -> Ram:
+        """Raises HvdError MEMORY_*; OSError."""
+        memory = GuestMemory(spec.memory_bytes, firmware.read_bios() if spec.boot != "kernel" else b"")
+        return cls(memory, LoadAhead(memory, spec) if is_worth_it(spec) else None)
+
+
 class Ready(Protocol):
     """Called once: with the machine's state when its guest runs or is paused at its beginning, or with what went wrong."""
 
@@ -62,9 +77,8 @@ class Ready(Protocol):
 class Runner:
     """One machine and its sockets. Relative to the current directory, which is the guest's."""
 
-    def __init__(self, spec: MachineSpec, create_vcpu: CreateVcpu, record: ExitRecord, ready: Ready) -> None:
-        """Raises HvdError MEMORY_*,
-        NATIVE_MISSING; OSError when the files of the directory cannot be made."""
+    def __init__(self, spec: MachineSpec, create_vcpu: CreateVcpu, record: ExitRecord, ready: Ready, ram: Ram) -> None:
+        """Raises HvdError NATIVE_MISSING; OSError when the files of the directory cannot be made."""
         self._record = record
         self._ready: Ready | None = ready
         self._selector = selectors.DefaultSelector()
@@ -97,11 +111,12 @@ class Runner:
         self.machine = Machine(
             spec,
             board,
-            GuestMemory(spec.memory_bytes, firmware.read_bios() if spec.boot != "kernel" else b""),
+            ram.memory,
             create_vcpu,
             on_change=lambda: self.post(self._changed),
             on_log=self._guest_logs,
             watcher=self._watches,
+            ahead=ram.ahead,
         )
         self.machine.before_close = self._last_look
 

@@ -22,13 +22,14 @@ from pathlib import Path
 from typing import Any, Final, NamedTuple, NoReturn
 
 from hvd.board import cpuid
-from hvd.board.loaders import load
+from hvd.board.loaders.ahead import LoadAhead
+from hvd.board.loaders.kernel import Loaded
 from hvd.board.machine import CreateVcpu, Machine
 from hvd.board.spec import MachineSpec
 from hvd.jail.pids import own_pids
 from hvd.runner.directory import MACHINE, PID, ExitRecord, own_pid, process_identity, read_json, write_json
 from hvd.runner.inheritance import MOST_DESCRIPTORS
-from hvd.runner.runner import Runner
+from hvd.runner.runner import Ram, Runner
 
 # After the last request to the template.
 IDLE_SECONDS: Final = 0.3
@@ -36,6 +37,7 @@ PACKET_BYTES: Final = 8192
 # Of a rehearsal.
 MEMORY_BYTES: Final = 4 << 20
 LOAD_ADDRESS: Final = 1 << 20
+KERNEL: Final = "kernel"
 _HALT: Final = b"\xfa\xf4"  # cli; hlt
 _READY: Final = b"ready"
 
@@ -116,13 +118,17 @@ def rehearse(backend: str, create_vcpu: CreateVcpu) -> None:
     before = _descriptors()
     os.fchdir(directory)
     try:
-        document = MachineSpec("spare", backend, "", MEMORY_BYTES, "kernel").document()
+        Path(KERNEL).write_bytes(_HALT)
+        document = MachineSpec("spare", backend, "", MEMORY_BYTES, KERNEL, flat_load_address=LOAD_ADDRESS).document()
         write_json(MACHINE, json.loads(json.dumps(document)))
         spec = MachineSpec.of(read_json(MACHINE) or {})
+        ram = Ram.of(spec)
+        loaded = LoadAhead(ram.memory, spec).loaded()
         write_json(PID, process_identity(own_pid()))
-        runner = Runner(spec, create_vcpu, ExitRecord("."), lambda error, state="": None)
+        runner = Runner(spec, create_vcpu, ExitRecord("."), lambda error, state="": None, ram)
+        del ram
         if getattr(sys.modules[create_vcpu.__module__], "REHEARSED", False):
-            _rehearse_vcpu(runner.machine, create_vcpu)
+            _rehearse_vcpu(runner.machine, create_vcpu, loaded)
         gone = weakref.ref(runner)
         del runner
         gc.collect()
@@ -137,13 +143,11 @@ def rehearse(backend: str, create_vcpu: CreateVcpu) -> None:
     gc.freeze()
 
 
-def _rehearse_vcpu(machine: Machine, create_vcpu: CreateVcpu) -> None:
+def _rehearse_vcpu(machine: Machine, create_vcpu: CreateVcpu, loaded: Loaded) -> None:
     """Up to a kernel's first instruction. Raises HvdError where it does not run."""
-    kernel = Path(machine.spec.kernel)
-    kernel.write_bytes(_HALT)
     vcpu = create_vcpu(board=machine.board, memory=machine.memory, cpuid=cpuid.leaves, engine="")
     try:
-        vcpu.enter(load(machine.memory, kernel, None, "", LOAD_ADDRESS).entry)
+        vcpu.enter(loaded.entry)
     finally:
         vcpu.close()
 

@@ -198,6 +198,33 @@ def test_a_file_that_shrinks_meanwhile(tmp_path: Path) -> None:
     assert caught.value.reason == "IMAGE_TRUNCATED"
 
 
+def test_a_file_that_shrinks_before_it_is_copied(tmp_path: Path) -> None:
+    from hvd.board.loaders.image import ImageFile
+
+    path = tmp_path / "kernel"
+    path.write_bytes(bytes(100))
+    with ImageFile(path) as image, GuestMemory(1 * MIB) as memory:
+        path.write_bytes(bytes(50))
+        with pytest.raises(HvdError) as caught:
+            image.copy(10, 90, memory, 0x1000)
+    assert caught.value.reason == "IMAGE_TRUNCATED"
+    assert caught.value.metadata["length"] == "50"
+
+
+def test_loading_ahead_fails_where_it_is_waited_for(tmp_path: Path) -> None:
+    from hvd.board.loaders.ahead import LoadAhead
+    from hvd.board.spec import MachineSpec
+
+    with GuestMemory(1 * MIB) as memory:
+        with pytest.raises(FileNotFoundError):
+            LoadAhead(memory, MachineSpec("x", "none", "", 1 * MIB, str(tmp_path / "nowhere"))).loaded()
+        path = tmp_path / "kernel"
+        path.write_bytes(b"no kernel at all")
+        with pytest.raises(HvdError) as caught:
+            LoadAhead(memory, MachineSpec("x", "none", "", 1 * MIB, str(path))).loaded()
+    assert caught.value.reason == "IMAGE_FORMAT"
+
+
 def attempt(data: bytes, initrd: bytes | None = None, line: str = "", flat: int = 0) -> None:
     """Only HvdError comes out; if it loads, the entry lies in RAM, and so does all that the state points to."""
     with GuestMemory(4 * MIB) as memory:

@@ -12,9 +12,6 @@ from hvd.board.memory import GuestMemory
 from hvd.errors import HvdError
 from hvd.jail.inputs import open_input
 
-# At once: what fits into a processor's cache.
-COPY_BYTES = 256 << 10
-
 
 class ImageFile:
     """A kernel or initrd: a file, or bytes. Not mapped, since a file that somebody truncates would kill the reader
@@ -50,15 +47,13 @@ class ImageFile:
 
     def copy(self, offset: int, length: int, memory: GuestMemory, address: int) -> None:
         """Bytes of the file to guest-physical memory. Raises HvdError IMAGE_TRUNCATED, ADDRESS_OUTSIDE."""
+        if isinstance(self._file, io.BytesIO):
+            memory.write(address, self.read(offset, length))
+            return
         self.need(offset + length)
-        memory.file_offset(address, length)
-        buffer = memoryview(bytearray(min(length, COPY_BYTES)))
-        done = 0
-        while done < length:
-            piece = buffer[: length - done]
-            self._fill(piece, offset + done)
-            memory.store(address + done, piece)
-            done += len(piece)
+        done = memory.store_file(address, self._file.fileno(), offset, length)
+        if done < length:
+            raise self._shrank(offset + done, offset + length)
 
     def _fill(self, target: memoryview, offset: int) -> None:
         self._file.seek(offset)
@@ -66,6 +61,10 @@ class ImageFile:
         while done < len(target):
             # readinto is of FileIO and BytesIO alike, though BinaryIO does not declare it.
             count: int = self._file.readinto(target[done:])  # type: ignore[attr-defined]
-            if not count:  # it shrank since it was opened
-                raise HvdError("IMAGE_TRUNCATED", what=self.what, length=offset + done, needed=offset + len(target))
+            if not count:
+                raise self._shrank(offset + done, offset + len(target))
             done += count
+
+    def _shrank(self, length: int, needed: int) -> HvdError:
+        """Since it was opened."""
+        return HvdError("IMAGE_TRUNCATED", what=self.what, length=length, needed=needed)
