@@ -383,6 +383,15 @@ class HotBoard:
         with self._console_lock:
             return bool(self._lib.hv_console_sleep(self._console))
 
+    def console_doze(self) -> None:
+        """Ask for a write to out_event, once, when the guest waits after it has written; until console_sleep()."""
+        with self._console_lock:
+            self._lib.hv_console_doze(self._console)
+
+    def console_rest(self) -> None:
+        """The vcpu's thread: the guest is about to wait."""
+        self._lib.hv_console_rest(self._console, self.out_event)
+
 
 def _natural(value: Any, name: str) -> int:
     """A whole number of at most 64 bits, as C takes it. Raises TypeError, ValueError."""

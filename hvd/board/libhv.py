@@ -61,6 +61,8 @@ _PROTOTYPES: dict[str, tuple[type | None, list[type]]] = {
     "hv_console_take": (_size, [_pointer, _pointer, _size]),
     "hv_console_put": (_size, [_pointer, ctypes.c_char_p, _size]),
     "hv_console_sleep": (_bool, [_pointer]),
+    "hv_console_doze": (None, [_pointer]),
+    "hv_console_rest": (None, [_pointer, ctypes.c_int]),
     "hv_board_window": (_pointer, [_pointer, _unsigned]),
     "hv_board_pci": (_pointer, [_pointer]),
     "hv_board_pci_spaces": (_pointer, [_pointer]),

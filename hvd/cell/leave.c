@@ -303,6 +303,7 @@ void hv_halt(void)
     cpu->halted = 1;
     while (hv_board_advance(&cell.board), !hv_interrupts_wanted()) {
         if (cpu->eflags & HV_IF && !hv_kicked()) {
+            hv_console_rest(cell.board.console, cell.board.out_event);
             sleep_until(hv_board_deadline(&cell.board));
             continue;
         }

@@ -310,8 +310,10 @@ class Runner:
 
     def _drain_console(self) -> None:
         """Take what the guest wrote. While it writes it is looked at every other millisecond, so that a kernel that
-        prints byte by byte does not cost a turn for each; only when it pauses is the wake-up asked for."""
+        prints byte by byte does not cost a turn for each; only when it pauses is the wake-up asked for. One that waits after it has written,
+        as behind a prompt, is looked at sooner, but no more than once between two looks."""
         self._console_busy = False
+        sooner = self._deadlines.pop(self._drain_console, None) is not None
         for _ in range(CONSOLE_TURNS):
             data = self._board.console_take()
             if data:
@@ -320,6 +322,8 @@ class Runner:
                 self._attach.output(data)
                 if len(data) < CONSOLE_LARGE:
                     self._deadlines[self._drain_console] = time.monotonic() + CONSOLE_PAUSE_SECONDS
+                    if not sooner:
+                        self._board.console_doze()
                     break
             elif self._board.console_sleep():
                 break

@@ -28,6 +28,26 @@ def test_reader_that_sleeps_is_woken_once() -> None:
     os.close(event)
 
 
+def test_reader_that_dozes_is_woken_when_the_guest_waits_after_writing() -> None:
+    event = os.eventfd(0, os.EFD_NONBLOCK | os.EFD_CLOEXEC)
+    board = HotBoard(BackendId.EMULATION, out_event=event)
+    board.console_doze()
+    board.console_rest()
+    write(board, THR, ord("a"))
+    assert select.select([event], [], [], 0)[0] == []  # nothing to be told, and then it does not wait
+    board.console_rest()
+    assert os.eventfd_read(event) == 1
+    board.console_rest()
+    assert select.select([event], [], [], 0)[0] == []  # once
+    assert board.console_take() == b"a"
+    board.console_doze()
+    assert board.console_sleep()
+    write(board, THR, ord("b"))
+    board.console_rest()
+    assert os.eventfd_read(event) == 1  # by the output alone
+    os.close(event)
+
+
 def test_input_that_does_not_fit_is_refused_not_lost() -> None:
     board = HotBoard(BackendId.EMULATION)
     assert board.console_put(bytes(5000)) == 4096

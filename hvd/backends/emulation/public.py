@@ -257,6 +257,7 @@ class PublicVcpu(Vcpu):
         while not board.advance() and not self._injected:
             deadline = board.deadline()
             timeout = None if deadline is None else max(0, deadline - board.host_ns()) / 1e9
+            board.console_rest()
             if self._kicked.wait(timeout):
                 return False
         board.account(halted_ns=board.host_ns() - self._halted_at)

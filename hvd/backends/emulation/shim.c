@@ -270,6 +270,7 @@ static bool halt(struct hv_emulator *e)
             HV_AT(uint32_t, e->cpu, CPU_HALTED) = 1; /* still halted when run() is called again */
             return false;
         }
+        hv_console_rest(e->board->console, e->board->out_event);
         sleep_until(e, hv_board_deadline(e->board));
     }
     HV_AT(uint32_t, e->cpu, CPU_HALTED) = 0;

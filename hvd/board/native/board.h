@@ -176,7 +176,7 @@ bool hv_uart_transmits(const struct hv_uart *, unsigned reg); /* would a write t
 struct hv_console {
     uint32_t out_head, out_tail, in_head, in_tail; /* free-running */
     uint32_t out_notify; /* the reader sleeps: wake it through the board's out_event */
-    uint32_t reserved;
+    uint32_t out_doze;   /* the reader comes by itself after a while: wake it only when the guest has said something and waits */
     uint8_t out[HV_CONSOLE_OUT], in[HV_CONSOLE_IN];
 };
 void hv_console_init(struct hv_console *);
@@ -185,9 +185,11 @@ int hv_console_read(struct hv_console *);                                       
 /* vcpu thread; returns how many fitted. out_event: eventfd, -1 = none. */
 size_t hv_console_write(struct hv_console *, int out_event, const uint8_t *bytes, size_t length);
 size_t hv_console_unread(const struct hv_console *, uint8_t *buffer, size_t capacity); /* vcpu thread: typed, and not read yet */
+void hv_console_rest(struct hv_console *, int out_event);                        /* vcpu thread: the guest is about to wait */
 size_t hv_console_take(struct hv_console *, uint8_t *buffer, size_t capacity);   /* main thread */
 size_t hv_console_put(struct hv_console *, const uint8_t *bytes, size_t length); /* main thread; returns how many fitted */
 bool hv_console_sleep(struct hv_console *);                                      /* main thread: ask for a wake-up; false = there is output already */
+void hv_console_doze(struct hv_console *);                                       /* main thread: ask for a wake-up by hv_console_rest(), once */
 
 /* ---- window.c: the data ports of devices in Python (IDE), which guests read and write hundreds of times in a row. */
 #define HV_WINDOWS 4

@@ -20,12 +20,20 @@ static uint32_t level(uint32_t head, uint32_t tail, uint32_t capacity)
 void hv_console_init(struct hv_console *console)
 {
     console->out_head = console->out_tail = console->in_head = console->in_tail = 0;
-    console->out_notify = 0;
+    console->out_notify = console->out_doze = 0;
 }
 
 bool hv_console_full(const struct hv_console *console)
 {
     return level(console->out_head, acquire(&console->out_tail), HV_CONSOLE_OUT) == HV_CONSOLE_OUT;
+}
+
+static void wake(int out_event)
+{
+    uint64_t one = 1;
+    /* EAGAIN means that the event is at its maximum: the reader is being woken anyway. */
+    while (write(out_event, &one, sizeof one) < 0 && errno == EINTR) {
+    }
 }
 
 /* Publish what the writer put behind out_head. */
@@ -34,12 +42,15 @@ static void publish(struct hv_console *console, int out_event, uint32_t head)
     /* Sequentially consistent, as is the reader's side in hv_console_sleep: either we see that it sleeps or it sees our bytes. */
     __atomic_store_n(&console->out_head, head, __ATOMIC_SEQ_CST);
     if (__atomic_load_n(&console->out_notify, __ATOMIC_SEQ_CST) && __atomic_exchange_n(&console->out_notify, 0, __ATOMIC_SEQ_CST) &&
-        out_event >= 0) {
-        uint64_t one = 1;
-        /* EAGAIN means that the event is at its maximum: the reader is being woken anyway. */
-        while (write(out_event, &one, sizeof one) < 0 && errno == EINTR) {
-        }
-    }
+        out_event >= 0)
+        wake(out_event);
+}
+
+void hv_console_rest(struct hv_console *console, int out_event)
+{
+    if (console->out_head != acquire(&console->out_tail) && out_event >= 0 && __atomic_load_n(&console->out_doze, __ATOMIC_RELAXED) &&
+        __atomic_exchange_n(&console->out_doze, 0, __ATOMIC_RELAXED))
+        wake(out_event);
 }
 
 size_t hv_console_write(struct hv_console *console, int out_event, const uint8_t *bytes, size_t length)
@@ -98,8 +109,14 @@ size_t hv_console_put(struct hv_console *console, const uint8_t *bytes, size_t l
     return length;
 }
 
+void hv_console_doze(struct hv_console *console)
+{
+    __atomic_store_n(&console->out_doze, 1, __ATOMIC_RELAXED);
+}
+
 bool hv_console_sleep(struct hv_console *console)
 {
+    __atomic_store_n(&console->out_doze, 0, __ATOMIC_RELAXED);
     __atomic_store_n(&console->out_notify, 1, __ATOMIC_SEQ_CST);
     if (__atomic_load_n(&console->out_head, __ATOMIC_SEQ_CST) == console->out_tail)
         return true;
