@@ -113,6 +113,7 @@ class FakeDaemon(
         self.events: list[guest_pb2.GuestEvent] = []
         self.blobs: dict[str, bytes] = {}
         self.chunks: list[int] = []
+        self.searches = 0
         self.images: dict[str, image_pb2.Image] = {}
         self.calls: list[tuple[str, Any]] = []
         self.sizes: list[tuple[int, int]] = []
@@ -191,6 +192,10 @@ class FakeDaemon(
             return guest
 
     def CreateGuest(self, request: Any, context: Any) -> guest_pb2.Guest:
+        machine = request.guest.machine
+        for digest in (machine.kernel, machine.initrd, machine.symbols):
+            if digest and digest not in self.blobs:
+                refuse(context, "NOT_FOUND", "BLOB_NOT_FOUND", f"the daemon has no blob {digest}", "upload it first", digest=digest)
         self.calls.append(("CreateGuest", request))
         short = request.guest_id or f"guest-{len(self.guests) + 1}"
         name = f"guests/{short}"
@@ -533,6 +538,7 @@ class FakeDaemon(
     # images
 
     def FindBlobs(self, request: Any, context: Any) -> image_pb2.FindBlobsResponse:
+        self.searches += 1
         return image_pb2.FindBlobsResponse(digests=[digest for digest in request.digests if digest in self.blobs])
 
     def UploadBlob(self, requests: Any, context: Any) -> image_pb2.UploadBlobResponse:

@@ -131,6 +131,10 @@ def test_create_sends_what_was_asked_for(hvctl: Hvctl, daemon: FakeDaemon, tmp_p
     guest = daemon.guests["guests/web-1"]
     machine = guest.machine
     assert {daemon.blobs[machine.kernel], daemon.blobs[machine.initrd]} == {b"kernel", b"initrd"}
+    assert daemon.searches == 1
+    assert hvctl("create", "--kernel", str(kernel), "--initrd", str(initrd), "--name", "web-2").code == 0
+    assert daemon.guests["guests/web-2"].machine.kernel == machine.kernel
+    assert daemon.searches == 1  # what it has already needs no asking
     assert (machine.memory_bytes, machine.cpus, machine.flat_load_address) == (64 << 20, 2, 0x8000)
     assert (machine.append, list(machine.args)) == ("console=ttyS0", ["one", "--two"])
     assert (guest.restart_policy.mode, guest.restart_policy.max_retries) == (guest_pb2.RestartPolicy.ON_FAILURE, 3)

@@ -217,10 +217,16 @@ class Client(Calls):
         return self.upload_files([path], told, most=most)[0]
 
     def upload_files(
-        self, paths: Sequence[Path], progress: Callable[[Path, int, int], None] | None = None, *, most: int = MOST_LOADED_BYTES
+        self,
+        paths: Sequence[Path],
+        progress: Callable[[Path, int, int], None] | None = None,
+        *,
+        most: int = MOST_LOADED_BYTES,
+        known: Sequence[image_pb2.BlobInfo] = (),
     ) -> list[str]:
-        """upload_file() of several, which asks but once what the daemon has."""
-        infos = [file_blob(path, most) for path in paths]
+        """upload_file() of several, which asks but once what the daemon has. known: of each, what file_blob() says (hvctl.sdk.blobs), if it has
+        been asked."""
+        infos = known or [file_blob(path, most) for path in paths]
         if not infos:
             return []
         there = set(self.find_blobs(digests=[info.digest for info in infos]).digests)

@@ -20,7 +20,7 @@ from hvctl.verbs.container_options import CONTAINER_OPTIONS, container_of, limit
 from hvctl.verbs.outcome import exit_code, tell_end
 
 if TYPE_CHECKING:
-    from hvapi.v1 import guest_pb2
+    from hvapi.v1 import guest_pb2, image_pb2
 
     from hvctl.sdk.blobs import Path
 
@@ -64,9 +64,10 @@ def spec_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def make(settings: Settings, spec: dict[str, Any]) -> guest_pb2.Guest:
-    """Uploads the files and makes the guest; says which backend was chosen when that was left open."""
+    """Makes the guest, and uploads the files that the daemon has not; says which backend was chosen when that was left open."""
     from hvapi.v1 import guest_pb2
 
+    from hvctl.sdk.blobs import file_blob
     from hvctl.sdk.guests import GuestSpec
 
     restart = spec["restart"]
@@ -110,21 +111,28 @@ def make(settings: Settings, spec: dict[str, Any]) -> guest_pb2.Guest:
         boot=spec["boot"] or "",
     )
     files = [spec[what] or "" for what in ("kernel", "initrd", "symbols")]
-    digests = iter(upload(settings, [path for path in files if path]))
-    made = settings.client.create_guest(guest_id=guest.name, guest=guest.message(*(next(digests) if path else "" for path in files)))
+    infos = [file_blob(path) if path else None for path in files]
+    message = guest.message(*("" if info is None else info.digest for info in infos))
+    try:  # usually the daemon has them; otherwise it says so
+        made = settings.client.create_guest(guest_id=guest.name, guest=message)
+    except HvctlError as error:
+        if error.reason != "BLOB_NOT_FOUND":
+            raise
+        upload(settings, [path for path in files if path], known=[info for info in infos if info is not None])
+        made = settings.client.create_guest(guest_id=guest.name, guest=message)
     if not spec["backend"]:
         say(f"backend {made.backend}: {made.backend_reason or 'the daemon chose it'}")
     return made
 
 
-def upload(settings: Settings, paths: Sequence[str], *, is_large: bool = False) -> list[str]:
+def upload(settings: Settings, paths: Sequence[str], *, is_large: bool = False, known: Sequence[image_pb2.BlobInfo] = ()) -> list[str]:
     """The files' digests, once the daemon has them; a long upload shows on a terminal how far it is. is_large: disks
-    or the like, which no guest has to load into its memory."""
+    or the like, which no guest has to load into its memory. known: of each, what file_blob() says, if it has been asked."""
     from hvctl.sdk import blobs
 
     most = blobs.MOST_DISK_BYTES if is_large else blobs.MOST_LOADED_BYTES
     if not sys.stderr.isatty():
-        return settings.client.upload_files(paths, most=most)
+        return settings.client.upload_files(paths, most=most, known=known)
     shown = False
 
     def progress(path: Path, sent: int, size: int) -> None:
@@ -134,7 +142,7 @@ def upload(settings: Settings, paths: Sequence[str], *, is_large: bool = False) 
             click.echo(f"\ruploading {path}: {sent * 100 // size}%", err=True, nl=False)
 
     try:
-        return settings.client.upload_files(paths, progress, most=most)
+        return settings.client.upload_files(paths, progress, most=most, known=known)
     finally:
         if shown:
             click.echo("", err=True)
