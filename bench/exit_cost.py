@@ -24,9 +24,9 @@ DEVICES: Final = {
     "cmos": "CMOS clock (port, in Python)",
     "keyboard": "keyboard controller (port, in Python)",
     "vga": "VGA register (port, in Python)",
-    "pci-configuration": "PCI configuration (port, in Python)",
-    "virtio-configuration": "virtio common configuration (MMIO, in Python)",
-    "virtio-isr": "virtio ISR status (MMIO, in Python)",
+    "pci-configuration": "PCI configuration (port, in C)",
+    "virtio-configuration": "virtio common configuration (MMIO, in C)",
+    "virtio-isr": "virtio ISR status (MMIO, in C)",
 }
 
 

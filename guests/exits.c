@@ -36,12 +36,12 @@ int main(void)
 	port("keyboard", 0x64, slow);
 	port("vga", 0x3cc, slow); /* miscellaneous output */
 	outl(0xcf8, 0x80000000u);
-	port("pci-configuration", 0xcfc, slow);
+	port("pci-configuration", 0xcfc, fast);
 	if (slot < 32) {
 		pci_write(slot, 4, pci_read(slot, 4) | 6);
 		common = virtio_structure(slot, VIRTIO_COMMON);
-		memory("virtio-configuration", common, slow);
-		memory("virtio-isr", virtio_structure(slot, VIRTIO_ISR), slow);
+		memory("virtio-configuration", common, fast);
+		memory("virtio-isr", virtio_structure(slot, VIRTIO_ISR), fast);
 	}
 	return done();
 }

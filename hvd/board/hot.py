@@ -17,13 +17,14 @@ from hvapi.record import RECORD, RECORD_BYTES, Record
 
 from hvd.board.data_window import DataWindow
 from hvd.board.libhv import fields, library
+from hvd.board.pci.registers import PciRegisters
 from hvd.board.shared_file import SharedFile
 from hvd.trace.counters import COUNTERS_BYTES, DISK_WORDS, DISKS, DISKS_OFFSET, NIC_WORDS, NICS, NICS_OFFSET
 from hvd.trace.points import BackendId
 from hvd.trace.ring import ENABLED_OFFSET
 
 NEVER = (1 << 64) - 1
-# Memory-mapped registers of the board that C answers: name -> guest-physical addresses (native/board.h).
+# Memory-mapped registers of the board that C alone answers: name -> guest-physical addresses (native/board.h).
 MMIO = {"ioapic": range(0xFEC0_0000, 0xFEC0_1000), "local-apic": range(0xFEE0_0000, 0xFEE0_1000)}
 TAP_RECORDS = 64
 TRACE_RECORDS = 1 << 15  # 2 MiB, sparse until somebody traces
@@ -44,42 +45,6 @@ class Tap(ctypes.Structure):
     """struct hv_tap (native/crossing.h)."""
 
     _fields_ = (("head", _u64), ("records", (ctypes.c_char * RECORD_BYTES) * TAP_RECORDS))
-
-
-class _PciSpace(ctypes.Structure):
-    """struct hv_pci_space."""
-
-    _fields_ = (("asks", ctypes.c_uint64), ("place", _u8), ("data", _u8 * 256))
-
-
-class _PciSpaces(ctypes.Structure):
-    """struct hv_pci_spaces."""
-
-    _fields_ = (("count", _u32), ("space", _PciSpace * 16))
-
-
-class PciAddress(ctypes.Structure):
-    """struct hv_pci: the address register of PCI's configuration mechanism 1, and which functions there are. Of a board, or on its own."""
-
-    _fields_ = (("address", _u32), ("bus", _u8), ("functions", _u8 * 32))
-    spaces: _PciSpaces | None = None  # of a board
-
-    def add(self, slot: int, number: int) -> None:
-        """There is such a function, on a bus that is there: what is for no function needs no trip to Python from now on."""
-        self.bus = 1
-        self.functions[slot] |= 1 << number
-
-    def space(self, slot: int, number: int, asks: range) -> memoryview | None:
-        """Memory for a function's configuration space, which C answers from: all but the bytes in `asks`. None: there is no room, and
-        each access comes to Python."""
-        spaces = self.spaces
-        if spaces is None or spaces.count == len(spaces.space):
-            return None
-        space = spaces.space[spaces.count]
-        space.place = slot << 3 | number
-        space.asks = sum(1 << dword for dword in {at // 4 for at in asks})
-        spaces.count += 1
-        return memoryview(space.data).cast("B")
 
 
 class HotBoard:
@@ -152,11 +117,8 @@ class HotBoard:
             raise IndexError(index)
         return DataWindow(address, self._memory)
 
-    def pci(self) -> PciAddress:
-        address = PciAddress.from_address(self._lib.hv_board_pci(self.address))
-        address.spaces = _PciSpaces.from_address(self._lib.hv_board_pci_spaces(self.address))
-        address.keep = self._memory
-        return address
+    def pci(self) -> PciRegisters:
+        return PciRegisters(self._lib, self.address, self._memory)
 
     def reset(self) -> None:
         """The reset line: devices, not the clock nor the console's rings."""
@@ -209,7 +171,7 @@ class HotBoard:
     def port_out(self, port: int, size: int, value: int) -> PortResult:
         return PortResult(self._lib.hv_board_port_out(self.address, port, size, value))
 
-    # The local APIC's and the IOAPIC's registers: size is 1, 2, 4 or 8 bytes.
+    # Memory-mapped registers that C answers: size is 1, 2, 4 or 8 bytes.
 
     def mmio_read(self, address: int, size: int) -> int | None:
         """None: nothing of the C board is there."""

@@ -7,6 +7,7 @@ import functools
 from dataclasses import dataclass
 from pathlib import Path
 
+from hvd.board.pci import registers
 from hvd.errors import HvdError
 
 LIBRARY = Path(__file__).resolve().parent.parent / "libhv.so"
@@ -64,8 +65,6 @@ _PROTOTYPES: dict[str, tuple[type | None, list[type]]] = {
     "hv_console_doze": (None, [_pointer]),
     "hv_console_rest": (None, [_pointer, ctypes.c_int]),
     "hv_board_window": (_pointer, [_pointer, _unsigned]),
-    "hv_board_pci": (_pointer, [_pointer]),
-    "hv_board_pci_spaces": (_pointer, [_pointer]),
     "hv_console_unread": (_size, [_pointer, _pointer, _size]),
     "hv_board_field_count": (_size, []),
     "hv_board_field": (ctypes.POINTER(_Field), [_size]),
@@ -76,6 +75,7 @@ _PROTOTYPES: dict[str, tuple[type | None, list[type]]] = {
     "hv_crossings_tap": (None, [_pointer, _pointer]),
     "hv_note": (None, [_pointer, _unsigned, _u64, _u64, _u64, _u64, _u64]),
     "hv_cross": (None, [_pointer, _unsigned, _u64, _u64, _unsigned, _u64, _u64, _u64, _u64]),
+    **registers.PROTOTYPES,
 }
 
 

@@ -12,7 +12,7 @@
 #include "cpu.h"
 
 #define HV_AREA_MAGIC 0x4c434856u /* "VHCL" */
-#define HV_AREA_VERSION 3u
+#define HV_AREA_VERSION 4u
 #define HV_AREA_REGIONS 64
 #define HV_AREA_CPUID 96
 #define HV_AREA_RANGES 256
@@ -133,11 +133,11 @@ struct hv_cell_area {
     uint32_t tsc_counted;   /* by that clock, with tsc_told_hz, and RDTSC traps; 0 = it is the host's, natively */
     struct hv_cell_debug debug;
     uint32_t tapped;        /* a debugger wants to see the crossings: `tap`, which is empty */
-    struct hv_pci_spaces pci_spaces;
 
     /* ---- both, whoever has the turn */
     struct hv_cpu cpu;
     uint8_t devices[HV_AREA_DEVICES];
+    struct hv_pci_spaces pci_spaces;
     uint32_t string[HV_AREA_STRING]; /* elements of INS and OUTS: the latter's, or answers from the second one on */
 
     /* ---- the cell's word to the runner, at `left` */

@@ -291,9 +291,6 @@ static void hand_over(struct hv_cell_host *host)
     area->clock = host->board->clock;
     keep_time(host);
     hv_cell_give_devices(area, host->board);
-    const struct hv_pci_spaces *spaces = &host->board->own_spaces;
-    area->pci_spaces.count = spaces->count;
-    memcpy(area->pci_spaces.space, spaces->space, sizeof *spaces->space * (spaces->count < HV_PCI_SPACES ? spaces->count : HV_PCI_SPACES));
     host->cpu_changed = host->debug_changed = false;
     host->range_count = 0;
     if (__atomic_load_n(&host->kicked, __ATOMIC_SEQ_CST))

@@ -216,7 +216,7 @@ void hv_serial_write(uint8_t byte)
         ask(HV_CELL_CONSOLE_FULL, COM1, 1, byte);
 }
 
-/* Is it for a device of the runner? Elsewhere outside of RAM either the board in C answers, or nobody. */
+/* May a device of the runner answer, if the board in C does not? */
 static bool in_runner(uint64_t physical)
 {
     const struct hv_cell_region *region = hv_region_at(physical);
@@ -225,22 +225,19 @@ static bool in_runner(uint64_t physical)
 
 uint64_t hv_mmio_read(uint64_t physical, unsigned size)
 {
-    if (in_runner(physical))
-        return ask(HV_CELL_MMIO_READ, physical, size, 0) & all_ones(size);
     uint64_t value = all_ones(size);
-    hv_board_mmio_read(&cell.board, physical, size, &value);
+    if (!hv_board_mmio_read(&cell.board, physical, size, &value) && in_runner(physical))
+        return ask(HV_CELL_MMIO_READ, physical, size, 0) & all_ones(size);
     hv_cross_here(HV_POINT_MMIO_READ, physical, size, value, 0);
     return value;
 }
 
 void hv_mmio_write(uint64_t physical, unsigned size, uint64_t value)
 {
-    if (in_runner(physical)) {
+    if (!hv_board_mmio_write(&cell.board, physical, size, value) && in_runner(physical))
         ask(HV_CELL_MMIO_WRITE, physical, size, value);
-        return;
-    }
-    hv_board_mmio_write(&cell.board, physical, size, value);
-    hv_cross_here(HV_POINT_MMIO_WRITE, physical, size, value, 0);
+    else
+        hv_cross_here(HV_POINT_MMIO_WRITE, physical, size, value, 0);
 }
 
 /* ---- time */

@@ -26,6 +26,51 @@ static uint32_t next(void) /* xorshift64* (Vigna 2014) */
 static const uint16_t bases[] = {0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x4d1, 0x40, 0x41, 0x42, 0x43, 0x61,
                                  0x3f8, 0x3f9, 0x3fa, 0x3fb, 0x3fc, 0x3fd, 0x3fe, 0x3ff, 0x1f, 0x3f6, 0x1f0, 0x1ef, 0xffff, 0xfffe};
 
+/* Three functions of which the last is one of virtio, and one that says nothing true of itself, as in a run area. */
+static void add_functions(struct hv_board *board)
+{
+    struct hv_pci_spaces *spaces = board->spaces;
+    board->pci.bus = 1;
+    spaces->count = 4;
+    for (unsigned i = 0; i < spaces->count; i++) {
+        struct hv_pci_space *space = &spaces->space[i];
+        board->pci.functions[i] = 1;
+        space->place = (uint8_t)(i << 3);
+        space->gsi = (uint8_t)(i < 3 ? 10 + i % 2 : next());
+        space->bar_bytes[1] = 0x1000;
+        space->bar_bytes[4] = i < 3 ? 0x4000 : next();
+        space->wide = i < 3 ? 1 << 4 : 0xff;
+        space->tells = 1ull << next() % 64;
+        memset(space->writable + 4, 0xff, 0x3c);
+        space->virtio = (struct hv_virtio){.bar = 4, .queues = (uint8_t)(i < 2 ? 0 : i < 3 ? 2 : 255), .vectors = 3, .offered = 1ull << 32 | 3};
+    }
+    spaces->count = next() % 8 ? 4 : UINT32_MAX;
+}
+
+static uint64_t in_window(void)
+{
+    uint64_t bar = HV_PCI_WINDOW + (next() % 8) * 0x4000;
+    return next() % 8 ? bar + (next() % 4) * 0x1000 + (next() % 8 ? next() % 0x40 : next() % 0x1000) : HV_PCI_WINDOW + next() % 0x20000000;
+}
+
+/* Configure, mostly as it must be; look at the registers. */
+static void use_functions(struct hv_board *board)
+{
+    static const uint8_t offsets[] = {0x04, 0x04, 0x10, 0x14, 0x20, 0x20, 0x24, 0x3c};
+    uint32_t value = next() % 4 ? next() : next() % 2 ? 0x402 : (uint32_t)in_window(), got;
+    uint64_t wide = 0;
+    unsigned size = 1u << next() % 4;
+    hv_board_port_out(board, HV_PCI_ADDRESS, 4, 0x80000000u | next() % 6 << 11 | (next() % 4 ? offsets[next() % sizeof offsets] : next() & 0xfc));
+    hv_board_port_out(board, (uint16_t)(HV_PCI_ADDRESS + next() % 8), 1u << next() % 3, value);
+    hv_board_port_in(board, (uint16_t)(HV_PCI_ADDRESS + next() % 8), 1u << next() % 3, &got);
+    hv_board_mmio_write(board, in_window(), size, next() % 2 ? next() : next() & 15);
+    hv_board_mmio_read(board, in_window(), size, &wide);
+    if (next() % 16 == 0)
+        hv_pci_set_intx(board, &board->spaces->space[next() % 4], next() & 1);
+    if (next() % 16 == 0)
+        board->spaces->space[2].virtio.isr = next() & 3;
+}
+
 int main(int argc, char **argv)
 {
     if (argc != 3)
@@ -40,6 +85,7 @@ int main(int argc, char **argv)
     hv_board_init(board, -1, counters, sizeof *counters, trace, trace_size, HV_BACKEND_EMULATION);
     hv_board_claim(board, 0xfff0, 0xffff);
     hv_board_claim(board, 0x1f0, 8);
+    add_functions(board);
     hv_clock_start(&board->clock);
     uint64_t taken = 0, typed = 0, sent = 0;
     uint8_t buffer[300];
@@ -48,7 +94,7 @@ int main(int argc, char **argv)
         uint16_t port = bases[next() % (sizeof bases / sizeof *bases)];
         unsigned size = 1u << next() % 3;
         uint32_t value = next(), got = 0;
-        switch (next() % 18) {
+        switch (next() % 20) {
         case 0 ... 2:
             if (hv_board_port_in(board, port, size, &got) == HV_PORT_DONE && size < 4)
                 CHECK(got >> (8 * size) == 0);
@@ -105,6 +151,9 @@ int main(int argc, char **argv)
                 sent += hv_board_console_write(board, buffer, value % sizeof buffer);
             CHECK(hv_board_console_waiting(board) <= HV_CONSOLE_IN);
             CHECK(hv_board_console_read(board, buffer, value % sizeof buffer) <= value % sizeof buffer);
+            break;
+        case 18 ... 19:
+            use_functions(board);
             break;
         case 11:
             hv_cross(&board->crossings, value, value & 1 ? hv_host_ns() : 0, port, 0, 1, 2, 3, 4);

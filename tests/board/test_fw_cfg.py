@@ -16,10 +16,12 @@ from ide_rig import MemoryImage
 from hvd.board import firmware
 from hvd.board.bus import Bus
 from hvd.board.devices.fw_cfg import DMA_ERROR, DMA_READ, DMA_SELECT, DMA_SKIP, DMA_WRITE, FwCfg
+from hvd.board.hot import HotBoard
 from hvd.board.memory import GuestMemory
 from hvd.board.pci.bus import PciBus
 from hvd.board.virtio.block import Block
 from hvd.board.virtio.pci import VirtioPci
+from hvd.trace.points import BackendId
 
 MIB = 1 << 20
 VIDEO = b"video bios" * 50
@@ -33,7 +35,7 @@ class Rig:
         spec = SimpleNamespace(boot=boot, uid="00112233-4455-6677-8899-aabbccddeeff")
         self.machine: Any = SimpleNamespace(
             spec=spec, disks=disks, memory=self.memory, memory_bytes=2 * MIB, vcpu=vcpu,
-            msi=lambda address, data: None, set_irq=lambda gsi, level: None,
+            msi=lambda address, data: None, board=HotBoard(BackendId.EMULATION),
         )  # fmt: skip
         blocks = [Block(each.image, "disk", lambda text: None) for each in disks if each.spec.bus == "virtio"]
         functions = [VirtioPci(self.machine, block) for block in blocks]

@@ -176,7 +176,7 @@ def test_frames_for_the_guest(rig: Rig) -> None:
     assert rig.received() == [(1, frame(60)), (1, frame(1514, 3))]
     assert rig.counted() == {"received_bytes": 1574, "received_packets": 2}
     assert rig.watching.armed == (True, False)
-    assert rig.machine.lines, "the driver is interrupted"
+    assert any(rig.machine.lines.values()), "the driver is interrupted"
 
 
 def test_a_large_frame_takes_several_buffers(rig: Rig) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 from hvd.board.hot import HotBoard
 from hvd.board.memory import GuestMemory
 from hvd.board.pci.bridges import HostBridge
-from hvd.board.pci.bus import PciBus
+from hvd.board.pci.bus import INTX_GSIS, PciBus
 from hvd.board.virtio.device import RING_EVENT_IDX, RING_INDIRECT_DESC, VERSION_1, VirtioDevice
 from hvd.board.virtio.pci import VirtioPci
 from hvd.trace.points import BackendId
@@ -36,7 +36,6 @@ class FakeMachine:
     def __init__(self, memory_bytes: int = 1 << 20) -> None:
         self.memory = GuestMemory(memory_bytes)
         self.vcpu = self
-        self.lines: dict[int, bool] = {}
         self.messages: list[tuple[int, int]] = []
         self.changed: list[tuple[int, int]] = []
         self.logged: list[bytes] = []
@@ -46,9 +45,11 @@ class FakeMachine:
         self.console_size = (24, 80)
         self.kicked: list[Callable[[], None]] = []
 
-    def set_irq(self, gsi: int, level: bool) -> None:
-        assert self.lines.get(gsi, False) != level, "a line that does not change is not driven"
-        self.lines[gsi] = level
+    @property
+    def lines(self) -> dict[int, bool]:
+        """Level of PCI's two."""
+        found = self.board.save()["ioapic.lines"]
+        return {gsi: bool(found >> gsi & 1) for gsi in INTX_GSIS}
 
     def msi(self, address: int, data: int) -> None:
         self.messages.append((address, data))

@@ -36,7 +36,8 @@ __attribute__((no_sanitize("thread"))) static void *scribble(void *argument)
     (void)argument;
     while (!__atomic_load_n(&stop, __ATOMIC_RELAXED)) {
         number = number * 1664525 + 1013904223;
-        ((volatile uint8_t *)&area.cpu)[number % (sizeof area.cpu + sizeof area.devices + sizeof area.exit)] = (uint8_t)(number >> 24);
+        size_t room = sizeof area.cpu + sizeof area.devices + sizeof area.pci_spaces + sizeof area.exit;
+        ((volatile uint8_t *)&area.cpu)[number % room] = (uint8_t)(number >> 24);
     }
     return NULL;
 }
@@ -65,6 +66,35 @@ static void use(struct hv_board *board)
     hv_console_unread(board->console, buffer, sizeof buffer);
 }
 
+/* A function of virtio, whose first queue is enabled. */
+static void add_function(struct hv_board *board)
+{
+    struct hv_pci_spaces *spaces = &board->own_spaces;
+    spaces->count = 1;
+    struct hv_pci_space *space = &spaces->space[0];
+    space->gsi = 10;
+    space->bar_bytes[4] = 0x4000;
+    space->data[0x22] = 0x10;
+    space->writable[4] = space->data[4] = 6;
+    space->virtio = (struct hv_virtio){.bar = 4, .queues = 2, .vectors = 3, .offered = 3, .accepted = 1, .status = 15};
+    space->virtio.queue[0] = (struct hv_virtio_queue){.descriptors = 0x1000, .driver = 0x2000, .device = 0x3000, .size = 8, .enabled = 1};
+}
+
+/* What a cell cannot have changed, whatever it wrote. */
+static void check_function(const struct hv_board *board, unsigned long step)
+{
+    const struct hv_pci_space *space = &board->own_spaces.space[0];
+    const struct hv_virtio *virtio = &space->virtio;
+    const struct hv_virtio_queue *first = &virtio->queue[0];
+    CHECK(board->own_spaces.count == 1 && space->gsi == 10 && space->bar_bytes[4] == 0x4000 && !space->data[5] && !(space->data[4] & ~6));
+    CHECK(space->data[0x22] == 0x10 && !space->intx && !virtio->isr);
+    CHECK(virtio->queues == 2 && virtio->vectors == 3 && virtio->accepted == 1 && virtio->status == 15);
+    CHECK(first->descriptors == 0x1000 && first->driver == 0x2000 && first->device == 0x3000 && first->size == 8 && first->enabled);
+    CHECK(!virtio->queue[1].enabled && !virtio->queue[2].size);
+    CHECK(virtio->config_vector < 3 || virtio->config_vector == HV_VIRTIO_NO_VECTOR);
+    CHECK(first->vector < 3 || first->vector == HV_VIRTIO_NO_VECTOR);
+}
+
 static void make_sound(const struct hv_board *board)
 {
     memset(&area.exit, 0, sizeof area.exit);
@@ -86,6 +116,7 @@ int main(int argc, char **argv)
     hv_board_init(board, -1, NULL, 0, NULL, 0, HV_BACKEND_TRAP);
     hv_clock_start(&board->clock);
     board->console = &area.console;
+    add_function(board);
     struct hv_cell_known known = {
         .region_count = 3,
         .regions = {{.start = 0, .length = 1 << 20, .kind = HV_REGION_RAM},
@@ -110,6 +141,9 @@ int main(int argc, char **argv)
         if (next() % 8 == 0)
             for (size_t i = 0; i < sizeof area.devices; i++)
                 area.devices[i] = (uint8_t)next();
+        if (next() % 8 == 0)
+            for (size_t i = 0; i < sizeof area.pci_spaces.space[0]; i++)
+                ((uint8_t *)&area.pci_spaces.space[0])[i] = (uint8_t)next();
         struct hv_cell_exit before = exit_record;
         const char *wrong = hv_cell_take(&known, &area, &exit_record, &cpu, board);
         if (wrong) {
@@ -126,6 +160,7 @@ int main(int argc, char **argv)
         CHECK(memchr(exit_record.detail, 0, sizeof exit_record.detail));
         for (const char *at = exit_record.detail; *at; at++)
             CHECK(*at >= ' ' && *at <= '~');
+        check_function(board, step);
         CHECK(cpu.cpl < 4 && cpu.halted < 2 && cpu.injected < 2);
         for (size_t i = 0; i < hv_board_field_count(); i++)
             for (uint32_t element = 0; element < hv_board_field(i)->count; element++) {

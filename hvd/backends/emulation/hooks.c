@@ -230,16 +230,23 @@ static void find_instruction(struct hv_emulator *e)
     *pc = 0;
 }
 
+/* Devices: what of them the board in C does not answer is Python's. */
 static uint64_t on_mmio_read(uc_engine *uc, uint64_t offset, unsigned size, void *user)
 {
     (void)uc;
     struct mmio_region *region = user;
     struct hv_emulator *e = region->emulator;
+    uint64_t start = hv_host_ns(), value = ~0ull;
     find_instruction(e);
-    describe(e, region->base + offset, size, ~0ull, hv_host_ns());
-    leave(e, HV_EXIT_MMIO_READ);
+    if (hv_board_mmio_read(e->board, region->base + offset, size, &value)) {
+        hv_cross(&e->board->crossings, HV_POINT_MMIO_READ, start, hv_linear_rip(e), hv_record_flags(e), region->base + offset, size, value, 0);
+    } else {
+        describe(e, region->base + offset, size, value, start);
+        leave(e, HV_EXIT_MMIO_READ);
+        value = e->exit.value;
+    }
     hv_update_interrupt(e);
-    return e->exit.value;
+    return value;
 }
 
 static void on_mmio_write(uc_engine *uc, uint64_t offset, unsigned size, uint64_t value, void *user)
@@ -247,13 +254,18 @@ static void on_mmio_write(uc_engine *uc, uint64_t offset, unsigned size, uint64_
     (void)uc;
     struct mmio_region *region = user;
     struct hv_emulator *e = region->emulator;
+    uint64_t start = hv_host_ns();
     find_instruction(e);
-    describe(e, region->base + offset, size, value, hv_host_ns());
-    leave(e, HV_EXIT_MMIO_WRITE);
+    if (hv_board_mmio_write(e->board, region->base + offset, size, value)) {
+        hv_cross(&e->board->crossings, HV_POINT_MMIO_WRITE, start, hv_linear_rip(e), hv_record_flags(e), region->base + offset, size, value, 0);
+    } else {
+        describe(e, region->base + offset, size, value, start);
+        leave(e, HV_EXIT_MMIO_WRITE);
+    }
     hv_update_interrupt(e);
 }
 
-/* The board's own registers: the local APIC and the IOAPIC. */
+/* The local APIC and the IOAPIC. */
 static uint64_t on_board_read(uc_engine *uc, uint64_t offset, unsigned size, void *user)
 {
     (void)uc;

@@ -351,7 +351,7 @@ bool hv_board_mmio_read(struct hv_board *board, uint64_t address, unsigned size,
     } else if (ioapic_at(address)) {
         whole = hv_ioapic_read(&board->ioapic, (uint32_t)(address - HV_IOAPIC_ADDRESS) & ~3u);
     } else {
-        return false;
+        return hv_pci_mmio_read(board, address, size, value);
     }
     *value = (uint64_t)whole >> 8 * (address & 3);
     if (size < 4)
@@ -373,7 +373,7 @@ bool hv_board_mmio_write(struct hv_board *board, uint64_t address, unsigned size
 {
     bool lapic = lapic_at(board, address);
     if (!lapic && !ioapic_at(address))
-        return false;
+        return hv_pci_mmio_write(board, address, size, value);
     bool taken = tick_taken(board), masked = tick_masked(board);
     /* Registers take whole 32-bit writes; of the IOAPIC's index a byte is enough (data sheet, "IOREGSEL"). */
     if (lapic && size == 4 && !(address & 15))

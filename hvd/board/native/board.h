@@ -12,6 +12,7 @@
 #include <stdint.h>
 
 #include "crossing.h"
+#include "pci.h"
 
 #define HV_NEVER UINT64_MAX
 
@@ -206,30 +207,6 @@ bool hv_window_in(struct hv_board *, uint16_t port, unsigned size, uint32_t *val
 bool hv_window_out(struct hv_board *, uint16_t port, unsigned size, uint32_t value);
 struct hv_window *hv_board_window(struct hv_board *, unsigned index); /* NULL: there is none of that number */
 
-/* ---- pci.c: PCI's configuration mechanism 1, as far as it needs no function. The functions are in Python (hvd/board/pci). */
-#define HV_PCI_ADDRESS 0xcf8u
-#define HV_PCI_DATA 0xcfcu
-struct hv_pci {
-    uint32_t address;
-    uint8_t bus;          /* there is one */
-    uint8_t functions[32]; /* of bus 0, by slot: a bit each */
-};
-/* Configuration spaces: the functions' own memory of them. Those that find no room here are read by way of Python. */
-#define HV_PCI_SPACES 16
-struct hv_pci_space {
-    uint64_t asks;     /* dwords that the function wants to be asked for: a bit each */
-    uint8_t place;     /* slot << 3 | number */
-    uint8_t data[256];
-};
-struct hv_pci_spaces {
-    uint32_t count;
-    struct hv_pci_space space[HV_PCI_SPACES];
-};
-struct hv_pci *hv_board_pci(struct hv_board *);
-struct hv_pci_spaces *hv_board_pci_spaces(struct hv_board *);
-bool hv_pci_in(const struct hv_board *, uint16_t port, unsigned size, uint32_t *value); /* false: not here */
-bool hv_pci_out(struct hv_board *, uint16_t port, unsigned size, uint32_t value);
-
 /* ---- board.c: ports, interrupt lines and time together. */
 enum hv_port_result {
     HV_PORT_DONE,    /* handled here */
@@ -247,7 +224,7 @@ struct hv_board {
     bool typed_to_virtio;       /* what is typed is for the virtio console: it wrote last; otherwise for COM1 */
     /* From pic to here the state is plain values: what a cell and its runner hand to each other (hvd/cell/leave.c). */
     uint8_t claimed[65536 / 8]; /* ports that Python devices claim; an unclaimed port floats: reads all ones */
-    const struct hv_pci_spaces *spaces; /* own_spaces, or where another process has put them */
+    struct hv_pci_spaces *spaces; /* own_spaces, or where another process has put them */
     struct hv_pci_spaces own_spaces;
     int out_event;              /* eventfd that is written when the console has output and the reader sleeps; -1 = none */
     struct hv_console *console; /* own_console unless hv_board_use_console said otherwise */
@@ -281,7 +258,8 @@ void hv_board_claim(struct hv_board *, uint16_t first, uint16_t count);
 /* size is 1, 2 or 4 bytes. Byte-wide devices see the low byte at the port; wider accesses to them are split as on the ISA bus. */
 enum hv_port_result hv_board_port_in(struct hv_board *, uint16_t port, unsigned size, uint32_t *value);
 enum hv_port_result hv_board_port_out(struct hv_board *, uint16_t port, unsigned size, uint32_t value);
-/* Memory-mapped registers of the board: local APIC and IOAPIC. size is 1, 2, 4 or 8 bytes. False: nothing of the board is there. */
+/* Memory-mapped registers of the board: local APIC, IOAPIC, and of PCI's functions what is in C. size is 1, 2, 4 or 8 bytes. False: nothing of the
+ * board is there; a device in Python may be. */
 bool hv_board_mmio_read(struct hv_board *, uint64_t address, unsigned size, uint64_t *value);
 bool hv_board_mmio_write(struct hv_board *, uint64_t address, unsigned size, uint64_t value);
 /* A device asserts or drops its interrupt line. Global system interrupts 0-15 are the ISA's IRQs and drive 8259 and IOAPIC (0 its input 2,

@@ -1,4 +1,5 @@
-"""PCI bus 0: configuration mechanism 1 (PCI 3.0, 3.2.2.3.2), the window of memory that BARs lie in, the four interrupt pins.
+"""PCI bus 0: configuration mechanism 1 (PCI 3.0, 3.2.2.3.2), the window of memory that BARs lie in, the four interrupt pins. What of it
+needs no function is in C (hvd/board/native/pci.c); the rest comes here.
 
 Port 0xCF8 takes accesses of four bytes only; a byte at 0xCF9 is the reset control register
 (hvd.board.devices.reset_control), and everything else there floats.
@@ -6,13 +7,11 @@ Port 0xCF8 takes accesses of four bytes only; a byte at 0xCF9 is the reset contr
 
 from __future__ import annotations
 
-from bisect import bisect_right
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from hvd.board import saved
 from hvd.board.bus import floating
-from hvd.board.hot import PciAddress
 from hvd.board.pci.function import PciFunction
 
 if TYPE_CHECKING:
@@ -38,26 +37,19 @@ class PciBus:
     name: ClassVar[str] = "pci"
     widest: ClassVar[int] = 4
 
-    def __init__(
-        self, machine: Machine, functions: Iterable[tuple[int, int, PciFunction]], address: PciAddress | None = None
-    ) -> None:
-        """functions: with slot and number. address: the board's, in C. Raises ValueError when a place is taken."""
-        self._machine = machine
-        self._hot = address or PciAddress()
+    def __init__(self, machine: Machine, functions: Iterable[tuple[int, int, PciFunction]]) -> None:
+        """functions: with slot and number. Raises ValueError when a place is taken."""
+        self.registers = machine.board.pci()
+        self.registers.clear()
         self._functions: dict[tuple[int, int], PciFunction] = {}
-        self._lines: dict[int, set[PciFunction]] = {gsi: set() for gsi in INTX_GSIS}
-        self._starts: list[int] = []
-        self._mapped: list[tuple[int, int, PciFunction, int]] = []  # start, end, function, BAR
         self._next_bar = WINDOW.start
         for slot, number, function in functions:
             self._add(slot, number, function)
-        self.remap()
 
     def _add(self, slot: int, number: int, function: PciFunction) -> None:
         if not (0 <= slot < SLOTS and 0 <= number < FUNCTIONS) or (slot, number) in self._functions:
             raise ValueError(f"{function.name} cannot be function {slot:02x}.{number}")
         self._functions[slot, number] = function
-        self._hot.add(slot, number)
         function.slot, function.number = slot, number
         for bar in function.bars:
             self._next_bar = (self._next_bar + bar.size - 1) & ~(bar.size - 1)
@@ -65,10 +57,8 @@ class PciBus:
             self._next_bar += bar.size
         if pin := function.config.get(0x3D, 1):
             function.preset_interrupt_line(intx_gsi(slot, pin - 1))
-        memory = self._hot.space(slot, number, function.config_asks)
-        if memory is not None:
-            function.config.move(memory)
-        function.bus = self
+        function.config.move(self.registers.add(slot, number, function.config.space))
+        function.attach(self)
 
     @property
     def functions(self) -> Iterable[PciFunction]:
@@ -81,24 +71,22 @@ class PciBus:
         return (range(ADDRESS, DATA + 4),)
 
     def read_port(self, port: int, size: int) -> int:
-        if port >= DATA:
-            function, offset = self._addressed(port)
-            return floating(size) if function is None else function.read_config(offset, size)
-        return self._hot.address if (port, size) == (ADDRESS, 4) else floating(size)
+        value = self.registers.read_port(port, size)
+        if value is None and (addressed := self._addressed(port)) is not None:
+            function, offset = addressed
+            value = function.read_config(offset, size)
+        return floating(size) if value is None else value
 
     def write_port(self, port: int, size: int, value: int) -> None:
-        if port >= DATA:
-            function, offset = self._addressed(port)
-            if function is not None:
-                function.write_config(offset, size, value)
-        elif (port, size) == (ADDRESS, 4):
-            self._hot.address = value & ADDRESS_BITS
+        if not self.registers.write_port(port, size, value) and (addressed := self._addressed(port)) is not None:
+            function, offset = addressed
+            function.write_config(offset, size, value)
 
-    def _addressed(self, port: int) -> tuple[PciFunction | None, int]:
-        address = self._hot.address & ADDRESS_BITS
-        if not address & ENABLE or address >> 16 & 0xFF:
-            return None, 0
-        return self._functions.get((address >> 11 & 31, address >> 8 & 7)), (address & 0xFC) + port - DATA
+    def _addressed(self, port: int) -> tuple[PciFunction, int] | None:
+        if port < DATA:
+            return None
+        address = self.registers.address
+        return self._functions[address >> 11 & 31, address >> 8 & 7], (address & 0xFC) + port - DATA
 
     # ---- memory
 
@@ -106,55 +94,32 @@ class PciBus:
     def mmio(self) -> Sequence[range]:
         return (WINDOW,)
 
-    def remap(self) -> None:
-        """A BAR was moved, or the decoding of a function's memory switched. Where BARs overlap, the one that begins
-        last answers."""
-        self._mapped = sorted(
-            (
-                (start, start + bar.size, function, bar.index)
-                for function in self._functions.values()
-                for start, bar in function.mapped()
-            ),
-            key=lambda entry: entry[0],
-        )
-        self._starts = [entry[0] for entry in self._mapped]
+    def _answers(self, address: int, size: int) -> tuple[PciFunction, int, int] | None:
+        """The function, its BAR and the offset in it."""
+        found = self.registers.find(address, size)
+        if found is None:
+            return None
+        place, bar, offset = found
+        return self._functions[place >> 3, place & 7], bar, offset
 
     def read_mmio(self, address: int, size: int) -> int:
-        index = bisect_right(self._starts, address) - 1
-        if index >= 0:
-            start, end, function, bar = self._mapped[index]
-            if address + size <= end:
-                return function.read_bar(bar, address - start, size)
-        return floating(size)
+        if (found := self._answers(address, size)) is None:
+            return floating(size)
+        function, bar, offset = found
+        return function.read_bar(bar, offset, size)
 
     def write_mmio(self, address: int, size: int, value: int) -> None:
-        index = bisect_right(self._starts, address) - 1
-        if index >= 0:
-            start, end, function, bar = self._mapped[index]
-            if address + size <= end:
-                function.write_bar(bar, address - start, size, value)
-
-    # ---- interrupts
-
-    def drive_intx(self, function: PciFunction) -> None:
-        """Its pin, or whether it may drive it, changed. Several functions share a line."""
-        gsi = intx_gsi(function.slot, function.config.get(0x3D, 1) - 1)
-        line = self._lines[gsi]
-        before = bool(line)
-        if function.asserts_intx:
-            line.add(function)
-        else:
-            line.discard(function)
-        if bool(line) != before:
-            self._machine.set_irq(gsi, bool(line))
+        if (found := self._answers(address, size)) is not None:
+            function, bar, offset = found
+            function.write_bar(bar, offset, size, value)
 
     # ---- life
 
     def reset(self) -> None:
-        self._hot.address = 0
+        self.registers.address = 0
         for function in self._functions.values():
             function.reset()
-        self.remap()
+        self.registers.drive()
 
     def close(self) -> None:
         for function in self._functions.values():
@@ -162,7 +127,7 @@ class PciBus:
 
     def save(self) -> dict[str, Any]:
         return {
-            "address": self._hot.address & ADDRESS_BITS,
+            "address": self.registers.address & ADDRESS_BITS,
             "functions": {function.place: function.save() for function in self._functions.values()},
         }
 
@@ -172,9 +137,9 @@ class PciBus:
         functions = saved.part(state, "functions")
         if set(functions) != {function.place for function in self.functions}:
             raise ValueError("the snapshot has other PCI functions than this machine")
-        self._hot.address = saved.number(state, "address", ENABLE | 0x00FF_FFFF) & ADDRESS_BITS
+        self.registers.address = saved.number(state, "address", ENABLE | 0x00FF_FFFF) & ADDRESS_BITS
         try:
             for function in self._functions.values():
                 function.restore(saved.part(functions, function.place))
         finally:
-            self.remap()
+            self.registers.drive()

@@ -1,10 +1,13 @@
-"""A function's configuration space (PCI 3.0, chapter 6): 256 bytes, of which the guest may change what a mask allows."""
+"""A function's configuration space (PCI 3.0, chapter 6): 256 bytes, of which the guest may change what a mask allows. C answers from it
+(hvd/board/native/pci.c) and does what a guest writes."""
 
 from __future__ import annotations
 
 from typing import Final
 
-BYTES: Final = 256
+from hvd.board.pci.registers import CONFIG_BYTES, Space
+
+BYTES: Final = CONFIG_BYTES
 CAPABILITIES_POINTER: Final = 0x34
 STATUS: Final = 0x06
 STATUS_CAPABILITIES: Final = 1 << 4
@@ -15,9 +18,8 @@ class ConfigSpace:
     """The bytes. Offsets and sizes of accesses come from the guest and may be anything."""
 
     def __init__(self) -> None:
-        self.data: bytearray | memoryview = bytearray(BYTES)
+        self.move(Space())
         self._power_on = bytes(BYTES)
-        self._writable = bytearray(BYTES)
         self._next_capability = FIRST_CAPABILITY
         self._last_pointer = CAPABILITIES_POINTER
 
@@ -43,10 +45,11 @@ class ConfigSpace:
         self._power_on = bytes(self.data)
         return offset
 
-    def move(self, memory: memoryview) -> None:
+    def move(self, space: Space) -> None:
         """From now on it lies there."""
-        memory[:] = self.data
-        self.data = memory
+        self.space = space
+        self.data = memoryview(space.data).cast("B")
+        self._writable = memoryview(space.writable).cast("B")
 
     # ---- what is done with it
 
@@ -57,12 +60,16 @@ class ConfigSpace:
         """By the function itself: any bit."""
         self.data[offset : offset + size] = value.to_bytes(size, "little")
 
-    def write(self, offset: int, size: int, value: int) -> None:
-        """By the guest: the bits that it may change. What lies beyond the end is lost."""
-        for at in range(offset, min(offset + size, BYTES)):
-            mask = self._writable[at]
-            self.data[at] = self.data[at] & ~mask | value & mask
-            value >>= 8
+    def ask(self, offsets: range) -> None:
+        """Reading these bytes is more than that: the function's read_config() is called."""
+        self.space.asks |= _dwords(offsets)
+
+    def tell(self, offsets: range, wanted: bool = True) -> None:
+        """Writing these bytes is more than that, or no longer: the function's write_config() is called."""
+        if wanted:
+            self.space.tells |= _dwords(offsets)
+        else:
+            self.space.tells &= ~_dwords(offsets)
 
     def reset(self) -> None:
         self.data[:] = self._power_on
@@ -77,3 +84,8 @@ class ConfigSpace:
             if at != STATUS and (own ^ other) & ~mask:
                 raise ValueError(f"another function's configuration space: byte {at:#x} is {other:#x}, not {own:#x}")
             self.data[at] = own & ~mask | other & mask
+
+
+def _dwords(offsets: range) -> int:
+    """A bit for each one that they touch."""
+    return sum(1 << dword for dword in {offset // 4 for offset in offsets})

@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING, Any, Final
 
 from hvd.board import saved
 from hvd.board.bus import floating
-from hvd.board.pci.config_space import STATUS, ConfigSpace
+from hvd.board.pci.config_space import ConfigSpace
 
 if TYPE_CHECKING:
     from hvd.board.pci.bus import PciBus
+    from hvd.board.pci.registers import PciRegisters
 
 COMMAND: Final = 0x04
 COMMAND_IO, COMMAND_MEMORY, COMMAND_MASTER, COMMAND_INTX_DISABLE = 1 << 0, 1 << 1, 1 << 2, 1 << 10
 # Beside those above, bits that have no effect here but that software switches: parity, SERR.
 COMMAND_WRITABLE: Final = COMMAND_IO | COMMAND_MEMORY | COMMAND_MASTER | COMMAND_INTX_DISABLE | 1 << 6 | 1 << 8
-STATUS_INTX: Final = 1 << 3
 BAR0: Final = 0x10
-BARS: Final = 6
 INTERRUPT_LINE, INTERRUPT_PIN = 0x3C, 0x3D
 BAR_64_BIT: Final = 0x4
 BAR_PREFETCHABLE: Final = 0x8
@@ -57,10 +56,12 @@ class PciFunction:
         """interrupt_pin: 1-4 = INTA-INTD, 0 = none."""
         self.name = name
         self.bars = bars
-        self.bus: PciBus | None = None  # set by PciBus.add, as are slot and number
+        self.bus: PciBus | None = None  # set by attach(); slot and number by the bus before
         self.slot = self.number = 0
         self.config = config = ConfigSpace()
-        self._intx = False
+        for bar in bars:
+            config.space.bar_bytes[bar.index] = bar.size
+            config.space.wide |= bar.wide << bar.index
         config.define(0x00, 2, identity.vendor)
         config.define(0x02, 2, identity.device)
         # No firmware need ever have run: memory is decoded from the start, at the addresses that the bus presets.
@@ -90,26 +91,19 @@ class PciFunction:
     def preset_interrupt_line(self, line: int) -> None:
         """Read-only: the board's wiring is fixed, and a firmware that believes in another one would write its number."""
         self.config.define(INTERRUPT_LINE, 1, line)
+        self.config.space.gsi = line
 
-    @property
-    def config_asks(self) -> range:
-        """Bytes whose reading is more than that: read_config() is asked, the rest may be read without it."""
-        return range(0)
+    def attach(self, bus: PciBus) -> None:
+        """It is on the bus now: its slot and number are known, and config.space is where C looks."""
+        self.bus = bus
 
     def read_config(self, offset: int, size: int) -> int:
+        """Called for what config.ask() names; the rest is read without it."""
         return self.config.get(offset, size)
 
     def write_config(self, offset: int, size: int, value: int) -> None:
-        self.config.write(offset, size, value)
-        if offset < BAR0 + 4 * BARS and self.bus is not None:
-            self.bus.remap()
-            self._drive_intx()
-
-    def mapped(self) -> list[tuple[int, Bar]]:
-        """(guest-physical address, BAR) of those that answer now."""
-        if not self.command & COMMAND_MEMORY:
-            return []
-        return [(self.config.get(bar.offset, 8 if bar.wide else 4) & ~0xF, bar) for bar in self.bars]
+        """Called for what config.tell() names; the rest is written without it."""
+        self._registers.write_space(self.config.space, offset, size, value)
 
     def read_bar(self, bar: int, offset: int, size: int) -> int:
         """offset + size is within the BAR; size 1, 2, 4, 8; aligned or not. Anything but an answer is a bug."""
@@ -129,36 +123,29 @@ class PciFunction:
         """Is it allowed to access memory by itself: DMA and message-signalled interrupts?"""
         return bool(self.config.data[COMMAND] & COMMAND_MASTER)
 
+    @property
+    def _registers(self) -> PciRegisters:
+        if self.bus is None:
+            raise AssertionError(f"{self.name} is on no bus")
+        return self.bus.registers
+
     def set_intx(self, level: bool) -> None:
         """Drive its interrupt pin."""
-        if level != self._intx:
-            self._intx = level
-            status = self.config.get(STATUS, 2)
-            self.config.set(STATUS, 2, status | STATUS_INTX if level else status & ~STATUS_INTX)
-            self._drive_intx()
-
-    @property
-    def asserts_intx(self) -> bool:
-        return self._intx and not self.command & COMMAND_INTX_DISABLE
-
-    def _drive_intx(self) -> None:
-        if self.bus is not None and self.config.data[INTERRUPT_PIN]:
-            self.bus.drive_intx(self)
+        if level != self.config.space.intx:
+            self._registers.set_intx(self.config.space, level)
 
     def reset(self) -> None:
         self.config.reset()
-        self._intx = False
-        self._drive_intx()
+        self.config.space.intx = False
 
     def close(self) -> None:
         """The machine has ended."""
 
     def save(self) -> dict[str, Any]:
-        return {"config": self.config.save(), "intx": self._intx}
+        return {"config": self.config.save(), "intx": bool(self.config.space.intx)}
 
     def restore(self, state: dict[str, Any]) -> None:
         """Raises ValueError, TypeError."""
         self.config.restore(saved.data(state, "config", bytes(self.config.data)))
-        self._intx = False
+        self.config.space.intx = False
         self.set_intx(saved.flag(state, "intx"))
-        self._drive_intx()

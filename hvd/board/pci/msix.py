@@ -8,7 +8,7 @@ from typing import Any, Final
 
 from hvd.board import saved
 from hvd.board.bus import floating
-from hvd.board.pci.function import Bar, PciFunction
+from hvd.board.pci.function import COMMAND, Bar, PciFunction
 
 CAPABILITY: Final = 0x11
 ENABLE, FUNCTION_MASK = 1 << 15, 1 << 14
@@ -34,13 +34,18 @@ class Msix:
         writable = struct.pack("<H", ENABLE | FUNCTION_MASK)
         self._control = function.config.add_capability(CAPABILITY, body, writable) + 2
         self._table = bytearray(ENTRY_BYTES * vectors)
-        self._pending = 0
         self.reset()
 
     def reset(self) -> None:
         """All vectors are masked."""
         self._table[:] = ENTRY.pack(0, 0, ENTRY_MASKED) * self.vectors
-        self._pending = 0
+        self._wait(0)
+
+    def _wait(self, pending: int) -> None:
+        """These vectors wait: what can let them go is told of."""
+        self._pending = pending
+        for offset in (COMMAND, self._control):
+            self._function.config.tell(range(offset, offset + 2), bool(pending))
 
     @property
     def enabled(self) -> bool:
@@ -61,7 +66,7 @@ class Msix:
             if not masked & ENTRY_MASKED:
                 self._send(address, data)
                 return
-        self._pending |= 1 << vector
+        self._wait(self._pending | 1 << vector)
 
     def deliver(self) -> None:
         """Send what waits and is not masked any more: after everything that can unmask."""
@@ -71,7 +76,7 @@ class Msix:
             if self._pending >> vector & 1:
                 address, data, masked = ENTRY.unpack_from(self._table, ENTRY_BYTES * vector)
                 if not masked & ENTRY_MASKED:
-                    self._pending &= ~(1 << vector)
+                    self._wait(self._pending & ~(1 << vector))
                     self._send(address, data)
 
     def read(self, offset: int, size: int) -> int:
@@ -95,4 +100,4 @@ class Msix:
         """Raises ValueError, TypeError."""
         saved.only(state, frozenset(self.save()), "MSI-X")
         self._table[:] = saved.data(state, "table", bytes(self._table))
-        self._pending = saved.number(state, "pending", (1 << self.vectors) - 1)
+        self._wait(saved.number(state, "pending", (1 << self.vectors) - 1))

@@ -21,7 +21,7 @@ FIRST_VIRTIO_SLOT: Final = 2
 
 def pci_bus(machine: Machine) -> PciBus:
     """The row of hvd.board.devices.DEVICES."""
-    return PciBus(machine, _functions(machine), machine.board.pci())
+    return PciBus(machine, _functions(machine))
 
 
 def _functions(machine: Machine) -> Iterator[tuple[int, int, PciFunction]]:

@@ -13,6 +13,7 @@ from struct import Struct
 from typing import TYPE_CHECKING, Any, Final
 
 from hvd.board import saved
+from hvd.board.pci.registers import QueueRegisters
 from hvd.errors import HvdError
 
 if TYPE_CHECKING:
@@ -78,9 +79,19 @@ class Queue:
         self._memory, self._changed = memory, changed
         self._buffer = memory.buffer
         self.most = most
+        self.registers = QueueRegisters()
+        self.reset()
+
+    def move(self, registers: QueueRegisters) -> None:
+        """From now on the driver writes there."""
+        self.registers = registers
         self.reset()
 
     def reset(self) -> None:
+        registers = self.registers
+        registers.size, registers.enabled = self.most, False
+        registers.descriptors = registers.driver = registers.device = 0
+        # What of that holds while it is enabled.
         self.size = self.most
         self.descriptors = self.driver = self.device = 0  # guest-physical addresses
         self.enabled = False
@@ -95,7 +106,9 @@ class Queue:
 
     def enable(self, others: list[Queue]) -> None:
         """Begin to use the rings. Raises QueueError when they cannot be: by their size, place, alignment."""
-        size = self.size
+        registers = self.registers
+        self.size = size = registers.size
+        self.descriptors, self.driver, self.device = registers.descriptors, registers.driver, registers.device
         if not 0 < size <= self.most or size & (size - 1):
             raise QueueError(f"its size is {size}, which is no power of two from 1 to {self.most}")
         self._find_rings()
@@ -105,6 +118,7 @@ class Queue:
                 if start < other_end and other_start < end:
                     raise QueueError(f"its rings overlap at {max(start, other_start):#x}")
         self.enabled = True
+        registers.enabled = True
 
     def set_features(self, indirect: bool, events: bool) -> None:
         """What was negotiated (2.7.7 indirect descriptors, 2.7.10 event indices)."""
@@ -243,8 +257,9 @@ class Queue:
     # ---- snapshots
 
     def save(self) -> dict[str, Any]:
+        registers = self.registers
         return {
-            "size": self.size, "descriptors": self.descriptors, "driver": self.driver, "device": self.device,
+            "size": registers.size, "descriptors": registers.descriptors, "driver": registers.driver, "device": registers.device,
             "enabled": self.enabled, "indirect": self._indirect, "events": self._events,
             "next": self._next, "used": self._used, "told": self._told,
         }  # fmt: skip
@@ -253,8 +268,9 @@ class Queue:
         """Guest memory need not be there yet. Raises ValueError, TypeError."""
         saved.only(state, frozenset(self.save()), "a queue")
         self.reset()
-        self.size = saved.number(state, "size", 0xFFFF, self.most)
-        self.descriptors, self.driver, self.device = (
+        registers = self.registers
+        registers.size = saved.number(state, "size", 0xFFFF, self.most)
+        registers.descriptors, registers.driver, registers.device = (
             saved.number(state, name, (1 << 64) - 1) for name in ("descriptors", "driver", "device")
         )
         self.set_features(saved.flag(state, "indirect"), saved.flag(state, "events"))
