@@ -76,6 +76,7 @@ void hv_blocks_flush(void)
     memset(buckets, 0, sizeof buckets);
     memset(cell.lookup, 0, sizeof cell.lookup);
     start_empty();
+    hv_device_sites_forget();
     cell.area->counters.cache_flushes++;
     cell.board.crossings.counters->cache_bytes = 0;
 }
@@ -176,6 +177,17 @@ static void kill_page(uint32_t page, uint64_t frame)
         if (block->page[0] == page || (block->page_count == 2 && block->page[1] == page))
             kill_block(i - 1);
     }
+}
+
+void hv_code_drop(uint32_t eip)
+{
+    struct hv_walk walk;
+    hv_walk(&walk, eip, false, false, true, false);
+    if (walk.error || walk.physical / PAGE >= FRAMES)
+        return;
+    for (uint32_t i = by_frame[walk.physical / PAGE]; i; i = next_of(i, walk.physical / PAGE))
+        if (eip - blocks[i - 1].eip < blocks[i - 1].guest_bytes)
+            kill_block(i - 1);
 }
 
 /* ---- making one */

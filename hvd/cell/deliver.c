@@ -160,4 +160,6 @@ void hv_take_interrupt(void)
     } else {
         hv_deliver(hv_board_acknowledge(&cell.board), false, 0, false);
     }
+    if (cell.mode == HV_MODE_BREAKPOINT)
+        hv_board_handling(&cell.board);
 }

@@ -52,6 +52,8 @@ static void settle(void)
             hv_guarded(leave_interrupted);
             continue;
         }
+        if (cell.board.lapic.handling_ns)
+            hv_breakpoint_pace();
         if (hv_timer_due())
             hv_board_advance(&cell.board);
         bool wanted = hv_interrupts_wanted(), translated = cell.mode == HV_MODE_REWRITING && HV_CPU->cpl < 3;

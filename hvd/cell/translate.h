@@ -82,11 +82,17 @@ void hv_block_place(struct hv_block *, const struct hv_emitter *, uint32_t guest
 uint32_t hv_block_exit(uint8_t *displacement, uint8_t *stub);
 void hv_block_end(uint32_t index, const struct hv_emitter *);
 void hv_code_written(uint64_t physical, uint64_t length); /* before it is: blocks that were translated from there are gone */
+void hv_code_drop(uint32_t eip);           /* the blocks with that instruction are gone */
 void hv_code_verify(bool all);             /* mappings changed: all, or those that are not global */
 void hv_code_verify_page(uint32_t linear);
 
 /* ---- translate.c */
 uint32_t hv_translate(uint32_t eip); /* a new block; raises #PF when its first byte cannot be fetched */
+
+/* ---- devices.c */
+bool hv_device_site(uint32_t eip);                         /* has that instruction accessed devices again and again */
+void hv_device_accessed(uint32_t eip, uint64_t physical);  /* by a signal, in translated code */
+void hv_device_sites_forget(void);
 
 /* ---- stubs.c */
 struct hv_stubs {

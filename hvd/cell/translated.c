@@ -23,7 +23,7 @@ static void take_translated(void)
 
 static void translated_page_fault(void)
 {
-    struct hv_walk walk;
+    struct hv_walk walk = {0};
     uint32_t linear = (uint32_t)hv_trap.address;
     bool write = hv_trap.error & HV_ERROR_WRITE;
     enum hv_shadow result = hv_trap.address >> 32 == HV_WINDOW >> 32 ? hv_shadow_fault(linear, write, false, false, &walk) : HV_SHADOW_EMULATE;
@@ -32,9 +32,11 @@ static void translated_page_fault(void)
         return;
     }
     take_translated();
-    if (result == HV_SHADOW_EMULATE)
+    if (result == HV_SHADOW_EMULATE) {
+        if (cell.mode == HV_MODE_REWRITING)
+            hv_device_accessed(HV_CPU->eip, walk.physical);
         hv_emulate();
-    else
+    } else
         hv_raise_page_fault(linear, walk.error);
 }
 

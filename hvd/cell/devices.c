@@ -1,0 +1,49 @@
+/* Instructions of translated code that access devices' registers. The access is a signal, some 2 us; one that does it again and again
+ * is called out for instead, 0.3 us. It may access memory as well, but the monitor can do that, too.
+ *
+ * String instructions stay as they are: of one that copies here and there, all rounds would be the monitor's. */
+#include <string.h>
+
+#include "decode.h"
+#include "translate.h"
+
+#define SITES 1024u
+#define ENOUGH 8u
+
+static struct {
+    uint32_t eip, accesses;
+} sites[SITES]; /* by EIP: of two in the same row the later one begins anew */
+
+static uint32_t row_of(uint32_t eip) { return (eip ^ eip / SITES) % SITES; }
+
+static bool is_string(uint32_t eip)
+{
+    uint8_t bytes[HV_LONGEST_INSTRUCTION];
+    struct hv_insn insn;
+    unsigned available = hv_fetch_at(eip, bytes);
+    if (!available || hv_decode(&insn, bytes, available, true) != HV_DECODED)
+        return true;
+    return insn.map == HV_MAP_ONE && ((insn.opcode >= 0xa4 && insn.opcode <= 0xa7) || (insn.opcode >= 0xaa && insn.opcode <= 0xaf));
+}
+
+bool hv_device_site(uint32_t eip)
+{
+    uint32_t row = row_of(eip);
+    return sites[row].eip == eip && sites[row].accesses >= ENOUGH;
+}
+
+void hv_device_accessed(uint32_t eip, uint64_t physical)
+{
+    const struct hv_cell_region *region = hv_region_at(physical);
+    if ((region && region->kind == HV_REGION_RAM) || is_string(eip))
+        return;
+    uint32_t row = row_of(eip);
+    if (sites[row].eip != eip) {
+        sites[row].eip = eip;
+        sites[row].accesses = 0;
+    }
+    if (++sites[row].accesses == ENOUGH)
+        hv_code_drop(eip);
+}
+
+void hv_device_sites_forget(void) { memset(sites, 0, sizeof sites); }
