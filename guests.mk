@@ -19,7 +19,7 @@ GUEST_HVPV := hello hypercalls interrupts apic paging halt reset echo compute ti
 GUEST_HVPV_CC := $(GUEST_CC) -Bhvd/hvpvcc/bin/
 GUEST_FILES := $(GUEST_MULTIBOOT:%=$(GUEST_BUILD)/%.elf) $(GUEST_BUILD)/nano.elf $(GUEST_BUILD)/pvh.elf $(GUEST_BUILD)/long.elf $(GUEST_BUILD)/alias.elf $(GUEST_BUILD)/flat.bin $(GUEST_BUILD)/hostile.bin $(GUEST_BUILD)/boot.img $(GUEST_PV:%=$(GUEST_BUILD)/%.pv.elf) \
 	$(GUEST_HVPV:%=$(GUEST_BUILD)/%.hvpv.elf) $(GUEST_BUILD)/nano.pv.elf $(GUEST_BUILD)/limit.pv.elf $(GUEST_BUILD)/sites.pv.elf $(GUEST_BUILD)/nano-native $(GUEST_BUILD)/libhvpv.a \
-	$(GUEST_BUILD)/diskrate $(GUEST_BUILD)/avx $(GUEST_BUILD)/ops $(GUEST_BUILD)/sites $(TEACH_GUEST)
+	$(GUEST_BUILD)/diskrate $(GUEST_BUILD)/avx $(GUEST_BUILD)/ops $(GUEST_BUILD)/sites $(GUEST_BUILD)/watched $(TEACH_GUEST)
 
 GUEST_LIB := $(addprefix $(GUEST_BUILD)/lib/,start.o print.o check.o traps.o pic.o entry.o)
 GUEST_LIB_PV := $(addprefix $(GUEST_BUILD)/lib-pv/,start.o print.o check.o traps.o pic.o entry.o pv.o)
@@ -126,7 +126,7 @@ $(GUEST_BUILD)/ops: guests/linux/ops.c guests.mk
 	@mkdir -p $(@D)
 	$(GUEST_CC) -m32 $(GUEST_CFLAGS) -O2 $(GUEST_LDFLAGS) -o $@ $<
 
-$(GUEST_BUILD)/sites: guests/linux/sites.c guests.mk
+$(GUEST_BUILD)/sites $(GUEST_BUILD)/watched: $(GUEST_BUILD)/%: guests/linux/%.c guests.mk
 	@mkdir -p $(@D)
 	$(GUEST_CC) -m32 $(GUEST_CFLAGS) $(GUEST_LDFLAGS) -o $@ $<
 

@@ -1,5 +1,5 @@
 /* What control registers stop: x87, MMX, SSE instructions and WAIT by CR0.TS, EM and MP (Intel SDM volume 3A, 2.5 and tables 9-3, 13-1), RDTSC by
- * CR4.TSD, in the kernel (unless "kernel=0") and in programs; and two programs whose x87 and SSE registers are switched only when they are used.
+ * CR4.TSD, in the kernel (unless "kernel=0") and in programs; what breakpoint registers stop in both; and two programs whose x87 and SSE registers are switched only when they are used.
  * "spin=N": a program counts to N, with "ts=1" while CR0.TS is set. */
 #include "guest.h"
 
@@ -130,6 +130,80 @@ static void look_at_time(void)
 	print("rdtsc: done\n");
 }
 
+/* ---- breakpoint registers */
+
+static volatile uint32_t stops, stopped_at[4], causes;
+
+static uint32_t read_dr6(void)
+{
+	uint32_t value;
+
+	__asm__ volatile("movl %%dr6, %0" : "=r"(value));
+	return value;
+}
+
+static void set_breakpoint(uint32_t address, uint32_t dr7)
+{
+	__asm__ volatile("movl %0, %%dr1; movl %2, %%dr6; movl %1, %%dr7" : : "r"(address), "r"(dr7), "r"(0));
+}
+
+static void on_debug(struct frame *frame)
+{
+	stopped_at[stops++ & 3] = frame->eip - (uint32_t)code;
+	causes = read_dr6() & 0xe00f;
+	__asm__ volatile("movl %0, %%dr6" : : "r"(0));
+	if (frame->eip == (uint32_t)code + 9 && stops == 1)
+		frame->eflags |= 0x10000; /* RF: the instruction there is executed */
+}
+
+static void look_at_breakpoints(void)
+{
+	/* MOV [EAX], EAX; MOV ECX, [EAX]; NOP; LOCK ADD [EAX], EAX */
+	static const uint8_t accesses[] = {0x89, 0x00, 0x8b, 0x08, 0x90, 0xf0, 0x01, 0x00};
+	static const struct {
+		const char *name;
+		uint32_t dr7, address;
+	} kinds[] = {
+		{"none", 0xd00000, 0}, {"writes", 0xd00004, 0}, {"accesses", 0xf00008, 0}, {"a byte", 0x300004, 3}, {"beside", 0x300004, 4},
+		{"an instruction", 0x000004, 1},
+	};
+
+	for (unsigned n = 0; n < 2 * sizeof kinds / sizeof *kinds; n++) {
+		unsigned kind = n / 2;
+		bool user = n & 1;
+
+		put(accesses, sizeof accesses, user);
+		stops = causes = 0;
+		set_breakpoint(kinds[kind].address == 1 ? (uint32_t)code + 9 : (uint32_t)area + kinds[kind].address, kinds[kind].dr7);
+		run(user);
+		set_breakpoint(0, 0);
+		print("%s, %s: %u stops", user ? "program" : "kernel", kinds[kind].name, stops);
+		for (unsigned i = 0; i < stops && i < 4; i++)
+			print(" +%u", stopped_at[i]);
+		print(", DR6 %x\n", causes);
+	}
+}
+
+/* Emulation knows nothing of these. */
+static void look_at_debug_registers(void)
+{
+	set_handler(1, on_fault);
+	set_cr4(8, true); /* DE */
+	put((const uint8_t[]){0x0f, 0x21, 0xe0}, 3, false);
+	expect("vector of MOV from DR4 with CR4.DE", run(false), 6);
+	put((const uint8_t[]){0xe4, 0x80}, 2, false);
+	set_breakpoint(0x80, 0x200004);
+	expect("vector behind IN from a port", run(false), 1);
+	expect("return address", fault_at, (uint32_t)code + 7);
+	expect("DR6", read_dr6() & 0xe00f, 2);
+	set_breakpoint(0, 0x2000);
+	put((const uint8_t[]){0x0f, 0x21, 0xc0}, 3, false);
+	expect("vector of MOV from DR0 with DR7.GD", run(false), 1);
+	expect("DR6", read_dr6() & 0xe00f, 0x2000);
+	set_cr4(8, false);
+	set_breakpoint(0, 0);
+}
+
 /* ---- two programs, switched by each of their calls */
 
 static struct program {
@@ -236,6 +310,10 @@ int main(void)
 	if (option("kernel", 1))
 		look(false);
 	look_at_time();
+	set_handler(1, on_debug);
+	look_at_breakpoints();
+	if (option("both", 0))
+		look_at_debug_registers();
 	look_at_programs();
 	return done();
 }

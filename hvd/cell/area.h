@@ -62,7 +62,7 @@ struct hv_cell_debug {
 };
 
 /* What a kernel can ask for and native code does not do. The runner tells people (hvd/cell/vcpu.py). */
-enum hv_neglected { HV_NEGLECTED_FPU /* CR0.TS, CR0.EM, for a kernel that runs natively */, HV_NEGLECTED_BREAKPOINTS /* DR7 */ };
+enum hv_neglected { HV_NEGLECTED_FPU /* CR0.TS, CR0.EM, for a kernel that runs natively */ };
 
 /* A cell's own figures; free-running. What others want to know is in struct hv_counters. */
 struct hv_cell_counters {

@@ -1,9 +1,9 @@
 /* Instructions of control, debug and model-specific registers, the time stamp counter, CPUID (Intel SDM vol. 3A, "Control Registers", "Debug
  * Registers"; what MSRs and leaves hold: msr.c). */
+#include "debug.h"
 #include "sensitive.h"
 
 #define CR4_KNOWN 0x3007ffu /* VME to UMIP, SMEP and SMAP */
-#define DR7_ENABLED 0xffu   /* L0 to G3 */
 
 enum hv_after hv_execute_mov_from_control(const struct hv_insn *insn)
 {
@@ -96,15 +96,19 @@ enum hv_after hv_execute_mov_to_control(const struct hv_insn *insn)
 enum hv_after hv_execute_mov_debug(const struct hv_insn *insn)
 {
     require_supervisor();
-    unsigned index = insn->reg == 4 || insn->reg == 5 ? insn->reg + 2u : insn->reg;
+    bool alias = insn->reg == 4 || insn->reg == 5;
+    if (alias && HV_CPU->cr4 & HV_CR4_DE)
+        hv_raise(HV_UD);
+    hv_breaks_detect();
+    unsigned index = insn->reg + (alias ? 2u : 0);
     if (insn->opcode == 0x21) {
         HV_CPU->r[insn->rm] = HV_CPU->dr[index];
         hv_cross_here(HV_POINT_PRIVILEGED_MOV_FROM_DR, index, HV_CPU->dr[index], 0, 0);
         return NEXT;
     }
     uint32_t value = HV_CPU->r[insn->rm];
-    neglect(HV_NEGLECTED_BREAKPOINTS, index == 7 ? value & DR7_ENABLED : 0);
     HV_CPU->dr[index] = index == 6 ? (value & 0xe00fu) | 0xffff0ff0u : index == 7 ? (value & ~0xd000u) | 0x400u : value;
+    hv_debug_update();
     hv_cross_here(HV_POINT_PRIVILEGED_MOV_TO_DR, index, value, 0, 0);
     return NEXT;
 }

@@ -71,6 +71,7 @@ struct hv_cpu {
 #define HV_CR0_AM 0x40000u
 #define HV_CR0_PG 0x80000000u
 #define HV_CR4_TSD 4u
+#define HV_CR4_DE 8u
 #define HV_CR4_PSE 0x10u
 #define HV_CR4_PAE 0x20u
 #define HV_CR4_PGE 0x80u

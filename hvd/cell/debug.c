@@ -31,14 +31,24 @@ void hv_debug_changed(void)
         debug->breakpoint_count = HV_AREA_BREAKPOINTS;
     if (debug->watchpoint_count > HV_AREA_WATCHPOINTS)
         debug->watchpoint_count = HV_AREA_WATCHPOINTS;
-    hv_watching = debug->watchpoint_count != 0;
-    hv_debugging = hv_watching || debug->breakpoint_count || debug->step;
+    hv_debug_update();
     hv_debug_forget();
+}
+
+void hv_debug_update(void)
+{
+    const struct hv_cell_debug *debug = wanted();
+    bool own = hv_breaks_enabled();
+    hv_watching = debug->watchpoint_count || (own && hv_breaks_watch());
+    hv_debugging = hv_watching || debug->breakpoint_count || debug->step || own;
+    if (!own)
+        hv_breaks_forget();
 }
 
 void hv_debug_access(uint32_t linear, unsigned size, bool write)
 {
     const struct hv_cell_debug *debug = wanted();
+    hv_breaks_access(linear, size, write);
     for (unsigned i = 0; i < debug->watchpoint_count && !hit; i++) {
         uint32_t address = debug->watchpoints[i].address, length = debug->watchpoints[i].length;
         bool overlaps = linear - address < length || address - linear < size;
@@ -92,11 +102,16 @@ bool hv_debug_holds_interrupts(bool interrupt)
 
 void hv_debug_call(void) { called = true; }
 
-void hv_debug_executed(void) { executed = hv_debugging; }
+void hv_debug_executed(void)
+{
+    executed = hv_debugging;
+    hv_breaks_executed();
+}
 
 void hv_debug_raised(void)
 {
-    hv_debug_executed();
+    executed = hv_debugging;
+    hv_breaks_forget();
     hit = false; /* what it accessed is accessed again when it is executed again */
 }
 
@@ -249,6 +264,7 @@ static void watch_native(const struct hv_insn *insn)
 
 bool hv_debug_execute(void)
 {
+    hv_breaks_execute();
     if (hv_paravirtual() && hv_gate_interpret())
         return true;
     hv_fetch_instruction(&native);
@@ -259,6 +275,7 @@ bool hv_debug_execute(void)
     }
     if (hv_watching)
         watch_native(&native);
+    hv_breaks_foresee();
     return false;
 }
 

@@ -1,5 +1,6 @@
 /* Instructions of the guest, executed by the monitor: their operands, the stack, and who executes which. */
 #include "cell.h"
+#include "debug.h"
 
 /* ---- registers */
 
@@ -267,8 +268,7 @@ void hv_single_step_trap(const struct hv_insn *insn)
 {
     if (is_software_interrupt(insn) || HV_CPU->interrupt_shadow)
         return;
-    HV_CPU->dr[6] = (HV_CPU->dr[6] & ~0xfu) | HV_DR6_BS;
-    hv_deliver(HV_DB, false, 0, false);
+    hv_breaks_trap(HV_DR6_BS);
 }
 
 bool hv_interpret(const struct hv_insn *insn)

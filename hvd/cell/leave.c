@@ -116,6 +116,7 @@ void hv_leave(enum hv_cell_reason reason)
     hv_lookaside_empty();
     if (area->cpu_changed) {
         cell.cpu = area->cpu;
+        hv_debug_update();
         if (hv_paravirtual())
             hv_paravirt_forget_twins(); /* after a reset the guest may have other tables */
         hv_abandon();
@@ -177,6 +178,8 @@ static unsigned done_of(unsigned count)
 unsigned hv_port_in_string(uint16_t port, unsigned size, uint32_t *values, unsigned count)
 {
     values[0] = 0;
+    if (hv_watching)
+        hv_breaks_port(port, size);
     if (hv_board_port_in(&cell.board, port, size, values) != HV_PORT_LEAVE) {
         hv_cross_here(HV_POINT_PORT_IN, port, size, values[0], 0);
         return 1;
@@ -190,6 +193,8 @@ unsigned hv_port_in_string(uint16_t port, unsigned size, uint32_t *values, unsig
 unsigned hv_port_out_string(uint16_t port, unsigned size, const uint32_t *values, unsigned count)
 {
     enum hv_port_result result;
+    if (hv_watching)
+        hv_breaks_port(port, size);
     while ((result = hv_board_port_out(&cell.board, port, size, values[0])) == HV_PORT_WAIT)
         ask(HV_CELL_CONSOLE_FULL, port, size, values[0]);
     if (result != HV_PORT_LEAVE) {

@@ -18,6 +18,7 @@
 
 #include "breakpoint.h"
 #include "cell.h"
+#include "debug.h"
 #include "paravirt.h"
 #include "sites.h"
 #include "start.h"
@@ -168,5 +169,6 @@ int main(int argc, char **argv)
     cell.area->sandbox |= HV_SANDBOX_SECCOMP;
     hv_wait_for_turn();
     cell.cpu = cell.area->cpu;
+    hv_debug_update();
     hv_enter_first();
 }

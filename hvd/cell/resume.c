@@ -52,6 +52,10 @@ static void settle(void)
             hv_guarded(leave_interrupted);
             continue;
         }
+        if (hv_breaks_hit()) {
+            hv_guarded(hv_breaks_trap_here);
+            continue;
+        }
         if (cell.board.lapic.handling_ns)
             hv_breakpoint_pace();
         if (hv_timer_due())

@@ -110,8 +110,7 @@ static void debug_trap(void)
         if (!trap)
             return;
     }
-    HV_CPU->dr[6] = (HV_CPU->dr[6] & ~0xfu) | HV_DR6_BS;
-    hv_deliver(HV_DB, false, 0, false);
+    hv_breaks_trap(HV_DR6_BS);
 }
 
 /* INT 80, and SYSCALL or SYSENTER, which the host takes for system calls of its own. */

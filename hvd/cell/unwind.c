@@ -84,7 +84,13 @@ static bool user_faulted;
 static uint32_t user_fault;
 static uint32_t kernel_fault, kernel_fault_eip; /* EIP 0: none */
 
-static void deliver_it(void) { hv_deliver(delivered.vector, delivered.has_error, delivered.error, false); }
+/* RF in a fault's frame keeps the instruction's own breakpoint from stopping it again (deliver.c does not set it, which nobody else sees). */
+static void deliver_it(void)
+{
+    if (hv_breaks_enabled() && delivered.vector != HV_DB)
+        HV_CPU->eflags |= HV_RF;
+    hv_deliver(delivered.vector, delivered.has_error, delivered.error, false);
+}
 
 static void shut_down(void)
 {

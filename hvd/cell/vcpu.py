@@ -42,7 +42,6 @@ FAST_STRINGS: Final = 1  # IA32_MISC_ENABLE
 # What native code does not do though the kernel asks for it, by the bits of enum hv_neglected.
 NEGLECTED: Final = (
     "the kernel sets CR0.TS or CR0.EM, which stops its programs' x87 and SSE instructions here, but not its own",
-    "the kernel sets breakpoint registers, which stop nothing here",
 )
 _SETTABLE: Final = {name: index for index, name in enumerate(GENERAL)}
 

@@ -76,6 +76,7 @@ class Program:
     seed: int = 0
     cr0: int = CR0
     cr4: int = CR4
+    dr7: int = 0  # for the registers of stream_kernel.WATCHED
     notes: dict[str, Any] = field(default_factory=dict)
 
     def code(self) -> tuple[bytes, list[int]]:
@@ -97,6 +98,7 @@ class Program:
                 "registers": self.registers,
                 "cr0": self.cr0,
                 "cr4": self.cr4,
+                "dr7": self.dr7,
                 "chunks": chunks,
                 "notes": self.notes,
             }
@@ -106,7 +108,7 @@ class Program:
     def load(cls, text: str) -> Program:
         row = json.loads(text)
         chunks = [[bytes.fromhex(atom) for atom in chunk] for chunk in row["chunks"]]
-        control = {name: row[name] for name in ("cr0", "cr4") if name in row}
+        control = {name: row[name] for name in ("cr0", "cr4", "dr7") if name in row}
         return cls(row["ring"], row["eflags"], row["registers"], chunks, **control, notes=row.get("notes", {}))
 
 
@@ -210,8 +212,8 @@ class Side:
             registers = list(program.registers)
             registers[4], registers[6] = STACK, USER
             row = struct.pack(
-                "<III8I4I", STREAMS + at, program.ring, program.eflags, *registers, KERNEL + MAPS + 2 * at, len(code), program.cr0,
-                program.cr4 | self.paging.cr4,
+                "<III8I5I", STREAMS + at, program.ring, program.eflags, *registers, KERNEL + MAPS + 2 * at, len(code), program.cr0,
+                program.cr4 | self.paging.cr4, program.dr7,
             )
             memory.write(TABLE + 64 * placed, row)
             at += len(code) + 1

@@ -67,6 +67,9 @@ LDT_ROWS: Final = (
     0x0040F70000000FFF, 0, 0, 0, 0x00CF9F000000FFFF, 0x00CF13000000FFFF, 0x00CF99000000FFFF, 0x00CFF3000000FFFF, 0,
 )  # fmt: skip
 CR0, CR4 = 0x8001_0033, 0x690
+# DR0 to DR2, of a program that has DR7: a loop's counters and its stack; DR3 is in its code.
+WATCHED: Final = (USER + 0x1F00, USER + 0x1F08, STACK - 4)
+CODE_WATCHED: Final = 16  # from its beginning
 ERROR_CODES: Final = (8, 10, 11, 12, 13, 14, 17)
 
 SKELETON: Final = """
@@ -115,7 +118,18 @@ next:
     movl CURRENT, %ebx
     movl 52(%ebx), %eax; movl %eax, %cr0
     movl 56(%ebx), %eax; movl %eax, %cr4
-    cmpl $0, 4(%ebx)
+    movl 60(%ebx), %ecx
+    jecxz 1f
+    movl $WATCHED_0, %eax; movl %eax, %dr0
+    movl $WATCHED_1, %eax; movl %eax, %dr1
+    movl $WATCHED_2, %eax; movl %eax, %dr2
+    xorl %eax, %eax; movl %eax, %dr6; movl %eax, %dr3
+    testl $0xc0, %ecx
+    jz 2f
+    movl (%ebx), %eax; addl $CODE_WATCHED, %eax; movl %eax, %dr3
+2:
+    movl %ecx, %dr7
+1:  cmpl $0, 4(%ebx)
     jne user
     movl 12 + 16(%ebx), %esp
     pushl 8(%ebx); pushl $0x08; pushl (%ebx)
@@ -170,7 +184,14 @@ common:
     movl 4(%esi), %eax; movl %eax, 48(%edi)
     movl (%esi), %eax; movl %eax, 52(%edi)
     movl STREAM_INDEX, %eax; movl %eax, 56(%edi)
-    movl %cr0, %eax; movl %cr4, %ebx; shll $16, %ebx; xorl %ebx, %eax; movl %eax, 68(%edi)
+    movl %cr0, %eax; movl %cr4, %ebx; shll $16, %ebx; xorl %ebx, %eax
+    cmpl $1, 32(%esi)
+    jne 1f
+    movl %dr6, %ebx; andl $0xf, %ebx; jz 1f
+    shll $24, %ebx; xorl %ebx, %eax
+    # not in front of a CMP that defines them
+    andl $~0x8d5, 16(%edi)
+1:  movl %eax, 68(%edi)
     addl $72, LOG_POINTER
     movl 32(%esi), %eax
     cmpl $END_VECTOR, %eax
@@ -189,6 +210,7 @@ common:
     cmpl $1, %eax
     je trap
 skip:
+    andl $~0x10000, 48(%esi)
     # where the stream goes on behind this instruction
     movl CURRENT, %ebx
     movl 40(%esi), %eax
@@ -221,6 +243,12 @@ echo:
     jmp go_on
 trap:
     andl $~0x100, 48(%esi)
+    # its code's breakpoint stops it once: emulation shows RF by PUSHF
+    movl %dr6, %eax
+    xorl %ebx, %ebx; movl %ebx, %dr6
+    testl $8, %eax
+    jz go_on
+    movl %dr7, %eax; andl $~0xc0, %eax; movl %eax, %dr7
 go_on:
     popl %ebx; popl %eax
     movw %ax, %ds; movw %bx, %es
@@ -231,6 +259,7 @@ overflow:
     movl $0xbad, %eax; movw $EXIT_PORT, %dx; outl %eax, %dx
 finished:
     # A hash of what it left in memory, and of x87 and SSE registers
+    xorl %eax, %eax; movl %eax, %dr7
     movl $INITIAL_CR0, %eax; movl %eax, %cr0
     movl $INITIAL_CR4, %eax; movl %eax, %cr4
     movl $KERNEL_STACK - 1024, %esp
@@ -285,7 +314,8 @@ def kernel_image(directory: Path, paging: Paging, assembler: str | None = None) 
         "PRISTINE_TABLE": KERNEL + PRISTINE_TABLE, "USER_TABLE": KERNEL + USER_TABLE, "DIRECTORY": DIRECTORY, "KERNEL_STACK": KERNEL + KERNEL_STACK,
         "LOG_END": KERNEL + LOG + LOG_BYTES - 256, "EXIT_PORT": EXIT_PORT, "END_VECTOR": END_VECTOR, "ECHO_VECTOR": ECHO_VECTOR,
         "MOST_FAULTS": MOST_FAULTS, "INITIAL_CR0": CR0, "INITIAL_CR4": CR4 | paging.cr4,
-        "LDT_SELECTOR": LDT_SELECTOR, "TABLE_WORDS": 32 * paging.entry_bytes // 4,
+        "LDT_SELECTOR": LDT_SELECTOR, "CODE_WATCHED": CODE_WATCHED,
+        "WATCHED_0": WATCHED[0], "WATCHED_1": WATCHED[1], "WATCHED_2": WATCHED[2], "TABLE_WORDS": 32 * paging.entry_bytes // 4,
     }  # fmt: skip
     source = "".join(f"    .set {name}, {value:#x}\n" for name, value in symbols.items()) + SKELETON
     for vector in range(256):

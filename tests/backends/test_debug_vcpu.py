@@ -26,8 +26,6 @@ def start(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Start]:
     availability = NATIVE if backend == "emulation" else all_backends()[backend].probe()
     if not availability.available:
         pytest.skip(f"{availability.reason}; {availability.remedy}")
-    if backend != "emulation" and request.node.get_closest_marker("debug_registers"):
-        pytest.skip("a cell's guests have no debug registers of their own")
     rigs: list[Rig] = []
 
     def make(source: str, bits: int = 32, labels: str = "", **more: int) -> Rig:
@@ -338,7 +336,6 @@ def test_the_guests_own_single_step_traps_behind_privileged_instructions(start: 
     assert rig.scratch(8) == 1
 
 
-@pytest.mark.debug_registers
 def test_the_guests_breakpoint_registers_work_beside_the_debuggers(start: Start) -> None:
     source = """
         gate 1, trap
@@ -361,7 +358,6 @@ def test_the_guests_breakpoint_registers_work_beside_the_debuggers(start: Start)
     assert go(rig).value == 1
 
 
-@pytest.mark.debug_registers
 @pytest.mark.parametrize("both", [False, True])
 def test_the_guests_watch_registers_work_beside_the_debuggers(start: Start, both: bool) -> None:
     source = """

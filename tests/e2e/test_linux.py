@@ -207,7 +207,8 @@ def test_debians_32_bit_kernels_rewritten(daemon: RealDaemon, name: str) -> None
     needs_backend(daemon, "rewriting")
     avx = Path(kernel("avx"))  # what the kernel knows nothing of, and its programs can use
     sites = Path(kernel("sites"))  # INT 80 in every shape
-    _check_debian(daemon, name, "i[3456]86", "rewriting", [avx, sites])
+    watched = Path(kernel("watched"))  # a debugger's use of breakpoint registers
+    _check_debian(daemon, name, "i[3456]86", "rewriting", [avx, sites, watched])
 
 
 @pytest.mark.parametrize(
