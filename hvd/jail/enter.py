@@ -4,6 +4,7 @@ filter and Landlock are each thread's own. (Another may still be loading the ker
 from __future__ import annotations
 
 import ctypes
+import functools
 import os
 import platform
 import resource
@@ -17,7 +18,7 @@ import hvapi
 import hvd
 import hvd.backends
 from hvd.errors import HvdError
-from hvd.jail import landlock, seccomp
+from hvd.jail import landlock, network, seccomp
 
 # linux/capability.h
 SYS_RAWIO, SYS_CHROOT, PERFMON = 17, 18, 38
@@ -29,7 +30,7 @@ MOST_DESCRIPTORS: Final = 1024
 MOST_PROCESSES: Final = 64
 
 # linux/sched.h, linux/mount.h, linux/prctl.h
-_NEWNS, _NEWUTS, _NEWIPC, _NEWNET = 0x20000, 0x4000000, 0x8000000, 0x40000000
+_NEWNS, _NEWUTS, _NEWIPC = 0x20000, 0x4000000, 0x8000000
 _READ_ONLY, _NO_SUID, _NO_DEVICES, _NO_EXECUTION, _REMOUNT, _BIND, _RECURSIVE, _PRIVATE = 1, 2, 4, 8, 32, 4096, 16384, 1 << 18
 _DETACH = 2
 _KEEP_CAPABILITIES, _CAPABILITY_DROP, _NO_NEW_PRIVILEGES, _AMBIENT, _AMBIENT_RAISE = 8, 24, 38, 47, 2
@@ -74,6 +75,7 @@ class _Libc:
     def __init__(self) -> None:
         self._lib = ctypes.CDLL(None, use_errno=True)
         self._lib.syscall.restype = ctypes.c_long
+        self._lib.prctl.argtypes = (ctypes.c_int, *[ctypes.c_ulong] * 4)
 
     def __call__(self, name: str, *arguments: Any) -> None:
         if getattr(self._lib, name)(*arguments) != 0:
@@ -85,7 +87,7 @@ class _Libc:
             )
 
     def prctl(self, option: int, *arguments: int) -> None:
-        self("prctl", option, *(ctypes.c_ulong(argument) for argument in (*arguments, 0, 0, 0, 0)[:4]))
+        self("prctl", option, *(*arguments, 0, 0, 0, 0)[:4])
 
     def mount(self, source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
         self("mount", *(text.encode() for text in (source, target, kind)), ctypes.c_ulong(flags), data.encode())
@@ -97,7 +99,7 @@ def enter(jail: Jail, kept: frozenset[int], readable: Sequence[str] = ()) -> Non
     libc = _Libc()
     for kind, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, MOST_DESCRIPTORS)):
         _limit(kind, most)
-    readable = _outermost([*_libraries(), *filter(os.path.isdir, readable)])
+    readable = _outermost([*libraries(), *filter(os.path.isdir, readable)])
     if jail.user is not None:
         try:
             _leave_root(libc, jail, readable)
@@ -105,6 +107,7 @@ def enter(jail: Jail, kept: frozenset[int], readable: Sequence[str] = ()) -> Non
             raise _failed("root", error) from error
         _limit(resource.RLIMIT_NPROC, MOST_PROCESSES)
         _become(libc, jail.user, kept)
+    network.drop()  # without a user
     libc.prctl(_NO_NEW_PRIVILEGES, 1)
     _fence(jail, readable)
     _filter(libc)
@@ -121,7 +124,8 @@ def _limit(kind: int, most: int) -> None:
     resource.setrlimit(kind, (most, most))
 
 
-def _libraries() -> list[str]:
+@functools.cache
+def libraries() -> list[str]:
     """Where Python may still find what it imports late; none of it is anybody's secret."""
     paths = [os.path.dirname(os.__file__), *(path for package in (hvd, hvapi) for path in package.__path__)]
     paths += [path for path in sys.path if path.endswith(("site-packages", "dist-packages", "lib-dynload"))]
@@ -142,7 +146,11 @@ def _leave_root(libc: _Libc, jail: Jail, readable: Sequence[str]) -> None:
     """Namespaces of its own: a network, host name, IPC without anything in them, and a root with the guest's directories, Python's libraries and
     what /proc tells of this user's processes."""
     here = os.getcwd()
-    libc("unshare", _NEWNS | _NEWUTS | _NEWIPC | _NEWNET)
+    made = network.take()
+    libc("unshare", _NEWNS | _NEWUTS | _NEWIPC | (network.NEW_NETWORK if made < 0 else 0))
+    if made >= 0:
+        libc("setns", made, network.NEW_NETWORK)
+        os.close(made)
     own = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
     libc.mount("", "/", flags=_RECURSIVE | _PRIVATE)
     # Any directory will do that none of the others is in.

@@ -23,8 +23,8 @@ from hvd.board import firmware
 from hvd.board.machine import CreateVcpu
 from hvd.board.spec import MachineSpec
 from hvd.errors import HvdError
-from hvd.jail import inputs, user
-from hvd.jail.enter import CELL, PERFMON, Jail, enter
+from hvd.jail import inputs, network, user
+from hvd.jail.enter import CELL, PERFMON, Jail, enter, libraries
 from hvd.runner.directory import (
     EXIT,
     JAIL,
@@ -74,6 +74,9 @@ def detach(ready_fd: int | None, cards: int) -> None:
         keep = ready_fd + 1 + cards
         for fd in range(ready_fd, keep):
             os.set_inheritable(fd, False)
+    if (made := network.descriptor()) >= keep:
+        os.closerange(keep, made)
+        keep = made + 1
     os.closerange(keep, os.sysconf("SC_OPEN_MAX"))
     os.umask(0o077)
     # Process 1 of a namespace gets no signal that it has no handler for.
@@ -123,6 +126,7 @@ def preload(backend: str) -> None:
     somebody talks to it. Raises HvdError BACKEND_UNAVAILABLE."""
     importlib.import_module("hvd.runner.control")
     importlib.import_module("hvd.runner.census")
+    libraries()
     create = find_vcpu(backend)
     load = getattr(sys.modules[create.__module__], "preload", None)
     if load is not None:
@@ -132,6 +136,7 @@ def preload(backend: str) -> None:
 def lock_in(document: dict[str, Any], spec: MachineSpec, create_vcpu: CreateVcpu) -> None:
     """From here on only what is open, and what is the guest's own. Raises HvdError RUNNER_START_FAILED."""
     if JAIL not in document:
+        network.drop()
         return
     preload(spec.backend)  # what it loads lies outside
     inputs.hold(path for path in (spec.kernel, spec.initrd, spec.snapshot) if path)

@@ -84,6 +84,10 @@ def test_a_guest_s_processes_are_locked_in(daemon: RealDaemon, backend: str, spa
             pytest.skip(f"{backend} does not run here")
         wait_for(lambda: spares(daemon, backend), "there is a spare")
     waiting = spares(daemon, backend)
+    # It has a network of its own at hand, but is still in the host's.
+    for pid in waiting:
+        assert namespaces(pid)["net"] == namespaces(daemon.pid)["net"]
+        assert "net" in descriptors(pid)
     done = daemon.hvctl("run", "-d", "--name", "g", "--backend", backend, "--kernel", kernel("echo.elf"), "--memory", "8M")
     if done.returncode == 6:
         pytest.skip(done.stderr)
