@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import ctypes
 import enum
-import os
 import threading
 from collections.abc import Mapping
 from pathlib import Path
@@ -73,13 +72,8 @@ class HotBoard:
         self.out_event = out_event
         self.counters_path = counters
         self.trace_path = trace
-        self._counters = SharedFile(counters, COUNTERS_BYTES)
-        self._trace = SharedFile(trace, RECORD_BYTES * (1 + trace_records))
-        # Written at once and by every crossing: better to find a full disk now than by SIGBUS later.
-        for path, written in ((counters, COUNTERS_BYTES), (trace, RECORD_BYTES)):
-            if path is not None:
-                with open(path, "rb+") as file:
-                    os.posix_fallocate(file.fileno(), 0, written)
+        self._counters = SharedFile(counters, COUNTERS_BYTES, COUNTERS_BYTES)
+        self._trace = SharedFile(trace, RECORD_BYTES * (1 + trace_records), RECORD_BYTES)
         self._lib.hv_board_init(
             self.address,
             out_event,

@@ -10,6 +10,7 @@ changes at every read.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, ClassVar, Final
@@ -56,6 +57,7 @@ class ScreenImage:
     note: str = ""
 
 
+@functools.cache
 def _first_colors() -> bytes:
     """The 64 colours of the EGA, two bits for each of red, green and blue (bits rgbRGB), as the BIOS loads them."""
     colors = bytearray(3 * COLORS)
