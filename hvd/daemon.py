@@ -8,6 +8,7 @@ import fcntl
 import os
 import signal
 import sys
+import time
 from collections.abc import Coroutine, Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -67,7 +68,17 @@ from hvd.trace.session import TraceSwitch
 log = structlog.get_logger()
 
 LOCK = "lock"
+# So long a lock is waited for whose holder has ended.
+DEAD_HOLDER_SECONDS = 5.0
 SERVICES = tuple(f"hvd.v1.{noun}Service" for noun in ("Guest", "Image", "Inspect", "Trace", "Metrics", "Network", "Volume", "System"))
+
+
+def _lock(descriptor: int) -> bool:
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -79,11 +90,13 @@ def locked(directory: Path) -> Iterator[None]:
     except OSError as error:
         raise HvdError("DIRECTORY_UNUSABLE", directory=directory, problem=error.strerror) from error
     try:
-        try:
-            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
+        deadline = time.monotonic() + DEAD_HOLDER_SECONDS
+        while not _lock(descriptor):
             holder = os.pread(descriptor, 20, 0).decode("ascii", "replace").strip() or "unknown"
-            raise HvdError("DIRECTORY_IN_USE", holder=holder, directory=directory) from None
+            # One that was killed in the middle of starting a process: its lock is also that one's, until it executes its program.
+            if not holder.isdecimal() or os.path.exists(f"/proc/{holder}") or time.monotonic() > deadline:
+                raise HvdError("DIRECTORY_IN_USE", holder=holder, directory=directory)
+            time.sleep(0.01)
         # A full disk must not keep the daemon from starting: the number is for people only.
         with contextlib.suppress(OSError):
             os.truncate(descriptor, 0)

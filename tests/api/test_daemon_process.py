@@ -8,7 +8,9 @@ import signal
 import socket
 import subprocess
 import sys
+import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import grpc
@@ -142,3 +144,26 @@ def test_records_of_processes(tmp_path: Path) -> None:
     finally:
         sleeper.kill()
         sleeper.wait()
+
+
+def test_a_lock_that_a_killed_daemon_s_child_still_has(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Between its fork and the execution of its program."""
+    import hvd.daemon
+
+    ours, theirs = os.pipe()
+    code = "import os, sys, hvd.daemon, pathlib; held = hvd.daemon.locked(pathlib.Path(sys.argv[1])); held.__enter__(); "
+    code += "os.fork() and os._exit(0); os.read(int(sys.argv[2]), 1); os._exit(0)"
+    subprocess.run([sys.executable, "-c", code, str(tmp_path), str(ours)], check=True, pass_fds=[ours], timeout=60)
+    waits: list[float] = []
+
+    def sleep(seconds: float) -> None:
+        if not waits:
+            os.write(theirs, b"x")
+        waits.append(seconds)
+        time.sleep(seconds)
+
+    monkeypatch.setattr(hvd.daemon, "time", SimpleNamespace(monotonic=lambda: 0.0, sleep=sleep))
+    with hvd.daemon.locked(tmp_path):
+        assert waits
+    os.close(ours)
+    os.close(theirs)
