@@ -125,7 +125,7 @@ bool hv_breakpoint_prepare(void)
  * else. After an interrupt the next tick waits until the guest has run with interrupts enabled for as long as they were disabled, MOST_OWN_NS at
  * most. A kernel that enables them for a moment in each turn of a loop, as schedulers do, is given moments until they add up to that.
  */
-#define MOST_OWN_NS 20000000u
+#define MOST_OWN_NS 100000000u
 
 void hv_breakpoint_pace(void)
 {

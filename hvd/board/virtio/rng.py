@@ -13,7 +13,7 @@ MOST_AT_ONCE: Final = 64 << 10  # a driver must be content with less than it ask
 class Rng(VirtioDevice):
     name: ClassVar[str] = "virtio-rng"
     device_id: ClassVar[int] = 4
-    queue_sizes = (8,)
+    queue_sizes = (64,)
 
     def handle_queue(self, index: int) -> None:
         queue = self.queues[index]
