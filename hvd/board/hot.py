@@ -46,6 +46,14 @@ class Tap(ctypes.Structure):
     _fields_ = (("head", _u64), ("records", (ctypes.c_char * RECORD_BYTES) * TAP_RECORDS))
 
 
+class CmosRegisters(ctypes.Structure):
+    """struct hv_cmos."""
+
+    _fields_ = (
+        ("base_s", ctypes.c_int64), ("base_ns", _u32), ("there", _u8), ("frozen", _u8), ("index", _u8), ("memory", _u8 * 128),
+    )  # fmt: skip
+
+
 class HotBoard:
     """struct hv_board: clock, interrupt controllers, timer, COM1 with the console's rings, the counting of crossings.
 
@@ -113,6 +121,25 @@ class HotBoard:
 
     def pci(self) -> PciRegisters:
         return PciRegisters(self._lib, self.address, self._memory)
+
+    def cmos(self) -> CmosRegisters:
+        """What C answers of the CMOS clock (native/cmos.c)."""
+        registers = CmosRegisters.from_address(self._lib.hv_board_cmos(self.address))
+        registers.keep = self._memory
+        return registers
+
+    def read_cmos(self, port: int) -> int | None:
+        """One byte; None: it is for Python to answer."""
+        answered = self._lib.hv_cmos_in(self.address, port, 1, self._value_address)
+        return self._value.value & 0xFF if answered else None
+
+    def cmos_register(self, index: int) -> int | None:
+        """The same of any register, whatever the index is."""
+        answered = self._lib.hv_cmos_register(self.address, index, self._value_address)
+        return self._value.value & 0xFF if answered else None
+
+    def write_cmos(self, port: int, value: int) -> bool:
+        return bool(self._lib.hv_cmos_out(self.address, port, 1, value))
 
     def reset(self) -> None:
         """The reset line: devices, not the clock nor the console's rings."""

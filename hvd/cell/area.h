@@ -138,6 +138,7 @@ struct hv_cell_area {
     struct hv_cpu cpu;
     uint8_t devices[HV_AREA_DEVICES];
     struct hv_pci_spaces pci_spaces;
+    struct hv_cmos cmos;
     uint32_t string[HV_AREA_STRING]; /* elements of INS and OUTS: the latter's, or answers from the second one on */
 
     /* ---- the cell's word to the runner, at `left` */

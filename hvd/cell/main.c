@@ -88,6 +88,7 @@ static void make_board(void)
     memcpy(cell.board.claimed, cell.area->claimed, sizeof cell.board.claimed);
     cell.board.console = &cell.area->console;
     cell.board.spaces = &cell.area->pci_spaces;
+    cell.board.cmos = &cell.area->cmos;
 }
 
 /* Nothing of this process may lie where guest code can point: in the low 4 GiB and, with two views, in the kernel's window. */

@@ -23,7 +23,7 @@ static uint32_t next(void) /* xorshift64* (Vigna 2014) */
     return (uint32_t)(state * 0x2545f4914f6cdd1dull >> 32);
 }
 
-static const uint16_t bases[] = {0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x4d1, 0x40, 0x41, 0x42, 0x43, 0x61,
+static const uint16_t bases[] = {0x70, 0x71, 0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x4d1, 0x40, 0x41, 0x42, 0x43, 0x61,
                                  0x3f8, 0x3f9, 0x3fa, 0x3fb, 0x3fc, 0x3fd, 0x3fe, 0x3ff, 0x1f, 0x3f6, 0x1f0, 0x1ef, 0xffff, 0xfffe};
 
 /* Three functions of which the last is one of virtio, and one that says nothing true of itself, as in a run area. */
@@ -60,6 +60,8 @@ static void use_functions(struct hv_board *board)
     uint32_t value = next() % 4 ? next() : next() % 2 ? 0x402 : (uint32_t)in_window(), got;
     uint64_t wide = 0;
     unsigned size = 1u << next() % 4;
+    board->cmos->memory[next() % 2 ? 10 : 11] = (uint8_t)next();
+    board->cmos->frozen = next() & 1;
     hv_board_port_out(board, HV_PCI_ADDRESS, 4, 0x80000000u | next() % 6 << 11 | (next() % 4 ? offsets[next() % sizeof offsets] : next() & 0xfc));
     hv_board_port_out(board, (uint16_t)(HV_PCI_ADDRESS + next() % 8), 1u << next() % 3, value);
     hv_board_port_in(board, (uint16_t)(HV_PCI_ADDRESS + next() % 8), 1u << next() % 3, &got);
@@ -86,6 +88,9 @@ int main(int argc, char **argv)
     hv_board_claim(board, 0xfff0, 0xffff);
     hv_board_claim(board, 0x1f0, 8);
     add_functions(board);
+    board->cmos->there = 1;
+    board->cmos->base_s = (int64_t)next() * 100 - 200000000000; /* from long before 1970 */
+    board->cmos->base_ns = next() % 1000000000;
     hv_clock_start(&board->clock);
     uint64_t taken = 0, typed = 0, sent = 0;
     uint8_t buffer[300];

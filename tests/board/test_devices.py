@@ -10,11 +10,15 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from hvd.board.devices.cmos import UPDATE_NS, Cmos, days_since_1970
+from hvd.board.devices.cmos import Cmos, days_since_1970
 from hvd.board.devices.debug_exit import DebugExit
 from hvd.board.devices.keyboard import Keyboard
+from hvd.board.hot import HotBoard, PortResult
+from hvd.board.libhv import library
+from hvd.trace.points import BackendId
 
 SECOND = 1_000_000_000
+UPDATE_NS = (244 + 1984) * 1000
 START = calendar.timegm((2026, 11, 23, 13, 5, 9))  # a Monday
 
 
@@ -22,13 +26,22 @@ class FakeMachine:
     def __init__(self, memory_bytes: int = 64 << 20) -> None:
         self.memory_bytes = memory_bytes
         self.start_wall_ns = START * SECOND
+        self.board = HotBoard(BackendId.EMULATION)
         self.virtual_ns = 0
         self.irqs: list[tuple[int, bool]] = []
         self.resets: list[str] = []
         self.codes: list[int] = []
 
+    @property
+    def virtual_ns(self) -> int:
+        return self.board.now()
+
+    @virtual_ns.setter
+    def virtual_ns(self, ns: int) -> None:
+        assert library().hv_clock_set(self.board._clock, ns)
+
     def clock_ns(self) -> int:
-        return self.virtual_ns
+        return self.board.now()
 
     def set_irq(self, irq: int, level: bool) -> None:
         self.irqs.append((irq, level))
@@ -70,6 +83,37 @@ def test_the_time_is_that_of_the_start_in_bcd(cmos: Cmos) -> None:
     assert get(cmos, 0x0D) == 0x80
     assert get(cmos, 0x0A) == 0x26
     assert get(cmos, 0x0B) == 0x02
+
+
+@given(st.integers(-62_000_000_000, 253_402_300_799), st.integers(0, 1 << 60), st.sampled_from([0x00, 0x02, 0x04, 0x06]))
+def test_any_time_of_day(start_s: int, virtual_ns: int, form: int) -> None:
+    """Against the C library's calendar, in each of the four forms."""
+    machine = FakeMachine()
+    machine.start_wall_ns, machine.virtual_ns = start_s * SECOND + 5, virtual_ns
+    cmos = Cmos(machine)  # type: ignore[arg-type]
+    put(cmos, 0x0B, form)
+    now = time.gmtime((start_s * SECOND + 5 + virtual_ns) // SECOND)
+
+    def encoded(value: int) -> int:
+        return value if form & 4 else value // 10 << 4 | value % 10
+
+    hour = encoded(now.tm_hour) if form & 2 else encoded(now.tm_hour % 12 or 12) | (0x80 if now.tm_hour >= 12 else 0)
+    date = [encoded(now.tm_year // 100 % 100), encoded(now.tm_year % 100), encoded(now.tm_mon), encoded(now.tm_mday)]
+    assert clock(cmos) == [*date, hour, encoded(now.tm_min), encoded(now.tm_sec)]
+    assert get(cmos, 6) == encoded((now.tm_wday + 1) % 7 + 1)
+    machine.board.close()
+
+
+def test_what_is_in_c(cmos: Cmos, machine: FakeMachine) -> None:
+    """The index and all reading but that of the flags; each access of one byte, as the bus makes them."""
+    board = machine.board
+    board.claim(range(0x70, 0x72))
+    for index in range(128):
+        assert board.port_out(0x70, 1, index) is PortResult.DONE
+        result, value = board.port_in(0x71, 1)
+        assert (result is PortResult.LEAVE) if index == 0x0C else (result, value) == (PortResult.DONE, get(cmos, index))
+    assert board.port_in(0x70, 1) == (PortResult.DONE, 0xFF)
+    assert board.port_out(0x71, 1, 0) is board.port_out(0x70, 2, 0) is board.port_in(0x70, 2)[0] is PortResult.LEAVE
 
 
 def test_the_nmi_bit_of_the_index_is_ignored(cmos: Cmos) -> None:

@@ -3,11 +3,12 @@
 
 The time of day is the guest's virtual clock on top of the host's wall time at the start; it stands while the guest is
 paused. The flags of register C are right for a guest that polls them; interrupt 8 is not raised.
+
+The index and all reading but that of register C are in C (hvd/board/native/cmos.c), out of memory that this device owns.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
@@ -26,20 +27,14 @@ A, B, C, D = 10, 11, 12, 13
 
 A_UPDATE_IN_PROGRESS = 0x80
 A_RATE = 0x0F
-A_DIVIDER = 0x70
 A_DIVIDER_RUNS = 0x20  # 32.768 kHz crystal
 B_SET = 0x80
 B_INTERRUPTS = 0x70
 B_BINARY = 0x04
 B_24_HOURS = 0x02
 C_REQUEST, C_PERIODIC, C_UPDATED = 0x80, 0x40, 0x10
-D_VALID = 0x80
 
-# The update begins 244 us after the flag rises and takes 1984 us (data sheet, figure 14).
-UPDATE_NS = (244 + 1984) * 1000
-
-TIME_REGISTERS = (SECONDS, MINUTES, HOURS, DAY, MONTH, YEAR, CENTURY)
-# Register -> least and greatest value, decimal.
+# Register of the clock -> least and greatest value, decimal.
 LIMITS = {
     SECONDS: (0, 59),
     MINUTES: (0, 59),
@@ -74,14 +69,21 @@ class Cmos:
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
         # Time of day in ns since 1970 at virtual time 0; the guest sets its clock by changing it.
-        self._epoch_ns = machine.start_wall_ns
-        self._memory = bytearray(128)
+        self._registers = machine.board.cmos()
+        self._memory = memoryview(self._registers.memory).cast("B")
+        self._frozen_ns: int | None = None  # time of day while register B's SET is on
+        self._set_epoch(machine.start_wall_ns)
         self._memory[A] = A_DIVIDER_RUNS | 0x06  # 1024 Hz
         self._memory[B] = B_24_HOURS
         self._fill_memory_size(machine.memory_bytes)
-        self._index = D
-        self._frozen_ns: int | None = None  # time of day while register B's SET is on
+        self._registers.index, self._registers.there = D, True
         self._flags_ns = self._now_ns()  # up to here the flags of register C were read
+
+    def _set_epoch(self, epoch_ns: int, frozen_ns: int | None = None) -> None:
+        self._epoch_ns, self._frozen_ns = epoch_ns, frozen_ns
+        registers = self._registers
+        registers.base_s, registers.base_ns = divmod(epoch_ns if frozen_ns is None else frozen_ns, SECOND)
+        registers.frozen = frozen_ns is not None
 
     @property
     def ports(self) -> Sequence[range]:
@@ -92,13 +94,13 @@ class Cmos:
         "RESET")."""
         self._memory[B] &= ~(B_INTERRUPTS | 0x08) & 0xFF
         self._flags_ns = self._now_ns()
-        self._index = D
+        self._registers.index = D
 
     def save(self) -> dict[str, Any]:
         """The guest's time of day goes on from here when it is restored, as after a pause: the host's does not matter."""
         return {
             "memory": self._memory.hex(),
-            "index": self._index,
+            "index": self._registers.index,
             "epoch_ns": self._epoch_ns,
             "frozen_ns": self._frozen_ns,
             "flags_ns": self._flags_ns,
@@ -106,42 +108,30 @@ class Cmos:
 
     def restore(self, state: dict[str, Any]) -> None:
         saved.only(state, frozenset(self.save()), self.name)
-        self._memory = bytearray(saved.data(state, "memory", bytes(self._memory)))
-        self._index = saved.number(state, "index", 0x7F, D)
-        self._epoch_ns = saved.number(state, "epoch_ns", LATEST_NS, self._epoch_ns, least=EARLIEST_NS)
-        self._frozen_ns = saved.optional(state, "frozen_ns", LATEST_NS, least=EARLIEST_NS)
+        self._memory[:] = saved.data(state, "memory", bytes(self._memory))
+        self._registers.index = saved.number(state, "index", 0x7F, D)
+        self._set_epoch(
+            saved.number(state, "epoch_ns", LATEST_NS, self._epoch_ns, least=EARLIEST_NS),
+            saved.optional(state, "frozen_ns", LATEST_NS, least=EARLIEST_NS),
+        )
         self._flags_ns = saved.number(state, "flags_ns", LATEST_NS, self._now_ns(), least=EARLIEST_NS)
 
     def read_port(self, port: int, size: int) -> int:
-        if port == INDEX:
-            return 0xFF  # write-only on the PC/AT
-        return self._read(self._index)
+        value = self._machine.board.read_cmos(port)
+        return self._take_flags() if value is None else value
 
     def write_port(self, port: int, size: int, value: int) -> None:
-        if port == INDEX:
-            self._index = value & 0x7F  # bit 7 gates the NMI, which nothing raises here
-        else:
-            self._write(self._index, value)
+        if not self._machine.board.write_cmos(port, value):
+            self._write(self._registers.index, value)
 
     # ---- registers
-
-    def _read(self, index: int) -> int:
-        if index == A:
-            return self._memory[A] | (A_UPDATE_IN_PROGRESS if self._updating() else 0)
-        if index == C:
-            return self._take_flags()
-        if index == D:
-            return D_VALID
-        if index in TIME_REGISTERS or index == WEEKDAY:
-            return self._encoded_time()[index]
-        return self._memory[index]
 
     def _write(self, index: int, value: int) -> None:
         if index == A:
             self._memory[A] = value & ~A_UPDATE_IN_PROGRESS & 0xFF
         elif index == B:
             self._write_b(value)
-        elif index in TIME_REGISTERS:
+        elif index in LIMITS:
             self._set_time(index, value)
         elif index not in (C, D, WEEKDAY):  # read-only; the day of the week follows from the date
             self._memory[index] = value
@@ -150,11 +140,10 @@ class Cmos:
         now = self._now_ns()
         was_set, is_set = self._frozen_ns is not None, bool(value & B_SET)
         if is_set and not was_set:
-            self._frozen_ns = now
+            self._set_epoch(self._epoch_ns, now)
         elif was_set and not is_set:
             frozen = now if self._frozen_ns is None else self._frozen_ns
-            self._frozen_ns = None
-            self._epoch_ns += frozen - now
+            self._set_epoch(self._epoch_ns + frozen - now)
         self._memory[B] = value
 
     # ---- time of day
@@ -162,24 +151,11 @@ class Cmos:
     def _now_ns(self) -> int:
         return self._epoch_ns + self._machine.clock_ns()
 
-    def _updating(self) -> bool:
-        if self._frozen_ns is not None or self._memory[A] & A_DIVIDER != A_DIVIDER_RUNS:
-            return False
-        return self._now_ns() % SECOND >= SECOND - UPDATE_NS
-
     def _time_of_day_ns(self) -> int:
         return self._now_ns() if self._frozen_ns is None else self._frozen_ns
 
-    def _encode(self, value: int) -> int:
-        return value if self._memory[B] & B_BINARY else value // 10 << 4 | value % 10
-
     def _decode(self, value: int) -> int:
         return value if self._memory[B] & B_BINARY else (value >> 4) * 10 + (value & 15)
-
-    def _encode_hour(self, hour: int) -> int:
-        if self._memory[B] & B_24_HOURS:
-            return self._encode(hour)
-        return self._encode(hour % 12 or 12) | (0x80 if hour >= 12 else 0)
 
     def _decode_hour(self, value: int) -> int:
         if self._memory[B] & B_24_HOURS:
@@ -187,18 +163,8 @@ class Cmos:
         return self._decode(value & 0x7F) % 12 + (12 if value & 0x80 else 0)
 
     def _encoded_time(self) -> dict[int, int]:
-        now = time.gmtime(self._time_of_day_ns() // SECOND)
-        encode = self._encode
-        return {
-            SECONDS: encode(min(now.tm_sec, 59)),
-            MINUTES: encode(now.tm_min),
-            HOURS: self._encode_hour(now.tm_hour),
-            WEEKDAY: encode((now.tm_wday + 1) % 7 + 1),  # 1 = Sunday
-            DAY: encode(now.tm_mday),
-            MONTH: encode(now.tm_mon),
-            YEAR: encode(now.tm_year % 100),
-            CENTURY: encode(now.tm_year // 100 % 100),
-        }
+        """The clock's registers as the guest reads them."""
+        return {index: self._machine.board.cmos_register(index) or 0 for index in LIMITS}
 
     def _set_time(self, index: int, value: int) -> None:
         """The real chip keeps what it cannot count; here such a value becomes the nearest one that it can."""
@@ -212,10 +178,10 @@ class Cmos:
         old = self._time_of_day_ns()
         new = seconds * SECOND + old % SECOND
         if self._frozen_ns is None:
-            self._epoch_ns += new - old
+            self._set_epoch(self._epoch_ns + new - old)
             self._flags_ns += new - old
         else:
-            self._frozen_ns = new
+            self._set_epoch(self._epoch_ns, new)
 
     def _take_flags(self) -> int:
         """Register C: what came due since it was read last; reading clears it."""

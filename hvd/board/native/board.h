@@ -210,6 +210,20 @@ bool hv_window_in(struct hv_board *, uint16_t port, unsigned size, uint32_t *val
 bool hv_window_out(struct hv_board *, uint16_t port, unsigned size, uint32_t value);
 struct hv_window *hv_board_window(struct hv_board *, unsigned index); /* NULL: there is none of that number */
 
+/* ---- cmos.c: the CMOS clock, ports 70 and 71. Its device is in Python (hvd/board/devices/cmos.py). */
+struct hv_cmos {
+    int64_t base_s;   /* time of day in seconds since 1970 at virtual time 0; while it is frozen, the time of day */
+    uint32_t base_ns; /* and nanoseconds, less than a second */
+    uint8_t there, frozen, index;
+    uint8_t memory[128];
+};
+struct hv_cmos *hv_board_cmos(struct hv_board *);
+bool hv_cmos_in(const struct hv_board *, uint16_t port, unsigned size, uint32_t *value); /* false: not here, Python does it */
+bool hv_cmos_out(struct hv_board *, uint16_t port, unsigned size, uint32_t value);
+bool hv_cmos_register(const struct hv_board *, unsigned index, uint32_t *value);
+/* What a guest in another process did: it set the index. Whatever stands there, the result is sound. */
+void hv_cmos_take(struct hv_cmos *, const struct hv_cmos *theirs);
+
 /* ---- board.c: ports, interrupt lines and time together. */
 enum hv_port_result {
     HV_PORT_DONE,    /* handled here */
@@ -229,6 +243,8 @@ struct hv_board {
     uint8_t claimed[65536 / 8]; /* ports that Python devices claim; an unclaimed port floats: reads all ones */
     struct hv_pci_spaces *spaces; /* own_spaces, or where another process has put them */
     struct hv_pci_spaces own_spaces;
+    struct hv_cmos *cmos;       /* likewise */
+    struct hv_cmos own_cmos;
     int out_event;              /* eventfd that is written when the console has output and the reader sleeps; -1 = none */
     struct hv_console *console; /* own_console unless hv_board_use_console said otherwise */
     struct hv_console own_console;
