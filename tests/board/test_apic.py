@@ -9,7 +9,7 @@ from itertools import pairwise
 import pytest
 from apic_model import LVT, Apics
 from hot_board import set_up_pics, write
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
 from hvd.board.hot import NEVER, HotBoard
@@ -443,6 +443,7 @@ def test_deadline_mode() -> None:
         max_size=60,
     )
 )
+@example([(TIMER, 0x20050), (0x380, 1), ("pass", 6), (TIMER, 0x50)])  # ticks were owed when it became a one-shot
 @settings(max_examples=300, deadline=None)
 def test_any_program_of_the_timer(program: list[tuple[object, int]]) -> None:
     """It never has a deadline in the past that advancing does not settle, and counts stay within what was written."""

@@ -362,6 +362,8 @@ static void write_lvt(struct hv_lapic *lapic, unsigned entry, uint32_t value, ui
         lapic->initial_count = 0;
     } else if (timer_mode(lapic) == PERIODIC && lapic->initial_count && lapic->next_tick_ns == HV_NEVER) {
         start_count(lapic, now_ns); /* a one-shot that is over begins again */
+    } else if (before == PERIODIC) {
+        lapic->owed = 0; /* ticks of a period that there is no more */
     }
 }
 
