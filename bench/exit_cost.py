@@ -21,7 +21,7 @@ DEVICES: Final = {
     "unclaimed-port": "a port that nobody claims",
     "local-apic": "local APIC (MMIO, in C)",
     "ioapic": "IOAPIC (MMIO, in C)",
-    "cmos": "CMOS clock (port, in Python)",
+    "cmos": "CMOS clock (port, in C)",
     "keyboard": "keyboard controller (port, in Python)",
     "vga": "VGA register (port, in Python)",
     "pci-configuration": "PCI configuration (port, in C)",

@@ -32,7 +32,7 @@ int main(void)
 	port("unclaimed-port", 0xed, fast);
 	memory("local-apic", 0xfee00020, fast);
 	memory("ioapic", 0xfec00000, fast);
-	port("cmos", 0x71, slow);
+	port("cmos", 0x71, fast);
 	port("keyboard", 0x64, slow);
 	port("vga", 0x3cc, slow); /* miscellaneous output */
 	outl(0xcf8, 0x80000000u);
