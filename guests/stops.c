@@ -204,6 +204,55 @@ static void look_at_debug_registers(void)
 	set_breakpoint(0, 0);
 }
 
+/* ---- pages of a program that may not run natively: what is known of its code goes with its mapping */
+
+static uint32_t directory[1024] __attribute__((aligned(4096))), table[1024] __attribute__((aligned(4096)));
+static uint8_t other_code[4096] __attribute__((aligned(4096)));
+static volatile uint32_t address;
+
+static void on_page_fault(struct frame *frame)
+{
+	address = read_cr2();
+	on_fault(frame);
+}
+
+static void look_at_pages(void)
+{
+	static const uint8_t one[] = {0x6b, 0xc0, 0x01}, two[] = {0x0f, 0x0b}; /* IMUL; UD2 */
+	uint32_t *entry = &table[(uint32_t)code >> 12];
+
+	set_handler(14, on_page_fault);
+	for (uint32_t n = 0; n < 1024; n++)
+		table[n] = n << 12 | 7;
+	directory[0] = (uint32_t)table | 7;
+	put(two, sizeof two, true);
+	for (unsigned n = 0; n < sizeof code; n++)
+		other_code[n] = code[n];
+	put(one, sizeof one, true);
+	__asm__ volatile("movl %0, %%cr3" : : "r"(directory) : "memory");
+	write_cr0(read_cr0() | 0x80010000 | CR0_TS);
+	expect("a page of the program: vector", run(true), NOTHING);
+	*entry &= ~4u;
+	__asm__ volatile("invlpg (%0)" : : "r"(code) : "memory");
+	expect("the kernel's page: vector", run(true), 14);
+	expect("address", address, (uint32_t)code);
+	*entry |= 4;
+	__asm__ volatile("invlpg (%0)" : : "r"(code) : "memory");
+	expect("the program's once more: vector", run(true), NOTHING);
+	*entry = (uint32_t)other_code | 7;
+	__asm__ volatile("movl %0, %%cr3" : : "r"(directory) : "memory");
+	expect("another page: vector", run(true), 6);
+	*entry = 0;
+	__asm__ volatile("movl %0, %%cr3" : : "r"(directory) : "memory");
+	expect("no page: vector", run(true), 14);
+	*entry = (uint32_t)code | 7;
+	__asm__ volatile("invlpg (%0)" : : "r"(code) : "memory");
+	put(two, sizeof two, true); /* written by the kernel while it is known */
+	expect("changed code: vector", run(true), 6);
+	write_cr0(read_cr0() & ~(0x80010000 | CR0_TS));
+	print("pages: done\n");
+}
+
 /* ---- two programs, switched by each of their calls */
 
 static struct program {
@@ -314,6 +363,8 @@ int main(void)
 	look_at_breakpoints();
 	if (option("both", 0))
 		look_at_debug_registers();
+	set_handler(1, on_debug);
+	look_at_pages();
 	look_at_programs();
 	return done();
 }

@@ -31,6 +31,8 @@ static uint32_t code_pages[PAGES], code_page_count;
 static uint32_t code_frame[PAGES]; /* of such a page: the frame that it is mapped to; NONE = its blocks are gone */
 static uint8_t is_code_page[PAGES]; /* 1 = in the list; 2 = as well, and not global */
 static bool some_not_global;        /* since all were last looked at */
+static uint8_t is_user_page[PAGES]; /* some of its blocks are a program's */
+static bool some_of_user;
 
 static uint8_t *cache, *first_block, *next_block;
 
@@ -42,7 +44,7 @@ static void start_empty(void)
 {
     block_count = exit_count = place_count = 0;
     next_block = first_block;
-    cell.lookup[0].host = (uint64_t)hv_stubs.miss;
+    cell.lookup[0].host = cell.user_lookup[0].host = (uint64_t)hv_stubs.miss;
 }
 
 bool hv_blocks_init(void)
@@ -75,6 +77,9 @@ void hv_blocks_flush(void)
     hv_cross_here(HV_POINT_TRANSLATION_FLUSH, block_count, (uint64_t)(next_block - first_block), 0, 0);
     memset(buckets, 0, sizeof buckets);
     memset(cell.lookup, 0, sizeof cell.lookup);
+    if (some_of_user)
+        memset(cell.user_lookup, 0, sizeof cell.user_lookup);
+    some_of_user = false;
     start_empty();
     hv_device_sites_forget();
     cell.area->counters.cache_flushes++;
@@ -86,8 +91,9 @@ uint32_t hv_block_count(void) { return block_count; }
 
 uint32_t hv_block_find(uint32_t eip)
 {
+    bool user = HV_CPU->cpl == 3;
     for (uint32_t i = buckets[bucket_of(eip)]; i; i = blocks[i - 1].next_in_hash)
-        if (blocks[i - 1].eip == eip && blocks[i - 1].valid)
+        if (blocks[i - 1].eip == eip && blocks[i - 1].valid && blocks[i - 1].user == user)
             return i - 1;
     return NONE;
 }
@@ -150,7 +156,7 @@ static void kill_block(uint32_t index)
         at = &blocks[*at - 1].next_in_hash;
     if (*at)
         *at = block->next_in_hash;
-    struct hv_lookup *row = &cell.lookup[block->eip % HV_LOOKUP];
+    struct hv_lookup *row = &(block->user ? cell.user_lookup : cell.lookup)[block->eip % HV_LOOKUP];
     if (row->negative_eip == -block->eip)
         *row = (struct hv_lookup){0, 0, (uint64_t)hv_stubs.miss};
     for (uint32_t i = block->incoming; i != NONE;) {
@@ -198,7 +204,7 @@ struct hv_block *hv_block_begin(uint32_t eip, uint32_t *index)
         hv_blocks_flush();
     *index = block_count;
     struct hv_block *block = &blocks[block_count];
-    *block = (struct hv_block){.eip = eip, .host = next_block, .first_place = place_count, .incoming = NONE};
+    *block = (struct hv_block){.eip = eip, .host = next_block, .first_place = place_count, .incoming = NONE, .user = HV_CPU->cpl == 3};
     return block;
 }
 
@@ -252,6 +258,8 @@ void hv_block_end(uint32_t index, const struct hv_emitter *e)
         is_code_page[page] = walk.global ? 1 : 2;
         some_not_global |= !walk.global;
         code_frame[page] = (uint32_t)frame;
+        is_user_page[page] |= block->user;
+        some_of_user |= block->user;
     }
     counters->translated_blocks++;
     counters->translated_instructions += block->instructions;
@@ -291,13 +299,14 @@ static bool verify(uint32_t page)
         return false;
     struct hv_walk walk;
     hv_walk(&walk, page * PAGE, false, false, true, false);
-    if (!walk.error && walk.physical / PAGE == frame) {
+    if (!walk.error && walk.physical / PAGE == frame && (walk.user || !is_user_page[page])) {
         is_code_page[page] = walk.global ? 1 : 2;
         some_not_global |= !walk.global;
         return true;
     }
     kill_page(page, frame);
     code_frame[page] = NONE;
+    is_user_page[page] = 0;
     return false;
 }
 

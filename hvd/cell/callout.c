@@ -26,7 +26,7 @@ static bool is_flat_data(const struct hv_segment *segment)
 bool hv_translatable(void)
 {
     const struct hv_segment *segment = HV_CPU->segment;
-    return HV_CPU->cpl == 0 && !(HV_CPU->eflags & (HV_TF | HV_VM)) && segment[HV_CS].base == 0 && segment[HV_CS].limit == ~0u &&
+    return (HV_CPU->cpl == 0 || (hv_withheld() && !(HV_CPU->eflags & HV_AC))) && !(HV_CPU->eflags & (HV_TF | HV_VM)) && segment[HV_CS].base == 0 && segment[HV_CS].limit == ~0u &&
            segment[HV_CS].attributes & HV_SEGMENT_32 && is_flat_data(&segment[HV_SS]) && segment[HV_SS].base == 0 && segment[HV_SS].attributes & HV_SEGMENT_32 &&
            is_flat_data(&segment[HV_DS]) && segment[HV_DS].base == 0 && is_flat_data(&segment[HV_ES]) && segment[HV_ES].base == 0;
 }
@@ -39,11 +39,12 @@ void hv_translated_prepare(void)
     cell.virtual_flags = cpu->eflags & VIRTUAL_FLAGS;
     cell.pending = hv_interrupts_pending();
     cpu->interrupt_shadow = 0;
+    cell.window = cpu->cpl == 3 ? 0 : HV_WINDOW;
     for (unsigned kind = 0; kind < HV_FPU_KINDS; kind++)
         cell.fpu_traps[kind] = hv_fpu_traps(kind);
     for (unsigned i = HV_FS; i <= HV_GS; i++) {
         cell.segment_base[i] = cpu->segment[i].base;
-        cell.segment_window[i] = is_flat_data(&cpu->segment[i]) ? HV_WINDOW : NOWHERE;
+        cell.segment_window[i] = is_flat_data(&cpu->segment[i]) ? cell.window : NOWHERE;
     }
 }
 
@@ -57,6 +58,8 @@ static uint32_t block_here(void)
 uint8_t *hv_translated_target(void)
 {
     hv_census_settle();
+    if (HV_CPU->cpl == 3)
+        hv_shadow_enter_programs();
     return hv_block(block_here())->host;
 }
 
@@ -91,7 +94,13 @@ uint32_t hv_translated_load_segment(uint32_t index, uint32_t selector)
     return 1;
 }
 
-static void emulate(void) { hv_emulate(); }
+static void emulate(void)
+{
+    if (HV_CPU->cpl < 3)
+        hv_emulate();
+    else if (!hv_withheld_interpret_one())
+        hv_trap.step_once = true;
+}
 
 static void interrupt_return(void)
 {
@@ -118,7 +127,7 @@ static void look_up(void)
     uint32_t eip = HV_CPU->eip;
     cell.board.crossings.counters->looked_up_jumps++;
     if (eip) /* whose negative is the key of empty rows */
-        cell.lookup[eip % HV_LOOKUP] = (struct hv_lookup){-eip, 0, (uint64_t)hv_block(reached)->host};
+        (HV_CPU->cpl == 3 ? cell.user_lookup : cell.lookup)[eip % HV_LOOKUP] = (struct hv_lookup){-eip, 0, (uint64_t)hv_block(reached)->host};
 }
 
 static void nothing(void) {}

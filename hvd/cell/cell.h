@@ -59,7 +59,8 @@ struct hv_cell {
     uint16_t host_selector[8]; /* for native code: twins */
     uint32_t fpu_traps[5];  /* by enum hv_fpu: such an instruction faults now */
     uint32_t segment_base[8];
-    uint64_t segment_window[8]; /* HV_WINDOW; of a segment that only the monitor can access, an address that faults */
+    uint64_t window; /* what translated code sees: HV_WINDOW, or 0, the low view, for programs (withheld.c) */
+    uint64_t segment_window[8]; /* the same; of a segment that only the monitor can access, an address that faults */
     uint64_t callout, resume, monitor_sp, monitor_fs, system_call;
     uint32_t user_eip;             /* native code: where it is entered, as a far pointer (sites.h) */
     uint16_t user_cs, stale_segments; /* stale_segments: the host's LDT has changed since segment registers were loaded */
@@ -72,7 +73,7 @@ struct hv_cell {
     struct hv_lookup {
         uint32_t negative_eip, reserved;
         uint64_t host;
-    } lookup[HV_LOOKUP];
+    } lookup[HV_LOOKUP], user_lookup[HV_LOOKUP];
 };
 extern struct hv_cell cell;
 #define HV_CPU (&cell.cpu)
@@ -187,8 +188,9 @@ static inline bool hv_withheld(void)
     return cpu->cpl == 3 && (cpu->cr0 & (HV_CR0_TS | HV_CR0_EM) || cpu->cr4 & HV_CR4_TSD);
 }
 bool hv_shows_processor(const struct hv_insn *); /* it tells programs what the host's processor is; they must not hear different things at different times */
-/* Executes some of its instructions; false: the next one is to be executed by the processor, for one step (EFLAGS.TF). */
+/* Executes some of its instructions, or one; false: the next one is to be executed by the processor, for one step (EFLAGS.TF). */
 bool hv_withheld_interpret(void);
+bool hv_withheld_interpret_one(void);
 
 /* The interpreters: true = done, EIP included; false = not one of theirs, nothing was changed. */
 bool hv_sensitive(const struct hv_insn *);

@@ -115,7 +115,7 @@ static void collect(void)
         clear();
     memset(seen_pages, 0, sizeof seen_pages);
     for (uint32_t i = 0; i < hv_block_count(); i++)
-        if (hv_block(i)->valid)
+        if (hv_block(i)->valid && !hv_block(i)->user)
             collect_block(hv_block(i));
 }
 

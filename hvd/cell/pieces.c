@@ -199,12 +199,12 @@ void hv_emit_indirect_jump(struct hv_translation *t)
                "\x45\x0f\xb7\xd0"         /* movzx r10d, r8w */
                "\x4f\x8d\x14\x12"         /* lea r10, [r10 + r10] */
                "\x43\x8b\x8c\xd7");       /* mov ecx, [r15 + r10 * 8 + lookup.key] */
-    hv_word32(e, HV_FIELD(lookup[0].negative_eip));
+    hv_word32(e, t->block->user ? HV_FIELD(user_lookup[0].negative_eip) : HV_FIELD(lookup[0].negative_eip));
     HV_CODE(e, "\x42\x8d\x0c\x01"         /* lea ecx, [rcx + r8] */
                "\xe3\x05");               /* jrcxz hit */
     hv_jump(e, hv_stubs.missed);
     HV_CODE(e, "\x4c\x89\xc9"             /* hit: mov rcx, r9 */
                "\x43\xff\xa4\xd7");       /* jmp [r15 + r10 * 8 + lookup.host] */
-    hv_word32(e, HV_FIELD(lookup[0].host));
+    hv_word32(e, t->block->user ? HV_FIELD(user_lookup[0].host) : HV_FIELD(lookup[0].host));
     t->ends = true;
 }

@@ -60,11 +60,14 @@ static void settle(void)
             hv_breakpoint_pace();
         if (hv_timer_due())
             hv_board_advance(&cell.board);
+        bool withheld = hv_withheld(), steps = withheld && hv_trap.step_once;
+        hv_trap.step_once = false;
         bool wanted = hv_interrupts_wanted(), translated = cell.mode == HV_MODE_REWRITING && HV_CPU->cpl < 3;
+        if (cell.mode == HV_MODE_REWRITING && withheld)
+            translated = !steps && !hv_debugging && !HV_CPU->interrupt_shadow && hv_translatable();
         bool interpreted = translated && !hv_translatable(), by_breakpoint = cell.mode == HV_MODE_BREAKPOINT && HV_CPU->cpl < 3;
         if (HV_CPU->cpl == 3 && HV_CPU->user_limit && HV_CPU->eip >= HV_CPU->user_limit)
             interpreted = true; /* its code segment ends there, for now */
-        bool withheld = hv_withheld();
         bool in_tail = HV_CPU->cpl == 3 && !hv_debugging && !withheld && !interpreted && hv_sites_interpret();
         if (hv_debugging && hv_debug_stops()) {
             hv_guarded(hv_debug_leave);
@@ -94,9 +97,10 @@ static void settle(void)
             hv_trap.shadow_eip = HV_CPU->eip;
             interpreted |= translated; /* translated code has no such shadow: MOV SS, and ESP is still the old one */
         }
-        if (hv_debugging || (withheld && !interpreted)) {
-            natively = false;
-            hv_guarded(hv_debugging ? interpret_for_debugger : interpret_withheld);
+        if (hv_debugging || (withheld && !interpreted && !translated)) {
+            natively = !hv_debugging && steps;
+            if (!natively)
+                hv_guarded(hv_debugging ? interpret_for_debugger : interpret_withheld);
             hv_trap.stepping = natively;
             if (!natively)
                 continue;
@@ -137,7 +141,7 @@ void hv_resume(void)
         hv_trap.step = HV_STEP_OUT_OF_BLOCK;
     }
     g[REG_R15] = (greg_t)(uintptr_t)&cell;
-    g[REG_R13] = (greg_t)HV_WINDOW;
+    g[REG_R13] = (greg_t)cell.window;
     g[REG_CSGSFS] = (g[REG_CSGSFS] & 0x0000ffffffff0000ll) | HV_HOST_CODE_64 | (greg_t)((uint64_t)HV_HOST_DATA << 48);
 }
 
@@ -164,7 +168,10 @@ uint64_t hv_settle_and_go(void (*work)(void))
     settle();
     hv_runs_since(cell.back_ns > cell.entry_ns ? cell.back_ns : cell.entry_ns);
     if (hv_trap.target) {
+        bool of_kernel = cell.window == HV_WINDOW;
         hv_translated_prepare();
+        if (!of_kernel || cell.window != HV_WINDOW)
+            __builtin_ia32_wrgsbase64(cell.window);
         if (hv_debugging) { /* at the stub, whose frame hv_resume() can use */
             cell.host_flags |= HV_TF;
             hv_trap.step = HV_STEP_OUT_OF_BLOCK;

@@ -375,13 +375,18 @@ enum hv_replacement hv_replacement(const struct hv_insn *insn)
 }
 
 /* LOCK where it is #UD would be the host's SIGILL; the monitor raises it. */
+/* Not for programs: what depends on the privilege level, or works on what only kernel code has. */
+#define BIT(rule) (1ull << (rule))
+static const uint64_t for_kernels = BIT(PUSH_SEGMENT) | BIT(FROM_SEGMENT) | BIT(PUSH_FLAGS) | BIT(POP_FLAGS) | BIT(TO_SEGMENT) | BIT(POP_SEGMENT) |
+                                    BIT(INTERRUPT_RETURN) | BIT(CLEAR_INTERRUPT) | BIT(SET_INTERRUPT) | BIT(FROM_CONTROL) | BIT(READ_TIME);
+
 bool hv_translate_instruction(struct hv_translation *t)
 {
     struct hv_emitter *e = &t->e;
     const struct hv_insn *insn = &t->insn;
     unsigned op = insn->opcode;
     enum rule rule = insn->map == HV_MAP_ONE ? one_byte[op] : insn->map == HV_MAP_0F ? two_byte[op] : insn->map == HV_MAP_VEX ? MONITOR : COPY;
-    if (rule == MONITOR || insn->map == HV_MAP_3DNOW || narrow(insn, rule))
+    if (rule == MONITOR || insn->map == HV_MAP_3DNOW || narrow(insn, rule) || (t->block->user && BIT(rule) & for_kernels))
         return false;
     bool uses_address = hv_is_memory(insn) || rule == ABSOLUTE || rule == STRING || rule == LOOP;
     bool is_nop = insn->map == HV_MAP_0F && op >= 0x18 && op <= 0x1f;

@@ -250,7 +250,7 @@ void hv_on_signal(int signal, siginfo_t *information, void *context)
     } else {
         hv_keep_flags();
         if (hv_trap.target)
-            __builtin_ia32_wrgsbase64(HV_WINDOW);
+            __builtin_ia32_wrgsbase64(cell.window);
         else
             hv_load_selectors();
     }

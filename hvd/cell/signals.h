@@ -34,6 +34,7 @@ struct hv_trap {
     uint8_t *target;   /* where to go on: translated code, NULL = native code */
     bool filled;       /* a mapping was all that was missing */
     bool stepping;     /* native code: the host's TF is ours: one instruction, then see */
+    bool step_once;    /* the same, of a program whose instruction the monitor was called for and does not know */
     bool step_over;    /* of a breakpoint register that was not meant for this code */
     enum hv_step step;
     uint32_t shadow_eip; /* where cpu.interrupt_shadow holds */

@@ -173,8 +173,7 @@ void hv_stubs_init(struct hv_emitter *e)
     HV_CODE(e, "\xe3\x10"); /* jrcxz over the next two */
     hv_store_constant(e, HV_FIELD(callout_kind), HV_CALLOUT_ASYNC);
     hv_jump(e, call);
-    HV_CODE(e, "\x49\xbd"); /* mov r13, HV_WINDOW */
-    hv_word64(e, HV_WINDOW);
+    hv_load64(e, HV_R13, HV_FIELD(window));
     hv_load64(e, HV_ESP, HV_FIELD(monitor_sp));
     hv_load32(e, HV_EAX, HV_FIELD(host_flags));
     HV_CODE(e, "\x50\x9d"); /* push rax; popfq */

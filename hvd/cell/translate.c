@@ -29,7 +29,7 @@ static unsigned fetch(const struct source *source, uint32_t eip, const uint8_t *
 static bool add_page(struct hv_block *block, uint32_t eip)
 {
     struct hv_walk walk;
-    hv_walk(&walk, eip, false, false, true, false);
+    hv_walk(&walk, eip, false, block->user, true, false);
     if (walk.error || walk.physical >> 32 || !hv_memory_at(walk.physical, false, NULL))
         return false;
     block->page[block->page_count] = eip / PAGE;
@@ -88,7 +88,7 @@ uint32_t hv_translate(uint32_t eip)
         after_sti = false;
         hv_block_place(t.block, &t.e, (at - eip) | (t.shadow ? HV_PLACE_SHADOW : 0));
         t.block->instructions++;
-        if (decoded)
+        if (decoded && !t.block->user)
             hv_census_count(&t.e, at, &t.insn, hv_replacement(&t.insn));
         uint8_t *before = t.e.at;
         unsigned exits = t.exits;
@@ -97,7 +97,7 @@ uint32_t hv_translate(uint32_t eip)
             t.e.at = before;
             t.exits = exits;
             t.ends = t.block->calls_out = true;
-            if (decoded)
+            if (decoded && !t.block->user)
                 hv_census_count(&t.e, at, &t.insn, HV_REPLACED_CALLOUT);
             hv_call_out(&t, at, HV_CALLOUT_EMULATE);
             t.next = at + (decoded ? t.insn.length : 1);

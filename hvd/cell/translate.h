@@ -8,7 +8,7 @@
  *   census.c     which instructions were replaced by what, and how often they run
  *
  * In translated code the guest's general registers are in the host's, ESP in RSP, upper halves zero; the arithmetic flags and DF are the
- * host's. r15 points to struct hv_cell, r13 and the GS base hold HV_WINDOW; r8 to r12 are free between the guest's instructions. IF is
+ * host's. r15 points to struct hv_cell, r13 and the GS base hold cell.window; r8 to r12 are free between the guest's instructions. IF is
  * cell.virtual_if, the other flags are cell.virtual_flags.
  */
 #ifndef HV_TRANSLATE_H
@@ -49,6 +49,7 @@ struct hv_block {
     uint8_t page_count;
     bool valid;
     bool calls_out;       /* its last instruction is the monitor's */
+    bool user;            /* of a program (withheld.c) */
     uint32_t page[2];     /* linear page numbers */
     uint64_t frame[2];    /* guest-physical ones */
     uint32_t next_in_frame[2];

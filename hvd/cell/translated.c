@@ -26,7 +26,7 @@ static void translated_page_fault(void)
     struct hv_walk walk = {0};
     uint32_t linear = (uint32_t)hv_trap.address;
     bool write = hv_trap.error & HV_ERROR_WRITE;
-    enum hv_shadow result = hv_trap.address >> 32 == HV_WINDOW >> 32 ? hv_shadow_fault(linear, write, false, false, &walk) : HV_SHADOW_EMULATE;
+    enum hv_shadow result = hv_trap.address >> 32 == cell.window >> 32 ? hv_shadow_fault(linear, write, HV_CPU->cpl == 3, false, &walk) : HV_SHADOW_EMULATE;
     if (result == HV_SHADOW_MAPPED) {
         hv_trap.filled = true;
         return;
