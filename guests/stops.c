@@ -1,6 +1,6 @@
 /* What control registers stop: x87, MMX, SSE instructions and WAIT by CR0.TS, EM and MP (Intel SDM volume 3A, 2.5 and tables 9-3, 13-1), RDTSC by
  * CR4.TSD, in the kernel (unless "kernel=0") and in programs; what breakpoint registers stop in both; and two programs whose x87 and SSE registers are switched only when they are used.
- * "spin=N": a program counts to N, with "ts=1" while CR0.TS is set. */
+ * "spin=N": a program counts to N, with "ts=1" while CR0.TS is set, with "dr7=1" while a breakpoint register is enabled. */
 #include "guest.h"
 
 const char guest_name[] = "stops";
@@ -339,6 +339,8 @@ static void spin(void)
 	*(uint32_t *)(code + 6) = option("spin", 0);
 	if (option("ts", 0))
 		write_cr0(read_cr0() | CR0_TS);
+	if (option("dr7", 0))
+		set_breakpoint((uint32_t)area, 0xd00004);
 	run(true);
 	expect("vector", vector, NOTHING);
 }
