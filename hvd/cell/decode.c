@@ -1,5 +1,8 @@
 #include "decode.h"
 
+#include <stddef.h>
+#include <string.h>
+
 /* What follows an opcode, one letter each (Intel SDM vol. 2D, appendix A; AMD APM vol. 3 for 3DNow!, SSE4a and XOP):
  *   .  nothing              m  ModRM             b  imm8            n  ModRM, imm8
  *   z  imm16 or imm32       y  ModRM, imm16/32   w  imm16           t  imm16, imm8 (ENTER)
@@ -58,12 +61,15 @@ static enum hv_decoded lacks(const struct cursor *cursor, unsigned count)
 }
 #define NEED(cursor, count) do { enum hv_decoded lack = lacks(cursor, count); if (lack) return lack; } while (0)
 
-static uint32_t take(struct cursor *cursor, unsigned size)
+/* size: 1, 2 or 4 */
+static inline uint32_t take(struct cursor *cursor, unsigned size)
 {
-    uint32_t value = 0;
-    for (unsigned i = 0; i < size; i++)
-        value |= (uint32_t)cursor->bytes[cursor->at++] << 8 * i;
-    return value;
+    const uint8_t *bytes = cursor->bytes + cursor->at;
+    cursor->at += size;
+    if (size == 1)
+        return bytes[0];
+    uint32_t value = bytes[0] | (uint32_t)bytes[1] << 8;
+    return size == 2 ? value : value | (uint32_t)bytes[2] << 16 | (uint32_t)bytes[3] << 24;
 }
 
 static enum hv_decoded prefixes(struct cursor *cursor, bool code32)
@@ -71,6 +77,8 @@ static enum hv_decoded prefixes(struct cursor *cursor, bool code32)
     struct hv_insn *insn = cursor->insn;
     for (;; cursor->at++) {
         NEED(cursor, 1);
+        if (one_byte[cursor->bytes[cursor->at]] != 'P')
+            break;
         switch (cursor->bytes[cursor->at]) {
         case 0x26: insn->segment = HV_ES; continue;
         case 0x2e: insn->segment = HV_CS; continue;
@@ -84,7 +92,6 @@ static enum hv_decoded prefixes(struct cursor *cursor, bool code32)
         case 0xf2: insn->repeat = HV_REPEAT_NE; continue;
         case 0xf3: insn->repeat = HV_REPEAT_E; continue;
         }
-        break;
     }
     insn->operand_size = code32 != insn->operand_prefix ? 4 : 2;
     insn->address_size = code32 != insn->address_prefix ? 4 : 2;
@@ -278,12 +285,15 @@ static enum hv_decoded opcode(struct cursor *cursor)
 enum hv_decoded hv_decode(struct hv_insn *insn, const uint8_t *bytes, unsigned available, bool code32)
 {
     struct cursor cursor = {insn, bytes, available < HV_LONGEST_INSTRUCTION ? available : HV_LONGEST_INSTRUCTION, 0};
-    *insn = (struct hv_insn){.segment = -1};
+    memset(insn, 0, offsetof(struct hv_insn, bytes)); /* the rest is copied anyway */
+    insn->segment = -1;
     enum hv_decoded result = prefixes(&cursor, code32);
     if (result == HV_DECODED)
         result = opcode(&cursor);
     insn->length = (uint8_t)cursor.at;
-    for (unsigned i = 0; i < cursor.at; i++)
-        insn->bytes[i] = bytes[i];
+    if (available >= HV_LONGEST_INSTRUCTION)
+        memcpy(insn->bytes, bytes, HV_LONGEST_INSTRUCTION); /* of one length, it is two moves */
+    else
+        memcpy(insn->bytes, bytes, cursor.at);
     return result;
 }

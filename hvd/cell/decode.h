@@ -37,7 +37,7 @@ struct hv_insn {
     uint32_t immediate;         /* zero-extended */
     uint8_t second_size;        /* ENTER's level, the selector of a far pointer */
     uint16_t second;
-    uint8_t bytes[HV_LONGEST_INSTRUCTION];
+    uint8_t bytes[HV_LONGEST_INSTRUCTION]; /* its `length`; what follows means nothing */
 };
 
 enum hv_decoded {
