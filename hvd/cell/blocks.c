@@ -8,6 +8,7 @@
 
 #define PAGE 4096u
 #define BLOCKS (1u << 18)
+#define ENTRIES (1u << 19)
 #define EXITS (1u << 20)
 #define PLACES (1u << 22)
 #define BUCKETS (1u << 16)
@@ -16,15 +17,40 @@
 #define PAGES (1u << 20)
 #define LARGE_PAGES 1024u /* of 4 MiB, or of 2 MiB and its neighbour */
 #define ROOM (64u << 10)  /* bytes that one block may need */
+#define FEW_LOOKUPS 64u   /* of a guest that has not many */
+#define AHEAD (64u << 10) /* bytes of a table that are made present at once */
 #define ALIGNED 32u       /* blocks begin there: a loop of few instructions that crosses a line of the processor's cache takes twice as long */
 #define NONE HV_BLOCK_NONE
 
+/* A direct jump out of a block: to its stub, which calls out, or chained to a block. Places are bytes from the cache's start. */
+struct exit {
+    uint32_t displacement, stub;
+    uint32_t eip;
+    uint32_t target, next; /* block, and the next exit that jumps there */
+};
+
+/* Where a block is entered: rows of few bytes, of which many are in a line of the processor's cache. */
+struct entry {
+    uint32_t eip, next; /* next: as in buckets */
+    uint32_t host;      /* bytes from the cache's start */
+    uint32_t block;
+    uint32_t next_of_block;
+    bool user;          /* as its block */
+};
+
+/* What is known of a few bytes of the guest's code. Numbers plus 1: memory that nobody has touched says that there is none. */
+struct bucket {
+    uint32_t entry;    /* the first one */
+    uint32_t covering; /* the last block that has instructions there */
+};
+
 static struct hv_block *blocks;
-static struct hv_exit *exits;
+static struct entry *entries;
+static struct exit *exits;
 static struct hv_place *places;
-static uint32_t block_count, exit_count, place_count;
-/* By EIP and by frame, each with what follows it. Numbers of blocks plus 1: memory that nobody has touched says that there is none. */
-static uint32_t buckets[BUCKETS], *by_frame;
+static uint32_t block_count, entry_count, exit_count, place_count;
+static struct bucket buckets[BUCKETS]; /* by EIP */
+static uint32_t *by_frame;             /* blocks, in the same way */
 
 /* Linear pages that blocks were translated from: those whose mapping must stay what it was. */
 static uint32_t code_pages[PAGES], code_page_count;
@@ -36,13 +62,25 @@ static bool some_of_user;
 
 static uint8_t *cache, *first_block, *next_block;
 
-static uint32_t bucket_of(uint32_t eip) { return (eip / BUCKET_BYTES ^ eip / BUCKET_BYTES / BUCKETS) % BUCKETS; }
+/* How far tables are present, of those that fill from their start. A fault for each page would take three times as long. */
+enum table { CACHE, BLOCK_ROWS, ENTRY_ROWS, EXIT_ROWS, PLACE_ROWS, TABLES };
+static uint8_t *present[TABLES];
+
+static void need(enum table table, void *until)
+{
+    while (present[table] < (uint8_t *)until) {
+        madvise(present[table], AHEAD, MADV_POPULATE_WRITE); /* without it, or where the host has none, they come one by one */
+        present[table] += AHEAD;
+    }
+}
+
+static struct bucket *bucket_of(uint32_t eip) { return &buckets[(eip / BUCKET_BYTES ^ eip / BUCKET_BYTES / BUCKETS) % BUCKETS]; }
 static void *reserve(size_t size) { return mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0); }
 
 /* Tables are zero, which no EIP but 0 takes for its own row. */
 static void start_empty(void)
 {
-    block_count = exit_count = place_count = 0;
+    block_count = entry_count = exit_count = place_count = 0;
     next_block = first_block;
     cell.lookup[0].host = cell.user_lookup[0].host = (uint64_t)hv_stubs.miss;
 }
@@ -51,11 +89,17 @@ bool hv_blocks_init(void)
 {
     cache = mmap((void *)HV_CACHE, HV_CACHE_BYTES, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
     blocks = reserve(sizeof *blocks * BLOCKS);
+    entries = reserve(sizeof *entries * ENTRIES);
     exits = reserve(sizeof *exits * EXITS);
     places = reserve(sizeof *places * PLACES);
     by_frame = reserve(sizeof *by_frame * FRAMES);
-    if (cache != (void *)HV_CACHE || blocks == MAP_FAILED || exits == MAP_FAILED || places == MAP_FAILED || by_frame == MAP_FAILED)
+    if (cache != (void *)HV_CACHE || blocks == MAP_FAILED || entries == MAP_FAILED || exits == MAP_FAILED || places == MAP_FAILED || by_frame == MAP_FAILED)
         return false;
+    present[CACHE] = cache;
+    present[BLOCK_ROWS] = (uint8_t *)blocks;
+    present[ENTRY_ROWS] = (uint8_t *)entries;
+    present[EXIT_ROWS] = (uint8_t *)exits;
+    present[PLACE_ROWS] = (uint8_t *)places;
     struct hv_emitter e = {cache};
     hv_stubs_init(&e);
     first_block = e.at;
@@ -68,7 +112,7 @@ void hv_blocks_flush(void)
     for (uint32_t i = 0; i < block_count; i++) {
         for (unsigned k = 0; k < blocks[i].page_count; k++) {
             by_frame[blocks[i].frame[k]] = 0;
-            hv_shadow_release_frame(blocks[i].frame[k] * PAGE, HV_FRAME_CODE);
+            hv_shadow_release_frame((uint64_t)blocks[i].frame[k] * PAGE, HV_FRAME_CODE);
         }
     }
     for (uint32_t i = 0; i < code_page_count; i++)
@@ -89,13 +133,53 @@ void hv_blocks_flush(void)
 struct hv_block *hv_block(uint32_t index) { return &blocks[index]; }
 uint32_t hv_block_count(void) { return block_count; }
 
-uint32_t hv_block_find(uint32_t eip)
+uint8_t *hv_entry_host(uint32_t entry) { return cache + entries[entry].host; }
+
+static struct hv_lookup *lookup_row(uint32_t eip, bool user) { return &(user ? cell.user_lookup : cell.lookup)[eip % HV_LOOKUP]; }
+
+/* After some of them it will be many, all over the table. */
+void hv_entry_look_up(uint32_t entry)
 {
+    uint32_t eip = entries[entry].eip;
+    if (cell.board.crossings.counters->looked_up_jumps++ == FEW_LOOKUPS)
+        madvise((void *)((uintptr_t)cell.lookup & ~(uintptr_t)(PAGE - 1)), sizeof cell.lookup, MADV_POPULATE_WRITE);
+    if (eip) /* whose negative is the key of empty rows */
+        *lookup_row(eip, entries[entry].user) = (struct hv_lookup){-eip, 0, (uint64_t)hv_entry_host(entry)};
+}
+
+static uint32_t add_entry(struct bucket *bucket, uint32_t eip, uint32_t index, uint32_t host)
+{
+    struct hv_block *block = &blocks[index];
+    entries[entry_count] = (struct entry){eip, bucket->entry, host, index, block->first_entry, block->user};
+    bucket->entry = entry_count + 1;
+    block->first_entry = entry_count;
+    return entry_count++;
+}
+
+/* In the middle of a block that came this way, if an instruction begins there, as loops do: what comes from another is not translated twice. */
+static uint32_t enter(struct bucket *bucket, uint32_t eip, bool user)
+{
+    if (!bucket->covering || entry_count == ENTRIES)
+        return HV_ENTRY_NONE;
+    uint32_t index = bucket->covering - 1;
+    const struct hv_block *block = &blocks[index];
+    uint32_t offset = eip - block->eip;
+    if (!block->valid || block->user != user || block->one_way_in || offset >= block->guest_bytes)
+        return HV_ENTRY_NONE;
+    const struct hv_place *place = &places[block->first_place], *end = place + block->place_count;
+    while (place < end && place->guest != offset) /* and without HV_PLACE_* */
+        place++;
+    return place < end ? add_entry(bucket, eip, index, (uint32_t)(block->host - cache) + place->host) : HV_ENTRY_NONE;
+}
+
+uint32_t hv_entry_find(uint32_t eip)
+{
+    struct bucket *bucket = bucket_of(eip);
     bool user = HV_CPU->cpl == 3;
-    for (uint32_t i = buckets[bucket_of(eip)]; i; i = blocks[i - 1].next_in_hash)
-        if (blocks[i - 1].eip == eip && blocks[i - 1].valid && blocks[i - 1].user == user)
+    for (uint32_t i = bucket->entry; i; i = entries[i - 1].next)
+        if (entries[i - 1].eip == eip && entries[i - 1].user == user)
             return i - 1;
-    return NONE;
+    return enter(bucket, eip, user);
 }
 
 /* Blocks lie in the cache in the order of their numbers. */
@@ -127,22 +211,38 @@ bool hv_blocks_locate(const uint8_t *rip, struct hv_found *found)
     return true;
 }
 
-static void retarget(struct hv_exit *exit, const uint8_t *to)
+static void retarget(const struct exit *exit, uint32_t to)
 {
-    uint32_t displacement = (uint32_t)(to - (exit->displacement + 4));
-    memcpy(exit->displacement, &displacement, 4);
+    uint32_t displacement = to - (exit->displacement + 4);
+    memcpy(cache + exit->displacement, &displacement, 4);
 }
 
-void hv_block_chain(uint32_t index, uint32_t to)
+uint32_t hv_exit_eip(uint32_t exit) { return exits[exit].eip; }
+
+void hv_block_chain(uint32_t index, uint32_t entry)
 {
-    struct hv_exit *exit = &exits[index];
+    struct exit *exit = &exits[index];
+    uint32_t to = entries[entry].block;
     if (exit->target != NONE)
         return;
-    retarget(exit, blocks[to].host);
+    retarget(exit, entries[entry].host);
     exit->target = to;
     exit->next = blocks[to].incoming;
     blocks[to].incoming = index;
     cell.board.crossings.counters->chained_jumps++;
+}
+
+static void kill_entry(uint32_t index)
+{
+    const struct entry *entry = &entries[index];
+    uint32_t *at = &bucket_of(entry->eip)->entry;
+    while (*at && *at != index + 1)
+        at = &entries[*at - 1].next;
+    if (*at)
+        *at = entry->next;
+    struct hv_lookup *row = lookup_row(entry->eip, entry->user);
+    if (row->negative_eip == -entry->eip)
+        *row = (struct hv_lookup){0, 0, (uint64_t)hv_stubs.miss};
 }
 
 static void kill_block(uint32_t index)
@@ -151,16 +251,11 @@ static void kill_block(uint32_t index)
     if (!block->valid)
         return;
     block->valid = false;
-    uint32_t *at = &buckets[bucket_of(block->eip)];
-    while (*at && *at != index + 1)
-        at = &blocks[*at - 1].next_in_hash;
-    if (*at)
-        *at = block->next_in_hash;
-    struct hv_lookup *row = &(block->user ? cell.user_lookup : cell.lookup)[block->eip % HV_LOOKUP];
-    if (row->negative_eip == -block->eip)
-        *row = (struct hv_lookup){0, 0, (uint64_t)hv_stubs.miss};
+    for (uint32_t i = block->first_entry; i != NONE; i = entries[i].next_of_block)
+        kill_entry(i);
+    block->first_entry = NONE;
     for (uint32_t i = block->incoming; i != NONE;) {
-        struct hv_exit *exit = &exits[i];
+        struct exit *exit = &exits[i];
         i = exit->next;
         retarget(exit, exit->stub);
         exit->target = NONE;
@@ -198,13 +293,23 @@ void hv_code_drop(uint32_t eip)
 
 /* ---- making one */
 
+bool hv_block_fits(void)
+{
+    return block_count < BLOCKS && entry_count <= ENTRIES - 512 && exit_count <= EXITS - 512 && place_count <= PLACES - 1024 && next_block + ROOM <= cache + HV_CACHE_BYTES;
+}
+
 struct hv_block *hv_block_begin(uint32_t eip, uint32_t *index)
 {
-    if (block_count == BLOCKS || exit_count > EXITS - 512 || place_count > PLACES - 1024 || next_block + ROOM > cache + HV_CACHE_BYTES)
+    if (!hv_block_fits())
         hv_blocks_flush();
+    need(CACHE, next_block + ROOM);
+    need(BLOCK_ROWS, &blocks[block_count + 1]);
+    need(ENTRY_ROWS, &entries[entry_count + 512]);
+    need(EXIT_ROWS, &exits[exit_count + 512]);
+    need(PLACE_ROWS, &places[place_count + 1024]);
     *index = block_count;
     struct hv_block *block = &blocks[block_count];
-    *block = (struct hv_block){.eip = eip, .host = next_block, .first_place = place_count, .incoming = NONE, .user = HV_CPU->cpl == 3};
+    *block = (struct hv_block){.eip = eip, .host = next_block, .first_place = place_count, .first_entry = NONE, .incoming = NONE, .user = HV_CPU->cpl == 3};
     return block;
 }
 
@@ -214,50 +319,54 @@ void hv_block_place(struct hv_block *block, const struct hv_emitter *e, uint32_t
     block->place_count++;
 }
 
-uint32_t hv_block_exit(uint8_t *displacement, uint8_t *stub)
+uint32_t hv_block_exit(uint8_t *displacement, uint8_t *stub, uint32_t eip)
 {
-    exits[exit_count] = (struct hv_exit){displacement, stub, NONE, NONE};
-    retarget(&exits[exit_count], stub);
+    struct exit *exit = &exits[exit_count];
+    *exit = (struct exit){(uint32_t)(displacement - cache), (uint32_t)(stub - cache), eip, NONE, NONE};
+    retarget(exit, exit->stub);
     return exit_count++;
 }
 
-/* Was a block made for it before? A bit stands for several places of 4 GiB, seldom for two of one guest's. */
+/* Was a block made for it before? A bit stands for several places of 4 GiB, seldom for two of one guest's; neighbours' bits are neighbours. */
 static bool again(uint32_t eip)
 {
     static uint64_t made[1 << 14];
-    uint32_t bit = eip * 0x9e3779b1u >> 12;
+    uint32_t bit = (eip ^ (eip >> 20) * 0x9e370u) & 0xfffff;
     uint64_t mask = 1ull << (bit & 63), *word = &made[bit >> 6];
     bool was = *word & mask;
     *word |= mask;
     return was;
 }
 
-void hv_block_end(uint32_t index, const struct hv_emitter *e)
+uint32_t hv_block_end(uint32_t index, const struct hv_emitter *e, bool global)
 {
     struct hv_block *block = &blocks[index];
     struct hv_cell_counters *counters = &cell.area->counters;
-    block->host_bytes = (uint32_t)(e->at - block->host);
+    block->host_bytes = (uint16_t)(e->at - block->host);
     block->valid = true;
     cell.board.crossings.counters->retranslated_blocks += again(block->eip);
     block_count = index + 1;
     next_block = (uint8_t *)(((uintptr_t)e->at + ALIGNED - 1) & ~(uintptr_t)(ALIGNED - 1));
-    block->next_in_hash = buckets[bucket_of(block->eip)];
-    buckets[bucket_of(block->eip)] = index + 1;
+    for (uint32_t at = 0; at < block->guest_bytes; at += BUCKET_BYTES)
+        bucket_of(block->eip + at)->covering = index + 1;
+    uint32_t entry = add_entry(bucket_of(block->eip), block->eip, index, (uint32_t)(block->host - cache));
     for (unsigned k = 0; k < block->page_count; k++) {
-        uint64_t frame = block->frame[k];
-        uint32_t page = block->page[k];
+        uint32_t frame = block->frame[k], page = block->page[k];
         block->next_in_frame[k] = by_frame[frame];
         by_frame[frame] = index + 1;
-        hv_shadow_protect_frame(frame * PAGE, HV_FRAME_CODE);
-        struct hv_walk walk;
-        hv_walk(&walk, page * PAGE, false, false, true, false);
+        hv_shadow_protect_frame((uint64_t)frame * PAGE, HV_FRAME_CODE);
+        if (k) {
+            struct hv_walk walk;
+            hv_walk(&walk, page * PAGE, false, false, true, false);
+            global = walk.global;
+        }
         if (!is_code_page[page])
             code_pages[code_page_count++] = page;
         else if (code_frame[page] != NONE && code_frame[page] != frame)
             kill_page(page, code_frame[page]); /* the guest has mapped it elsewhere, and not told yet */
-        is_code_page[page] = walk.global ? 1 : 2;
-        some_not_global |= !walk.global;
-        code_frame[page] = (uint32_t)frame;
+        is_code_page[page] = global ? 1 : 2;
+        some_not_global |= !global;
+        code_frame[page] = frame;
         is_user_page[page] |= block->user;
         some_of_user |= block->user;
     }
@@ -265,6 +374,7 @@ void hv_block_end(uint32_t index, const struct hv_emitter *e)
     counters->translated_instructions += block->instructions;
     counters->translated_bytes += block->guest_bytes;
     cell.board.crossings.counters->cache_bytes = (uint64_t)(next_block - first_block);
+    return entry;
 }
 
 /* ---- when code changes */

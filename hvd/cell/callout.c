@@ -48,11 +48,11 @@ void hv_translated_prepare(void)
     }
 }
 
-/* The block for EIP; made if need be. */
-static uint32_t block_here(void)
+/* The entry for EIP; made if need be. */
+static uint32_t entry_here(void)
 {
-    uint32_t index = hv_block_find(HV_CPU->eip);
-    return index != HV_BLOCK_NONE ? index : hv_translate(HV_CPU->eip);
+    uint32_t entry = hv_entry_find(HV_CPU->eip);
+    return entry != HV_ENTRY_NONE ? entry : hv_translate(HV_CPU->eip);
 }
 
 uint8_t *hv_translated_target(void)
@@ -60,7 +60,7 @@ uint8_t *hv_translated_target(void)
     hv_census_settle();
     if (HV_CPU->cpl == 3)
         hv_shadow_enter_programs();
-    return hv_block(block_here())->host;
+    return hv_entry_host(entry_here());
 }
 
 /* ---- what is asked for */
@@ -111,23 +111,20 @@ static void interrupt_return(void)
         hv_shadow_prefill(linear, false);
 }
 
-static uint32_t reached; /* block, by the last of these two */
+static uint32_t reached; /* entry, by the last of these two */
 
 static void chain(void)
 {
     uint64_t flushes = cell.area->counters.cache_flushes;
-    reached = block_here();
+    reached = entry_here();
     if (flushes == cell.area->counters.cache_flushes) /* or else the exit is gone */
         hv_block_chain(cell.callout_argument, reached);
 }
 
 static void look_up(void)
 {
-    reached = block_here();
-    uint32_t eip = HV_CPU->eip;
-    cell.board.crossings.counters->looked_up_jumps++;
-    if (eip) /* whose negative is the key of empty rows */
-        (HV_CPU->cpl == 3 ? cell.user_lookup : cell.lookup)[eip % HV_LOOKUP] = (struct hv_lookup){-eip, 0, (uint64_t)hv_block(reached)->host};
+    reached = entry_here();
+    hv_entry_look_up(reached);
 }
 
 static void nothing(void) {}
@@ -148,12 +145,14 @@ static bool only_jumps(enum hv_callout kind) { return (kind == HV_CALLOUT_CHAIN 
 uint64_t hv_callout(void)
 {
     enum hv_callout kind = cell.callout_kind;
+    if (kind == HV_CALLOUT_CHAIN)
+        HV_CPU->eip = hv_exit_eip(cell.callout_argument);
     cell.board.crossings.counters->callouts++;
     if (only_jumps(kind)) {
         hv_translated_state();
         if (hv_guarded(work[kind])) {
             cell.host_flags = (cell.host_flags & HV_TRANSLATED_FLAGS) | HV_IF | 2;
-            return (uint64_t)(uintptr_t)hv_block(reached)->host;
+            return (uint64_t)(uintptr_t)hv_entry_host(reached);
         }
         kind = HV_CALLOUT_ASYNC; /* there is no code: what was raised is seen to */
     }

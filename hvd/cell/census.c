@@ -72,7 +72,7 @@ static unsigned bytes_at(const struct hv_block *block, uint32_t eip, uint8_t byt
     for (; count < HV_LONGEST_INSTRUCTION; count++) {
         uint32_t page = (eip + count) / PAGE;
         unsigned k = page == block->page[0] ? 0 : 1;
-        const uint8_t *memory = k < block->page_count && page == block->page[k] ? hv_memory_at(block->frame[k] * PAGE, false, NULL) : NULL;
+        const uint8_t *memory = k < block->page_count && page == block->page[k] ? hv_memory_at((uint64_t)block->frame[k] * PAGE, false, NULL) : NULL;
         if (!memory)
             break;
         bytes[count] = memory[(eip + count) % PAGE];

@@ -41,7 +41,7 @@ void hv_emit_fpu_check(struct hv_translation *t)
     struct hv_emitter *e = &t->e;
     if (kind == HV_FPU_NONE || t->fpu_checked[kind])
         return;
-    t->fpu_checked[kind] = true;
+    t->fpu_checked[kind] = t->block->one_way_in = true;
     HV_CODE(e, "\x49\x89\xcb"); /* mov r11, rcx */
     hv_load32(e, HV_ECX, HV_FIELD(fpu_traps) + 4 * (unsigned)kind);
     HV_CODE(e, "\xe3\x00"); /* jrcxz none */
@@ -152,6 +152,23 @@ bool hv_emit_copy(struct hv_translation *t, unsigned value)
     if (insn->has_modrm)
         hv_emit_operand(t, insn->reg);
     hv_emit_immediates(t);
+    return true;
+}
+
+/* The most frequent kind, byte by byte. */
+bool hv_emit_as_it_is(struct hv_translation *t)
+{
+    struct hv_emitter *e = &t->e;
+    const struct hv_insn *insn = &t->insn;
+    if (insn->opcode_offset || (insn->has_modrm && (insn->modrm & 0xc7) == 5)) /* prefixes, or memory by its displacement only */
+        return false;
+    bool is_lea = insn->opcode == 0x8d; /* which only computes, and keeps the lower half */
+    if (is_lea && insn->mod == 3)
+        return false;
+    if (hv_is_memory(insn) && !is_lea)
+        HV_CODE(e, "\x65\x67");
+    memcpy(e->at, insn->bytes, sizeof insn->bytes); /* of one length: two moves */
+    e->at += insn->length;
     return true;
 }
 

@@ -17,6 +17,7 @@ void hv_emit_immediates(struct hv_translation *t);
 /* MASKMOVQ and MASKMOVDQU write to EDI. */
 static inline bool hv_is_masked_move(const struct hv_insn *insn) { return insn->map == HV_MAP_0F && insn->opcode == 0xf7 && insn->mod == 3; }
 bool hv_emit_copy(struct hv_translation *t, unsigned value); /* the same instruction, its memory operand in the window; false: it has no such form */
+bool hv_emit_as_it_is(struct hv_translation *t); /* the same for those of rule PLAIN; false: not in this form */
 void hv_emit_move_r8(struct hv_translation *t, unsigned value); /* 0x8b: mov r8d, operand; 0x89: the reverse */
 void hv_emit_push_r8(struct hv_translation *t);
 void hv_emit_top_of_stack(struct hv_translation *t); /* mov r8d, gs:[esp] */

@@ -4,42 +4,10 @@
  * the whole instruction. What is not known to be the same in 64-bit code is executed by the monitor; so is whatever could touch the host:
  * system calls, segment bases, far transfers.
  */
+#include "opcodes.h"
 #include "pieces.h"
-#include "rules.h"
 
 #define VIRTUAL_FLAGS (HV_IOPL | HV_NT | HV_AC | HV_ID)
-
-/* How an opcode is translated. */
-enum rule {
-    MONITOR = 0, /* not here */
-    COPY,        /* the same in 64-bit code, but for the memory operand's form */
-    NO_REX,      /* 40-4F: INC and DEC */
-    PUSH_REGISTER, POP_REGISTER, PUSH_ALL, POP_ALL, PUSH_IMMEDIATE, PUSH_SEGMENT, JCC, JCC_NEAR, ALIAS_80, FROM_SEGMENT, POP_MEMORY, PUSH_FLAGS,
-    POP_FLAGS, TO_SEGMENT, POP_SEGMENT, INTERRUPT_RETURN, ABSOLUTE, STRING, RETURN, LEAVE, LOOP, CALL, JUMP, CLEAR_INTERRUPT, SET_INTERRUPT, GROUP_FF, FROM_CONTROL, GROUP_AE, GROUP_C7,
-    COPY_TO_END, READ_TIME,
-};
-
-#define ROW8(first, rule) [first ... first + 7] = rule
-#define ALU(first) [first ... first + 5] = COPY
-static const uint8_t one_byte[256] = {
-    ALU(0x00), [0x06] = PUSH_SEGMENT, [0x07] = POP_SEGMENT, ALU(0x08), [0x0e] = PUSH_SEGMENT, ALU(0x10), [0x16] = PUSH_SEGMENT, ALU(0x18), [0x1e] = PUSH_SEGMENT, [0x1f] = POP_SEGMENT,
-    ALU(0x20), ALU(0x28), ALU(0x30), ALU(0x38), ROW8(0x40, NO_REX), ROW8(0x48, NO_REX), ROW8(0x50, PUSH_REGISTER), ROW8(0x58, POP_REGISTER),
-    [0x60] = PUSH_ALL, [0x61] = POP_ALL, [0x68] = PUSH_IMMEDIATE, [0x69] = COPY, [0x6a] = PUSH_IMMEDIATE, [0x6b] = COPY, [0x70 ... 0x7f] = JCC,
-    [0x80] = COPY, [0x81] = COPY, [0x82] = ALIAS_80, [0x83 ... 0x8b] = COPY, [0x8c] = FROM_SEGMENT, [0x8d] = COPY, [0x8e] = TO_SEGMENT, [0x8f] = POP_MEMORY,
-    [0x90 ... 0x99] = COPY, [0x9b] = COPY, [0x9c] = PUSH_FLAGS, [0x9d] = POP_FLAGS, [0x9e] = COPY, [0x9f] = COPY, [0xa0 ... 0xa3] = ABSOLUTE,
-    [0xa4 ... 0xa7] = STRING, [0xa8] = COPY, [0xa9] = COPY, [0xaa ... 0xaf] = STRING, [0xb0 ... 0xbf] = COPY, [0xc0] = COPY, [0xc1] = COPY,
-    [0xc2] = RETURN, [0xc3] = RETURN, [0xc6] = COPY, [0xc7] = COPY, [0xc9] = LEAVE, [0xcf] = INTERRUPT_RETURN, [0xd0 ... 0xd3] = COPY, ROW8(0xd8, COPY), [0xe0 ... 0xe3] = LOOP,
-    [0xe8] = CALL, [0xe9] = JUMP, [0xeb] = JUMP, [0xf5] = COPY, [0xf6] = COPY, [0xf7] = COPY, [0xf8] = COPY, [0xf9] = COPY, [0xfa] = CLEAR_INTERRUPT,
-    [0xfb] = SET_INTERRUPT, [0xfc] = COPY, [0xfd] = COPY, [0xfe] = COPY, [0xff] = GROUP_FF,
-};
-
-static const uint8_t two_byte[256] = {
-    [0x0b] = COPY_TO_END, [0x0d] = COPY, [0x10 ... 0x17] = COPY, [0x18 ... 0x1f] = COPY, [0x20] = FROM_CONTROL, [0x28 ... 0x2f] = COPY, [0x31] = READ_TIME,
-    [0x40 ... 0x4f] = COPY, [0x50 ... 0x77] = COPY, [0x7c ... 0x7e] = COPY, [0x7f] = COPY, [0x80 ... 0x8f] = JCC_NEAR, [0x90 ... 0x9f] = COPY,
-    [0xa0] = PUSH_SEGMENT, [0xa1] = POP_SEGMENT, [0xa3] = COPY, [0xa4] = COPY, [0xa5] = COPY, [0xa8] = PUSH_SEGMENT, [0xa9] = POP_SEGMENT, [0xab] = COPY, [0xac] = COPY, [0xad] = COPY,
-    [0xae] = GROUP_AE, [0xaf] = COPY, [0xb0] = COPY, [0xb1] = COPY, [0xb3] = COPY, [0xb6] = COPY, [0xb7] = COPY, [0xb8] = COPY, [0xba ... 0xbf] = COPY,
-    [0xc0 ... 0xc6] = COPY, [0xc7] = GROUP_C7, ROW8(0xc8, COPY), [0xd0 ... 0xfe] = COPY,
-};
 
 /* ---- rules; false = let the monitor do it */
 
@@ -326,67 +294,21 @@ static bool return_near(struct hv_translation *t)
     return true;
 }
 
-/* Instructions that push, pop or branch with 16 bits, which kernels do not use. */
-static bool narrow(const struct hv_insn *insn, enum rule rule)
-{
-    switch (rule) {
-    case PUSH_REGISTER: case POP_REGISTER: case PUSH_ALL: case POP_ALL: case PUSH_IMMEDIATE: case PUSH_SEGMENT: case JCC: case JCC_NEAR: case POP_MEMORY:
-    case PUSH_FLAGS: case POP_FLAGS: case POP_SEGMENT: case INTERRUPT_RETURN: case RETURN: case LEAVE: case LOOP: case CALL: case JUMP:
-        return insn->operand_size == 2;
-    case GROUP_FF:
-        return insn->operand_size == 2 && insn->reg >= 2;
-    default:
-        return false;
-    }
-}
-
-static bool may_copy(const struct hv_insn *insn)
-{
-    /* MOVDIR64B and ENQCMD write to where a register says, which takes no prefix. */
-    if (insn->map == HV_MAP_0F38 && insn->opcode == 0xf8)
-        return false;
-    if (hv_is_masked_move(insn) && hv_is_far(insn))
-        return false;
-    /* F3 0F B8 is POPCNT, but 0F B8 is nothing; the others keep their meaning with any prefix. */
-    if (insn->map == HV_MAP_0F && insn->opcode == 0xb8 && insn->repeat != HV_REPEAT_E)
-        return false;
-    if (insn->map == HV_MAP_ONE && (insn->opcode == 0xc6 || insn->opcode == 0xc7) && insn->reg) /* XABORT, XBEGIN */
-        return false;
-    if (insn->map == HV_MAP_0F && insn->opcode == 0xba && insn->reg < 4)
-        return false;
-    if (insn->map == HV_MAP_ONE && insn->opcode == 0xfe && insn->reg > 1)
-        return false;
-    return true;
-}
-
-enum hv_replacement hv_replacement(const struct hv_insn *insn)
-{
-    static const uint8_t by_rule[] = {
-        [PUSH_SEGMENT] = HV_REPLACED_IN_LINE, [JCC] = HV_REPLACED_CHAINED, [JCC_NEAR] = HV_REPLACED_CHAINED, [FROM_SEGMENT] = HV_REPLACED_IN_LINE,
-        [PUSH_FLAGS] = HV_REPLACED_IN_LINE, [POP_FLAGS] = HV_REPLACED_IN_LINE, [RETURN] = HV_REPLACED_LOOKUP, [LOOP] = HV_REPLACED_CHAINED,
-        [CALL] = HV_REPLACED_CHAINED, [JUMP] = HV_REPLACED_CHAINED, [CLEAR_INTERRUPT] = HV_REPLACED_IN_LINE, [SET_INTERRUPT] = HV_REPLACED_IN_LINE,
-        [TO_SEGMENT] = HV_REPLACED_IN_LINE, [POP_SEGMENT] = HV_REPLACED_IN_LINE, [INTERRUPT_RETURN] = HV_REPLACED_CALLOUT, [READ_TIME] = HV_REPLACED_IN_LINE,
-        [FROM_CONTROL] = HV_REPLACED_IN_LINE, [COPY_TO_END] = HV_REPLACED_NOT,
-    };
-    enum rule rule = insn->map == HV_MAP_ONE ? one_byte[insn->opcode] : insn->map == HV_MAP_0F ? two_byte[insn->opcode] : COPY;
-    if (rule == GROUP_FF)
-        return insn->reg == 2 || insn->reg == 4 ? HV_REPLACED_LOOKUP : HV_REPLACED_NOT;
-    return by_rule[rule];
-}
-
-/* LOCK where it is #UD would be the host's SIGILL; the monitor raises it. */
 /* Not for programs: what depends on the privilege level, or works on what only kernel code has. */
 #define BIT(rule) (1ull << (rule))
 static const uint64_t for_kernels = BIT(PUSH_SEGMENT) | BIT(FROM_SEGMENT) | BIT(PUSH_FLAGS) | BIT(POP_FLAGS) | BIT(TO_SEGMENT) | BIT(POP_SEGMENT) |
                                     BIT(INTERRUPT_RETURN) | BIT(CLEAR_INTERRUPT) | BIT(SET_INTERRUPT) | BIT(FROM_CONTROL) | BIT(READ_TIME);
 
+/* LOCK where it is #UD would be the host's SIGILL; the monitor raises it. */
 bool hv_translate_instruction(struct hv_translation *t)
 {
     struct hv_emitter *e = &t->e;
     const struct hv_insn *insn = &t->insn;
     unsigned op = insn->opcode;
-    enum rule rule = insn->map == HV_MAP_ONE ? one_byte[op] : insn->map == HV_MAP_0F ? two_byte[op] : insn->map == HV_MAP_VEX ? MONITOR : COPY;
-    if (rule == MONITOR || insn->map == HV_MAP_3DNOW || narrow(insn, rule) || (t->block->user && BIT(rule) & for_kernels))
+    enum rule rule = hv_rule(insn);
+    if (rule == PLAIN && hv_emit_as_it_is(t))
+        return true;
+    if (rule == MONITOR || hv_is_narrow(insn, rule) || (t->block->user && BIT(rule) & for_kernels))
         return false;
     bool uses_address = hv_is_memory(insn) || rule == ABSOLUTE || rule == STRING || rule == LOOP;
     bool is_nop = insn->map == HV_MAP_0F && op >= 0x18 && op <= 0x1f;
@@ -394,10 +316,12 @@ bool hv_translate_instruction(struct hv_translation *t)
         return false;
     if (insn->address_size == 2 && uses_address)
         return false;
-    hv_emit_fpu_check(t);
+    if (rule == COPY || rule == GROUP_AE)
+        hv_emit_fpu_check(t);
     switch (rule) {
+    case PLAIN:
     case COPY:
-        return may_copy(insn) && hv_emit_copy(t, op);
+        return hv_may_copy(insn) && hv_emit_copy(t, op);
     case COPY_TO_END:
         t->ends = true;
         return hv_emit_copy(t, op);
@@ -498,11 +422,3 @@ bool hv_translate_instruction(struct hv_translation *t)
         return false;
     }
 }
-
-bool hv_is_branch(const struct hv_insn *insn)
-{
-    enum rule rule = insn->map == HV_MAP_ONE ? one_byte[insn->opcode] : insn->map == HV_MAP_0F ? two_byte[insn->opcode] : MONITOR;
-    return rule == RETURN || rule == CALL || rule == JUMP || rule == JCC || rule == JCC_NEAR || rule == LOOP || rule == GROUP_FF;
-}
-
-bool hv_sets_interrupts(const struct hv_insn *insn) { return insn->map == HV_MAP_ONE && one_byte[insn->opcode] == SET_INTERRUPT; }

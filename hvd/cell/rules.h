@@ -15,9 +15,10 @@ struct hv_translation {
     uint32_t eip, next;  /* of the instruction, and behind it */
     bool shadow;         /* it stands behind STI */
     bool ends;           /* nothing follows it in this block */
+    bool one_way_out;    /* the block was left by a direct jump at its end only, to where no code is yet */
     bool fpu_checked[HV_FPU_KINDS];
     unsigned exits;
-    struct { uint8_t *displacement; uint32_t eip; } exit[HV_MOST_EXITS + 8];
+    struct { uint8_t *displacement; uint32_t eip, number; } exit[HV_MOST_EXITS + 8];
 };
 
 /* The code for the instruction; false = let the monitor execute it, and what was written is to be forgotten. */

@@ -10,6 +10,7 @@
 #include "debug.h"
 #include "lookaside.h"
 #include "signals.h"
+#include "ticks.h"
 
 #define LOCAL 4u /* of a selector: in the LDT */
 #define TYPE_CODE 8u
@@ -66,18 +67,12 @@ static bool is_flat_stack(const struct hv_segment *segment)
 
 /* ---- time: of these crossings it is only told how long they took, which the time stamp counter knows sooner than the host */
 
-static uint64_t nanoseconds_by_tick; /* << 32 */
-
-static uint64_t elapsed_ns(void) { return (uint64_t)((unsigned __int128)(hv_host_tsc() - cell.began_tsc) * nanoseconds_by_tick >> 32); }
-
-void hv_straight_count(unsigned point) { hv_crossing_counted(&cell.board.crossings, point, elapsed_ns()); }
+void hv_straight_count(unsigned point) { hv_crossing_counted(&cell.board.crossings, point, hv_ticks_ns(cell.began_tsc)); }
 
 bool hv_straight_begin(void)
 {
-    if (hv_debugging || hv_clock_by_call || hv_crossings_watched(&cell.board.crossings) || !cell.area->tsc_told_hz)
+    if (hv_debugging || !hv_ticks_do())
         return false;
-    if (!nanoseconds_by_tick)
-        nanoseconds_by_tick = (1000000000ull << 32) / cell.area->tsc_told_hz;
     cell.began_tsc = hv_host_tsc();
     return true;
 }
@@ -86,7 +81,7 @@ void hv_straight_end(void)
 {
     if (!cell.began_tsc)
         return;
-    cell.entry_ns = hv_host_ns() - elapsed_ns();
+    cell.entry_ns = hv_host_ns() - hv_ticks_ns(cell.began_tsc);
     cell.began_tsc = 0;
     hv_account_run();
 }

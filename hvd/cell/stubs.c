@@ -147,6 +147,11 @@ void hv_stubs_init(struct hv_emitter *e)
         HV_CODE(e, "\xf3\x49\x0f\xae\xdd"); /* wrgsbase r13 */
     }
 
+    uint8_t *to_callout = jump_over(e, 0xeb);
+    hv_stubs.chain = e->at;
+    hv_constant(e, HV_R9, HV_CALLOUT_CHAIN);
+    here(e, to_callout);
+
     /* callout: r8d = EIP, r9d = kind, r10d = argument */
     hv_stubs.callout = e->at;
     store_registers(e);

@@ -1,39 +1,71 @@
 /* A block of guest kernel code to a block of 64-bit code in the cache (docs/rewriting.md). Each instruction of the guest begins at a place
  * (hv_block_place), by which a fault or an interrupt finds back to it. */
+#include "lookaside.h"
 #include "rules.h"
+#include "ticks.h"
 
 #define PAGE 4096u
 #define MOST_INSTRUCTIONS 64
 #define MOST_HOST_BYTES 24000
 #define MOST_GUEST_BYTES 3000
+#define MOST_AHEAD 8 /* blocks behind the one that is asked for */
 
-/* The guest's code of the page in which a block begins, and of the next where an instruction reaches into it. */
+/* A page of the guest's code, as the processor's TLB would know it: until something drops entries there (lookaside.h). */
 struct source {
-    const uint8_t *page; /* NULL: no memory */
-    uint32_t linear;
+    uint32_t page, generation; /* linear page number */
+    uint32_t frame;            /* guest-physical one */
+    bool global, user;         /* user: with the rights of programs */
+    const uint8_t *at;         /* NULL: blocks cannot come from there */
 };
+#define SOURCES 64u
+static struct source sources[SOURCES];
+
+static struct source *row_of(uint32_t eip) { return &sources[eip / PAGE % SOURCES]; }
+
+static bool is_at_hand(const struct source *source, uint32_t eip)
+{
+    return source->at && source->page == eip / PAGE && source->generation == hv_lookaside_generation && source->user == (HV_CPU->cpl == 3);
+}
+
+static const struct source *source_of(uint32_t eip)
+{
+    struct source *source = row_of(eip);
+    if (is_at_hand(source, eip))
+        return source;
+    uint8_t first[HV_LONGEST_INSTRUCTION];
+    struct hv_walk walk;
+    HV_CPU->eip = eip;
+    hv_fetch(first); /* raises what the first byte has */
+    bool user = HV_CPU->cpl == 3;
+    hv_walk(&walk, eip, false, user, true, false);
+    *source = (struct source){eip / PAGE, hv_lookaside_generation, (uint32_t)(walk.physical / PAGE), walk.global, user, NULL};
+    if (!walk.error && !(walk.physical >> 32))
+        source->at = hv_memory_at(walk.physical & ~(uint64_t)(PAGE - 1), false, NULL);
+    return source;
+}
 
 /* Bytes at eip, at most 15, into insn's decoder; 0 = there is no code to be fetched. */
 static unsigned fetch(const struct source *source, uint32_t eip, const uint8_t **bytes, uint8_t buffer[HV_LONGEST_INSTRUCTION])
 {
-    uint32_t offset = eip - source->linear;
-    if (source->page && offset <= PAGE - HV_LONGEST_INSTRUCTION) {
-        *bytes = source->page + offset;
+    uint32_t offset = eip - source->page * PAGE;
+    if (source->at && offset <= PAGE - HV_LONGEST_INSTRUCTION) {
+        *bytes = source->at + offset;
         return HV_LONGEST_INSTRUCTION;
     }
     *bytes = buffer;
     return hv_fetch_at(eip, buffer);
 }
 
-/* The frame of a page of code, if it lies where blocks can come from. */
+/* The frame of the second page of a block, if it lies where blocks can come from. */
 static bool add_page(struct hv_block *block, uint32_t eip)
 {
     struct hv_walk walk;
     hv_walk(&walk, eip, false, block->user, true, false);
     if (walk.error || walk.physical >> 32 || !hv_memory_at(walk.physical, false, NULL))
         return false;
-    block->page[block->page_count] = eip / PAGE;
-    block->frame[block->page_count++] = walk.physical / PAGE;
+    block->page[1] = eip / PAGE;
+    block->frame[1] = (uint32_t)(walk.physical / PAGE);
+    block->page_count = 2;
     return true;
 }
 
@@ -46,22 +78,24 @@ static void go_on_at(struct hv_translation *t, uint32_t eip, bool behind_sti)
         hv_jump_out(t, eip);
 }
 
-uint32_t hv_translate(uint32_t eip)
+static struct hv_translation t;
+
+static uint32_t translate(uint32_t eip)
 {
-    static struct hv_translation t;
     uint32_t index;
-    uint64_t start_ns = hv_host_ns();
-    uint8_t first[HV_LONGEST_INSTRUCTION];
-    HV_CPU->eip = eip;
-    hv_fetch(first); /* raises what the first byte has */
+    bool by_ticks = hv_ticks_do();
+    uint64_t start = by_ticks ? hv_host_tsc() : hv_host_ns();
+    const struct source *source = source_of(eip);
     t.block = hv_block_begin(eip, &index);
     t.e.at = t.block->host;
     t.next = eip;
     t.ends = false;
     t.exits = 0;
     memset(t.fpu_checked, 0, sizeof t.fpu_checked);
-    bool in_memory = add_page(t.block, eip), after_sti = false;
-    const struct source source = {in_memory ? hv_memory_at(t.block->frame[0] * PAGE, false, NULL) : NULL, eip & ~(PAGE - 1)};
+    bool in_memory = source->at, after_sti = false;
+    t.block->page[0] = source->page;
+    t.block->frame[0] = source->frame;
+    t.block->page_count = 1;
     while (!t.ends) {
         uint8_t buffer[HV_LONGEST_INSTRUCTION];
         const uint8_t *bytes = buffer;
@@ -69,7 +103,7 @@ uint32_t hv_translate(uint32_t eip)
         bool full = t.block->instructions &&
                     (at / PAGE != eip / PAGE || t.block->instructions >= MOST_INSTRUCTIONS || t.exits >= HV_MOST_EXITS || at - eip > MOST_GUEST_BYTES ||
                      t.e.at - t.block->host > MOST_HOST_BYTES);
-        unsigned available = full ? 0 : fetch(&source, at, &bytes, buffer);
+        unsigned available = full ? 0 : fetch(source, at, &bytes, buffer);
         if (!available && t.block->instructions) {
             go_on_at(&t, at, after_sti);
             break;
@@ -88,7 +122,7 @@ uint32_t hv_translate(uint32_t eip)
         after_sti = false;
         hv_block_place(t.block, &t.e, (at - eip) | (t.shadow ? HV_PLACE_SHADOW : 0));
         t.block->instructions++;
-        if (decoded && !t.block->user)
+        if (decoded && hv_census_counts && !t.block->user)
             hv_census_count(&t.e, at, &t.insn, hv_replacement(&t.insn));
         uint8_t *before = t.e.at;
         unsigned exits = t.exits;
@@ -110,22 +144,42 @@ uint32_t hv_translate(uint32_t eip)
         after_sti = hv_sets_interrupts(&t.insn);
     }
     hv_block_place(t.block, &t.e, ((t.next - eip) & HV_PLACE_GUEST) | HV_PLACE_SHADOW);
+    t.one_way_out = t.exits == 1 && t.exit[0].displacement + 4 == t.e.at;
     t.block->guest_bytes = (uint16_t)(t.next - eip);
     for (unsigned i = 0; i < t.exits; i++) {
-        uint8_t *stub = t.e.at;
-        uint32_t target = t.exit[i].eip, exit = hv_block_exit(t.exit[i].displacement, stub);
-        hv_constant(&t.e, HV_R10, exit);
-        hv_call_out(&t, target, HV_CALLOUT_CHAIN);
-        uint32_t known = target == eip ? HV_BLOCK_NONE : hv_block_find(target);
-        if (known != HV_BLOCK_NONE)
-            hv_block_chain(exit, known);
+        t.exit[i].number = hv_block_exit(t.exit[i].displacement, t.e.at, t.exit[i].eip);
+        hv_constant(&t.e, HV_R10, t.exit[i].number);
+        hv_jump(&t.e, hv_stubs.chain);
     }
     if (!in_memory)
         t.block->page_count = 0;
-    hv_block_end(index, &t.e);
+    uint32_t entry = hv_block_end(index, &t.e, source->global);
+    for (unsigned i = 0; i < t.exits; i++) {
+        uint32_t known = hv_entry_find(t.exit[i].eip);
+        if (known == HV_ENTRY_NONE)
+            continue;
+        hv_block_chain(t.exit[i].number, known);
+        t.one_way_out = false;
+    }
+    if (by_ticks) {
+        hv_crossing_counted(&cell.board.crossings, HV_POINT_TRANSLATION_BLOCK, hv_ticks_ns(start));
+        return entry;
+    }
     uint64_t entry_ns = cell.entry_ns;
-    cell.entry_ns = start_ns;
+    cell.entry_ns = start;
     hv_cross_here(HV_POINT_TRANSLATION_BLOCK, eip, t.block->instructions, t.block->guest_bytes, t.block->host_bytes);
     cell.entry_ns = entry_ns;
-    return index;
+    return entry;
+}
+
+/* What such a block is followed by for certain is translated as well, which spares a callout: where it needs no look at the guest's page tables, which
+ * would show there. */
+uint32_t hv_translate(uint32_t eip)
+{
+    uint32_t first = translate(eip);
+    for (unsigned i = 0; i < MOST_AHEAD && t.one_way_out && hv_block_fits() && is_at_hand(row_of(t.exit[0].eip), t.exit[0].eip); i++) {
+        uint32_t exit = t.exit[0].number;
+        hv_block_chain(exit, translate(t.exit[0].eip));
+    }
+    return first;
 }

@@ -1,6 +1,6 @@
 /* The translator: guest kernel code to 64-bit code that does the same in the kernel window (docs/rewriting.md).
  *
- *   translate.c  a block                                 rules.c    its instructions, one by one
+ *   translate.c  a block                                 rules.c    its instructions, one by one, as opcodes.c says
  *   emit.h       machine code into the cache              pieces.c   what rules are made of
  *   blocks.c     which blocks there are, chains, and what becomes of them when their code or its mapping changes
  *   stubs.c      the few pieces of code between blocks, the monitor and the guest's programs
@@ -18,12 +18,13 @@
 
 #define HV_TRANSLATED_FLAGS 0xcd5u /* CF PF AF ZF SF DF OF */
 #define HV_BLOCK_NONE UINT32_MAX
+#define HV_ENTRY_NONE UINT32_MAX
 
 /* What translated code asks of the monitor: cell.callout_kind. */
 enum hv_callout {
     HV_CALLOUT_EMULATE,   /* the instruction at EIP, by the monitor */
     HV_CALLOUT_IRET,      /* it is IRET */
-    HV_CALLOUT_CHAIN,     /* a direct jump is taken for the first time: cell.callout_argument is its exit */
+    HV_CALLOUT_CHAIN,     /* a direct jump is taken for the first time: cell.callout_argument is its exit, which knows EIP */
     HV_CALLOUT_LOOKUP,    /* an indirect jump to EIP, which the table does not know */
     HV_CALLOUT_INTERRUPT, /* at EIP interrupts are on, and something waits */
     HV_CALLOUT_SHADOW,    /* at EIP interrupts are on, behind STI */
@@ -41,25 +42,19 @@ struct hv_place {
 #define HV_PLACE_POPPED 0x4000u /* ESP is one dword further than the guest may see, if this instruction faults */
 
 struct hv_block {
-    uint32_t eip, next_in_hash;
     uint8_t *host;
-    uint32_t host_bytes;
-    uint32_t first_place;
-    uint16_t place_count, guest_bytes, instructions;
+    uint32_t eip;
+    uint32_t incoming;    /* exits that jump here */
+    uint32_t first_place, first_entry;
+    uint16_t place_count, guest_bytes, host_bytes, instructions;
     uint8_t page_count;
     bool valid;
+    bool one_way_in;      /* what its code does relies on what it did before: it is entered at its start only */
     bool calls_out;       /* its last instruction is the monitor's */
     bool user;            /* of a program (withheld.c) */
     uint32_t page[2];     /* linear page numbers */
-    uint64_t frame[2];    /* guest-physical ones */
+    uint32_t frame[2];    /* guest-physical ones */
     uint32_t next_in_frame[2];
-    uint32_t incoming;    /* exits that jump here */
-};
-
-/* A direct jump out of a block: to its stub, which calls out, or chained to a block. */
-struct hv_exit {
-    uint8_t *displacement, *stub;
-    uint32_t target, next; /* block, and the next exit that jumps there */
 };
 
 struct hv_found {
@@ -72,23 +67,28 @@ struct hv_found {
 bool hv_blocks_init(void); /* false: no memory at the cache's address, or none at all */
 void hv_blocks_flush(void);
 uint32_t hv_block_count(void);                        /* the valid ones and those that are gone */
-uint32_t hv_block_find(uint32_t eip);                 /* translated and valid; HV_BLOCK_NONE */
+/* Entries: where blocks are entered, at their starts or in the middle, by EIP. */
+uint32_t hv_entry_find(uint32_t eip);                 /* of a valid block; HV_ENTRY_NONE */
+uint8_t *hv_entry_host(uint32_t entry);
+void hv_entry_look_up(uint32_t entry);                /* indirect jumps find it from now on */
 struct hv_block *hv_block(uint32_t index);
 bool hv_blocks_locate(const uint8_t *rip, struct hv_found *); /* false: in no block */
-void hv_block_chain(uint32_t exit, uint32_t block);
+void hv_block_chain(uint32_t exit, uint32_t entry);
+uint32_t hv_exit_eip(uint32_t exit); /* where it leads to in the guest */
 /* For translate.c: room for one more block, then its parts. */
 struct hv_emitter;
+bool hv_block_fits(void); /* there is; or else the next one empties the cache */
 struct hv_block *hv_block_begin(uint32_t eip, uint32_t *index);
 void hv_block_place(struct hv_block *, const struct hv_emitter *, uint32_t guest);
-uint32_t hv_block_exit(uint8_t *displacement, uint8_t *stub);
-void hv_block_end(uint32_t index, const struct hv_emitter *);
+uint32_t hv_block_exit(uint8_t *displacement, uint8_t *stub, uint32_t eip);
+uint32_t hv_block_end(uint32_t index, const struct hv_emitter *, bool global); /* global: the first page's mapping. Returns its entry */
 void hv_code_written(uint64_t physical, uint64_t length); /* before it is: blocks that were translated from there are gone */
 void hv_code_drop(uint32_t eip);           /* the blocks with that instruction are gone */
 void hv_code_verify(bool all);             /* mappings changed: all, or those that are not global */
 void hv_code_verify_page(uint32_t linear);
 
 /* ---- translate.c */
-uint32_t hv_translate(uint32_t eip); /* a new block; raises #PF when its first byte cannot be fetched */
+uint32_t hv_translate(uint32_t eip); /* the entry of a new block; raises #PF when its first byte cannot be fetched */
 
 /* ---- devices.c */
 bool hv_device_site(uint32_t eip);                         /* has that instruction accessed devices again and again */
@@ -98,6 +98,7 @@ void hv_device_sites_forget(void);
 /* ---- stubs.c */
 struct hv_stubs {
     uint8_t *system_call;           /* from a slot of sites.h; the same as callout, but for segments */
+    uint8_t *chain;                 /* callout HV_CALLOUT_CHAIN: r10d = exit */
     uint8_t *callout, *callout_end; /* state into struct hv_cell, then C */
     uint8_t *resume;                /* the reverse: to cell.resume; between here and ready_end all state is in struct hv_cell */
     uint8_t *enter_user;            /* the guest's programs, natively */
