@@ -15,6 +15,7 @@
 #include <unistd.h>
 
 #include "breakpoint.h"
+#include "debug.h"
 #include "translate.h"
 
 #define PAGE 4096u
@@ -121,11 +122,13 @@ bool hv_breakpoint_prepare(void)
 
 /* ---- ticks
  *
- * A handler of a few hundred instructions takes milliseconds here, as long as a timer's period or longer; the guest would do nothing
+ * A handler of a few hundred instructions takes milliseconds here, and while a debugger has breakpoints, as long as a timer's period or longer; the guest would do nothing
  * else. After an interrupt the next tick waits until the guest has run with interrupts enabled for as long as they were disabled, MOST_OWN_NS at
  * most. A kernel that enables them for a moment in each turn of a loop, as schedulers do, is given moments until they add up to that.
  */
 #define MOST_OWN_NS 100000000u
+
+bool hv_is_slow(void) { return cell.mode == HV_MODE_BREAKPOINT || hv_debugging; }
 
 void hv_breakpoint_pace(void)
 {
@@ -133,7 +136,7 @@ void hv_breakpoint_pace(void)
     static bool was_enabled, is_known; /* until interrupts are enabled it is not known how long they were not */
     bool enabled = HV_CPU->eflags & HV_IF;
     uint64_t now_ns = hv_clock_now(&cell.board.clock);
-    if (cell.mode != HV_MODE_BREAKPOINT || HV_CPU->halted) {
+    if (!hv_is_slow() || HV_CPU->halted) {
         hv_board_handled(&cell.board, 0);
         return;
     }

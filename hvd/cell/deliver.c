@@ -4,6 +4,7 @@
  */
 #include <stdio.h>
 
+#include "breakpoint.h"
 #include "cell.h"
 
 enum { GATE_TASK = 5, GATE_INTERRUPT_16 = 6, GATE_TRAP_16 = 7, GATE_INTERRUPT_32 = 14, GATE_TRAP_32 = 15 };
@@ -160,6 +161,6 @@ void hv_take_interrupt(void)
     } else {
         hv_deliver(hv_board_acknowledge(&cell.board), false, 0, false);
     }
-    if (cell.mode == HV_MODE_BREAKPOINT)
+    if (hv_is_slow())
         hv_board_handling(&cell.board);
 }

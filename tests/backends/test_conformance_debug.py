@@ -62,11 +62,11 @@ def symbol(bench: Bench, guest: str, name: str) -> int:
 
 
 @asynccontextmanager
-async def debugged(bench: Bench, name: str) -> AsyncIterator[tuple[Front, Running]]:
+async def debugged(bench: Bench, name: str, command_line: str = "") -> AsyncIterator[tuple[Front, Running]]:
     """A guest that has not executed anything, with a debugger; skips where there is none."""
     if Capability.DEBUG not in bench.backend.capabilities:
         pytest.skip(f"{bench.backend.name} has no debugger")
-    running = await bench.start(name, start_paused=True)
+    running = await bench.start(name, start_paused=True, command_line=command_line)
     try:
         async with running.instance.attach_debugger("i386") as connection:
             yield Front(connection), running
@@ -114,6 +114,18 @@ async def test_breakpoints_on_every_instruction(bench: Bench) -> None:
     others = [stop for stop in stops if stop not in once]
     assert set(others) == set(loops) and others[0] == loops[0] and others.count(loops[0]) == others.count(loops[-1])
     assert (await running.end()).exit_code == 0 and "20 ticks" in running.console()
+
+
+async def test_a_breakpoint_is_reached_although_handlers_take_longer_than_the_timers_period(bench: Bench) -> None:
+    """On the cell no instruction runs natively while there are breakpoints: a tick's handler takes ten periods then."""
+    if bench.backend.name not in ("emulation", "rewriting"):
+        pytest.skip("this guest is an unported kernel")
+    async with debugged(bench, "busy.elf", "steps=300 apic=1 work=2000") as (front, running):
+        done = symbol(bench, "busy.elf", "done")
+        assert await front.ask(b"Z0,%x,1" % done) == b"OK"
+        assert (await front.ask(b"c")).startswith(b"T05"), running.console()
+        assert await front.word(EIP) == done
+    assert (await running.end()).exit_code == 0, running.console()
 
 
 async def test_steps_and_watchpoints(bench: Bench) -> None:
