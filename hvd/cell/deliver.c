@@ -4,7 +4,6 @@
  */
 #include <stdio.h>
 
-#include "breakpoint.h"
 #include "cell.h"
 
 enum { GATE_TASK = 5, GATE_INTERRUPT_16 = 6, GATE_TRAP_16 = 7, GATE_INTERRUPT_32 = 14, GATE_TRAP_32 = 15 };
@@ -161,6 +160,4 @@ void hv_take_interrupt(void)
     } else {
         hv_deliver(hv_board_acknowledge(&cell.board), false, 0, false);
     }
-    if (hv_is_slow())
-        hv_board_handling(&cell.board);
 }

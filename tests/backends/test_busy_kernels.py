@@ -11,7 +11,7 @@ from machine_run import run_to_end
 
 STEPS = 300
 READS = 20_000
-ENGINES = [("emulation", "native"), ("trap", ""), ("rewriting", "translate"), ("rewriting", "breakpoint")]
+ENGINES = [("emulation", "native"), ("trap", ""), ("rewriting", "translate")]
 
 
 def require(backend: str, engine: str) -> None:
