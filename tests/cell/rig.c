@@ -58,6 +58,12 @@ void hv_deliver(unsigned vector, bool has_error, uint32_t error, bool software)
     hv_raise_error(vector, has_error ? error : ~0u);
 }
 
+void hv_breaks_trap(uint32_t cause) /* breaks.c; no breakpoint register is enabled here */
+{
+    HV_CPU->dr[6] = (HV_CPU->dr[6] & ~0xfu) | cause;
+    hv_deliver(HV_DB, false, 0, false);
+}
+
 _Noreturn void hv_fail(const char *format, ...)
 {
     va_list arguments;
