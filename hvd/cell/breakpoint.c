@@ -119,39 +119,3 @@ bool hv_breakpoint_prepare(void)
     set(base + stop);
     return true;
 }
-
-/* ---- ticks
- *
- * A handler of a few hundred instructions takes milliseconds here, and while a debugger has breakpoints, as long as a timer's period or longer; the guest would do nothing
- * else. After an interrupt the next tick waits until the guest has run with interrupts enabled for as long as they were disabled, MOST_OWN_NS at
- * most. A kernel that enables them for a moment in each turn of a loop, as schedulers do, is given moments until they add up to that.
- */
-#define MOST_OWN_NS 100000000u
-
-bool hv_is_slow(void) { return cell.mode == HV_MODE_BREAKPOINT || hv_debugging; }
-
-void hv_breakpoint_pace(void)
-{
-    static uint64_t handling_ns, seen_ns, left_ns;
-    static bool was_enabled, is_known; /* until interrupts are enabled it is not known how long they were not */
-    bool enabled = HV_CPU->eflags & HV_IF;
-    uint64_t now_ns = hv_clock_now(&cell.board.clock);
-    if (!hv_is_slow() || HV_CPU->halted) {
-        hv_board_handled(&cell.board, 0);
-        return;
-    }
-    if (cell.board.lapic.handling_ns != handling_ns) {
-        handling_ns = cell.board.lapic.handling_ns;
-        is_known = was_enabled = false;
-    }
-    if (was_enabled)
-        left_ns -= left_ns < now_ns - seen_ns ? left_ns : now_ns - seen_ns;
-    if (enabled && !is_known) {
-        left_ns = now_ns - handling_ns < MOST_OWN_NS ? now_ns - handling_ns : MOST_OWN_NS;
-        is_known = true;
-    }
-    was_enabled = enabled;
-    seen_ns = now_ns;
-    if (enabled && (!left_ns || HV_CPU->cpl == 3)) /* a program runs without being seen: the timer's deadline counts for it */
-        hv_board_handled(&cell.board, left_ns);
-}

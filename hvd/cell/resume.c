@@ -56,8 +56,6 @@ static void settle(void)
             hv_guarded(hv_breaks_trap_here);
             continue;
         }
-        if (cell.board.lapic.handling_ns)
-            hv_breakpoint_pace();
         if (hv_timer_due())
             hv_board_advance(&cell.board);
         bool withheld = hv_withheld(), steps = withheld && hv_trap.step_once;

@@ -283,8 +283,6 @@ static bool halt(struct hv_emulator *e)
 static int run(struct hv_emulator *e)
 {
     struct hv_counters *counters = e->board->crossings.counters;
-    if (e->board->lapic.handling_ns) /* a snapshot of rewriting's engine breakpoint; this processor is quick enough */
-        hv_board_handled(e->board, 0);
     for (;;) {
         if (e->gave_up)
             return finish(e, HV_EXIT_ERROR);

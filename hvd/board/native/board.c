@@ -198,8 +198,6 @@ static bool tick_by_ioapic(const struct hv_board *board)
 /* Has the guest taken the last tick: is IRQ 0 neither requested nor in service? */
 static bool tick_taken(const struct hv_board *board)
 {
-    if (board->lapic.handling_ns)
-        return false; /* pace.c */
     if (tick_by_ioapic(board))
         return !hv_lapic_holds(&board->lapic, hv_ioapic_vector(&board->ioapic, PIN_PIT));
     const struct hv_pic_chip *master = &board->pic.chip[0];

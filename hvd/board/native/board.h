@@ -71,7 +71,6 @@ struct hv_lapic {
     uint64_t next_tick_ns; /* virtual time, also of the TSC deadline; HV_NEVER */
     /* Ticks of a periodic timer are owed as the 8254's are: see below. */
     uint64_t owed, pause_end_ns;
-    uint64_t handling_ns; /* virtual time at which the guest took an interrupt; 0: interruptible (hv_board_handling) */
 };
 void hv_lapic_reset(struct hv_lapic *);
 bool hv_lapic_enabled(const struct hv_lapic *);       /* by IA32_APIC_BASE and by its own spurious vector register */
@@ -87,7 +86,6 @@ uint32_t hv_lapic_read(struct hv_lapic *, uint32_t offset, uint64_t now_ns);
 /* Returns the vector whose end IOAPICs must hear of, -1 if none. */
 int hv_lapic_write(struct hv_lapic *, uint32_t offset, uint32_t value, uint64_t now_ns);
 void hv_lapic_advance(struct hv_lapic *, uint64_t now_ns);  /* the timer */
-void hv_lapic_rest(struct hv_lapic *, uint64_t now_ns, uint64_t for_ns); /* a periodic timer: no tick for so long, or for its period */
 uint64_t hv_lapic_deadline(const struct hv_lapic *);        /* virtual ns of its next tick to give; HV_NEVER */
 void hv_lapic_write_base(struct hv_lapic *, uint64_t value); /* IA32_APIC_BASE */
 /* IA32_TSC_DEADLINE, where the TSC counts nanoseconds of the virtual clock. */
@@ -152,7 +150,6 @@ bool hv_pit_advance(struct hv_pit *, uint64_t now_ns, bool taken);       /* acco
 uint64_t hv_pit_deadline(const struct hv_pit *, bool taken);             /* virtual ns of the next edge to give; HV_NEVER */
 void hv_pit_masked(struct hv_pit *, uint64_t now_ns, bool masked);       /* the guest masked or unmasked IRQ 0 */
 void hv_pit_forgive(struct hv_pit *, uint64_t now_ns);                   /* nothing is owed for the time before now_ns */
-void hv_pit_rest(struct hv_pit *, uint64_t now_ns, uint64_t for_ns);     /* no periodic edge for so long, or for its period */
 bool hv_pit_output(const struct hv_pit *, unsigned channel, uint64_t now_ns);
 
 /* ---- uart.c: 16550A (National PC16550D data sheet), COM1, ports 3F8-3FF, IRQ 4. */
@@ -294,10 +291,6 @@ bool hv_board_advance(struct hv_board *);
 uint64_t hv_board_deadline(const struct hv_board *);
 /* The processor takes the interrupt: its vector, and what that means for the timers. */
 uint8_t hv_board_acknowledge(struct hv_board *);
-/* For a processor so slow that a handler takes longer than the timer's period: it has taken an interrupt; it has got on since, and shall for
- * rest_ns more (a period at most). In between no periodic tick is requested. */
-void hv_board_handling(struct hv_board *);
-void hv_board_handled(struct hv_board *, uint64_t rest_ns);
 /* CR8 and the local APIC's task priority register are one. */
 uint8_t hv_board_cr8(const struct hv_board *);
 void hv_board_set_cr8(struct hv_board *, uint8_t cr8);

@@ -238,7 +238,7 @@ void hv_lapic_advance(struct hv_lapic *lapic, uint64_t now_ns)
         lapic->owed = 0;
         return;
     }
-    if (periodic && (hv_lapic_holds(lapic, vector) || lapic->handling_ns))
+    if (periodic && hv_lapic_holds(lapic, vector))
         return;
     if (lapic->given) {
         lapic->given = false;
@@ -252,15 +252,6 @@ void hv_lapic_advance(struct hv_lapic *lapic, uint64_t now_ns)
     hv_lapic_deliver(lapic, FIXED, vector, false);
 }
 
-void hv_lapic_rest(struct hv_lapic *lapic, uint64_t now_ns, uint64_t for_ns)
-{
-    if (timer_mode(lapic) != PERIODIC)
-        return;
-    uint64_t end_ns = now_ns + (for_ns < period_ns(lapic) ? for_ns : period_ns(lapic));
-    if (end_ns > lapic->pause_end_ns)
-        lapic->pause_end_ns = end_ns;
-}
-
 uint64_t hv_lapic_deadline(const struct hv_lapic *lapic)
 {
     uint32_t entry = lapic->lvt[HV_LVT_TIMER];
@@ -268,7 +259,7 @@ uint64_t hv_lapic_deadline(const struct hv_lapic *lapic)
         return HV_NEVER;
     if (timer_mode(lapic) != PERIODIC)
         return lapic->owed ? 0 : lapic->next_tick_ns;
-    if (hv_lapic_holds(lapic, (uint8_t)entry) || lapic->handling_ns)
+    if (hv_lapic_holds(lapic, (uint8_t)entry))
         return HV_NEVER; /* the end of that interrupt says more */
     uint64_t tick_ns = lapic->owed ? 0 : lapic->next_tick_ns;
     return tick_ns > lapic->pause_end_ns ? tick_ns : lapic->pause_end_ns;

@@ -364,15 +364,6 @@ bool hv_pit_advance(struct hv_pit *pit, uint64_t now_ns, bool taken)
     return true;
 }
 
-void hv_pit_rest(struct hv_pit *pit, uint64_t now_ns, uint64_t for_ns)
-{
-    if (!periodic(&pit->channel[0]))
-        return;
-    uint64_t period_ns = ns_of(pit->channel[0].reload), end_ns = now_ns + (for_ns < period_ns ? for_ns : period_ns);
-    if (end_ns > pit->pause_end_ns)
-        pit->pause_end_ns = end_ns;
-}
-
 uint64_t hv_pit_deadline(const struct hv_pit *pit, bool taken)
 {
     if (!taken)

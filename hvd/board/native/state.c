@@ -60,7 +60,6 @@ static const struct hv_field fields[] = {
     TIME("lapic.next_tick_ns", lapic.next_tick_ns),
     COUNT("lapic.owed", lapic.owed),
     TIME("lapic.pause_end_ns", lapic.pause_end_ns),
-    TIME("lapic.handling_ns", lapic.handling_ns),
     ARRAY("ioapic.entries", ioapic.entries, 0, UINT64_MAX),
     FIELD("ioapic.lines", ioapic.lines, 0, (1u << HV_IOAPIC_PINS) - 1),
     BYTE("ioapic.index", ioapic.index),
