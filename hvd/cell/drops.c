@@ -6,6 +6,8 @@
 #include "sites.h"
 #include "translate.h"
 
+#define STALE_PAGES 32u
+
 void hv_shadow_flush(bool globals)
 {
     hv_lookaside_empty();
@@ -47,6 +49,17 @@ static void refill(uint32_t page)
         hv_map(page, page + 1, now, region->file_offset + ((now >> 8) * PAGE - region->start));
 }
 
+/* Pages of the programs' view that are to be looked up anew before programs run, when what the kernel puts there is in its tables. */
+static uint32_t stale_pages[STALE_PAGES], stale_count;
+
+static bool is_for_later(uint32_t page)
+{
+    if (!hv_has_window() || page >= PAGES || stale_count == STALE_PAGES)
+        return false;
+    stale_pages[stale_count++] = page;
+    return true;
+}
+
 void hv_shadow_flush_page(uint32_t linear)
 {
     hv_lookaside_empty();
@@ -58,7 +71,7 @@ void hv_shadow_flush_page(uint32_t linear)
         if (hv_mappings[page] & LARGE) { /* one entry of a TLB, however many of its pages are mapped here */
             uint32_t size = HV_CPU->cr4 & HV_CR4_PAE ? 512 : 1024;
             hv_unmap(page - page % size, page - page % size + size);
-        } else if (hv_mappings[page]) {
+        } else if (hv_mappings[page] && !is_for_later(page)) {
             refill(page);
         }
     }
@@ -213,4 +226,9 @@ void hv_shadow_enter_programs(void)
     if (low_is_stale)
         look_again(low_is_stale, 0, PAGES);
     low_is_stale = NULL;
+    while (stale_count) {
+        uint32_t page = stale_pages[--stale_count];
+        if (hv_mappings[page])
+            refill(page);
+    }
 }

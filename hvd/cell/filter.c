@@ -39,7 +39,7 @@ static const unsigned anywhere[] = {SYS_rt_sigreturn, SYS_clock_gettime};
 
 /* From the monitor's text; the most frequent first. */
 static const struct rule rules[] = {
-    {SYS_mmap, {{RANGE, 0, 1, 0}, {SUBSET, 2, PROTECTION, 0}, {SUBSET, 3, MAPPING | MAP_POPULATE | MAP_NORESERVE, MAPPING}, {ONE_OF, 4, HV_CELL_FD_MEMORY, HV_CELL_FD_SITES}}},
+    {SYS_mmap, {{RANGE, 0, 1, 0}, {SUBSET, 2, PROTECTION, 0}, {SUBSET, 3, MAPPING | MAP_POPULATE, MAPPING}, {ONE_OF, 4, HV_CELL_FD_MEMORY, HV_CELL_FD_SITES}}},
     {SYS_munmap, {{RANGE, 0, 1, 0}}},
     {SYS_mprotect, {{RANGE, 0, 1, 0}, {SUBSET, 2, PROTECTION, 0}}},
     {SYS_madvise, {{EQUAL, 2, MADV_POPULATE_WRITE, 0}}}, /* what a store to each page would do */

@@ -19,13 +19,13 @@
 #include "breakpoint.h"
 #include "cell.h"
 #include "debug.h"
+#include "mappings.h"
 #include "paravirt.h"
 #include "sites.h"
 #include "start.h"
 #include "translate.h"
 
 #define STACK_BYTES (256u << 10)
-#define PAGE 4096u
 
 static const int handled[] = {SIGSEGV, SIGBUS, SIGILL, SIGTRAP, SIGFPE, SIGSYS, SIGALRM, HV_CELL_KICK_SIGNAL};
 
@@ -168,6 +168,7 @@ int main(int argc, char **argv)
     if (!hv_sandbox_close(cell.mode == HV_MODE_REWRITING, &error))
         give_up("seccomp: %s", strerror(error));
     cell.area->sandbox |= HV_SANDBOX_SECCOMP;
+    hv_unmap_views(); /* from now on nothing is mapped but where we say */
     hv_wait_for_turn();
     cell.cpu = cell.area->cpu;
     hv_debug_update();

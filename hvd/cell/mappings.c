@@ -21,6 +21,12 @@ static uint32_t first_slot[HV_FRAMES], next_slot[SLOTS];
 static unsigned most_mappings;
 static struct edges edges; /* between mappings */
 
+/* Of each page table of the host's: the page of it + 1 that stays mapped, inaccessible, though nothing else is. */
+#define PER_TABLE 512u
+static uint16_t anchors[SLOTS / PER_TABLE];
+
+#define CODE_RUN 32u /* pages of the window that become read-only together, when code is found in one */
+
 static void *address_of(uint32_t slot) { return (void *)((slot & PAGES ? HV_WINDOW : 0) + hv_linear_of(slot)); }
 static bool tracks_code(void) { return hv_has_window() || hv_paravirtual() || cell.mode == HV_MODE_BREAKPOINT; }
 
@@ -35,6 +41,12 @@ bool hv_mappings_are_many(unsigned more) { return edges.count + more > most_mapp
 static int protection_of(uint64_t entry)
 {
     return PROT_READ | (entry & WRITABLE ? PROT_WRITE : 0) | (entry & EXECUTABLE ? PROT_EXEC : 0);
+}
+
+static void protect(uint32_t first, uint32_t end, int protection)
+{
+    if (mprotect(address_of(first), (size_t)(end - first) * PAGE, protection) != 0)
+        hv_fail("mprotect of %u pages at %#x: error %d", end - first, hv_linear_of(first), errno);
 }
 
 static uint64_t frame_of(uint64_t physical)
@@ -83,19 +95,42 @@ static void forget_all(uint32_t first, uint32_t end)
     }
 }
 
-void hv_unmap(uint32_t first, uint32_t end)
+/* Of pages in one page table of the host's, which goes with the last of them and comes with the next, for more than a mapping takes: so a page that
+ * nobody can access stays in it. */
+static void unmap_in_table(uint32_t first, uint32_t end)
 {
-    forget_all(first, end);
-    if (hv_is_vcpu_page(end - 1) && --end == first)
+    uint32_t table = first / PER_TABLE, low = table * PER_TABLE, high = low + PER_TABLE, page = set_next(&hv_mapped, first, end);
+    uint16_t *at = &anchors[table];
+    bool anchored = *at && (low + *at - 1 < first || low + *at - 1 >= end);
+    if (page >= end)
         return;
-    hv_runs_remove(first, end);
-    edges_span(&edges, first, end);
-    if (munmap(address_of(first), (size_t)(end - first) * PAGE) != 0)
-        hv_fail("munmap of %u pages at %#x: error %d", end - first, hv_linear_of(first), errno);
+    forget_all(page, end);
+    if (!anchored)
+        *at = 0;
+    if (!anchored && set_next(&hv_mapped, low, high) >= high) {
+        protect(page, page + 1, PROT_NONE);
+        edges_span(&edges, page, page + 1);
+        *at = (uint16_t)(++page - low);
+    }
+    edges_span(&edges, page, end);
+    if (page < end && munmap(address_of(page), (size_t)(end - page) * PAGE) != 0)
+        hv_fail("munmap of %u pages at %#x: error %d", end - page, hv_linear_of(page), errno);
 }
 
-/* A whole view. It is reserved again: where inaccessible mappings lie around a page, the host keeps its own page table when that one goes,
- * and has it when the next comes. */
+void hv_unmap(uint32_t first, uint32_t end)
+{
+    if (hv_is_vcpu_page(end - 1) && --end == first) {
+        forget_all(first, first + 1);
+        return;
+    }
+    hv_runs_remove(first, end);
+    for (uint32_t next; first < end; first = next) {
+        next = (first / PER_TABLE + 1) * PER_TABLE;
+        unmap_in_table(first, next < end ? next : end);
+    }
+}
+
+/* A whole view, of which nothing is left: a mapping where nothing is costs half of one within another mapping. */
 static void unmap_view(uint32_t first)
 {
     uint32_t least = first + hv_least_page, end = first + PAGES;
@@ -103,8 +138,8 @@ static void unmap_view(uint32_t first)
     if (hv_is_vcpu_page(end - 1))
         end--;
     hv_runs_remove(first, end);
-    if (mmap(address_of(least), (size_t)(end - least) * PAGE, PROT_NONE, MAP_SHARED | MAP_FIXED | MAP_NORESERVE, HV_CELL_FD_MEMORY, 0) == MAP_FAILED)
-        hv_fail("the view at %p cannot be reserved: error %d", address_of(first), errno);
+    if (munmap(address_of(least), (size_t)(end - least) * PAGE) != 0)
+        hv_fail("munmap of the view at %p: error %d", address_of(first), errno);
 }
 
 void hv_unmap_views(void)
@@ -113,13 +148,31 @@ void hv_unmap_views(void)
     if (hv_has_window())
         unmap_view(PAGES);
     memset(&edges, 0, sizeof edges);
+    memset(anchors, 0, sizeof anchors);
 }
 
-void hv_map(uint32_t first, uint32_t end, uint64_t entry, uint64_t file_offset)
+/* Are the pages mapped to these frames, and is it only what may be done with them that changes? */
+static bool is_mapped_to(uint32_t first, uint32_t end, uint64_t entry)
 {
-    if (hv_mappings_are_many(1) || hv_runs_full())
-        hv_shadow_flush(true);
-    hv_sites_mapped(first, end);
+    for (uint32_t page = first; page < end; page++, entry += 1u << 8)
+        if (!hv_mappings[page] || (hv_mappings[page] | entry) & COPY || hv_mappings[page] >> 8 != entry >> 8)
+            return false;
+    return true;
+}
+
+static void change_protection(uint32_t first, uint32_t end, uint64_t entry)
+{
+    for (uint32_t page = first; page < end; page++) {
+        if (hv_mappings[page] & KERNEL_ONLY /* and may be hidden */ || protection_of(hv_mappings[page]) != protection_of(entry)) {
+            protect(first, end, protection_of(entry));
+            edges_span(&edges, first, end);
+            return;
+        }
+    }
+}
+
+static void map_anew(uint32_t first, uint32_t end, uint64_t entry, uint64_t file_offset)
+{
     uint32_t copy = entry & COPY ? hv_sites_copy(first, entry >> 8) : 0;
     size_t length = (size_t)(end - first) * PAGE;
     int populate = end - first == 1 ? MAP_POPULATE : 0;
@@ -128,6 +181,20 @@ void hv_map(uint32_t first, uint32_t end, uint64_t entry, uint64_t file_offset)
     if (at == MAP_FAILED)
         hv_fail("mmap of %u pages at %#x: error %d", end - first, hv_linear_of(first), errno);
     edges_span(&edges, first, end);
+    for (uint32_t table = first / PER_TABLE; table <= (end - 1) / PER_TABLE; table++)
+        if (anchors[table] && table * PER_TABLE + anchors[table] - 1 >= first && table * PER_TABLE + anchors[table] - 1 < end)
+            anchors[table] = 0;
+}
+
+void hv_map(uint32_t first, uint32_t end, uint64_t entry, uint64_t file_offset)
+{
+    if (hv_mappings_are_many(1) || hv_runs_full())
+        hv_shadow_flush(true);
+    hv_sites_mapped(first, end);
+    if (is_mapped_to(first, end, entry))
+        change_protection(first, end, entry);
+    else
+        map_anew(first, end, entry, file_offset);
     hv_runs_remove(first, end);
     for (uint32_t page = first; page < end; page++) {
         if (!hv_mappings[page])
@@ -149,6 +216,25 @@ void hv_map(uint32_t first, uint32_t end, uint64_t entry, uint64_t file_offset)
 
 /* ---- frames that code was translated from */
 
+/* In the window with its neighbours, which are likely to be code, too; a write there maps them again. */
+static void protect_code(uint32_t slot)
+{
+    uint32_t first = slot, end = slot + 1, low = slot - slot % CODE_RUN, high = low + CODE_RUN;
+    uint64_t entry = hv_mappings[slot];
+    while (slot & PAGES && first > low && hv_mappings[first - 1] == entry - ((uint64_t)(slot - first + 1) << 8))
+        first--;
+    while (slot & PAGES && end < high && hv_mappings[end] == entry + ((uint64_t)(end - slot) << 8))
+        end++;
+    for (uint32_t page = first; page < end; page++)
+        hv_mappings[page] &= ~(uint64_t)WRITABLE;
+    edges_span(&edges, first, end);
+    protect(first, end, protection_of(hv_mappings[slot]));
+    if (entry & KERNEL_ONLY) { /* accessible now, and of another protection than its run */
+        hv_runs_remove(first, end);
+        hv_runs_add(first, end, protection_of(hv_mappings[slot]));
+    }
+}
+
 void hv_shadow_protect_frame(uint64_t physical, enum hv_frame reason)
 {
     uint64_t frame = frame_of(physical);
@@ -156,19 +242,9 @@ void hv_shadow_protect_frame(uint64_t physical, enum hv_frame reason)
         return;
     hv_code_frames[frame] |= (uint8_t)reason;
     hv_lookaside_empty();
-    for (uint32_t slot = first_slot[frame]; slot; slot = next_slot[slot - 1]) {
-        uint64_t *entry = &hv_mappings[slot - 1];
-        if (!(*entry & WRITABLE))
-            continue;
-        *entry &= ~(uint64_t)WRITABLE;
-        edges_span(&edges, slot - 1, slot);
-        if (mprotect(address_of(slot - 1), PAGE, protection_of(*entry)) != 0)
-            hv_fail("mprotect of a code page at %#x: error %d", hv_linear_of(slot - 1), errno);
-        if (*entry & KERNEL_ONLY) { /* accessible now, and of another protection than its run */
-            hv_runs_remove(slot - 1, slot);
-            hv_runs_add(slot - 1, slot, protection_of(*entry));
-        }
-    }
+    for (uint32_t slot = first_slot[frame]; slot; slot = next_slot[slot - 1])
+        if (hv_mappings[slot - 1] & WRITABLE)
+            protect_code(slot - 1);
 }
 
 bool hv_shadow_is_code(uint64_t physical)

@@ -6,6 +6,8 @@
 #include "sites.h"
 #include "translate.h"
 
+#define PAGE 4096u
+
 static struct hv_found found;
 
 static void take_translated(void)
@@ -21,11 +23,29 @@ static void take_translated(void)
     hv_trap.step = HV_STEP_RUN;
 }
 
+/* A store to the page that it stands in, which would be mapped writable, and read-only again as soon as the code there goes on: the monitor executes
+ * it, unless it is of the x87 or SSE. */
+static bool stored_to_itself(uint32_t linear)
+{
+    struct hv_walk walk;
+    struct hv_insn insn;
+    if (linear / PAGE != found.eip / PAGE || !found.valid || hv_trap.step != HV_STEP_RUN)
+        return false;
+    hv_walk(&walk, linear, true, false, false, false);
+    if (walk.error || !hv_shadow_is_code(walk.physical))
+        return false;
+    take_translated();
+    hv_fetch_instruction(&insn);
+    return hv_interpret(&insn);
+}
+
 static void translated_page_fault(void)
 {
     struct hv_walk walk = {0};
     uint32_t linear = (uint32_t)hv_trap.address;
     bool write = hv_trap.error & HV_ERROR_WRITE;
+    if (write && hv_trap.address >> 32 == HV_WINDOW >> 32 && stored_to_itself(linear))
+        return;
     enum hv_shadow result = hv_trap.address >> 32 == cell.window >> 32 ? hv_shadow_fault(linear, write, HV_CPU->cpl == 3, false, &walk) : HV_SHADOW_EMULATE;
     if (result == HV_SHADOW_MAPPED) {
         hv_trap.filled = true;
