@@ -255,7 +255,9 @@ def forge(rig: Rig, offsets: dict[str, int], exit_: CellExit, cpu: CellCpu | Non
             steps.append((Act.COPY, area + offsets[name], place, len(data)))
             place += len(data)
     rig.poke(DATA + 0x80, struct.pack("<Q", 1))
-    steps += [(Act.CALL, WRITE, Fd.LEFT, DATA + 0x80, 8), (Act.SPIN64,)]
+    steps.append((Act.CALL, WRITE, Fd.LEFT, DATA + 0x80, 8))
+    # Then it waits as a cell does: a signal in the guest's own 64-bit code would be another end, said over this one before the runner has read it.
+    steps += [(Act.CALL, READ, Fd.GO, DATA + 0x88, 8), (Act.GOTO, len(steps))]
     rig.order(*steps, gadget=rig.gadget())
 
 
