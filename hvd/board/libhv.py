@@ -6,6 +6,7 @@ import ctypes
 import functools
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from hvd.board.pci import registers
 from hvd.errors import HvdError
@@ -14,6 +15,10 @@ LIBRARY = Path(__file__).resolve().parent.parent / "libhv.so"
 
 _u8, _u16, _u32, _u64, _size = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64, ctypes.c_size_t
 _pointer, _unsigned, _bool = ctypes.c_void_p, ctypes.c_uint, ctypes.c_bool
+
+
+_Prototypes = dict[str, tuple[type | None, list[type]]]
+_Library = TypeVar("_Library", bound=ctypes.CDLL)
 
 
 class _Field(ctypes.Structure):
@@ -25,7 +30,7 @@ class _Field(ctypes.Structure):
 
 
 # C function -> result, arguments (native/board.h).
-_PROTOTYPES: dict[str, tuple[type | None, list[type]]] = {
+_PROTOTYPES: _Prototypes = {
     "hv_host_ns": (_u64, []),
     "hv_clock_start": (None, [_pointer]),
     "hv_clock_stop": (None, [_pointer]),
@@ -81,6 +86,12 @@ _PROTOTYPES: dict[str, tuple[type | None, list[type]]] = {
     "hv_cross": (None, [_pointer, _unsigned, _u64, _u64, _unsigned, _u64, _u64, _u64, _u64]),
     **registers.PROTOTYPES,
 }
+# Those that take a while (native/pages.c).
+_SLOW: _Prototypes = {
+    "hv_crc32c": (_u32, [_u32, _pointer, _size]),
+    "hv_nonzero_run": (_size, [_pointer, _size, _size, ctypes.POINTER(_size)]),
+    "hv_store_file": (ctypes.c_int64, [ctypes.c_int, _u64, ctypes.c_int, _u64, _u64]),
+}
 
 
 @functools.cache
@@ -90,9 +101,19 @@ def library(path: Path = LIBRARY) -> ctypes.PyDLL:
     None of these functions blocks, so they keep the interpreter's lock: giving it up and getting it back costs more
     than they do.
     """
+    return _declared(ctypes.PyDLL, path, _PROTOTYPES)
+
+
+@functools.cache
+def slow_library(path: Path = LIBRARY) -> ctypes.CDLL:
+    """libhv.so's functions that take a while and give the interpreter's lock up. Raises HvdError NATIVE_MISSING."""
+    return _declared(ctypes.CDLL, path, _SLOW)
+
+
+def _declared(kind: type[_Library], path: Path, prototypes: _Prototypes) -> _Library:
     try:
-        lib = ctypes.PyDLL(str(path))
-        for name, (result, arguments) in _PROTOTYPES.items():
+        lib = kind(str(path))
+        for name, (result, arguments) in prototypes.items():
             function = getattr(lib, name)
             function.restype, function.argtypes = result, arguments
     except (OSError, AttributeError) as error:

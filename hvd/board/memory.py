@@ -17,12 +17,11 @@ import weakref
 from dataclasses import dataclass
 from typing import Final
 
+from hvd.board.libhv import slow_library
 from hvd.errors import HvdError
 
 GRANULE: Final = 4096
 LEAST: Final = 64 << 10
-# Copied at once: nothing but the end of a process interrupts that, not even for another thread's change of the user (nptl(7)).
-PIECE: Final = 1 << 20
 LOW_RAM_END: Final = 3 << 30
 HIGH_RAM_START: Final = 4 << 30
 
@@ -188,13 +187,11 @@ class GuestMemory:
 
     def store_file(self, address: int, file: int, offset: int, length: int) -> int:
         """write() of what a regular file's descriptor has there: through the memory file, which costs no page fault for each page and does not map
-        it here. How much it had: less than length when it is shorter. Raises HvdError ADDRESS_OUTSIDE; OSError, when the host has no memory left.
-        One thread at a time."""
-        target = self.file_offset(address, length)
-        os.lseek(self._fd, target, os.SEEK_SET)  # nothing else uses this position
-        done = 0
-        while done < length and (count := os.sendfile(self._fd, file, offset + done, min(length - done, PIECE))):
-            done += count
+        it here. How much it had: less than length when it is shorter. Raises HvdError ADDRESS_OUTSIDE, NATIVE_MISSING; OSError, when the host has
+        no memory left. One thread at a time: nothing else uses the position of the memory file."""
+        done = int(slow_library().hv_store_file(self._fd, self.file_offset(address, length), file, offset, length))
+        if done < 0:
+            raise OSError(-done, os.strerror(-done))
         return done
 
     def clear(self, address: int, length: int) -> None:

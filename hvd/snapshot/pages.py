@@ -3,32 +3,14 @@
 from __future__ import annotations
 
 import ctypes
-import functools
 import os
 from collections.abc import Iterator
 from errno import ENXIO
 
-from hvd.board.libhv import LIBRARY
+from hvd.board.libhv import slow_library
 from hvd.board.memory import GuestMemory
-from hvd.errors import HvdError
 
 PAGE = 4096
-
-
-@functools.cache
-def _library() -> ctypes.CDLL:
-    """libhv.so, through CDLL: these functions take a while and give the interpreter's lock up. Raises HvdError
-    NATIVE_MISSING."""
-    try:
-        lib = ctypes.CDLL(str(LIBRARY))
-        size = ctypes.c_size_t
-        lib.hv_crc32c.restype = ctypes.c_uint32
-        lib.hv_crc32c.argtypes = [ctypes.c_uint32, ctypes.c_void_p, size]
-        lib.hv_nonzero_run.restype = size
-        lib.hv_nonzero_run.argtypes = [ctypes.c_void_p, size, size, ctypes.POINTER(size)]
-    except (OSError, AttributeError) as error:
-        raise HvdError("NATIVE_MISSING", path=LIBRARY, problem=error) from error
-    return lib
 
 
 def crc32c(data: bytes | bytearray | memoryview, crc: int = 0) -> int:
@@ -37,12 +19,12 @@ def crc32c(data: bytes | bytearray | memoryview, crc: int = 0) -> int:
     if not view.nbytes:
         return crc
     if isinstance(data, bytes):
-        return int(_library().hv_crc32c(crc, data, len(data)))
+        return int(slow_library().hv_crc32c(crc, data, len(data)))
     if view.readonly:
         return crc32c(bytes(view), crc)
     anchor = ctypes.c_char.from_buffer(view)
     try:
-        return int(_library().hv_crc32c(crc, ctypes.addressof(anchor), view.nbytes))
+        return int(slow_library().hv_crc32c(crc, ctypes.addressof(anchor), view.nbytes))
     finally:
         del anchor
 
@@ -50,7 +32,7 @@ def crc32c(data: bytes | bytearray | memoryview, crc: int = 0) -> int:
 def used_runs(memory: GuestMemory) -> Iterator[tuple[int, int]]:
     """The pages of RAM that are not all zero, as (guest-physical address, length), ascending. Reads no page that was
     never written, which would allocate it."""
-    find = _library().hv_nonzero_run
+    find = slow_library().hv_nonzero_run
     end = ctypes.c_size_t()
     for address, length, offset in memory.ram_spans():
         for start, stop in extents(memory.fd, offset, offset + length):

@@ -7,21 +7,20 @@ broken").
 from __future__ import annotations
 
 from collections.abc import Callable
-from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 from typing import Final
 
 from hvd.board.loaders import bzimage, elf, flat, multiboot, pvh
 from hvd.board.loaders.flat import DEFAULT_LOAD_ADDRESS
-from hvd.board.loaders.image import ImageFile
+from hvd.board.loaders.image import Copies, ImageFile
 from hvd.board.loaders.kernel import Kernel, Loaded
 from hvd.board.memory import GuestMemory
 from hvd.board.paravirt import NEUTRAL
 from hvd.board.tables import put_tables
 from hvd.errors import HvdError
 
-__all__ = ["DEFAULT_LOAD_ADDRESS", "LOADERS", "Kernel", "Loaded", "identify", "load"]
+__all__ = ["DEFAULT_LOAD_ADDRESS", "LOADERS", "Copies", "Kernel", "Loaded", "begin", "identify", "load"]
 
 LOADERS: Final[tuple[Callable[[ImageFile], Kernel | None], ...]] = (bzimage.parse, pvh.parse, multiboot.parse)
 
@@ -64,14 +63,23 @@ def load(
     flat_load_address: 0 = recognise the format; else the file is a flat binary, whatever it looks like.
     Raises what identify() raises, and HvdError IMAGE_TOO_LARGE.
     """
-    with ExitStack() as files:
-        image = files.enter_context(ImageFile(kernel))
-        extra = None if initrd is None else files.enter_context(ImageFile(initrd, "the initrd"))
-        recognised = _recognise(image, flat_load_address)
-        recognised.check_fits(memory.low_ram_end)
-        rsdp = put_tables(memory)
-        entry = recognised.load(memory, extra, command_line, rsdp)
-        paravirt = recognised.paravirt
-        if paravirt is not None and paravirt.flags & NEUTRAL:
-            paravirt = replace(paravirt, kernel=kernel)
-        return Loaded(entry, recognised.format, recognised.description, paravirt)
+    with Copies() as copies:
+        loaded = begin(copies, memory, kernel, initrd, command_line, flat_load_address)
+        copies.run()
+        return loaded
+
+
+def begin(
+    copies: Copies, memory: GuestMemory, kernel: Path | bytes, initrd: Path | bytes | None, command_line: str, flat_load_address: int
+) -> Loaded:
+    """load(), but for what is in the copies then. Raises what load() raises."""
+    image = copies.open(kernel)
+    extra = None if initrd is None else copies.open(initrd, "the initrd")
+    recognised = _recognise(image, flat_load_address)
+    recognised.check_fits(memory.low_ram_end)
+    rsdp = put_tables(memory)
+    entry = recognised.load(memory, extra, command_line, rsdp)
+    paravirt = recognised.paravirt
+    if paravirt is not None and paravirt.flags & NEUTRAL:
+        paravirt = replace(paravirt, kernel=kernel)
+    return Loaded(entry, recognised.format, recognised.description, paravirt)

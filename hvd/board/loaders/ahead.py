@@ -7,8 +7,7 @@ import threading
 from pathlib import Path
 from typing import Final
 
-from hvd.board.loaders import load
-from hvd.board.loaders.kernel import Loaded
+from hvd.board.loaders import Copies, Loaded, begin
 from hvd.board.memory import GuestMemory
 from hvd.board.spec import MachineSpec
 
@@ -16,8 +15,15 @@ LEAST_BYTES: Final = 1 << 20
 
 
 def load_kernel(memory: GuestMemory, spec: MachineSpec) -> Loaded:
-    """The machine's kernel and initrd. Raises what load() raises."""
-    return load(memory, Path(spec.kernel), Path(spec.initrd) if spec.initrd else None, spec.command_line, spec.flat_load_address)
+    """The machine's kernel and initrd. Raises what hvd.board.loaders.load() raises."""
+    with Copies() as copies:
+        loaded = _begin(copies, memory, spec)
+        copies.run()
+        return loaded
+
+
+def _begin(copies: Copies, memory: GuestMemory, spec: MachineSpec) -> Loaded:
+    return begin(copies, memory, Path(spec.kernel), Path(spec.initrd) if spec.initrd else None, spec.command_line, spec.flat_load_address)
 
 
 def is_worth_it(spec: MachineSpec) -> bool:
@@ -31,23 +37,32 @@ def is_worth_it(spec: MachineSpec) -> bool:
 
 
 class LoadAhead:
-    """It begins at once. Nearly all of it is copying by the host's kernel, which nobody else here waits for."""
+    """The thread does nothing but copying, nearly all of it in the host's kernel: two threads that both have many small things to do would wait for
+    the interpreter's lock all the time."""
 
     def __init__(self, memory: GuestMemory, spec: MachineSpec) -> None:
-        self._outcome: Loaded | Exception | None = None
-        self._thread = threading.Thread(target=self._load, args=(memory, spec), name="loader", daemon=True)
+        self._loaded: Loaded | None = None
+        self._problem: Exception | None = None
+        self._copies = Copies()
+        self._thread = threading.Thread(target=self._copy, name="loader", daemon=True)
+        try:
+            self._loaded = _begin(self._copies, memory, spec)
+        except Exception as error:  # noqa: BLE001  raised where it is waited for
+            self._problem = error
         self._thread.start()
 
-    def _load(self, memory: GuestMemory, spec: MachineSpec) -> None:
-        try:
-            self._outcome = load_kernel(memory, spec)
-        except Exception as error:  # noqa: BLE001  raised where it is waited for
-            self._outcome = error
+    def _copy(self) -> None:
+        with self._copies:
+            try:
+                if self._problem is None:
+                    self._copies.run()
+            except Exception as error:  # noqa: BLE001  raised where it is waited for
+                self._problem = error
 
     def loaded(self) -> Loaded:
-        """When it is done. Raises what load() raises."""
+        """When it is done. Raises what hvd.board.loaders.load() raises."""
         self._thread.join()
-        assert self._outcome is not None
-        if isinstance(self._outcome, Exception):
-            raise self._outcome
-        return self._outcome
+        if self._problem is not None:
+            raise self._problem
+        assert self._loaded is not None
+        return self._loaded

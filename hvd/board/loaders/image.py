@@ -5,21 +5,50 @@ from __future__ import annotations
 
 import io
 import os
+from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, Self
 
 from hvd.board.memory import GuestMemory
 from hvd.errors import HvdError
 from hvd.jail.inputs import open_input
 
 
+class Copies:
+    """What of files shall go to memory, and has not yet: most of what loading takes, and nothing else waits for it. The files are open until then."""
+
+    def __init__(self) -> None:
+        self._files = ExitStack()
+        self._waiting: list[tuple[ImageFile, int, int, GuestMemory, int]] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *exc: object) -> None:
+        self._files.close()
+
+    def open(self, source: Path | bytes, what: str = "the kernel") -> ImageFile:
+        """As ImageFile, but that its copy() is for run(). Raises OSError."""
+        return self._files.enter_context(ImageFile(source, what, self))
+
+    def add(self, image: ImageFile, offset: int, length: int, memory: GuestMemory, address: int) -> None:
+        self._waiting.append((image, offset, length, memory, address))
+
+    def run(self) -> None:
+        """Raises what ImageFile.copy_now() raises."""
+        for image, offset, length, memory, address in self._waiting:
+            image.copy_now(offset, length, memory, address)
+        self._waiting.clear()
+
+
 class ImageFile:
     """A kernel or initrd: a file, or bytes. Not mapped, since a file that somebody truncates would kill the reader
     with SIGBUS."""
 
-    def __init__(self, source: Path | bytes, what: str = "the kernel") -> None:
-        """what: how messages name it. Raises OSError when the file cannot be opened."""
+    def __init__(self, source: Path | bytes, what: str = "the kernel", copies: Copies | None = None) -> None:
+        """what: how messages name it. copies: who makes its copies; None = copy() does. Raises OSError when the file cannot be opened."""
         self.what = what
+        self._copies = copies
         self._file: BinaryIO = io.BytesIO(source) if isinstance(source, bytes) else os.fdopen(open_input(source), "rb", buffering=0)
         self.size = self._file.seek(0, os.SEEK_END)
 
@@ -46,11 +75,19 @@ class ImageFile:
         return self.read(0, min(length, self.size))
 
     def copy(self, offset: int, length: int, memory: GuestMemory, address: int) -> None:
-        """Bytes of the file to guest-physical memory. Raises HvdError IMAGE_TRUNCATED, ADDRESS_OUTSIDE."""
+        """Bytes of the file to guest-physical memory, where nothing else is put. Raises HvdError IMAGE_TRUNCATED, ADDRESS_OUTSIDE."""
+        self.need(offset + length)
+        memory.file_offset(address, length)
+        if self._copies is None:
+            self.copy_now(offset, length, memory, address)
+        else:
+            self._copies.add(self, offset, length, memory, address)
+
+    def copy_now(self, offset: int, length: int, memory: GuestMemory, address: int) -> None:
+        """Raises HvdError IMAGE_TRUNCATED, ADDRESS_OUTSIDE; OSError."""
         if isinstance(self._file, io.BytesIO):
             memory.write(address, self.read(offset, length))
             return
-        self.need(offset + length)
         done = memory.store_file(address, self._file.fileno(), offset, length)
         if done < length:
             raise self._shrank(offset + done, offset + length)

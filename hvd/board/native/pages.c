@@ -1,4 +1,7 @@
+#include <errno.h>
 #include <string.h>
+#include <sys/sendfile.h>
+#include <unistd.h>
 
 #include "state.h"
 
@@ -54,4 +57,25 @@ uint32_t hv_crc32c(uint32_t crc, const uint8_t *data, size_t length)
         return ~crc32c_fast(crc, data, length);
 #endif
     return ~crc32c_slow(crc, data, length);
+}
+
+/* Copied at once: nothing but the end of a process interrupts that, not even for another thread's change of the user (nptl(7)) or of the mounts. */
+#define PIECE (128u << 10)
+
+int64_t hv_store_file(int memory, uint64_t offset, int file, uint64_t from, uint64_t length)
+{
+    if (lseek(memory, (off_t)offset, SEEK_SET) < 0)
+        return -errno;
+    off_t position = (off_t)from;
+    uint64_t left = length;
+    while (left) {
+        ssize_t count = sendfile(memory, file, &position, left < PIECE ? left : PIECE);
+        if (count < 0 && errno != EINTR)
+            return -errno;
+        if (count == 0)
+            break;
+        if (count > 0)
+            left -= (uint64_t)count;
+    }
+    return (int64_t)(length - left);
 }

@@ -27,12 +27,14 @@ void hv_board_restored(struct hv_board *);
 bool hv_clock_set(struct hv_clock *, uint64_t ns);
 #define HV_MOST_NS ((uint64_t)INT64_MAX / 2)
 
-/* ---- pages.c: guest memory in a snapshot. */
+/* ---- pages.c: guest memory and files; all of it without Python's lock. */
 #define HV_PAGE 4096u
 /* The first run of pages at or behind `from` that are not all zero: its start, with its end in *end. `length` when there is none.
  * base, length and from are multiples of HV_PAGE. */
 size_t hv_nonzero_run(const uint8_t *base, size_t length, size_t from, size_t *end);
 /* CRC-32C (Castagnoli; RFC 3720, B.4) of what has `crc` so far; begin with 0. */
 uint32_t hv_crc32c(uint32_t crc, const uint8_t *data, size_t length);
+/* Bytes of a file, from an offset on, into a memory file: how many there were, or -errno. */
+int64_t hv_store_file(int memory, uint64_t offset, int file, uint64_t from, uint64_t length);
 
 #endif
