@@ -84,16 +84,18 @@ def _rewritten(lab: Lab, daemon: Daemon, client: Client, guest: str, target: str
         "emulation": lambda: api_seconds(client, image, mebibytes, "emulation", "native"),
         "hvctl start": lambda: boot_seconds(daemon, small, mebibytes, REWRITING, READY),
         "api start": lambda: api_seconds(client, small, mebibytes, "rewriting", wanted=READY),
+        "emulation start": lambda: api_seconds(client, small, mebibytes, "emulation", "native", wanted=READY),
         "qemu start": lambda: _to_prompt(_qemu(program, small, mebibytes), None, READY),
     }
     samples = in_turns(ways, lab.runs(TURNS.get(guest, 5)))
     name, peer = f"boot of {what} to the prompt, rewriting", _peer(arch)
-    own, beside = (_less(samples[way], samples[f"{way} start"]) for way in ("api", "qemu"))
+    own, of_qemu, of_emulation = (_less(samples[way], samples[f"{way} start"]) for way in ("api", "qemu", "emulation"))
     emulated = "emulation (native engine), by the API"
     yield compared(name, "s", samples["hvctl"], samples["qemu"], peer, target=target, note=f"`hvctl run`; {mebibytes} MiB, {image.append}")
     yield compared(f"{name}, by the API", "s", samples["api"], samples["qemu"], peer, target=target, note=BY_API)
     yield compared(f"{name}, by the API", "s", samples["api"], samples["emulation"], emulated, target="<= 0.2", note=BY_API)
-    yield compared(f"{name}: the guest's own part", "s", own, beside, peer, note="by the API; both less the start of echo.elf")
+    for beside, other in ((of_qemu, peer), (of_emulation, emulated)):
+        yield compared(f"{name}: the guest's own part", "s", own, beside, other, note="by the API; both less the start of echo.elf")
     for way, text in (("hvctl", "`hvctl run`"), ("api", "by the API")):
         yield compared(f"start of echo.elf, rewriting, {text}", "s", samples[f"{way} start"], samples["qemu start"], f"qemu-system-{arch}")
 
