@@ -5,6 +5,7 @@
 #include <stdio.h>
 
 #include "cell.h"
+#include "pace.h"
 
 enum { GATE_TASK = 5, GATE_INTERRUPT_16 = 6, GATE_TRAP_16 = 7, GATE_INTERRUPT_32 = 14, GATE_TRAP_32 = 15 };
 #define ERROR_IDT 2u
@@ -158,6 +159,8 @@ void hv_take_interrupt(void)
         cpu->injected = 0;
         hv_deliver(cpu->injected_vector, false, 0, false);
     } else {
-        hv_deliver(hv_board_acknowledge(&cell.board), false, 0, false);
+        uint8_t vector = hv_board_acknowledge(&cell.board);
+        hv_pace_taken(vector);
+        hv_deliver(vector, false, 0, false);
     }
 }

@@ -12,6 +12,7 @@
 #include "cell.h"
 #include "debug.h"
 #include "lookaside.h"
+#include "pace.h"
 #include "paravirt.h"
 #include "signals.h"
 #include "start.h"
@@ -303,6 +304,7 @@ void hv_halt(void)
     hv_straight_end();
     uint64_t start_ns = hv_host_ns();
     cpu->halted = 1;
+    hv_pace_halted();
     while (hv_board_advance(&cell.board), !hv_interrupts_wanted()) {
         if (cpu->eflags & HV_IF && !hv_kicked()) {
             hv_console_rest(cell.board.console, cell.board.out_event);

@@ -6,6 +6,7 @@
 
 #include "breakpoint.h"
 #include "debug.h"
+#include "pace.h"
 #include "sites.h"
 #include "translate.h"
 
@@ -56,6 +57,8 @@ static void settle(void)
             hv_guarded(hv_breaks_trap_here);
             continue;
         }
+        if (hv_pace_handling)
+            hv_pace();
         if (hv_timer_due())
             hv_board_advance(&cell.board);
         bool withheld = hv_withheld(), steps = withheld && hv_trap.step_once;

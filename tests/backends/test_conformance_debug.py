@@ -116,6 +116,19 @@ async def test_breakpoints_on_every_instruction(bench: Bench) -> None:
     assert (await running.end()).exit_code == 0 and "20 ticks" in running.console()
 
 
+@pytest.mark.parametrize("timer", ["", " apic=1"], ids=["8254", "local-apic"])
+async def test_a_breakpoint_is_reached_although_handlers_take_longer_than_the_timers_period(bench: Bench, timer: str) -> None:
+    """No instruction runs natively while there are breakpoints: a tick's handler takes ten periods then."""
+    if bench.backend.name != "rewriting":
+        pytest.skip("elsewhere ticks have no such grace")
+    async with debugged(bench, "busy.elf", f"steps=300 work=2000{timer}") as (front, running):
+        done = symbol(bench, "busy.elf", "done")
+        assert await front.ask(b"Z0,%x,1" % done) == b"OK"
+        assert (await front.ask(b"c")).startswith(b"T05"), running.console()
+        assert await front.word(EIP) == done
+    assert (await running.end()).exit_code == 0, running.console()
+
+
 async def test_steps_and_watchpoints(bench: Bench) -> None:
     async with debugged(bench, "interrupts.elf") as (front, running):
         start, ticks = await front.word(EIP), symbol(bench, "interrupts.elf", "ticks")

@@ -71,6 +71,7 @@ struct hv_lapic {
     uint64_t next_tick_ns; /* virtual time, also of the TSC deadline; HV_NEVER */
     /* Ticks of a periodic timer are owed as the 8254's are: see below. */
     uint64_t owed, pause_end_ns;
+    uint64_t rest_end_ns; /* of hv_board_rest() */
 };
 void hv_lapic_reset(struct hv_lapic *);
 bool hv_lapic_enabled(const struct hv_lapic *);       /* by IA32_APIC_BASE and by its own spurious vector register */
@@ -141,6 +142,7 @@ struct hv_pit {
     uint64_t masked_ns;    /* virtual time at which IRQ 0 was masked; 0 = has been since reset */
     uint64_t missed;       /* edges that were never given: more than could be owed */
     bool given;            /* the last edge was not seen to be taken yet */
+    uint64_t rest_end_ns;  /* of hv_board_rest() */
 };
 void hv_pit_reset(struct hv_pit *, uint64_t now_ns);
 uint8_t hv_pit_read(struct hv_pit *, uint16_t port, uint64_t now_ns);
@@ -291,6 +293,10 @@ bool hv_board_advance(struct hv_board *);
 uint64_t hv_board_deadline(const struct hv_board *);
 /* The processor takes the interrupt: its vector, and what that means for the timers. */
 uint8_t hv_board_acknowledge(struct hv_board *);
+/* For a processor so slow that a tick's handler takes longer than the timer's period: is a vector that it took a tick of the 8254 or of the local
+ * APIC's timer; and none of the two requests one before until_ns (virtual time). What comes due meanwhile is owed. */
+bool hv_board_is_tick(const struct hv_board *, uint8_t vector);
+void hv_board_rest(struct hv_board *, uint64_t until_ns);
 /* CR8 and the local APIC's task priority register are one. */
 uint8_t hv_board_cr8(const struct hv_board *);
 void hv_board_set_cr8(struct hv_board *, uint8_t cr8);

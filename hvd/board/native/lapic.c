@@ -245,7 +245,7 @@ void hv_lapic_advance(struct hv_lapic *lapic, uint64_t now_ns)
         if (periodic)
             lapic->pause_end_ns = now_ns + pause_ns(lapic);
     }
-    if (!lapic->owed || (periodic && now_ns < lapic->pause_end_ns))
+    if (!lapic->owed || (periodic && now_ns < lapic->pause_end_ns) || now_ns < lapic->rest_end_ns)
         return;
     lapic->owed--;
     lapic->given = true;
@@ -257,12 +257,13 @@ uint64_t hv_lapic_deadline(const struct hv_lapic *lapic)
     uint32_t entry = lapic->lvt[HV_LVT_TIMER];
     if (entry & LVT_MASKED || !hv_lapic_enabled(lapic))
         return HV_NEVER;
-    if (timer_mode(lapic) != PERIODIC)
-        return lapic->owed ? 0 : lapic->next_tick_ns;
-    if (hv_lapic_holds(lapic, (uint8_t)entry))
+    bool periodic = timer_mode(lapic) == PERIODIC;
+    if (periodic && hv_lapic_holds(lapic, (uint8_t)entry))
         return HV_NEVER; /* the end of that interrupt says more */
     uint64_t tick_ns = lapic->owed ? 0 : lapic->next_tick_ns;
-    return tick_ns > lapic->pause_end_ns ? tick_ns : lapic->pause_end_ns;
+    if (periodic && lapic->pause_end_ns > tick_ns)
+        tick_ns = lapic->pause_end_ns;
+    return tick_ns > lapic->rest_end_ns ? tick_ns : lapic->rest_end_ns;
 }
 
 void hv_lapic_write_deadline(struct hv_lapic *lapic, uint64_t tsc_ns)

@@ -346,6 +346,8 @@ static uint64_t pause_ns(const struct hv_pit_channel *channel)
     return part > HV_PIT_LEAST_PAUSE_NS ? part : HV_PIT_LEAST_PAUSE_NS;
 }
 
+static uint64_t wait_end_ns(const struct hv_pit *pit) { return pit->pause_end_ns > pit->rest_end_ns ? pit->pause_end_ns : pit->rest_end_ns; }
+
 bool hv_pit_advance(struct hv_pit *pit, uint64_t now_ns, bool taken)
 {
     if (now_ns >= pit->next_edge_ns)
@@ -357,7 +359,7 @@ bool hv_pit_advance(struct hv_pit *pit, uint64_t now_ns, bool taken)
         if (periodic(&pit->channel[0]))
             pit->pause_end_ns = now_ns + pause_ns(&pit->channel[0]);
     }
-    if (!pit->owed || now_ns < pit->pause_end_ns)
+    if (!pit->owed || now_ns < wait_end_ns(pit))
         return false;
     pit->owed--;
     pit->given = true;
@@ -369,7 +371,7 @@ uint64_t hv_pit_deadline(const struct hv_pit *pit, bool taken)
     if (!taken)
         return HV_NEVER; /* the guest's next word to the 8259 says more; until then periods need not be counted one by one */
     uint64_t edge_ns = pit->owed ? 0 : pit->next_edge_ns;
-    return edge_ns > pit->pause_end_ns ? edge_ns : pit->pause_end_ns;
+    return edge_ns > wait_end_ns(pit) ? edge_ns : wait_end_ns(pit);
 }
 
 void hv_pit_forgive(struct hv_pit *pit, uint64_t now_ns)
