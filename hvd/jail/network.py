@@ -4,10 +4,9 @@ else of a jail, and goes in with its guest. Each is one machine's, as those are 
 from __future__ import annotations
 
 import ctypes
+import fcntl
 import os
 from typing import Final
-
-from hvd.runner.inheritance import lifted
 
 # linux/sched.h
 NEW_NETWORK: Final = 0x4000_0000
@@ -15,9 +14,9 @@ _SELF: Final = "/proc/self/ns/net"
 _ahead = -1
 
 
-def make_ahead() -> None:
-    """By a process with one thread, which stays where it is. Without the privileges nothing is done. Raises OSError; then the process may be
-    anywhere."""
+def make_ahead(least_descriptor: int) -> None:
+    """By a process with one thread, which stays where it is. Its descriptor is that number or a larger one. Without the privileges nothing is done.
+    Raises OSError; then the process may be anywhere."""
     global _ahead
     libc = ctypes.CDLL(None, use_errno=True)
     home = os.open(_SELF, os.O_RDONLY | os.O_CLOEXEC)
@@ -27,7 +26,7 @@ def make_ahead() -> None:
         made = os.open(_SELF, os.O_RDONLY | os.O_CLOEXEC)
         if libc.setns(home, NEW_NETWORK) != 0:
             raise OSError(ctypes.get_errno(), "setns")
-        _ahead = lifted(made)
+        _ahead = fcntl.fcntl(made, fcntl.F_DUPFD_CLOEXEC, least_descriptor)
         os.close(made)
     finally:
         os.close(home)

@@ -14,13 +14,13 @@ FIRST_CARD_FD = READY_FD + 1
 # Besides READY_FD: as many as a machine may have cards.
 MOST_DESCRIPTORS = 8
 # Beyond every number that inherit() and posix_spawn's actions write to.
-_ABOVE = 64
+ABOVE = 64
 
 
 def lifted(descriptor: int) -> int:
     """A copy whose number is none that a runner's descriptors get, so that putting one in place closes no other. The
     caller closes it. Raises OSError."""
-    return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, _ABOVE)
+    return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, ABOVE)
 
 
 def inherit(descriptors: Sequence[int]) -> None:

@@ -29,7 +29,7 @@ from hvd.board.spec import MachineSpec
 from hvd.jail import network
 from hvd.jail.pids import own_pids
 from hvd.runner.directory import MACHINE, PID, ExitRecord, own_pid, process_identity, read_json, write_json
-from hvd.runner.inheritance import MOST_DESCRIPTORS
+from hvd.runner.inheritance import ABOVE, MOST_DESCRIPTORS
 from hvd.runner.runner import Ram, Runner
 
 # After the last request to the template.
@@ -98,7 +98,7 @@ def _wait(connection: socket.socket, other_end: int, part: Part) -> NoReturn:
         for descriptor in (*part.closed, other_end):
             os.close(descriptor)
         part.rehearse()
-        network.make_ahead()
+        network.make_ahead(ABOVE)
         connection.send(_READY)
         part.introduce()
         data, descriptors, _, _ = socket.recv_fds(connection, PACKET_BYTES, 2 + MOST_DESCRIPTORS)
