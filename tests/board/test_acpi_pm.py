@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from hvd.board.devices.acpi_pm import AcpiPm
 
-STATUS, ENABLE, CONTROL, TIMER = 0x600, 0x602, 0x604, 0x608
+STATUS, ENABLE, CONTROL, TIMER, CONTROL_2 = 0x600, 0x602, 0x604, 0x608, 0xA79
 POWER_BUTTON = 1 << 8
 OFF = 5 << 10 | 1 << 13
 
@@ -110,9 +110,21 @@ def test_other_sleep_states_are_none(machine: Machine) -> None:
     assert not machine.off
 
 
-accesses = st.tuples(
-    st.booleans(), st.integers(0x600, 0x605) | st.integers(0x608, 0x60B), st.sampled_from([1, 2, 4]), st.integers(0, (1 << 32) - 1)
-)
+def test_the_arbiters_bit_is_held(machine: Machine) -> None:
+    device = make(machine)
+    device.write_port(CONTROL_2, 1, 0xFF)
+    assert device.read_port(CONTROL_2, 1) == 1
+    other = make(machine)
+    other.restore(device.save())
+    assert other.read_port(CONTROL_2, 1) == 1
+    device.reset()
+    assert device.read_port(CONTROL_2, 1) == 0
+    other.restore({name: value for name, value in device.save().items() if name != "arbiter"})  # a snapshot of before it was there
+    assert other.read_port(CONTROL_2, 1) == 0
+
+
+ports = st.integers(0x600, 0x605) | st.integers(0x608, 0x60B) | st.just(CONTROL_2)
+accesses = st.tuples(st.booleans(), ports, st.sampled_from([1, 2, 4]), st.integers(0, (1 << 32) - 1))
 
 
 @settings(max_examples=200, deadline=None)
@@ -138,7 +150,7 @@ def test_any_access_and_its_snapshot(program: list[tuple[bool, int, int, int]]) 
 
 
 @pytest.mark.parametrize(
-    "change", [{"status": -1}, {"enable": 1 << 16}, {"control": "x"}, {"half": None}, {"status": []}]
+    "change", [{"status": -1}, {"enable": 1 << 16}, {"control": "x"}, {"half": None}, {"arbiter": 2}, {"status": []}]
 )
 def test_a_forged_snapshot_is_refused(machine: Machine, change: dict[str, Any]) -> None:
     device = make(machine)

@@ -1,5 +1,5 @@
-"""ACPI fixed hardware (ACPI specification 6.5, chapter 4.8): PM1 event and control registers, the power management timer,
-the power button, soft-off.
+"""ACPI fixed hardware (ACPI specification 6.5, chapter 4.8): PM1 event and control registers, PM2 control, the power
+management timer, the power button, soft-off.
 
 ACPI mode is on from the start (SCI_EN), as the FADT's SMI_CMD 0 says. The SCI is GSI 9, level-triggered. Left out: sleep
 states but S5, general-purpose events, wake-up, the global lock's release interrupt. The timer's status bit is right for a
@@ -12,7 +12,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from hvd.board import saved
-from hvd.board.tables.wiring import PM1_CONTROL, PM1_EVENT, PM_TIMER, SCI_GSI, SLEEP_TYPE_OFF
+from hvd.board.tables.wiring import PM1_CONTROL, PM1_EVENT, PM2_CONTROL, PM_TIMER, SCI_GSI, SLEEP_TYPE_OFF
 
 if TYPE_CHECKING:
     from hvd.board.machine import Machine
@@ -30,6 +30,8 @@ ENABLE_BITS: Final = TIMER_STATUS | GLOBAL | POWER_BUTTON | SLEEP_BUTTON | RTC
 # PM1 control (4.8.3.2.1)
 SCI_ENABLE, SLEEP_ENABLE = 1 << 0, 1 << 13
 SLEEP_TYPE, SLEEP_TYPE_SHIFT = 7 << 10, 10
+# PM2 control (4.8.3.4): the system arbiter is off. It holds what it is told; there is no C3 to need it.
+ARBITER_DISABLE: Final = 1 << 0
 
 
 class AcpiPm:
@@ -42,15 +44,18 @@ class AcpiPm:
         self._machine = machine
         self._status = self._enable = 0
         self._control = SCI_ENABLE
+        self._arbiter = 0
         self._half = 0  # of the timer's range, when the guest cleared its status
 
     @property
     def ports(self) -> Sequence[range]:
-        return (range(PM1_EVENT, CONTROL_END), range(PM_TIMER, END))
+        return (range(PM1_EVENT, CONTROL_END), range(PM_TIMER, END), range(PM2_CONTROL, PM2_CONTROL + 1))
 
     # ---- registers, as the bytes of one block
 
     def read_port(self, port: int, size: int) -> int:
+        if port == PM2_CONTROL:
+            return self._arbiter
         registers = (
             (self._read_status() | self._enable << 16).to_bytes(4, "little")
             + self._control.to_bytes(4, "little")
@@ -67,7 +72,9 @@ class AcpiPm:
     def _write_byte(self, port: int, value: int) -> None:
         shift = 8 * (port & 1)
         word = value << shift
-        if port < ENABLE:
+        if port == PM2_CONTROL:
+            self._arbiter = value & ARBITER_DISABLE
+        elif port < ENABLE:
             self._status &= ~word  # written as 1 to clear
             if word & TIMER_STATUS:
                 self._half = self._timer() >> 31
@@ -99,17 +106,21 @@ class AcpiPm:
     def reset(self) -> None:
         self._status = self._enable = 0
         self._control = SCI_ENABLE
+        self._arbiter = 0
         self._half = self._timer() >> 31
         self._drive()
 
     def save(self) -> dict[str, Any]:
-        return {"status": self._status, "enable": self._enable, "control": self._control, "half": self._half}
+        return {
+            "status": self._status, "enable": self._enable, "control": self._control, "arbiter": self._arbiter, "half": self._half,
+        }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
         """Raises ValueError, KeyError, TypeError."""
-        saved.only(state, frozenset({"status", "enable", "control", "half"}), self.name)
+        saved.only(state, frozenset({"status", "enable", "control", "arbiter", "half"}), self.name)
         self._status = saved.number(state, "status", 0xFFFF)
         self._enable = saved.number(state, "enable", 0xFFFF) & ENABLE_BITS
         self._control = saved.number(state, "control", 0xFFFF, SCI_ENABLE) & SLEEP_TYPE | SCI_ENABLE
+        self._arbiter = saved.number(state, "arbiter", ARBITER_DISABLE)
         self._half = saved.number(state, "half", 1)
         self._drive()

@@ -18,6 +18,7 @@ from hvd.board.tables.wiring import (
     LEVEL_HIGH,
     PM1_CONTROL,
     PM1_EVENT,
+    PM2_CONTROL,
     PM_TIMER,
     RESET_PORT,
     RESET_VALUE,
@@ -109,14 +110,14 @@ def fadt(facs: int, dsdt_offset: int) -> bytes:
     """Revision 3, without its checksum; facs and dsdt_offset go where addresses belong."""
     flags = WBINVD | PROC_C1 | SLP_BUTTON | FIX_RTC | TMR_VAL_EXT | RESET_REG_SUP
     body = struct.pack("<IIBBHIBBBB", facs, dsdt_offset, 0, 0, SCI_GSI, 0, 0, 0, 0, 0)
-    body += struct.pack("<8I", PM1_EVENT, 0, PM1_CONTROL, 0, 0, PM_TIMER, 0, 0)
-    body += struct.pack("<8B", 4, 2, 0, 4, 0, 0, 0, 0)  # lengths of those blocks
+    body += struct.pack("<8I", PM1_EVENT, 0, PM1_CONTROL, 0, PM2_CONTROL, PM_TIMER, 0, 0)
+    body += struct.pack("<8B", 4, 2, 1, 4, 0, 0, 0, 0)  # lengths of those blocks
     body += struct.pack("<HHHHBBBBBHBI", NO_SUCH_STATE, NO_SUCH_STATE, 0, 0, 0, 0, 0, 0, CENTURY,
                         LEGACY_DEVICES | KEYBOARD_8042, 0, flags)  # fmt: skip
     body += _register(8, RESET_PORT) + struct.pack("<B3x", RESET_VALUE)
     body += struct.pack("<QQ", 0, dsdt_offset)  # X_FIRMWARE_CTRL 0: the 32-bit one holds (5.2.9)
     body += _register(32, PM1_EVENT) + _register(0, 0) + _register(16, PM1_CONTROL) + _register(0, 0)
-    body += _register(0, 0) + _register(32, PM_TIMER) + _register(0, 0) + _register(0, 0)
+    body += _register(8, PM2_CONTROL) + _register(32, PM_TIMER) + _register(0, 0) + _register(0, 0)
     return _header(b"FACP", 3, body)
 
 

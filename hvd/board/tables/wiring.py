@@ -10,6 +10,10 @@ from hvd.board.pci.bus import INTX_GSIS, SLOTS, intx_gsi
 SCI_GSI: Final = 9
 # hvd.board.devices.acpi_pm
 PM1_EVENT, PM1_CONTROL, PM_TIMER = 0x600, 0x604, 0x608
+# Where ISA Plug and Play has its write data register: this board has no ISA slots. Linux finds the port taken by ACPI, and
+# does not scan for cards, which is a third of a second of delays (drivers/pnp/isapnp/core.c). A PNP0C02 device in the DSDT
+# would not do: what those reserve, drivers may still take (drivers/pnp/system.c).
+PM2_CONTROL: Final = 0xA79
 SLEEP_TYPE_OFF: Final = 5
 # hvd.board.devices.reset_control: a hard reset
 RESET_PORT, RESET_VALUE = 0xCF9, 0x06
