@@ -21,6 +21,7 @@
 
 #define PAGE 4096u
 #define BYTES (HV_SLOT_PAGES * PAGE)
+#define SHOWN (BYTES + HV_DEVICE_PAGES * PAGE)
 #define SLOT 32u
 #define SLOTS (BYTES / SLOT)
 #define LINE 256u
@@ -32,6 +33,8 @@
 #define TAIL 128u         /* bytes for each; they begin each block */
 #define TAILS (HV_PATCHES / (BYTES / BLOCK))
 #define FIRST_SLOT (TAILS * TAIL) /* of a block */
+#define ROOM 64u        /* for a slot of the kernel's, behind the others: it begins where it must */
+#define ROOMS (HV_DEVICE_PAGES * PAGE / ROOM)
 #define LOCAL 4u /* of a selector: in the LDT */
 
 /* The upper halves of all addresses there are bytes that trap. */
@@ -41,26 +44,27 @@ static const unsigned entries[] = {0x1fe4 >> 3, 0xe4e4 >> 3};
 static bool is_made[2];
 
 static uint32_t area; /* 0 = not shown */
-static uint16_t patch_of[SLOTS]; /* + 1 */
+static uint16_t patch_of[SLOTS], room_of[ROOMS]; /* + 1 */
 static unsigned used; /* of those in lines that trap */
 
 static void forget(void)
 {
     area = used = 0;
     memset(patch_of, 0, sizeof patch_of);
+    memset(room_of, 0, sizeof room_of);
 }
 
 static void hide(void)
 {
     if (area)
-        munmap((void *)(uintptr_t)area, BYTES);
+        munmap((void *)(uintptr_t)area, SHOWN);
 }
 
 static bool is_unused(uint32_t linear) { return linear >= HV_CPU->user_limit && !hv_directory_present(linear); }
 
 static bool is_free(void) { return !area || is_unused(area); }
 
-static bool overlaps(uint32_t first, uint32_t end) { return area && first < (area + BYTES) / PAGE && end > area / PAGE; }
+static bool overlaps(uint32_t first, uint32_t end) { return area && first < (area + SHOWN) / PAGE && end > area / PAGE; }
 
 static bool show(void)
 {
@@ -68,7 +72,7 @@ static bool show(void)
         if (!is_unused(areas[i]))
             continue;
         area = areas[i];
-        if (mmap((void *)(uintptr_t)area, BYTES, PROT_READ | PROT_EXEC, MAP_SHARED | MAP_FIXED, HV_CELL_FD_SITES, 0) == MAP_FAILED)
+        if (mmap((void *)(uintptr_t)area, SHOWN, PROT_READ | PROT_EXEC, MAP_SHARED | MAP_FIXED, HV_CELL_FD_SITES, 0) == MAP_FAILED)
             hv_fail("mmap of the slots at %#x failed", area);
     }
     return area;
@@ -80,17 +84,37 @@ static bool full(unsigned sites) { return used + sites > TRAPPING_LINES * (LINE 
 
 static bool is_slot(uint64_t rip, uint16_t cs)
 {
-    (void)rip;
+    if (HV_CPU->cpl < 3) /* by its own code segment (device_jumps.c) */
+        return area && rip - area < SHOWN;
     return cs >> 3 == entries[0] || cs >> 3 == entries[1];
 }
 
 static unsigned index_at(uint32_t eip)
 {
     uint32_t offset = eip - area;
-    if (offset >= BYTES)
+    if (offset >= SHOWN)
         return 0;
+    if (offset >= BYTES)
+        return room_of[(offset - BYTES) / ROOM];
     return offset % BLOCK < FIRST_SLOT ? offset / BLOCK * TAILS + offset % BLOCK / TAIL + 1 : patch_of[offset / SLOT];
 }
+
+uint32_t hv_device_slot(uint32_t index, uint32_t next, bool first_traps, bool second_traps)
+{
+    for (uint32_t n = 0; show() && n < ROOMS; n++) {
+        uint32_t room = area + BYTES + n * ROOM;
+        for (uint32_t slot = room; !room_of[n] && slot <= room + ROOM - HV_DEVICE_SLOT; slot++) {
+            uint32_t displacement = slot - next;
+            if ((first_traps && !hv_is_trapping(displacement & 0xff)) || (second_traps && !hv_is_trapping(displacement >> 8 & 0xff)))
+                continue;
+            room_of[n] = (uint16_t)(index + 1);
+            return slot;
+        }
+    }
+    return 0;
+}
+
+uint32_t hv_device_slots(void) { return area; }
 
 /* By which bytes of the jump's operand, but the first, a slot may be placed: those at which an instruction of the guest begins must trap. */
 struct shape {
@@ -144,7 +168,7 @@ static bool make(struct hv_patch *patch, uint32_t index, uint8_t *file, uint8_t 
         n++;
     if (n == SLOTS)
         return false;
-    *patch = (struct hv_patch){.start = linear + shape.start, .site = linear + offset, .slot = area + n * SLOT, .bytes = SLOT, .places = (uint8_t)shape.tail_count};
+    *patch = (struct hv_patch){.start = linear + shape.start, .site = linear + offset, .slot = area + n * SLOT, .bytes = SLOT, .covers = JUMP, .places = (uint8_t)shape.tail_count};
     for (unsigned i = 0; i < shape.tail_count; i++)
         patch->place[i].guest = shape.tail[i];
     patch_of[n] = (uint16_t)(index + 1);
@@ -250,6 +274,6 @@ static bool tail(struct hv_patch *patch, uint32_t index, uint8_t *file, uint16_t
 static uint16_t tail_selector(void) { return selector_for(false); }
 
 const struct hv_jumps hv_far_jumps = {
-    .bytes = JUMP, .make = make, .full = full, .hide = hide, .forget = forget, .is_slot = is_slot, .index = index_at, .overlaps = overlaps, .is_free = is_free,
+    .make = make, .full = full, .hide = hide, .forget = forget, .is_slot = is_slot, .index = index_at, .overlaps = overlaps, .is_free = is_free,
     .tail = tail, .tail_selector = tail_selector,
 };

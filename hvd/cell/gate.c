@@ -10,6 +10,7 @@
 #include "lookaside.h"
 #include "paravirt.h"
 #include "signals.h"
+#include "sites.h"
 #include "translate.h"
 
 #define BYTES 4096u
@@ -155,6 +156,11 @@ static void int80(void)
 }
 
 static void system_call(void) { hv_software_interrupt(0x80, 2); } /* of a program (sites.h) */
+static void device(void) /* its instruction, and what the jump covers behind it */
+{
+    require_supervisor();
+    hv_sites_covered();
+}
 static void nothing(void) {}
 static void unknown(void) { hv_raise(HV_UD); }
 
@@ -196,6 +202,8 @@ static void (*work_of(uint32_t kind))(void)
 {
     if (kind == HV_CALLOUT_SYSTEM_CALL)
         return system_call;
+    if (kind == HV_CALLOUT_DEVICE)
+        return device;
     return kind - KIND < HV_PV_ENTRIES && entries[kind - KIND] ? entries[kind - KIND] : unknown;
 }
 

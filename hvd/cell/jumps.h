@@ -12,6 +12,7 @@
 #include "cell.h"
 
 #define HV_SLOT_PAGES 64u /* of HV_CELL_FD_SITES, first of all */
+#define HV_DEVICE_PAGES 16u /* behind them: slots of the kernel's under paravirt */
 #define HV_PATCHES 1024u
 #define HV_MOST_TAIL 5u /* instructions */
 
@@ -21,6 +22,8 @@ struct hv_patch {
     uint32_t slot;        /* linear address */
     uint32_t next;        /* of the same copy */
     uint8_t bytes;        /* of the slot */
+    uint8_t covers;       /* bytes, from start: those of the jump */
+    bool of_kernel;       /* its instruction is one of the kernel's that accesses a device (device_jumps.c) */
     uint8_t places;
     struct { uint8_t guest, host; } place[HV_MOST_TAIL + 1]; /* of the tail: from the site, and from the slot's or the tail's start */
     uint32_t tail;        /* linear address of the tail's code where it is not in the slot; 0 = there is none (yet) */
@@ -28,7 +31,6 @@ struct hv_patch {
 };
 
 struct hv_jumps {
-    unsigned bytes; /* of a jump */
     /* A jump at the page's offset into the copy, and its slot, for patch `index`, unless it cannot be done there. file: of HV_CELL_FD_SITES. */
     bool (*make)(struct hv_patch *, uint32_t index, uint8_t *file, uint8_t *copy, const uint8_t *page, uint32_t linear, uint32_t offset);
     bool (*full)(unsigned sites);    /* there may be no room for so many more */
@@ -43,6 +45,14 @@ struct hv_jumps {
     bool (*is_free)(void);           /* does the guest map nothing where slots are shown? */
 };
 extern const struct hv_jumps hv_near_jumps, hv_far_jumps;
+
+/* Under paravirt, beside the far jumps: in the place of an instruction of the kernel that accesses devices' registers. Arguments as for make(). */
+bool hv_device_jump(struct hv_patch *, uint32_t index, uint8_t *file, uint8_t *copy, const uint8_t *page, uint32_t linear, uint32_t offset);
+#define HV_DEVICE_SLOT 32u /* bytes */
+/* beyond.c: the address of a place for such a slot, which is taken for that patch: one with which the two lower bytes of the jump's displacement, from `next`,
+ * trap, as far as they must. 0 = there is none. */
+uint32_t hv_device_slot(uint32_t index, uint32_t next, bool first_traps, bool second_traps);
+uint32_t hv_device_slots(void); /* where the file's first page is shown */
 
 #define HV_TRAPPING_BYTES 11u
 static inline bool hv_is_trapping(unsigned byte) { return (byte >= 0xe4 && byte <= 0xe7) || (byte >= 0xec && byte <= 0xef) || byte == 0xf4 || byte == 0xfa || byte == 0xfb; }

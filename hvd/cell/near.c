@@ -218,7 +218,7 @@ static bool make(struct hv_patch *patch, uint32_t index, uint8_t *file, uint8_t 
     word(at + 9, shape.site + 2);
     memcpy(at + 15, &state, 8);
     word(at + 26, (uint32_t)offsetof(struct hv_cell, system_call));
-    *patch = (struct hv_patch){.start = shape.start, .site = shape.site, .slot = slot};
+    *patch = (struct hv_patch){.start = shape.start, .site = shape.site, .slot = slot, .covers = JUMP};
     uint32_t host = TAIL_AT, guest = 2;
     for (unsigned i = 0; i < shape.tail_count; i++) {
         patch->place[patch->places].guest = (uint8_t)guest;
@@ -241,5 +241,5 @@ static bool make(struct hv_patch *patch, uint32_t index, uint8_t *file, uint8_t 
 }
 
 const struct hv_jumps hv_near_jumps = {
-    .bytes = JUMP, .make = make, .full = full, .hide = hide, .forget = forget, .is_slot = is_slot, .index = index_at, .overlaps = overlaps, .is_free = is_free,
+    .make = make, .full = full, .hide = hide, .forget = forget, .is_slot = is_slot, .index = index_at, .overlaps = overlaps, .is_free = is_free,
 };

@@ -10,18 +10,10 @@
 #include "sites.h"
 #include "translate.h"
 
-#define MOST_OF_TAIL 5u
-
 static void wait_in_halt(void) { hv_halt(); }
 static void leave_interrupted(void) { hv_leave(HV_CELL_INTERRUPTED); }
 
 static void interpret(void) { hv_emulate(); }
-/* The instructions behind INT 80, which a jump covers (sites.h); no more than there can be, so that interrupts are not kept waiting. */
-static void interpret_tail(void)
-{
-    for (unsigned i = 0; i < MOST_OF_TAIL && HV_CPU->cpl == 3 && (!i || hv_sites_interpret()); i++)
-        hv_emulate();
-}
 static bool natively;
 static void interpret_withheld(void) { natively = !hv_withheld_interpret(); }
 static void interpret_for_debugger(void)
@@ -69,7 +61,7 @@ static void settle(void)
         bool interpreted = translated && !hv_translatable(), by_breakpoint = cell.mode == HV_MODE_BREAKPOINT && HV_CPU->cpl < 3;
         if (HV_CPU->cpl == 3 && HV_CPU->user_limit && HV_CPU->eip >= HV_CPU->user_limit)
             interpreted = true; /* its code segment ends there, for now */
-        bool in_tail = HV_CPU->cpl == 3 && !hv_debugging && !withheld && !interpreted && hv_sites_interpret();
+        bool in_tail = !hv_debugging && !withheld && !interpreted && hv_sites_interpret();
         if (hv_debugging && hv_debug_stops()) {
             hv_guarded(hv_debug_leave);
             continue;
@@ -79,7 +71,7 @@ static void settle(void)
         if (wanted && HV_CPU->interrupt_shadow && !HV_CPU->halted) {
             /* One more instruction, then the interrupt. */
             hv_trap.shadow_eip = HV_CPU->eip;
-            if (translated || by_breakpoint)
+            if (translated || by_breakpoint || (HV_CPU->cpl < 3 && hv_sites_cover(HV_CPU->eip)))
                 interpreted = true;
             else if (!withheld)
                 hv_trap.stepping = true;
@@ -107,7 +99,7 @@ static void settle(void)
                 continue;
             hv_trap.shadow_eip = HV_CPU->eip;
         } else if (interpreted || in_tail) {
-            hv_guarded(in_tail ? interpret_tail : interpret);
+            hv_guarded(in_tail ? hv_sites_covered : interpret);
             continue;
         }
         if (by_breakpoint && !hv_debugging && (!hv_guarded(find_breakpoint) || !may_run))
@@ -193,7 +185,9 @@ bool hv_go_straight_on(void)
     bool program = cpu->cpl == 3;
     if (hv_kicked() || cpu->halted || cpu->interrupt_shadow || hv_debugging || hv_interrupts_wanted() || is_small_stack())
         return false;
-    if (program && (hv_withheld() || hv_user_faulted() || (cpu->user_limit && cpu->eip >= cpu->user_limit) || hv_sites_interpret()))
+    if (program && (hv_withheld() || hv_user_faulted() || (cpu->user_limit && cpu->eip >= cpu->user_limit)))
+        return false;
+    if (hv_sites_interpret())
         return false;
     hv_make_twins();
     hv_trap.target = NULL;

@@ -36,7 +36,7 @@ uint64_t hv_wanted_mapping(uint32_t slot, const struct hv_walk *walk, bool write
         writable = false;
     bool kernel_only = !hv_has_window() && (!walk->user || (writable && !walk->writable));
     bool executable = !walk->no_execute && !(slot & PAGES);
-    bool copy = has_sites() && executable && walk->user && frame < HV_FRAMES && hv_code_frames[frame] & HV_FRAME_SITES;
+    bool copy = has_sites() && executable && frame < HV_FRAMES && hv_code_frames[frame] & HV_FRAME_SITES && (walk->user || hv_sites_of_kernel(slot, frame));
     return walk->physical / PAGE << 8 | MAPPED | (writable ? WRITABLE : 0) | (walk->user ? USER : 0) | (kernel_only ? KERNEL_ONLY : 0) |
            (walk->global ? GLOBAL : 0) | (executable ? EXECUTABLE : 0) | (walk->large ? LARGE : 0) | (copy ? COPY : 0);
 }

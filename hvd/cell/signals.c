@@ -38,6 +38,8 @@ static void page_fault(void)
     case HV_SHADOW_MAPPED:
         return;
     case HV_SHADOW_EMULATE:
+        if (hv_paravirtual() && HV_CPU->cpl < 3 && !fetch)
+            hv_sites_device();
         hv_emulate();
         return;
     case HV_SHADOW_GUEST_FAULT:
@@ -54,7 +56,7 @@ static void protection_fault(void)
 {
     uint8_t bytes[HV_LONGEST_INSTRUCTION];
     struct hv_insn insn;
-    if (HV_CPU->cpl == 3 && !in_slot() && hv_sites_cover(HV_CPU->eip)) /* a byte of a jump: hv_resume() goes on behind it */
+    if (!in_slot() && hv_sites_cover(HV_CPU->eip)) /* a byte of a jump: hv_resume() goes on behind it */
         return;
     unsigned available = hv_fetch(bytes);
     enum hv_decoded decoded = hv_decode(&insn, bytes, available, HV_CPU->segment[HV_CS].attributes & HV_SEGMENT_32);
@@ -174,7 +176,7 @@ static void try_fill(void)
     bool fetch = hv_trap.error & HV_ERROR_FETCH;
     HV_CPU->eip = (uint32_t)hv_frame_registers()[REG_RIP];
     hv_trap.filled = hv_shadow_fault((uint32_t)hv_trap.address, hv_trap.error & HV_ERROR_WRITE, HV_CPU->cpl == 3, fetch, &walk) == HV_SHADOW_MAPPED;
-    if (fetch && HV_CPU->cpl == 3 && hv_sites_cover(HV_CPU->eip)) /* hv_resume() knows where to go on */
+    if (fetch && hv_sites_cover(HV_CPU->eip)) /* hv_resume() knows where to go on */
         hv_trap.filled = false;
 }
 

@@ -1,4 +1,4 @@
-/* Sites (sites.h): which INT 80 instructions are hot, and the private copies of their pages, in which they are jumps (jumps.h). */
+/* Sites (sites.h): which of these instructions are hot, and the private copies of their pages, in which they are jumps (jumps.h). */
 #define _GNU_SOURCE
 #include "sites.h"
 
@@ -13,6 +13,7 @@
 #include "translate.h"
 
 #define PAGE 4096u
+#define FIRST_COPY (HV_SLOT_PAGES + HV_DEVICE_PAGES) /* page of the file */
 #define COPIES 240u
 #define ROWS 128u       /* frames with INT 80 */
 #define MOST_SITES 64u  /* of one frame */
@@ -21,12 +22,14 @@
 #define MOST_EVICTIONS 8u /* of the slots, by mappings of the guest */
 #define NONE UINT32_MAX
 #define TAIL_BYTES 128u /* at most */
+#define MOST_OF_TAIL 5u  /* instructions of it, with the first, which a jump covers */
 
-/* A frame of programs' code, and where in it there is INT 80. */
+/* A frame of programs' code, and where in it there is INT 80; or of the kernel's, and where it accesses devices. */
 static struct row {
     uint64_t frame;
     uint8_t count, spoiled; /* how often the frame was written to while there were copies of it */
-    bool used, hot;
+    bool used, hot, of_kernel;
+    uint32_t page; /* of the kernel's: linear, which alone shows a copy; a kernel reads all frames elsewhere */
     struct { uint16_t offset, hits; } site[MOST_SITES];
 } rows[ROWS];
 
@@ -55,7 +58,7 @@ static void forget_copies(void)
 bool hv_sites_init(void)
 {
     int fd = memfd_create("hvd-sites", MFD_CLOEXEC);
-    size_t size = (size_t)(HV_SLOT_PAGES + COPIES) * PAGE;
+    size_t size = (size_t)(FIRST_COPY + COPIES) * PAGE;
     if (fd < 0 || ftruncate(fd, (off_t)size) != 0 || (fd != HV_CELL_FD_SITES && (dup2(fd, HV_CELL_FD_SITES) < 0 || close(fd) != 0)))
         return false;
     file = mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_SHARED, HV_CELL_FD_SITES, 0);
@@ -82,7 +85,7 @@ static struct hv_patch *covering(uint32_t eip, uint64_t *frame)
         return NULL;
     const struct copy *copy = hv_shadow_shows_copy(eip / PAGE, frame) ? find(eip / PAGE, *frame) : NULL;
     for (uint32_t i = copy ? copy->first_patch : NONE; i != NONE; i = patches[i].next)
-        if (eip - patches[i].start < jumps->bytes)
+        if (eip - patches[i].start < patches[i].covers)
             return &patches[i];
     return NULL;
 }
@@ -172,41 +175,49 @@ void hv_sites_verify_page(uint32_t linear)
 
 /* ---- copies */
 
-static void patch_site(struct copy *copy, const uint8_t *page, uint32_t offset)
+static void patch_site(struct copy *copy, const uint8_t *page, uint32_t offset, bool of_kernel)
 {
-    uint8_t *to = file + (size_t)(HV_SLOT_PAGES + (uint32_t)(copy - copies)) * PAGE;
+    uint8_t *to = file + (size_t)(FIRST_COPY + (uint32_t)(copy - copies)) * PAGE;
     struct hv_patch *patch = &patches[patch_count];
-    if (patch_count == HV_PATCHES || page[offset] != 0xcd || page[offset + 1] != 0x80 || !jumps->make(patch, patch_count, file, to, page, copy->page * PAGE, offset))
+    if (patch_count == HV_PATCHES || (!of_kernel && (page[offset] != 0xcd || page[offset + 1] != 0x80)))
+        return;
+    if (!(of_kernel ? hv_device_jump : jumps->make)(patch, patch_count, file, to, page, copy->page * PAGE, offset))
         return;
     patch->next = copy->first_patch;
     copy->first_patch = patch_count++;
+}
+
+bool hv_sites_of_kernel(uint32_t page, uint64_t frame)
+{
+    const struct row *row = row_of(frame);
+    return row && row->of_kernel && row->page == page;
 }
 
 uint32_t hv_sites_copy(uint32_t page, uint64_t frame)
 {
     struct row *row = row_of(frame);
     const uint8_t *original = hv_memory_at(frame * PAGE, false, NULL);
-    if (!enabled || suspended || !row || !row->hot || !original)
+    if (!enabled || suspended || !row || !row->hot || !original || (row->of_kernel && row->page != page))
         return 0;
     struct copy *copy = find(page, frame);
     if (!copy) {
         if (copy_count == COPIES || patch_count + MOST_SITES > HV_PATCHES || jumps->full(row->count))
             drop_copies();
         copy = &copies[copy_count];
-        uint8_t *to = file + (size_t)(HV_SLOT_PAGES + copy_count) * PAGE;
+        uint8_t *to = file + (size_t)(FIRST_COPY + copy_count) * PAGE;
         memcpy(to, original, PAGE);
         *copy = (struct copy){page, frame, NONE, by_page[page % 256]};
         for (unsigned i = 0; i < row->count; i++)
             if (row->site[i].hits >= HITS << row->spoiled)
-                patch_site(copy, original, row->site[i].offset);
+                patch_site(copy, original, row->site[i].offset, row->of_kernel);
         by_page[page % 256] = copy_count++;
     }
-    return (HV_SLOT_PAGES + (uint32_t)(copy - copies)) * PAGE;
+    return (FIRST_COPY + (uint32_t)(copy - copies)) * PAGE;
 }
 
 static bool is_flat(const struct hv_segment *code) { return code->base == 0 && code->limit == ~0u && code->attributes & HV_SEGMENT_32; }
 
-void hv_sites_hit(void)
+static void hit(bool of_kernel)
 {
     struct hv_walk walk;
     uint32_t eip = HV_CPU->eip, offset = eip % PAGE;
@@ -214,8 +225,8 @@ void hv_sites_hit(void)
         return;
     if (hv_paravirtual() && !HV_CPU->user_limit) /* its pages are hidden from programs one by one, and so would slots be */
         return;
-    hv_walk(&walk, eip, false, true, true, false);
-    if (walk.error || walk.physical >> 32)
+    hv_walk(&walk, eip, false, !of_kernel, true, false);
+    if (walk.error || walk.physical >> 32 || (of_kernel && walk.user))
         return;
     uint64_t frame = walk.physical / PAGE;
     struct row *row = row_of(frame);
@@ -230,7 +241,9 @@ void hv_sites_hit(void)
         row = &rows[0];
     }
     if (!row->used || row->frame != frame)
-        *row = (struct row){.used = true, .frame = frame};
+        *row = (struct row){.used = true, .frame = frame, .of_kernel = of_kernel, .page = eip / PAGE};
+    if (row->of_kernel != of_kernel || (of_kernel && row->page != eip / PAGE))
+        return;
     unsigned i = 0;
     while (i < row->count && row->site[i].offset != offset)
         i++;
@@ -253,12 +266,15 @@ void hv_sites_hit(void)
         hv_shadow_protect_frame(frame * PAGE, HV_FRAME_SITES);
         const uint8_t *original = hv_memory_at(frame * PAGE, false, NULL);
         if (copy && original)
-            patch_site(copy, original, offset);
-        hv_shadow_renew(eip, true);
+            patch_site(copy, original, offset, of_kernel);
+        hv_shadow_renew(eip, !of_kernel);
     } else if (row->site[i].hits >= wanted && !copy) { /* they were dropped meanwhile */
-        hv_shadow_renew(eip, true);
+        hv_shadow_renew(eip, !of_kernel);
     }
 }
+
+void hv_sites_hit(void) { hit(false); }
+void hv_sites_device(void) { hit(true); }
 
 /* ---- in and out of programs */
 
@@ -324,9 +340,13 @@ bool hv_sites_interpret(void)
     uint8_t bytes[HV_LONGEST_INSTRUCTION];
     struct hv_insn insn;
     uint32_t eip = HV_CPU->eip;
-    if (jumps == &hv_near_jumps || HV_CPU->eflags & HV_TF)
+    if (jumps == &hv_near_jumps)
         return false;
     struct hv_patch *patch = covering(eip, &frame);
+    if (patch && patch->of_kernel) /* which is in it still, or cannot jump */
+        return eip != patch->start || HV_CPU->eflags & HV_TF || !is_flat(&HV_CPU->segment[HV_CS]);
+    if (HV_CPU->eflags & HV_TF)
+        return false;
     if (!patch || eip == patch->start || code_at(patch, eip, hv_twin_below(&HV_CPU->segment[HV_CS], HV_CPU->user_limit)))
         return false;
     unsigned available = hv_fetch_at(eip, bytes);
@@ -334,6 +354,12 @@ bool hv_sites_interpret(void)
         return true;
     hv_sites_written(frame);
     return false;
+}
+
+void hv_sites_covered(void)
+{
+    for (unsigned i = 0; i < MOST_OF_TAIL && (!i || hv_sites_interpret()); i++)
+        hv_emulate();
 }
 
 uint32_t hv_sites_enter(uint16_t *cs)
