@@ -25,7 +25,8 @@ HEADER = Path(__file__).resolve().parents[2] / "guests" / "include" / "hv" / "pa
 KERNELS = {
     "hello": "one two", "hypercalls": "", "interrupts": "", "exceptions": "", "paging": "", "halt": "", "triple": "", "reset": "",
     "compute": "n=300000", "echo": "", "isolation": "", "ports": "n=500", "ticker": "count=2", "flood": "count=200", "virtio": "",
-    "nonsense": "count=300", "exits": "slow=20 fast=200", "hole": "", "modes": "", "garbage": "", "apic": "", "limit": "", "sites": "", "registers": "",
+    "nonsense": "count=300", "exits": "slow=20 fast=200", "hole": "", "modes": "", "garbage": "", "apic": "", "limit": "", "sites": "",
+    "registers": "",
 } | {f"garbage {n}": f"case={n}" for n in range(0, 10, 3)}  # fmt: skip
 
 
@@ -90,7 +91,8 @@ def test_system_calls_of_programs_that_know_nothing_need_no_signal() -> None:
 
 
 def test_registers_of_devices_are_accessed_without_a_signal() -> None:
-    """By a kernel whose programs have a limit, again and again at the same places. That nothing else is different, test_emulation_and_paravirt_agree says."""
+    """By a kernel whose programs have a limit, again and again at the same places. What each does is what it does under
+    emulation (test_emulation_and_paravirt_agree)."""
     own, without = run("registers"), run("registers", "unlimited=1")
     assert (own.end.reason, own.console) == (without.end.reason, without.console)
     assert own.signals < without.signals // 3, (own.signals, without.signals)
