@@ -18,7 +18,7 @@ GUEST_PV := abi calls hello hypercalls interrupts exceptions paging halt echo co
 GUEST_HVPV := hello hypercalls interrupts apic paging halt reset echo compute ticker ports hole isolation garbage exits virtio
 GUEST_HVPV_CC := $(GUEST_CC) -Bhvd/hvpvcc/bin/
 GUEST_FILES := $(GUEST_MULTIBOOT:%=$(GUEST_BUILD)/%.elf) $(GUEST_BUILD)/nano.elf $(GUEST_BUILD)/pvh.elf $(GUEST_BUILD)/long.elf $(GUEST_BUILD)/alias.elf $(GUEST_BUILD)/flat.bin $(GUEST_BUILD)/hostile.bin $(GUEST_BUILD)/boot.img $(GUEST_PV:%=$(GUEST_BUILD)/%.pv.elf) \
-	$(GUEST_HVPV:%=$(GUEST_BUILD)/%.hvpv.elf) $(GUEST_BUILD)/nano.pv.elf $(GUEST_BUILD)/limit.pv.elf $(GUEST_BUILD)/sites.pv.elf $(GUEST_BUILD)/registers.pv.elf $(GUEST_BUILD)/nano-native $(GUEST_BUILD)/libhvpv.a \
+	$(GUEST_HVPV:%=$(GUEST_BUILD)/%.hvpv.elf) $(GUEST_BUILD)/nano.pv.elf $(GUEST_BUILD)/limit.pv.elf $(GUEST_BUILD)/sites.pv.elf $(GUEST_BUILD)/registers.pv.elf $(GUEST_BUILD)/spaces.pv.elf $(GUEST_BUILD)/nano-native $(GUEST_BUILD)/libhvpv.a \
 	$(GUEST_BUILD)/diskrate $(GUEST_BUILD)/avx $(GUEST_BUILD)/ops $(GUEST_BUILD)/sites $(GUEST_BUILD)/watched $(TEACH_GUEST)
 
 GUEST_LIB := $(addprefix $(GUEST_BUILD)/lib/,start.o print.o check.o traps.o pic.o entry.o)
@@ -89,7 +89,7 @@ $(GUEST_BUILD)/libhvpv.a: $(GUEST_BUILD)/lib-pv/pv.o
 $(GUEST_BUILD)/nano.pv.elf: guests/nano.c guests/nano_quickest.h guests/nano_ops.S guests/nano_loops.S guests/nano_pv.S guests/nano_compute.S $(GUEST_BUILD)/lib/multiboot.o $(GUEST_LIB_PV) guests/lib/apart.ld $(GUEST_HEADERS)
 	$(GUEST_CC) -m32 $(GUEST_CFLAGS) $(GUEST_LDFLAGS) -DHV_PARAVIRT -T guests/lib/apart.ld -o $@ $(filter %.o,$^) guests/nano.c guests/nano_ops.S guests/nano_pv.S
 
-$(GUEST_BUILD)/limit.pv.elf $(GUEST_BUILD)/sites.pv.elf $(GUEST_BUILD)/registers.pv.elf: $(GUEST_BUILD)/%.pv.elf: guests/%.c $(GUEST_BUILD)/lib/multiboot.o $(GUEST_LIB_PV) guests/lib/apart.ld $(GUEST_HEADERS)
+$(GUEST_BUILD)/limit.pv.elf $(GUEST_BUILD)/sites.pv.elf $(GUEST_BUILD)/registers.pv.elf $(GUEST_BUILD)/spaces.pv.elf: $(GUEST_BUILD)/%.pv.elf: guests/%.c $(GUEST_BUILD)/lib/multiboot.o $(GUEST_LIB_PV) guests/lib/apart.ld $(GUEST_HEADERS)
 	$(GUEST_CC) -m32 $(GUEST_CFLAGS) $(GUEST_LDFLAGS) -DHV_PARAVIRT -T guests/lib/apart.ld -o $@ $(filter %.o,$^) $<
 
 GUEST_LONG := long alias

@@ -139,6 +139,7 @@ bool hv_fpu_instruction(const struct hv_insn *); /* 0F AE: FXSAVE, FXRSTOR; fals
 /* ---- twins.c: the guest's segments in the host's LDT */
 uint16_t hv_twin(const struct hv_segment *);              /* the host selector that acts like this one */
 uint16_t hv_twin_below(const struct hv_segment *, uint32_t end); /* and ends there; of a page */
+uint16_t hv_twin_above(const struct hv_segment *, uint32_t start); /* or begins there; of flat data segments and null */
 unsigned hv_twin_place(uint16_t host); /* of one of the guest's GDT: its index there */
 void hv_twin_code(unsigned entry); /* no twin, but a flat segment for the monitor's own 32-bit code, at that place of the host's LDT */
 bool hv_twin_guest_selector(uint16_t host, uint16_t *guest); /* false: no twin, but a selector of the host's own GDT */
@@ -247,6 +248,7 @@ void hv_shadow_prefill(uint32_t linear, bool user); /* it is about to be touched
 void hv_shadow_load_cr3(void);
 void hv_shadow_change_global(void); /* CR4.PGE has changed, and nothing else */
 void hv_shadow_enter_programs(void); /* before they run, and before anything else of their view is looked at */
+uint32_t hv_shadow_stale_end(void); /* under paravirt: below that address it is not looked at yet, and a kernel must not access it. 0 = it is */
 void hv_shadow_flush(bool globals);
 void hv_shadow_flush_page(uint32_t linear);
 void hv_shadow_flush_pages(uint32_t linear, uint32_t count); /* the same as so many of them */

@@ -7,6 +7,8 @@
 #include "translate.h"
 
 #define STALE_PAGES 32u
+#define ENTRY_PRESENT 1u /* of a page directory's entries (SDM vol. 3A, 4.3) */
+#define ENTRY_USER 4u
 
 void hv_shadow_flush(bool globals)
 {
@@ -102,7 +104,8 @@ void hv_shadow_flush_pages(uint32_t linear, uint32_t count)
 
 /* A CR3 load drops what is not global, and a change of CR4.PGE all. What the tables map in the same way stays instead, as if it had been filled
  * again at once, and what they map elsewhere is replaced; only pages whose accessed (and dirty) bits the fill would not have to set. */
-static struct page_set *low_is_stale; /* those of two views that are to be looked at; NULL = none */
+static struct page_set *low_is_stale; /* those of programs' pages that are to be looked at; NULL = none */
+static uint32_t stale_end = PAGES;     /* which are below that page */
 static uint64_t kept, dropped;
 
 static bool is_in(const struct page_set *set, uint32_t page) { return set->words[page / 64] >> (page % 64) & 1; }
@@ -191,6 +194,25 @@ static void look_again(struct page_set *set, uint32_t from, uint32_t to)
     }
 }
 
+/* Under paravirt, where kernel and programs share the low view: may it wait until programs run, or the kernel accesses what is below their limit? It runs beyond it then, with
+ * segments that begin there (frame.c), and has no code of its own below. */
+static bool low_may_wait(void)
+{
+    const struct hv_cpu *cpu = HV_CPU;
+    const uint8_t *directory = hv_memory_at(cpu->cr3 & ~(PAGE - 1), false, NULL);
+    if (!hv_paravirtual() || !cpu->user_limit || cpu->cpl || cpu->eip < cpu->user_limit || cpu->cr4 & HV_CR4_PAE || !directory)
+        return false;
+    for (uint32_t i = 0; i <= (cpu->user_limit - 1) >> 22; i++) {
+        uint32_t entry;
+        __builtin_memcpy(&entry, directory + 4 * i, sizeof entry);
+        if ((entry & (ENTRY_PRESENT | ENTRY_USER)) == ENTRY_PRESENT)
+            return false;
+    }
+    return true;
+}
+
+uint32_t hv_shadow_stale_end(void) { return hv_paravirtual() && low_is_stale ? stale_end * PAGE : 0; }
+
 void hv_shadow_load_cr3(void)
 {
     hv_lookaside_empty();
@@ -201,7 +223,17 @@ void hv_shadow_load_cr3(void)
     }
     if (hv_has_window() && !low_is_stale)
         low_is_stale = &hv_transient; /* nobody uses it before programs run, and by then it may be another CR3 */
-    look_again(&hv_transient, hv_has_window() ? PAGES : 0, SLOTS);
+    if (hv_has_window()) {
+        look_again(&hv_transient, PAGES, SLOTS);
+    } else if (low_may_wait()) {
+        uint32_t limit = HV_CPU->user_limit / PAGE;
+        stale_end = low_is_stale && stale_end > limit ? stale_end : limit;
+        low_is_stale = &hv_transient;
+        look_again(&hv_transient, stale_end, SLOTS);
+    } else {
+        low_is_stale = NULL;
+        look_again(&hv_transient, 0, SLOTS);
+    }
     hv_code_verify(false);
     hv_sites_verify();
     hv_cross_here(HV_POINT_SHADOW_LOAD, HV_CPU->cr3, kept, dropped, 0);
@@ -224,7 +256,7 @@ void hv_shadow_change_global(void)
 void hv_shadow_enter_programs(void)
 {
     if (low_is_stale)
-        look_again(low_is_stale, 0, PAGES);
+        look_again(low_is_stale, 0, stale_end);
     low_is_stale = NULL;
     while (stale_count) {
         uint32_t page = stale_pages[--stale_count];

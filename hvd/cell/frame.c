@@ -128,6 +128,39 @@ void hv_keep_flags(void)
         __builtin_ia32_writeeflags_u64((flags & ~(uint64_t)(HV_NT | HV_ID)) | (wanted & (HV_NT | HV_ID)));
 }
 
+/* Can its segments keep a kernel from what is below `start`? Not others than flat ones. */
+static bool can_begin(void)
+{
+    for (unsigned i = 0; i <= HV_GS; i++) {
+        const struct hv_segment *segment = &HV_CPU->segment[i];
+        bool flat_data = !segment->base && segment->limit == ~0u && segment->attributes & HV_SEGMENT_32 && HV_SEGMENT_TYPE(segment) < 4; /* nor one that expands down */
+        if (i != HV_CS && segment->attributes & HV_SEGMENT_PRESENT && !flat_data)
+            return false;
+    }
+    return true;
+}
+
+/* The address that a kernel's segments must begin at; 0 = they are as they are. */
+static uint32_t kernel_start(void)
+{
+    static uint32_t before;
+    if (hv_shadow_stale_end() && !can_begin())
+        hv_shadow_enter_programs();
+    uint32_t start = hv_shadow_stale_end();
+    if (start && !before)
+        hv_paravirt_forget_twins(); /* what it may load by itself is the whole segment */
+    before = start;
+    return start;
+}
+
+static uint16_t twin_of(unsigned index, uint32_t start)
+{
+    const struct hv_segment *segment = &HV_CPU->segment[index];
+    if (start && index != HV_CS)
+        return hv_twin_above(segment, start);
+    return HV_CPU->cpl == 3 && HV_CPU->user_limit ? hv_twin_below(segment, HV_CPU->user_limit) : hv_twin(segment);
+}
+
 void hv_make_twins(void)
 {
     uint32_t linear;
@@ -135,8 +168,9 @@ void hv_make_twins(void)
         hv_shadow_enter_programs();
     if (HV_CPU->cpl == 3 && hv_user_fault(&linear))
         hv_shadow_prefill(linear, true);
+    uint32_t start = kernel_start();
     for (unsigned i = 0; i <= HV_GS; i++)
-        hv_trap.expected[i] = HV_CPU->cpl == 3 && HV_CPU->user_limit ? hv_twin_below(&HV_CPU->segment[i], HV_CPU->user_limit) : hv_twin(&HV_CPU->segment[i]);
+        hv_trap.expected[i] = twin_of(i, start);
     hv_shadow_mode(HV_CPU->cpl);
     if (!hv_paravirtual())
         return;

@@ -56,6 +56,10 @@ static void protection_fault(void)
 {
     uint8_t bytes[HV_LONGEST_INSTRUCTION];
     struct hv_insn insn;
+    if (hv_shadow_stale_end()) { /* the kernel looks for what its programs have there: now it is */
+        hv_shadow_enter_programs();
+        return;
+    }
     if (!in_slot() && hv_sites_cover(HV_CPU->eip)) /* a byte of a jump: hv_resume() goes on behind it */
         return;
     unsigned available = hv_fetch(bytes);

@@ -105,6 +105,14 @@ uint16_t hv_twin_below(const struct hv_segment *segment, uint32_t end)
     return twin_at(CUT, &cut, segment);
 }
 
+uint16_t hv_twin_above(const struct hv_segment *segment, uint32_t start)
+{
+    struct hv_segment cut = *segment;
+    cut.attributes |= TYPE_DOWN << 8 | HV_SEGMENT_PAGES;
+    cut.limit = start - 1;
+    return twin_at(CUT, &cut, segment);
+}
+
 unsigned hv_twin_place(uint16_t host) { return (host >> 3) - FIRST; }
 
 bool hv_twin_guest_selector(uint16_t host, uint16_t *guest)

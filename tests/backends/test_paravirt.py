@@ -26,7 +26,7 @@ KERNELS = {
     "hello": "one two", "hypercalls": "", "interrupts": "", "exceptions": "", "paging": "", "halt": "", "triple": "", "reset": "",
     "compute": "n=300000", "echo": "", "isolation": "", "ports": "n=500", "ticker": "count=2", "flood": "count=200", "virtio": "",
     "nonsense": "count=300", "exits": "slow=20 fast=200", "hole": "", "modes": "", "garbage": "", "apic": "", "limit": "", "sites": "",
-    "registers": "",
+    "registers": "", "spaces": "",
 } | {f"garbage {n}": f"case={n}" for n in range(0, 10, 3)}  # fmt: skip
 
 
