@@ -92,6 +92,9 @@ $(GUEST_BUILD)/nano.pv.elf: guests/nano.c guests/nano_quickest.h guests/nano_ops
 $(GUEST_BUILD)/limit.pv.elf $(GUEST_BUILD)/sites.pv.elf $(GUEST_BUILD)/registers.pv.elf $(GUEST_BUILD)/spaces.pv.elf: $(GUEST_BUILD)/%.pv.elf: guests/%.c $(GUEST_BUILD)/lib/multiboot.o $(GUEST_LIB_PV) guests/lib/apart.ld $(GUEST_HEADERS)
 	$(GUEST_CC) -m32 $(GUEST_CFLAGS) $(GUEST_LDFLAGS) -DHV_PARAVIRT -T guests/lib/apart.ld -o $@ $(filter %.o,$^) $<
 
+# Its programs have a page directory entry of their own.
+$(GUEST_BUILD)/spaces.pv.elf: GUEST_LDFLAGS += -Wl,--defsym=kernel_base=0x400000
+
 GUEST_LONG := long alias
 $(GUEST_LONG:%=$(GUEST_BUILD)/%.elf): $(GUEST_BUILD)/%.elf: guests/%.c guests/long_entry.S $(GUEST_LIB64) guests/lib/guest.ld $(GUEST_HEADERS)
 	$(GUEST_CC) -m64 $(GUEST_CFLAGS) $(GUEST_LDFLAGS) -T guests/lib/guest.ld -o $@ $(filter %.o %.S,$^) $<

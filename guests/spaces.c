@@ -7,9 +7,8 @@ const char guest_name[] = "spaces";
 #define P 1u
 #define W 2u
 #define U 4u
-#define END 0x100000u  /* of programs' address space */
+#define END 0x400000u  /* of programs' address space */
 #define DATA 0x40000u  /* in each space another page, or none */
-#define PAGES_OF_ALL 1024
 #define SPACES 3u /* the last has no programs */
 #define FRAMES 4u
 
@@ -26,7 +25,7 @@ __asm__(".section .user, \"ax\"\n"
 	"user_stack_top:\n"
 	".text\n");
 
-static uint32_t directories[SPACES][1024] __attribute__((aligned(4096))), tables[SPACES][PAGES_OF_ALL] __attribute__((aligned(4096)));
+static uint32_t directories[SPACES][1024] __attribute__((aligned(4096))), tables[SPACES][1024] __attribute__((aligned(4096))), kernel[2][1024] __attribute__((aligned(4096)));
 static uint32_t frames[FRAMES][1024] __attribute__((aligned(4096)));
 static uint32_t value = 77, faults, sum, ticks;
 
@@ -50,12 +49,14 @@ static void load_space(unsigned n) { hv_pv_write_cr3((uint32_t)directories[n]); 
 static void map(void)
 {
 	for (unsigned n = 0; n < SPACES; n++) {
-		for (uint32_t page = 0; page < PAGES_OF_ALL; page++)
-			tables[n][page] = page << 12 | W | P;
+		for (uint32_t page = 0; page < 2048; page++)
+			kernel[page / 1024][page % 1024] = (page + 1024) << 12 | W | P;
 		for (uint32_t at = (uint32_t)user_start; at < (uint32_t)user_end; at += 4096)
-			tables[n][at >> 12] = n == SPACES - 1 ? 0 : (at - (uint32_t)user_start + (uint32_t)user_load) | U | W | P;
-		tables[n][DATA >> 12] = n == SPACES - 1 ? 0 : (uint32_t)frames[n] | U | W | P;
-		directories[n][0] = (uint32_t)tables[n] | U | W | P;
+			tables[n][at >> 12] = (at - (uint32_t)user_start + (uint32_t)user_load) | U | W | P;
+		tables[n][DATA >> 12] = (uint32_t)frames[n] | U | W | P;
+		directories[n][0] = n == SPACES - 1 ? 0 : (uint32_t)tables[n] | U | W | P;
+		directories[n][1] = (uint32_t)kernel[0] | W | P;
+		directories[n][2] = (uint32_t)kernel[1] | W | P;
 	}
 	load_space(0);
 	__asm__ volatile("movl %%cr0, %%eax; orl $0x80010000, %%eax; movl %%eax, %%cr0" : : : "eax", "memory");

@@ -139,7 +139,8 @@ bool hv_fpu_instruction(const struct hv_insn *); /* 0F AE: FXSAVE, FXRSTOR; fals
 /* ---- twins.c: the guest's segments in the host's LDT */
 uint16_t hv_twin(const struct hv_segment *);              /* the host selector that acts like this one */
 uint16_t hv_twin_below(const struct hv_segment *, uint32_t end); /* and ends there; of a page */
-uint16_t hv_twin_above(const struct hv_segment *, uint32_t start); /* or begins there; of flat data segments and null */
+uint16_t hv_twin_above(const struct hv_segment *, uint32_t start); /* or begins there; of flat data segments and null, of the GDT's first HV_TWINS_ABOVE */
+#define HV_TWINS_ABOVE 32u
 unsigned hv_twin_place(uint16_t host); /* of one of the guest's GDT: its index there */
 void hv_twin_code(unsigned entry); /* no twin, but a flat segment for the monitor's own 32-bit code, at that place of the host's LDT */
 bool hv_twin_guest_selector(uint16_t host, uint16_t *guest); /* false: no twin, but a selector of the host's own GDT */

@@ -194,9 +194,10 @@ static void look_again(struct page_set *set, uint32_t from, uint32_t to)
     }
 }
 
-/* Under paravirt, where kernel and programs share the low view: may it wait until programs run, or the kernel accesses what is below their limit? It runs beyond it then, with
+/* Under paravirt, where kernel and programs share the low view: does it wait until programs run, or the kernel accesses what is below their limit? It does if these tables have
+ * nothing there, or it waits since such ones were loaded: they are likely to be followed by those that were in force before. Meanwhile the kernel runs beyond the limit with
  * segments that begin there (frame.c), and has no code of its own below. */
-static bool low_may_wait(void)
+static bool low_waits(void)
 {
     const struct hv_cpu *cpu = HV_CPU;
     const uint8_t *directory = hv_memory_at(cpu->cr3 & ~(PAGE - 1), false, NULL);
@@ -205,7 +206,7 @@ static bool low_may_wait(void)
     for (uint32_t i = 0; i <= (cpu->user_limit - 1) >> 22; i++) {
         uint32_t entry;
         __builtin_memcpy(&entry, directory + 4 * i, sizeof entry);
-        if ((entry & (ENTRY_PRESENT | ENTRY_USER)) == ENTRY_PRESENT)
+        if (entry & ENTRY_PRESENT && (!low_is_stale || !(entry & ENTRY_USER)))
             return false;
     }
     return true;
@@ -225,7 +226,7 @@ void hv_shadow_load_cr3(void)
         low_is_stale = &hv_transient; /* nobody uses it before programs run, and by then it may be another CR3 */
     if (hv_has_window()) {
         look_again(&hv_transient, PAGES, SLOTS);
-    } else if (low_may_wait()) {
+    } else if (low_waits()) {
         uint32_t limit = HV_CPU->user_limit / PAGE;
         stale_end = low_is_stale && stale_end > limit ? stale_end : limit;
         low_is_stale = &hv_transient;

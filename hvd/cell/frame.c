@@ -128,13 +128,14 @@ void hv_keep_flags(void)
         __builtin_ia32_writeeflags_u64((flags & ~(uint64_t)(HV_NT | HV_ID)) | (wanted & (HV_NT | HV_ID)));
 }
 
-/* Can its segments keep a kernel from what is below `start`? Not others than flat ones. */
+/* Can segments keep a kernel from its programs' addresses? Not others than flat ones. */
 static bool can_begin(void)
 {
     for (unsigned i = 0; i <= HV_GS; i++) {
         const struct hv_segment *segment = &HV_CPU->segment[i];
         bool flat_data = !segment->base && segment->limit == ~0u && segment->attributes & HV_SEGMENT_32 && HV_SEGMENT_TYPE(segment) < 4; /* nor one that expands down */
-        if (i != HV_CS && segment->attributes & HV_SEGMENT_PRESENT && !flat_data)
+        bool has_place = segment->selector / 8 < HV_TWINS_ABOVE && !(segment->selector & 4);
+        if (i != HV_CS && segment->attributes & HV_SEGMENT_PRESENT && !(flat_data && has_place))
             return false;
     }
     return true;

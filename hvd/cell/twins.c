@@ -13,7 +13,9 @@
 #define FIRST 1024u  /* below: nothing, so that a selector of the guest's own LDT does not mean a twin: its loads trap */
 #define PLACES 1024u /* first those for the guest's GDT, then those for its LDT; a large LDT is dear to change */
 #define OWN (2 * PLACES)      /* then one for each segment register */
-#define CUT (OWN + HV_SEGMENTS) /* then those of the tables once more, cut short (hv_twin_below) */
+#define ABOVE (OWN + HV_SEGMENTS) /* then the first of the GDT once more, cut short from below (hv_twin_above) */
+#define ABOVE_PLACES HV_TWINS_ABOVE
+#define CUT (ABOVE + ABOVE_PLACES) /* then those of the tables once more, cut short (hv_twin_below) */
 #define HOST_LDT 4u
 #define GUEST_LDT 4u
 #define TYPE_CODE 8u
@@ -110,7 +112,7 @@ uint16_t hv_twin_above(const struct hv_segment *segment, uint32_t start)
     struct hv_segment cut = *segment;
     cut.attributes |= TYPE_DOWN << 8 | HV_SEGMENT_PAGES;
     cut.limit = start - 1;
-    return twin_at(CUT, &cut, segment);
+    return twin_at(ABOVE, &cut, segment);
 }
 
 unsigned hv_twin_place(uint16_t host) { return (host >> 3) - FIRST; }
@@ -126,10 +128,12 @@ bool hv_twin_guest_selector(uint16_t host, uint16_t *guest)
     unsigned index = (host >> 3) - FIRST;
     if (index >= CUT + 2 * PLACES)
         return false;
-    if (index >= OWN && index < CUT) {
+    if (index >= OWN && index < ABOVE) {
         *guest = HV_CPU->segment[index - OWN].selector;
         return true;
     }
+    if (index >= ABOVE && index < CUT)
+        index -= ABOVE;
     if (index >= CUT)
         index -= CUT;
     *guest = (uint16_t)((index % PLACES) << 3 | (index >= PLACES ? GUEST_LDT : 0) | HV_CPU->cpl);
