@@ -11,35 +11,39 @@
 #define ENOUGH 8u
 
 static struct {
-    uint32_t eip, accesses;
+    uint32_t eip, accesses, kind;
 } sites[SITES]; /* by EIP: of two in the same row the later one begins anew */
 
 static uint32_t row_of(uint32_t eip) { return (eip ^ eip / SITES) % SITES; }
 
-static bool is_string(uint32_t eip)
+/* Of another kind than this it is not the instruction that was counted, and perhaps one that the monitor cannot execute, of the x87 or SSE. */
+static uint32_t kind_of(const struct hv_insn *insn) { return (uint32_t)insn->map << 16 | (uint32_t)insn->opcode << 8 | insn->modrm; }
+
+static bool is_string(const struct hv_insn *insn)
 {
-    uint8_t bytes[HV_LONGEST_INSTRUCTION];
-    struct hv_insn insn;
-    unsigned available = hv_fetch_at(eip, bytes);
-    if (!available || hv_decode(&insn, bytes, available, true) != HV_DECODED)
-        return true;
-    return insn.map == HV_MAP_ONE && ((insn.opcode >= 0xa4 && insn.opcode <= 0xa7) || (insn.opcode >= 0xaa && insn.opcode <= 0xaf));
+    return insn->map == HV_MAP_ONE && ((insn->opcode >= 0xa4 && insn->opcode <= 0xa7) || (insn->opcode >= 0xaa && insn->opcode <= 0xaf));
 }
 
-bool hv_device_site(uint32_t eip)
+bool hv_device_site(uint32_t eip, const struct hv_insn *insn)
 {
     uint32_t row = row_of(eip);
-    return sites[row].eip == eip && sites[row].accesses >= ENOUGH;
+    return sites[row].eip == eip && sites[row].accesses >= ENOUGH && sites[row].kind == kind_of(insn);
 }
 
 void hv_device_accessed(uint32_t eip, uint64_t physical)
 {
     const struct hv_cell_region *region = hv_region_at(physical);
-    if ((region && region->kind == HV_REGION_RAM) || is_string(eip))
+    uint8_t bytes[HV_LONGEST_INSTRUCTION];
+    struct hv_insn insn;
+    if (region && region->kind == HV_REGION_RAM)
+        return;
+    unsigned available = hv_fetch_at(eip, bytes);
+    if (!available || hv_decode(&insn, bytes, available, true) != HV_DECODED || is_string(&insn))
         return;
     uint32_t row = row_of(eip);
-    if (sites[row].eip != eip) {
+    if (sites[row].eip != eip || sites[row].kind != kind_of(&insn)) {
         sites[row].eip = eip;
+        sites[row].kind = kind_of(&insn);
         sites[row].accesses = 0;
     }
     if (++sites[row].accesses == ENOUGH)

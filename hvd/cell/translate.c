@@ -127,7 +127,7 @@ static uint32_t translate(uint32_t eip)
         uint8_t *before = t.e.at;
         unsigned exits = t.exits;
         bool branches_behind_sti = t.shadow && decoded && hv_is_branch(&t.insn);
-        if (!decoded || !in_memory || branches_behind_sti || hv_device_site(at) || !hv_translate_instruction(&t)) {
+        if (!decoded || !in_memory || branches_behind_sti || hv_device_site(at, &t.insn) || !hv_translate_instruction(&t)) {
             t.e.at = before;
             t.exits = exits;
             t.ends = t.block->calls_out = true;

@@ -92,7 +92,7 @@ void hv_code_verify_page(uint32_t linear);
 uint32_t hv_translate(uint32_t eip); /* the entry of a new block; raises #PF when its first byte cannot be fetched */
 
 /* ---- devices.c */
-bool hv_device_site(uint32_t eip);                         /* has that instruction accessed devices again and again */
+bool hv_device_site(uint32_t eip, const struct hv_insn *); /* has that instruction accessed devices again and again */
 void hv_device_accessed(uint32_t eip, uint64_t physical);  /* by a signal, in translated code */
 void hv_device_sites_forget(void);
 

@@ -117,6 +117,28 @@ def test_code_on_a_devices_registers(pair: Pair) -> None:
     assert outcome.end.startswith("ERROR") and f"{DEVICE + 0x10:08x}" in outcome.end, outcome.end
 
 
+DEVICE_CODE = USER + 0x1900
+# what accesses a device, and what is written over it: of the x87 and SSE the monitor executes nothing
+SUCCESSORS = {"8b03": "dbe3", "0103": "0f57c0", "ff3358": "d9e8ddd8", "890390": "db03ddd8", "870390": "9c58"}
+
+
+@pytest.mark.parametrize("access", SUCCESSORS)
+def test_an_instruction_that_accesses_a_device_again_and_again_is_written_over(pair: Pair, access: str) -> None:
+    """More often than makes it a callout, then memory, then the device; then there is another instruction, and then it again."""
+
+    def put(code: str) -> str:
+        whole = bytes.fromhex(code + "c3").ljust(8, b"\x90")
+        return "".join("c705" + word(DEVICE_CODE + n) + whole[n : n + 4].hex() for n in (0, 4))
+
+    def call(pointer: int, turns: int) -> str:
+        return "be" + word(turns) + "bb" + word(pointer) + "ba" + word(DEVICE_CODE) + "ffd2" + "4e" + "75fb"
+
+    device, memory = call(DEVICE + 0x20, 12), call(USER + 0x40, 3)
+    one, two = pair.run([program(put(access), device, memory, device, put(SUCCESSORS[access]), memory, put(access), device, memory)])
+    assert all_same(one.records[0], two.records[0]) and two.records[0][-1][0] == DONE, difference(one, two)
+    assert one.devices == two.devices and len(two.devices) >= 36
+
+
 @pytest.mark.parametrize("ring", [0, 3])
 def test_a_page_that_is_code_and_stack(pair: Pair, ring: int) -> None:
     """Each PUSH and CALL writes to the page that is running."""
