@@ -159,7 +159,8 @@ class RareMaker(Maker):
         back = b"\xbb" + u32(homes.get(target, 0x10 if self.ring == 0 else 0x23)) + b"\x8e" + bytes((0xC0 | target << 3 | 3,))
         offset = u32(rng.randrange(0x400, CODE_STUBS - 16))
         use = prefix + rng.choice((b"\x8b\x86", b"\x89\x86", b"\x01\x86", b"\x8a\x86")) + offset
-        return [SET_ESI, load, use if usable else b"\x90", back]
+        # One piece: what is loaded may not be there any more, and then it is not used.
+        return [SET_ESI, load + use if usable else load, back]
 
     def _local_table(self) -> list[bytes]:
         """The LDT goes and comes, or one of its descriptors changes under the selector's cached copy."""

@@ -379,6 +379,22 @@ def test_the_guests_watch_registers_work_beside_the_debuggers(start: Start, both
     assert (rig.scratch(4) & 0xF, rig.scratch(16)) == (2, rig.at["behind"])
 
 
+def test_interrupts_go_on_behind_a_hit_of_the_guests_own(start: Start) -> None:
+    rig = start(
+        """
+        gate 1, hit; gate 0x20, tick; pics 0xfe; timer 1193
+        movl $SCRATCH, %eax; movl %eax, %dr0; movl $0xd0001, %eax; movl %eax, %dr7
+        incl SCRATCH; sti
+        again: cmpl $3, SCRATCH + 8; jb again
+        cli; finish SCRATCH + 4
+        hit: incl SCRATCH + 4; iretl
+        tick: incl SCRATCH + 8; movb $0x20, %al; outb %al, $0x20; iretl
+    """
+    )
+    exit_ = go(rig)
+    assert (exit_.reason, exit_.address, exit_.value) == (ExitReason.PORT_OUT, EXIT_PORT, 1)
+
+
 def test_a_guest_can_take_its_watchpoint_away(start: Start) -> None:
     rig = start(
         """

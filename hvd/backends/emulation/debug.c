@@ -163,7 +163,7 @@ static void check_watchpoint(CPUState *cpu, uint64_t address, uint64_t length, u
         request_stop(e);
         return;
     }
-    debug->replay = true;
+    hv_replay_begin(e);
     HV_AT(uint32_t, cpu, CPU_CFLAGS_NEXT_TB) = ONE_INSTRUCTION;
     HV_AT(int32_t, cpu, CPU_EXCEPTION_INDEX) = -1;
     e->unicorn.cpu_loop_exit_x86_64(cpu);
@@ -238,6 +238,25 @@ void hv_debug_delivered(struct hv_emulator *e)
         request_stop(e);
 }
 
+/* An exception that is not INT n's is about to be delivered. #DB: the instruction that hit has been executed, DR6 names the hits, and the next
+ * #DB has hits of its own. Another: the guest's breakpoints for data are traps, so that an instruction that faults after a hit has had none (SDM
+ * vol. 3B, 18.2), and is executed once more from its start. A debugger is told all the same. */
+void hv_debug_raised(struct hv_emulator *e, uint32_t vector)
+{
+    struct cpu_watchpoint **hit = &HV_AT(struct cpu_watchpoint *, e->cpu, CPU_WATCHPOINT_HIT);
+    if (vector != 1 && (!*hit || e->debug.hit || e->debug.delivering))
+        return;
+    for (struct cpu_watchpoint *watchpoint = e->debug.watchpoints; watchpoint; watchpoint = watchpoint->next)
+        if (watchpoint->flags & BP_CPU)
+            watchpoint->flags &= ~BP_WATCHPOINT_HIT;
+    hv_replay_end(e);
+    if (vector == 1)
+        return;
+    *hit = NULL;
+    e->debug.requested = false;
+    HV_AT(uint32_t, e->cpu, CPU_INTERRUPT_REQUEST) &= ~(uint32_t)CPU_INTERRUPT_DEBUG;
+}
+
 bool hv_debug_stopped(struct hv_emulator *e)
 {
     struct hv_debug *debug = &e->debug;
@@ -245,7 +264,8 @@ bool hv_debug_stopped(struct hv_emulator *e)
     uint64_t rip = hv_linear_rip(e);
     HV_AT(uint32_t, e->cpu, CPU_INTERRUPT_REQUEST) &= ~(uint32_t)CPU_INTERRUPT_DEBUG;
     HV_AT(void *, e->cpu, CPU_WATCHPOINT_HIT) = NULL;
-    debug->hit = debug->requested = debug->waking = debug->replay = debug->delivering = false;
+    debug->hit = debug->requested = debug->waking = debug->delivering = false;
+    hv_replay_end(e);
     e->exit.size = 0;
     e->exit.address = hit ? debug->hit_address : rip;
     e->exit.value = hit ? HV_DEBUG_WATCHPOINT : debug->step ? HV_DEBUG_STEP : HV_DEBUG_BREAKPOINT;
@@ -256,7 +276,8 @@ bool hv_debug_stopped(struct hv_emulator *e)
 void hv_debug_reset(struct hv_emulator *e)
 {
     struct hv_debug *debug = &e->debug;
-    debug->hit = debug->requested = debug->waking = debug->replay = debug->delivering = false;
+    debug->hit = debug->requested = debug->waking = debug->delivering = false;
+    hv_replay_end(e);
     debug->unaligned = 0;
     HV_AT(uint32_t, e->cpu, CPU_INTERRUPT_REQUEST) &= ~(uint32_t)CPU_INTERRUPT_DEBUG;
     HV_AT(void *, e->cpu, CPU_WATCHPOINT_HIT) = NULL;

@@ -1,6 +1,5 @@
-/* What leaves translated code: ports, MMIO, CPUID and time stamps, system calls, exceptions and interrupts. */
+/* What leaves translated code: ports, CPUID and time stamps, system calls, exceptions and interrupts. */
 #include <stdio.h>
-#include <stdlib.h>
 
 #include "shim.h"
 
@@ -106,6 +105,7 @@ static void on_exception(uc_engine *uc, uint32_t vector, void *user)
         bool page_fault = vector == 14;
         hv_cross(crossings, HV_POINT_EXCEPTION_BASE + vector, 0, hv_linear_rip(e), hv_record_flags(e),
                  page_fault ? hv_env64(e, ENV_CR + 8 * 2) : error, page_fault ? error : 0, 0, 0);
+        hv_debug_raised(e, vector);
     }
     e->debug.delivering = true;
     e->unicorn.x86_cpu_do_interrupt_x86_64(e->cpu);
@@ -121,7 +121,7 @@ static bool on_invalid_opcode(uc_engine *uc, void *user)
 }
 
 /* Leave the guest in the middle of an instruction and return when the answer is there. */
-static void leave(struct hv_emulator *e, uint32_t reason)
+void hv_hooks_leave(struct hv_emulator *e, uint32_t reason)
 {
     e->exit.reason = reason;
     e->in_hook = true;
@@ -134,7 +134,7 @@ static void leave(struct hv_emulator *e, uint32_t reason)
     }
 }
 
-static void describe(struct hv_emulator *e, uint64_t address, uint32_t size, uint64_t value, uint64_t start_ns)
+void hv_hooks_describe(struct hv_emulator *e, uint64_t address, uint32_t size, uint64_t value, uint64_t start_ns)
 {
     e->exit.address = address;
     e->exit.size = size;
@@ -161,31 +161,41 @@ static void cross_window(struct hv_emulator *e, unsigned point, uint32_t port, i
     hv_cross(&e->board->crossings, point, 0, hv_linear_rip(e), hv_record_flags(e), port, (uint64_t)size, value, 0);
 }
 
-static uint32_t on_in(uc_engine *uc, uint32_t port, int size, void *user)
+static uint32_t read_port(struct hv_emulator *e, uint32_t port, int size)
 {
-    (void)uc;
-    struct hv_emulator *e = user;
     uint32_t value = 0;
     enum hv_port_result result;
-    check_port_permission(e, port, size);
     if (hv_window_in(e->board, (uint16_t)port, (unsigned)size, &value)) {
         cross_window(e, HV_POINT_PORT_IN, port, size, value);
         return value;
     }
     uint64_t start = hv_host_ns();
     while ((result = hv_board_port_in(e->board, (uint16_t)port, (unsigned)size, &value)) == HV_PORT_WAIT) {
-        describe(e, port, (uint32_t)size, 0, start);
-        leave(e, HV_EXIT_CONSOLE_FULL);
+        hv_hooks_describe(e, port, (uint32_t)size, 0, start);
+        hv_hooks_leave(e, HV_EXIT_CONSOLE_FULL);
     }
     if (result == HV_PORT_LEAVE) {
-        describe(e, port, (uint32_t)size, 0, start);
-        leave(e, HV_EXIT_PORT_IN);
+        hv_hooks_describe(e, port, (uint32_t)size, 0, start);
+        hv_hooks_leave(e, HV_EXIT_PORT_IN);
         value = (uint32_t)e->exit.value;
     } else {
         hv_cross(&e->board->crossings, HV_POINT_PORT_IN, start, hv_linear_rip(e), hv_record_flags(e), port, (uint64_t)size, value, 0);
     }
     hv_update_interrupt(e);
     hv_arm_timer(e); /* reading the 8254 runs it, polling the 8259 takes an interrupt */
+    return value;
+}
+
+static uint32_t on_in(uc_engine *uc, uint32_t port, int size, void *user)
+{
+    (void)uc;
+    struct hv_emulator *e = user;
+    uint64_t before;
+    check_port_permission(e, port, size);
+    if (hv_replay_read(e, true, port, (uint32_t)size, &before))
+        return (uint32_t)before;
+    uint32_t value = read_port(e, port, size);
+    hv_replay_note(e, true, port, (uint32_t)size, value);
     return value;
 }
 
@@ -201,158 +211,17 @@ static void on_out(uc_engine *uc, uint32_t port, int size, uint32_t value, void 
     }
     uint64_t start = hv_host_ns();
     while ((result = hv_board_port_out(e->board, (uint16_t)port, (unsigned)size, value)) == HV_PORT_WAIT) {
-        describe(e, port, (uint32_t)size, value, start);
-        leave(e, HV_EXIT_CONSOLE_FULL);
+        hv_hooks_describe(e, port, (uint32_t)size, value, start);
+        hv_hooks_leave(e, HV_EXIT_CONSOLE_FULL);
     }
     if (result == HV_PORT_LEAVE) {
-        describe(e, port, (uint32_t)size, value, start);
-        leave(e, HV_EXIT_PORT_OUT);
+        hv_hooks_describe(e, port, (uint32_t)size, value, start);
+        hv_hooks_leave(e, HV_EXIT_PORT_OUT);
     } else {
         hv_cross(&e->board->crossings, HV_POINT_PORT_OUT, start, hv_linear_rip(e), hv_record_flags(e), port, (uint64_t)size, value, 0);
     }
     hv_update_interrupt(e);
     hv_arm_timer(e); /* the guest may just have programmed it */
-}
-
-/* Everything that is not RAM. `user` of these is not the emulator but the region, whose base the offset lacks. */
-struct mmio_region {
-    struct hv_emulator *emulator;
-    uint64_t base;
-    struct mmio_region *next;
-};
-
-/* Translated code keeps EIP and the flags' source up to date at the ends of blocks only; here the guest's instruction is looked up. Not
- * every access comes from an instruction (page tables may lie anywhere), so that the note is used once. */
-static void find_instruction(struct hv_emulator *e)
-{
-    uintptr_t *pc = &HV_AT(uintptr_t, e->cpu, CPU_MEM_IO_PC);
-    e->unicorn.cpu_restore_state_x86_64(e->cpu, *pc, true);
-    *pc = 0;
-}
-
-/* Devices: what of them the board in C does not answer is Python's. */
-static uint64_t on_mmio_read(uc_engine *uc, uint64_t offset, unsigned size, void *user)
-{
-    (void)uc;
-    struct mmio_region *region = user;
-    struct hv_emulator *e = region->emulator;
-    uint64_t start = hv_host_ns(), value = ~0ull;
-    find_instruction(e);
-    if (hv_board_mmio_read(e->board, region->base + offset, size, &value)) {
-        hv_cross(&e->board->crossings, HV_POINT_MMIO_READ, start, hv_linear_rip(e), hv_record_flags(e), region->base + offset, size, value, 0);
-    } else {
-        describe(e, region->base + offset, size, value, start);
-        leave(e, HV_EXIT_MMIO_READ);
-        value = e->exit.value;
-    }
-    hv_update_interrupt(e);
-    return value;
-}
-
-static void on_mmio_write(uc_engine *uc, uint64_t offset, unsigned size, uint64_t value, void *user)
-{
-    (void)uc;
-    struct mmio_region *region = user;
-    struct hv_emulator *e = region->emulator;
-    uint64_t start = hv_host_ns();
-    find_instruction(e);
-    if (hv_board_mmio_write(e->board, region->base + offset, size, value)) {
-        hv_cross(&e->board->crossings, HV_POINT_MMIO_WRITE, start, hv_linear_rip(e), hv_record_flags(e), region->base + offset, size, value, 0);
-    } else {
-        describe(e, region->base + offset, size, value, start);
-        leave(e, HV_EXIT_MMIO_WRITE);
-    }
-    hv_update_interrupt(e);
-}
-
-/* The local APIC and the IOAPIC. */
-static uint64_t on_board_read(uc_engine *uc, uint64_t offset, unsigned size, void *user)
-{
-    (void)uc;
-    struct mmio_region *region = user;
-    struct hv_emulator *e = region->emulator;
-    uint64_t start = hv_host_ns(), value = ~0ull;
-    find_instruction(e);
-    hv_apic_pull_priority(e);
-    hv_board_mmio_read(e->board, region->base + offset, size, &value);
-    hv_cross(&e->board->crossings, HV_POINT_MMIO_READ, start, hv_linear_rip(e), hv_record_flags(e), region->base + offset, size, value, 0);
-    hv_update_interrupt(e);
-    hv_arm_timer(e); /* looking at a timer runs it */
-    return value;
-}
-
-static void on_board_write(uc_engine *uc, uint64_t offset, unsigned size, uint64_t value, void *user)
-{
-    (void)uc;
-    struct mmio_region *region = user;
-    struct hv_emulator *e = region->emulator;
-    uint64_t start = hv_host_ns();
-    find_instruction(e);
-    hv_apic_pull_priority(e);
-    hv_board_mmio_write(e->board, region->base + offset, size, value);
-    hv_apic_push_priority(e);
-    hv_cross(&e->board->crossings, HV_POINT_MMIO_WRITE, start, hv_linear_rip(e), hv_record_flags(e), region->base + offset, size, value, 0);
-    hv_update_interrupt(e);
-    hv_arm_timer(e);
-}
-
-/* Nothing answers: reads give all ones, writes vanish, as on a PC's bus. */
-static uint64_t on_hole_read(uc_engine *uc, uint64_t offset, unsigned size, void *user)
-{
-    (void)uc;
-    struct mmio_region *region = user;
-    struct hv_emulator *e = region->emulator;
-    find_instruction(e);
-    uint64_t value = size >= 8 ? ~0ull : (1ull << (8 * size)) - 1;
-    hv_cross(&e->board->crossings, HV_POINT_MMIO_READ, hv_host_ns(), hv_linear_rip(e), hv_record_flags(e), region->base + offset, size, value, 0);
-    return value;
-}
-
-static void on_hole_write(uc_engine *uc, uint64_t offset, unsigned size, uint64_t value, void *user)
-{
-    (void)uc;
-    struct mmio_region *region = user;
-    struct hv_emulator *e = region->emulator;
-    find_instruction(e);
-    hv_cross(&e->board->crossings, HV_POINT_MMIO_WRITE, hv_host_ns(), hv_linear_rip(e), hv_record_flags(e), region->base + offset, size, value, 0);
-}
-
-typedef uint64_t mmio_read(uc_engine *, uint64_t, unsigned, void *);
-typedef void mmio_write(uc_engine *, uint64_t, unsigned, uint64_t, void *);
-
-static bool map_region(struct hv_emulator *e, uint64_t base, uint64_t length, mmio_read *on_read, mmio_write *on_write)
-{
-    struct mmio_region *region = calloc(1, sizeof *region);
-    if (!region)
-        return false;
-    *region = (struct mmio_region){ .emulator = e, .base = base, .next = e->regions };
-    e->regions = region;
-    return e->unicorn.uc_mmio_map(e->uc, base, length, on_read, region, on_write, region) == UC_ERR_OK_;
-}
-
-/* After Unicorn was closed. */
-void hv_hooks_free(struct hv_emulator *e)
-{
-    while (e->regions) {
-        struct mmio_region *region = e->regions;
-        e->regions = region->next;
-        free(region);
-    }
-}
-
-bool hv_emulator_map_hole(struct hv_emulator *e, uint64_t base, uint64_t length)
-{
-    return map_region(e, base, length, on_hole_read, on_hole_write);
-}
-
-bool hv_emulator_map_device(struct hv_emulator *e, uint64_t base, uint64_t length)
-{
-    return map_region(e, base, length, on_mmio_read, on_mmio_write);
-}
-
-bool hv_emulator_map_board(struct hv_emulator *e, uint64_t base, uint64_t length)
-{
-    return map_region(e, base, length, on_board_read, on_board_write);
 }
 
 static const struct hv_cpuid_entry *find_cpuid(const struct hv_emulator *e, uint32_t leaf, uint32_t subleaf)

@@ -57,7 +57,7 @@ static void close_partly(struct hv_emulator *e)
 {
     if (e->uc)
         e->unicorn.uc_close(e->uc);
-    hv_hooks_free(e);
+    hv_mmio_free(e);
     hv_debug_free(e);
     free(e->code_pages);
     free(e->cpuid);

@@ -2,12 +2,14 @@
  *
  *   unicorn.c   finds the library and verifies that it is the build we know
  *   shim.c      create, run, kick, the halt wait and the timer
- *   hooks.c     what leaves translated code: ports, MMIO, CPUID, time stamps, system calls, exceptions, interrupts
+ *   mmio.c      devices' registers and what is no memory at all
+ *   hooks.c     what else leaves translated code: ports, CPUID, time stamps, system calls, exceptions, interrupts
  *   state.c     registers in and out
  *   save.c      what a snapshot needs beyond those
  *   fpu.c       x87 and SSE registers in and out
  *   callstack.c what called the instruction that crosses
  *   debug.c     breakpoints, watchpoints and single steps, the debugger's and the guest's own
+ *   replay.c    what an instruction that hit a watchpoint had read from devices
  *   plt.c       puts functions of ours between the library's parts: those of debug.c and of the four below
  *   abort.c     the library may not end the process
  *   flags.c     status flags without garbage
@@ -43,6 +45,18 @@ struct hv_exit {
 /* hvd/board/vcpu.py DebugCause; exit.value of HV_EXIT_DEBUG, whose address is the breakpoint's or that of the access. */
 enum hv_debug_cause { HV_DEBUG_STEP = 1, HV_DEBUG_BREAKPOINT, HV_DEBUG_WATCHPOINT };
 
+/* Of devices, by one instruction, in its order. */
+enum { HV_MOST_READS = 4 };
+struct hv_reads {
+    uint64_t rip, registers[16];
+    unsigned count, next; /* next: that is to be answered while the instruction is executed once more */
+    struct hv_read {
+        bool port;
+        uint32_t size;
+        uint64_t address, value;
+    } read[HV_MOST_READS];
+};
+
 /* What a debugger asked for; all zero without one. */
 struct hv_debug {
     bool step;       /* return after one instruction */
@@ -52,6 +66,7 @@ struct hv_debug {
     bool delivering; /* an exception or interrupt is being delivered: not to be cut short */
     bool hit;        /* a watchpoint of the debugger */
     uint64_t hit_address;
+    struct hv_reads reads;
     uint64_t unaligned; /* linear address of the store that is being looked at; 0 = none */
     struct cpu_watchpoint *watchpoints; /* BP_GDB: the debugger's; BP_CPU: the guest's, from its debug registers */
 };
@@ -109,7 +124,11 @@ unsigned hv_instruction_length(struct hv_emulator *);
 uint64_t hv_linear_rip(const struct hv_emulator *);
 uint32_t hv_record_flags(const struct hv_emulator *);
 void hv_hooks_enter_thread(struct hv_emulator *); /* this thread works on this emulator now; NULL = on none */
-void hv_hooks_free(struct hv_emulator *);
+void hv_hooks_describe(struct hv_emulator *, uint64_t address, uint32_t size, uint64_t value, uint64_t start_ns); /* the exit */
+void hv_hooks_leave(struct hv_emulator *, uint32_t reason); /* the guest, in the middle of an instruction; returns when the answer is there */
+
+/* mmio.c */
+void hv_mmio_free(struct hv_emulator *); /* after Unicorn was closed */
 bool hv_emulator_map_hole(struct hv_emulator *, uint64_t base, uint64_t length);   /* floats */
 bool hv_emulator_map_device(struct hv_emulator *, uint64_t base, uint64_t length); /* leaves with Mmio */
 bool hv_emulator_map_board(struct hv_emulator *, uint64_t base, uint64_t length);  /* answered by hv_board_mmio_* */
@@ -129,9 +148,16 @@ void hv_debug_install(struct hv_emulator *);
 void hv_debug_before_run(struct hv_emulator *);  /* prepare the step, if it is to be one */
 bool hv_debug_stopped(struct hv_emulator *);     /* EXCP_DEBUG: fills exit; false = nothing that anybody asked for */
 bool hv_debug_holds_interrupts(const struct hv_emulator *);
+void hv_debug_raised(struct hv_emulator *, uint32_t vector);
 void hv_debug_delivered(struct hv_emulator *);   /* RIP is at the first instruction of a handler: a step ends here */
 void hv_debug_reset(struct hv_emulator *);       /* RIP was moved; what the debugger set stays */
 void hv_debug_free(struct hv_emulator *);
+
+/* replay.c */
+void hv_replay_begin(struct hv_emulator *); /* the instruction at RIP is given up */
+void hv_replay_end(struct hv_emulator *);   /* it has been executed, or never will be */
+void hv_replay_note(struct hv_emulator *, bool port, uint64_t address, uint32_t size, uint64_t value); /* has been read */
+bool hv_replay_read(struct hv_emulator *, bool port, uint64_t address, uint32_t size, uint64_t *value); /* has it been read, and what was it */
 
 /* flags.c */
 extern const struct hv_redirection hv_flags_redirection;
