@@ -11,7 +11,7 @@ GUEST_HEADERS := guests/include/guest.h guests/include/pci.h guests/include/hv/h
 
 include guests/teach/teach.mk
 
-GUEST_MULTIBOOT := hello hypercalls interrupts apic exceptions paging spin halt triple reset flood wild echo compute ticker ports nonsense screen exits virtio hole isolation modes garbage callers clock stops busy
+GUEST_MULTIBOOT := hello hypercalls interrupts apic exceptions paging spin halt triple reset flood wild echo compute ticker ports nonsense screen exits virtio hole isolation modes garbage callers clock stops busy poke
 # The same sources for the paravirtual ABI (docs/paravirtualisation.md), by one flag.
 GUEST_PV := abi calls hello hypercalls interrupts exceptions paging halt echo compute ticker exits isolation spin flood triple reset wild virtio ports nonsense screen hole garbage modes apic callers clock stops
 # The same sources, unmodified, by hvpvcc (docs/hvpvcc.md).

@@ -237,6 +237,8 @@ void hv_shadow_load_cr3(void)
     }
     hv_code_verify(false);
     hv_sites_verify();
+    if (hv_has_window())
+        hv_expect_poke();
     hv_cross_here(HV_POINT_SHADOW_LOAD, HV_CPU->cr3, kept, dropped, 0);
     kept = dropped = 0;
 }

@@ -21,9 +21,15 @@ static uint32_t first_slot[HV_FRAMES], next_slot[SLOTS];
 static unsigned most_mappings;
 static struct edges edges; /* between mappings */
 
-/* Of each page table of the host's: the page of it + 1 that stays mapped, inaccessible, though nothing else is. */
+/* Of each page table of the host's: the page of it + 1 that stays mapped, inaccessible, though nothing else is; and to which frame of the file, if
+ * to that. */
 #define PER_TABLE 512u
-static uint16_t anchors[SLOTS / PER_TABLE];
+struct anchor {
+    uint64_t frame;
+    uint16_t page;
+    bool pillar; /* the page beside one, too, was made such a page once */
+};
+static struct anchor anchors[SLOTS / PER_TABLE];
 
 #define CODE_RUN 32u /* pages of the window that become read-only together, when code is found in one */
 
@@ -95,22 +101,26 @@ static void forget_all(uint32_t first, uint32_t end)
     }
 }
 
+static bool is_anchor(uint32_t page) { return anchors[page / PER_TABLE].page == page % PER_TABLE + 1; }
+
 /* Of pages in one page table of the host's, which goes with the last of them and comes with the next, for more than a mapping takes: so a page that
  * nobody can access stays in it. */
 static void unmap_in_table(uint32_t first, uint32_t end)
 {
     uint32_t table = first / PER_TABLE, low = table * PER_TABLE, high = low + PER_TABLE, page = set_next(&hv_mapped, first, end);
-    uint16_t *at = &anchors[table];
-    bool anchored = *at && (low + *at - 1 < first || low + *at - 1 >= end);
+    struct anchor *at = &anchors[table];
+    bool anchored = at->page && (low + at->page - 1 < first || low + at->page - 1 >= end);
     if (page >= end)
         return;
+    uint64_t frame = hv_mappings[page] & COPY ? ~0ull : frame_of((hv_mappings[page] >> 8) * PAGE);
     forget_all(page, end);
     if (!anchored)
-        *at = 0;
+        at->page = 0;
     if (!anchored && set_next(&hv_mapped, low, high) >= high) {
         protect(page, page + 1, PROT_NONE);
         edges_span(&edges, page, page + 1);
-        *at = (uint16_t)(++page - low);
+        at->page = (uint16_t)(++page - low);
+        at->frame = frame;
     }
     edges_span(&edges, page, end);
     if (page < end && munmap(address_of(page), (size_t)(end - page) * PAGE) != 0)
@@ -171,8 +181,30 @@ static void change_protection(uint32_t first, uint32_t end, uint64_t entry)
     }
 }
 
+/* A mapping in the anchor's place would take the table with the old one: its neighbour keeps it, from now on. */
+static void raise_pillar(uint32_t page, uint64_t file_offset)
+{
+    uint32_t beside = page ^ 1;
+    struct anchor *anchor = &anchors[page / PER_TABLE];
+    if (anchor->pillar || hv_mappings[beside] || beside % PAGES < hv_least_page || hv_is_vcpu_page(beside) || hv_mappings_are_many(2))
+        return;
+    if (mmap(address_of(beside), PAGE, PROT_NONE, MAP_SHARED | MAP_FIXED, HV_CELL_FD_MEMORY, (off_t)file_offset) == MAP_FAILED)
+        hv_fail("mmap beside a page at %#x: error %d", hv_linear_of(page), errno);
+    edges_span(&edges, beside, beside + 1);
+    anchor->pillar = true;
+}
+
 static void map_anew(uint32_t first, uint32_t end, uint64_t entry, uint64_t file_offset)
 {
+    if (end - first == 1 && is_anchor(first)) {
+        struct anchor *anchor = &anchors[first / PER_TABLE];
+        if (anchor->frame == file_offset / PAGE && !(entry & COPY)) {
+            protect(first, end, protection_of(entry));
+            anchor->page = 0;
+            return;
+        }
+        raise_pillar(first, file_offset);
+    }
     uint32_t copy = entry & COPY ? hv_sites_copy(first, entry >> 8) : 0;
     size_t length = (size_t)(end - first) * PAGE;
     int populate = end - first == 1 ? MAP_POPULATE : 0;
@@ -182,8 +214,8 @@ static void map_anew(uint32_t first, uint32_t end, uint64_t entry, uint64_t file
         hv_fail("mmap of %u pages at %#x: error %d", end - first, hv_linear_of(first), errno);
     edges_span(&edges, first, end);
     for (uint32_t table = first / PER_TABLE; table <= (end - 1) / PER_TABLE; table++)
-        if (anchors[table] && table * PER_TABLE + anchors[table] - 1 >= first && table * PER_TABLE + anchors[table] - 1 < end)
-            anchors[table] = 0;
+        if (anchors[table].page && table * PER_TABLE + anchors[table].page - 1 >= first && table * PER_TABLE + anchors[table].page - 1 < end)
+            anchors[table].page = 0;
 }
 
 void hv_map(uint32_t first, uint32_t end, uint64_t entry, uint64_t file_offset)

@@ -34,6 +34,10 @@ void hv_unmap(uint32_t first, uint32_t end); /* all of it was mapped, or none of
 void hv_unmap_views(void);                   /* all, but the virtual processor's page */
 bool hv_mappings_are_many(unsigned more);    /* so many more could be too many for the host */
 
+/* ---- poke.c: the window's */
+void hv_shadow_poked(uint32_t slot); /* there is a store to code, through a page that is not global */
+void hv_expect_poke(void);           /* CR3 was loaded, and what is mapped looked at again */
+
 /* ---- shadow.c: what a page's mapping would be; 0 = none. write: it is being written to. */
 uint64_t hv_wanted_mapping(uint32_t slot, const struct hv_walk *, bool write, bool user, const struct hv_cell_region *);
 

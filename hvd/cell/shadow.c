@@ -122,8 +122,11 @@ enum hv_shadow hv_shadow_fault(uint32_t linear, bool write, bool user, bool fetc
         return HV_SHADOW_GUEST_FAULT;
     }
     const struct hv_cell_region *region = hv_region_at(walk->physical);
-    if (write && region && region->kind == HV_REGION_RAM)
+    if (write && region && region->kind == HV_REGION_RAM) {
+        if (page & PAGES && !walk->global && hv_shadow_is_code(walk->physical))
+            hv_shadow_poked(page);
         hv_code_written(walk->physical, 1);
+    }
     uint64_t entry = hv_wanted_mapping(page, walk, write, user, region);
     if (!entry || page < hv_least_page || (write && !(entry & WRITABLE))) {
         hv_cross_here(HV_POINT_SHADOW_EMULATE, linear, walk->physical, 0, 0);
