@@ -15,7 +15,7 @@ const char guest_name[] = "registers";
 #define ROUNDS_INTERRUPTED 20
 
 extern char code_start[], code_end[], changed[], behind_changed[];
-uint32_t usual(void), shapes(void), jumps(void), faulting(void), changing(void), stepping(void), writing(void);
+uint32_t usual(void), gates(void), shapes(void), jumps(void), faulting(void), changing(void), stepping(void), writing(void);
 /* EDI: the APIC; ESI counts down; EBX: what was seen. */
 #define ENTER "pushl %ebx; pushl %esi; pushl %edi; pushl %ebp; movl $0xfee00000, %edi; movl $" ROUNDS ", %esi; xorl %ebx, %ebx; xorl %ecx, %ecx\n"
 #define LEAVE "decl %esi; jnz 1b; movl %ebx, %eax; popl %ebp; popl %edi; popl %esi; popl %ebx; ret\n"
@@ -29,6 +29,18 @@ __asm__(".text\n"
 	"   movl 0xfee00030, %eax; addl %eax, %ebx; movl $0, 0xb0(%edi)\n"
 	"   call 8f; addl %eax, %ebx; " LEAVE
 	"8: movl 0x30(%edi), %eax; ret; .byte 0x8d, 0xb4, 0x26, 0, 0, 0, 0\n"
+	".balign 64\n"
+	"gates: " ENTER /* INT n, and IRET to where it stands and into what a jump covers */
+	"1: int $0x84; incl %ebx; addl %ecx, %ebx\n"
+	"   int $0x84; addl $0x100, %ebx; roll $1, %ebx\n"
+	"   int $0x84; int $0x84; movl $3, %edx; addl %edx, %ebx\n"
+	"   pushfl; pushl %cs; pushl $2f; iretl\n"
+	"   .byte 0x8d, 0xb4, 0x26, 0, 0, 0, 0\n"
+	"2: testl $1, %esi; jnz 3f; pushfl; pushl %cs; pushl $4f; jmp 5f\n"
+	"3: int $0x84\n"
+	"4: addl $5, %ebx; jmp 6f\n"
+	"5: iretl; .byte 0x8d, 0xb4, 0x26, 0, 0, 0, 0\n"
+	"6: " LEAVE
 	".balign 64\n"
 	"shapes: " ENTER "   leal 0x30(%edi), %ebp\n"
 	"1: movl (%ebp), %eax; shrl $2, %eax; addl %eax, %ebx\n"      /* 2 bytes, then 3 */
@@ -122,6 +134,11 @@ static void on_step(struct frame *frame)
 	sum = sum * 31 + frame->eip;
 }
 
+static void on_gate(struct frame *frame)
+{
+	sum = sum * 31 + frame->eip;
+}
+
 static void on_tick(struct frame *frame)
 {
 	ticks++;
@@ -130,12 +147,14 @@ static void on_tick(struct frame *frame)
 
 int main(void)
 {
-	static uint32_t (*const parts[])(void) = {usual, shapes, jumps, faulting, changing, stepping, writing, usual};
-	static const char *const names[] = {"usual", "shapes", "jumps", "faults", "changes", "steps", "writes", "usual, interrupted"};
+	static uint32_t (*const parts[])(void) = {usual, gates, shapes, jumps, faulting, changing, stepping, writing, usual};
+	static const char *const names[] = {"usual", "gates", "shapes", "jumps", "faults", "changes", "steps", "writes", "usual, interrupted"};
 
 	traps_init();
 	set_handler(1, on_step);
 	set_handler(14, on_fault);
+	set_handler(0x84, on_gate);
+	set_gate(0x84, NULL, 0);
 	irq_enable(0, on_tick);
 	map();
 	if (hv_pv_present && !option("unlimited", 0))
@@ -143,8 +162,8 @@ int main(void)
 	for (unsigned n = 0; n < sizeof parts / sizeof *parts; n++) {
 		steps = faults = sum = 0;
 		uint32_t seen = 0;
-		if (n == 7) {
-			pit_periodic(4000);
+		if (n == 8) {
+			pit_periodic(1000);
 			for (unsigned round = 0; round < ROUNDS_INTERRUPTED; round++) {
 				interrupts_on();
 				watched = true;

@@ -1,4 +1,4 @@
-/* Jumps in the place of instructions of a native kernel that access devices' registers (jumps.h), which would be a signal each. The kernel's code segment
+/* Jumps in the place of instructions of a native kernel that access devices' registers, INT n and IRET (jumps.h), which would be a signal each. The kernel's code segment
  * is flat, so that a near jump leads to the slot:
  *
  *   (2E) (2E) E9 displacement     5 to 7 bytes

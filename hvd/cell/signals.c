@@ -17,6 +17,8 @@
 #include "paravirt.h"
 #include "sites.h"
 
+#define INT 0xcd
+#define IRET 0xcf
 #ifndef TRAP_PERF
 #define TRAP_PERF 6 /* si_code of a breakpoint set by perf_event_open(2) */
 #endif
@@ -39,7 +41,7 @@ static void page_fault(void)
         return;
     case HV_SHADOW_EMULATE:
         if (hv_paravirtual() && HV_CPU->cpl < 3 && !fetch)
-            hv_sites_device();
+            hv_sites_kernel();
         hv_emulate();
         return;
     case HV_SHADOW_GUEST_FAULT:
@@ -70,6 +72,8 @@ static void protection_fault(void)
         HV_CPU->interrupt_shadow = 0;
         if (hv_paravirtual() && hv_paravirt_trap(&insn))
             return;
+        if (hv_paravirtual() && !HV_CPU->cpl && insn.map == HV_MAP_ONE && (insn.opcode == INT || insn.opcode == IRET))
+            hv_sites_kernel();
         if (port_string ? hv_strings(&insn) : hv_sensitive(&insn)) {
             if (trap)
                 hv_single_step_trap(&insn);

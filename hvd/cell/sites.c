@@ -24,7 +24,7 @@
 #define TAIL_BYTES 128u /* at most */
 #define MOST_OF_TAIL 5u  /* instructions of it, with the first, which a jump covers */
 
-/* A frame of programs' code, and where in it there is INT 80; or of the kernel's, and where it accesses devices. */
+/* A frame of programs' code, and where in it there is INT 80; or of the kernel's, and where it accesses devices or has INT n or IRET. */
 static struct row {
     uint64_t frame;
     uint8_t count, spoiled; /* how often the frame was written to while there were copies of it */
@@ -274,7 +274,7 @@ static void hit(bool of_kernel)
 }
 
 void hv_sites_hit(void) { hit(false); }
-void hv_sites_device(void) { hit(true); }
+void hv_sites_kernel(void) { hit(true); }
 
 /* ---- in and out of programs */
 

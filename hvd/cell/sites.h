@@ -1,5 +1,5 @@
 /* Sites: the INT 80 instructions of the guest's programs, which reach the monitor without a signal (docs/cell.md, "System calls"); and, under paravirt, the
- * instructions of its kernel that access devices' registers.
+ * instructions of its kernel that access devices' registers, and its INT n and IRET.
  *
  * The host takes INT 80 for a system call of its own, and a signal for each is dear. A page of code in which such instructions are executed
  * again and again runs from a private copy, where they are jumps: to a slot, which is a far jump into the monitor. The guest's memory stays
@@ -12,7 +12,7 @@
 
 bool hv_sites_init(void); /* false: no memory; then there are no copies */
 void hv_sites_hit(void);  /* INT 80 at EIP has come as a signal */
-void hv_sites_device(void); /* under paravirt: an instruction of the kernel at EIP that accesses a device has */
+void hv_sites_kernel(void); /* under paravirt: an instruction of the kernel at EIP that accesses a device, or INT n or IRET, has */
 /* EIP as the guest knows it, and where its code is to be entered, which may be in a slot, by another code segment than cs. The latter also sees to it that there are no
  * copies while the guest, a debugger or the monitor single-steps programs. */
 uint32_t hv_sites_guest_eip(uint32_t host_eip, uint16_t cs);

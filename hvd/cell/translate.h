@@ -30,7 +30,7 @@ enum hv_callout {
     HV_CALLOUT_SHADOW,    /* at EIP interrupts are on, behind STI */
     HV_CALLOUT_ASYNC,     /* a signal came while the monitor worked */
     HV_CALLOUT_SYSTEM_CALL, /* INT 80 of a program, out of a slot (sites.h): EIP is behind it, selectors and flags are the program's */
-    HV_CALLOUT_DEVICE,    /* the instruction of a native kernel at EIP, which accesses a device's registers, out of a slot (sites.h) */
+    HV_CALLOUT_DEVICE,    /* the instruction of a native kernel at EIP, which accesses a device's registers or is INT n or IRET, out of a slot (sites.h) */
     HV_CALLOUTS,
 };
 
