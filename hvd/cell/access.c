@@ -68,6 +68,7 @@ static void write_within(uint32_t linear, unsigned size, uint64_t value, bool us
         hv_code_written(walk.physical, size);
         if (!hv_shadow_is_code(walk.physical))
             hv_lookaside_add(HV_WRITE, user, linear, at);
+        hv_lookaside_add(HV_READ, user, linear, at); /* the processor's TLB has one entry for both */
         store(at, value, size);
     }
     else if (!hv_memory_at(walk.physical, false, NULL)) /* a store to ROM is lost */

@@ -4,7 +4,10 @@
  * is set to it, the code runs natively up to there, the monitor executes that instruction, and so on from where it leads to. What traps by
  * itself needs no breakpoint. The registers are set through perf_event_open(2), whose signal comes before the instruction is executed.
  *
- * Pages that were scanned are write-protected: a store there is executed by the monitor, and what follows it is scanned anew.
+ * Where that place is only a few instructions away the monitor executes these, too.
+ *
+ * Pages of code that runs natively are write-protected: a store there is executed by the monitor, and what follows it is scanned anew. One by an x87
+ * or SSE instruction is the processor's: the page is writable for that one, behind which is the next breakpoint.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -20,6 +23,7 @@
 
 #define PAGE 4096u
 #define MOST_SCANNED 512u /* bytes */
+#define SHORT_RUN 8u      /* instructions: a breakpoint takes as long as fifty that are interpreted */
 
 static struct perf_event_attr event;
 static uint32_t set_to; /* 0 = nowhere yet */
@@ -79,12 +83,53 @@ static void set(uint32_t linear)
     set_to = linear;
 }
 
-static void protect(uint32_t linear)
+static void protect(uint32_t first, uint32_t end)
 {
-    struct hv_walk walk;
-    hv_walk(&walk, linear, false, false, true, false);
-    if (!walk.error)
-        hv_shadow_protect_frame(walk.physical, HV_FRAME_CODE);
+    for (uint32_t page = first / PAGE; page <= (end - 1) / PAGE; page++) {
+        struct hv_walk walk;
+        hv_walk(&walk, page * PAGE, false, false, true, false);
+        if (!walk.error)
+            hv_shadow_protect_frame(walk.physical, HV_FRAME_CODE);
+    }
+}
+
+static bool alone; /* the instruction at EIP stores to a page that was scanned, perhaps the one that it is in */
+
+bool hv_breakpoint_stores(uint64_t physical)
+{
+    struct hv_insn insn;
+    hv_fetch_instruction(&insn);
+    if (hv_fpu_kind(&insn) == HV_FPU_NONE)
+        return false;
+    hv_shadow_release_frame(physical, HV_FRAME_CODE);
+    alone = HV_CPU->cpl < 3;
+    return !hv_shadow_is_code(physical);
+}
+
+static bool run_alone(uint32_t base)
+{
+    struct hv_insn insn;
+    alone = false;
+    hv_fetch_instruction(&insn);
+    set(base + HV_CPU->eip + insn.length);
+    return true;
+}
+
+/* Something that a look at the whole state must follow, before the next instruction. */
+static bool is_over(void) { return HV_CPU->interrupt_shadow || HV_CPU->halted || hv_debugging || hv_kicked() || hv_interrupts_wanted(); }
+
+/* False: nothing was executed, the next instruction is the processor's. */
+static bool interpret_run(unsigned count)
+{
+    for (unsigned i = 0; i < count; i++) {
+        struct hv_insn insn;
+        hv_fetch_instruction(&insn);
+        if (!hv_interpret(&insn))
+            return i != 0;
+        if (is_over())
+            break;
+    }
+    return true;
 }
 
 bool hv_breakpoint_prepare(void)
@@ -92,7 +137,11 @@ bool hv_breakpoint_prepare(void)
     uint32_t base = HV_CPU->segment[HV_CS].base, eip = HV_CPU->eip;
     bool code32 = HV_CPU->segment[HV_CS].attributes & HV_SEGMENT_32;
     uint32_t stop = eip;
-    for (;;) {
+    unsigned count = 0;
+    bool repeats = false;
+    if (alone)
+        return run_alone(base);
+    for (;; count++) {
         uint8_t bytes[HV_LONGEST_INSTRUCTION];
         unsigned available = hv_fetch_at(stop, bytes);
         struct hv_insn insn;
@@ -112,10 +161,12 @@ bool hv_breakpoint_prepare(void)
         }
         if (stop + insn.length - eip > MOST_SCANNED)
             break;
-        protect(base + stop);
-        protect(base + stop + insn.length - 1);
         stop += insn.length;
+        repeats |= insn.repeat != HV_REPEAT_NONE;
     }
+    if (count <= SHORT_RUN && !repeats && interpret_run(count))
+        return false;
+    protect(base + eip, base + stop);
     set(base + stop);
     return true;
 }

@@ -1,5 +1,5 @@
-/* Under engine breakpoint, and under every engine while a debugger has breakpoints, the guest executes some 100 000 instructions a second. A tick's
- * handler of a few hundred takes milliseconds, perhaps longer than the timer's period: the next tick would be pending whenever interrupts are
+/* Under engine breakpoint, and under every engine while a debugger has breakpoints, the guest is some hundred times as slow as natively. A tick's
+ * handler of a few thousand instructions takes milliseconds, perhaps longer than the timer's period: the next tick would be pending whenever interrupts are
  * enabled again, and the guest would do nothing but handle ticks.
  *
  * So the timers rest (hv_board_rest) from the moment at which the guest takes a tick until it has enabled interrupts again, and from then for as long

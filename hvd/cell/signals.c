@@ -13,6 +13,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
+#include "breakpoint.h"
 #include "debug.h"
 #include "paravirt.h"
 #include "sites.h"
@@ -33,7 +34,7 @@ static uint64_t running_since; /* CLOCK_MONOTONIC; what is not accounted for yet
 
 static void page_fault(void)
 {
-    struct hv_walk walk;
+    struct hv_walk walk = {0};
     uint32_t linear = (uint32_t)hv_trap.address;
     bool write = hv_trap.error & HV_ERROR_WRITE, fetch = hv_trap.error & HV_ERROR_FETCH;
     switch (hv_shadow_fault(linear, write, HV_CPU->cpl == 3, fetch, &walk)) {
@@ -42,7 +43,8 @@ static void page_fault(void)
     case HV_SHADOW_EMULATE:
         if (hv_paravirtual() && HV_CPU->cpl < 3 && !fetch)
             hv_sites_kernel();
-        hv_emulate();
+        if (cell.mode != HV_MODE_BREAKPOINT || !hv_shadow_is_code(walk.physical) || !hv_breakpoint_stores(walk.physical))
+            hv_emulate();
         return;
     case HV_SHADOW_GUEST_FAULT:
         if (hv_loaded_host_selector())

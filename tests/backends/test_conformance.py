@@ -51,7 +51,7 @@ BEYOND = {
 }
 
 
-# How much slower than the others an engine computes, so that it gets less to do: one pays a breakpoint for each jump.
+# How much slower than the others an engine computes, so that it gets less to do: one interprets what is between two jumps, or pays a breakpoint.
 SLOWER = {("emulation", "public"): 10, ("rewriting", "breakpoint"): 2000}
 
 

@@ -118,7 +118,7 @@ async def test_breakpoints_on_every_instruction(bench: Bench) -> None:
 
 @pytest.mark.parametrize("timer", ["", " apic=1"], ids=["8254", "local-apic"])
 async def test_a_breakpoint_is_reached_although_handlers_take_longer_than_the_timers_period(bench: Bench, timer: str) -> None:
-    """No instruction runs natively while there are breakpoints: a tick's handler takes ten periods then."""
+    """No instruction runs natively while there are breakpoints: a tick's handler takes several periods then."""
     if bench.backend.name != "rewriting":
         pytest.skip("elsewhere ticks have no such grace")
     async with debugged(bench, "busy.elf", f"steps=300 work=2000{timer}") as (front, running):
