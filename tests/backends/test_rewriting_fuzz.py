@@ -13,6 +13,7 @@ from pathlib import Path
 from random import Random
 
 import pytest
+from chained_programs import ChainedMaker
 from rare_programs import RareMaker
 from stream_compare import DONE, Pair, all_same, difference, disassembled
 from stream_guest import Program, Side
@@ -39,6 +40,7 @@ KERNELS, PROGRAMS, INTERRUPTED, OTHER_PAGES, WITHHELD, WATCHED = (
     range(500_000, 500_500, PER_TEST),
     range(600_000, 600_250, PER_TEST),
 )
+CHAINED, CHAINED_INTERRUPTED = range(700_000, 700_060), range(700_100, 700_120)
 TIMER = 400  # periods of the 8254: 335 us
 MOST_SHOWN = 4
 MP, EM, TS, TSD = 2, 4, 8, 4
@@ -151,6 +153,12 @@ def test_other_pages(other_pages: Pair, first: int) -> None:
     look(other_pages, [RareMaker(seed, paging=paging).program() for seed in range(first, first + PER_TEST)])
 
 
+def test_chained(pair: Pair) -> None:
+    """Blocks that are entered in the middle, chained across pages, changed and remapped; instructions that access now devices, now memory."""
+    look(pair, [ChainedMaker(seed).program() for seed in CHAINED])
+    look(pair, [ChainedMaker(seed, timer=True).program() for seed in CHAINED_INTERRUPTED], TIMER)
+
+
 def test_counted(pair: Pair) -> None:
     """The census's counters touch nothing of the guest's, come with a flush of the cache and go with another."""
     vcpu = pair.other.vcpu
@@ -183,6 +191,7 @@ def test_many_more(pair: Pair, other_pages: Pair) -> None:
         look(pair, [RareMaker(seed, timer=True).program() for seed in seeds], TIMER)
         look(pair, [withheld(seed) for seed in seeds])
         look(pair, [watched(seed) for seed in seeds])
+        look(pair, [ChainedMaker(seed).program() for seed in seeds])
         look(other_pages, [RareMaker(seed, paging=other_pages.other.paging).program() for seed in seeds])
 
 
@@ -193,7 +202,7 @@ def corpus() -> list[Program]:
 @pytest.mark.parametrize("program", corpus(), ids=lambda program: program.notes.get("about", ""))
 def test_what_was_found_once(pair: Pair, program: Program) -> None:
     one, two = pair.run([program])
-    assert all_same(one.records[0], two.records[0]), difference(one, two)
+    assert all_same(one.records[0], two.records[0]) and one.devices == two.devices, difference(one, two)
 
 
 # ---- what only a processor does right: the reference is no help
