@@ -17,6 +17,7 @@
 #include "debug.h"
 #include "paravirt.h"
 #include "sites.h"
+#include "translate.h"
 
 #define INT 0xcd
 #define IRET 0xcf
