@@ -51,7 +51,7 @@ static void settle(void)
         }
         if (hv_pace_handling)
             hv_pace();
-        if (hv_timer_due())
+        if (hv_timer_due() || (again && hv_board_deadline(&cell.board) <= cell.entry_ns)) /* it is armed at the end of this only */
             hv_board_advance(&cell.board);
         bool withheld = hv_withheld(), steps = withheld && hv_trap.step_once;
         hv_trap.step_once = false;
