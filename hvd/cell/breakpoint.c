@@ -93,7 +93,8 @@ static void protect(uint32_t first, uint32_t end)
     }
 }
 
-static bool alone; /* the instruction at EIP stores to a page that was scanned, perhaps the one that it is in */
+static bool alone; /* the instruction at alone_eip stores to a page that was scanned, perhaps the one that it is in */
+static uint32_t alone_eip;
 
 bool hv_breakpoint_stores(uint64_t physical)
 {
@@ -103,14 +104,20 @@ bool hv_breakpoint_stores(uint64_t physical)
         return false;
     hv_shadow_release_frame(physical, HV_FRAME_CODE);
     alone = HV_CPU->cpl < 3;
+    alone_eip = HV_CPU->eip;
     return !hv_shadow_is_code(physical);
 }
 
+/* False: it is not that instruction; an interrupt may have come before it. */
 static bool run_alone(uint32_t base)
 {
     struct hv_insn insn;
     alone = false;
+    if (HV_CPU->eip != alone_eip)
+        return false;
     hv_fetch_instruction(&insn);
+    if (hv_fpu_kind(&insn) == HV_FPU_NONE)
+        return false;
     set(base + HV_CPU->eip + insn.length);
     return true;
 }
@@ -139,8 +146,8 @@ bool hv_breakpoint_prepare(void)
     uint32_t stop = eip;
     unsigned count = 0;
     bool repeats = false;
-    if (alone)
-        return run_alone(base);
+    if (alone && run_alone(base))
+        return true;
     for (;; count++) {
         uint8_t bytes[HV_LONGEST_INSTRUCTION];
         unsigned available = hv_fetch_at(stop, bytes);
