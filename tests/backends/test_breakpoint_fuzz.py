@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+from chained_programs import ChainedMaker
 from rare_programs import RareMaker
 from stream_compare import Pair, all_same, difference
 from stream_guest import Program, Side
@@ -39,6 +40,11 @@ def test_programs(pair: Pair) -> None:
 
 def test_interrupted(pair: Pair) -> None:
     look(pair, [RareMaker(seed, timer=True).program() for seed in range(820_000, 820_000 + PROGRAMS)], TIMER)
+
+
+def test_interrupted_before_a_store_that_runs_alone(pair: Pair) -> None:
+    """The first instruction of the handler, PUSH DS, was the one that ran natively then: in one run of three of this program."""
+    look(pair, [ChainedMaker(9_361_094, timer=True).program()] * 30, TIMER)
 
 
 def test_withheld_programs(pair: Pair) -> None:
