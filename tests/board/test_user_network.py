@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import os
+import select
 import socket
 import struct
 from collections.abc import Iterator
 
 import pytest
 
+from hvd.board.net import user
 from hvd.board.net.port import HEADER_BYTES, MOST_FRAME_BYTES, PortGone, Sent
 from hvd.board.net.user import READ_BYTES, UserNetwork
 from hvd.runner.watch import Watches
@@ -80,6 +82,24 @@ def test_the_other_end_goes(ends: tuple[UserNetwork, socket.socket]) -> None:
         network.receive(memoryview(BUFFER))
     with pytest.raises(PortGone):
         network.send(bytes(HEADER_BYTES), [memoryview(bytes(60))])
+
+
+def test_how_the_process_ended_is_told_though_its_socket_ends_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(user, "ENDING_SECONDS", 20)
+    ours, theirs = socket.socketpair()
+    read, write = os.pipe()
+    with theirs:
+        program = "exec 3>&-; read line <&4; kill -9 $$"
+        actions = [(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3), (os.POSIX_SPAWN_DUP2, read, 4)]
+        pid = os.posix_spawnp("sh", ["sh", "-c", program], os.environ, file_actions=actions)
+    os.close(read)
+    network = UserNetwork(ours, pid)
+    assert select.select([ours], [], [], 20)[0]
+    os.write(write, b"now\n")
+    with pytest.raises(PortGone, match="ended by signal 9"):
+        network.receive(memoryview(BUFFER))
+    os.close(write)
+    network.close()
 
 
 def test_sending_until_the_stream_is_full(ends: tuple[UserNetwork, socket.socket]) -> None:

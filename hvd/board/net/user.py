@@ -8,6 +8,7 @@ network order, and as many bytes (passt(1), QEMU's `-netdev stream`).
 from __future__ import annotations
 
 import os
+import select
 import signal
 import socket
 import struct
@@ -25,6 +26,8 @@ GATEWAY: Final = "10.0.2.2"
 MTU: Final = 65520
 LENGTH: Final = struct.Struct("!I")
 READ_BYTES: Final = 256 << 10
+# From the end of its socket to its own, of a process that ends.
+ENDING_SECONDS: Final = 0.2
 _SOCKET_FD: Final = 3
 
 
@@ -136,16 +139,19 @@ class UserNetwork:
         return not self._rest
 
     def _gone(self, problem: str) -> PortGone:
-        how = self._end_process()
+        how = self._end_process(ENDING_SECONDS)
         return PortGone(f"its user-mode network ({PROGRAM}) is gone: {how or problem}")
 
-    def _end_process(self) -> str:
-        """End it, if it has not ended; how it ended by itself, as far as is known."""
+    def _end_process(self, seconds: float = 0) -> str:
+        """End it, if it has not ended after so long; how it ended by itself, as far as is known."""
         if not self._pid:
             return ""
         pid, self._pid = self._pid, 0
         try:
             ended, status = os.waitpid(pid, os.WNOHANG)
+            if not ended and seconds:
+                _wait_for(pid, seconds)
+                ended, status = os.waitpid(pid, os.WNOHANG)
             if not ended:
                 os.kill(pid, signal.SIGKILL)
                 os.waitpid(pid, 0)
@@ -158,3 +164,12 @@ class UserNetwork:
     def close(self) -> None:
         self._socket.close()
         self._end_process()
+
+
+def _wait_for(pid: int, seconds: float) -> None:
+    """Its end, but no longer. Raises ProcessLookupError."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        select.select([pidfd], [], [], seconds)
+    finally:
+        os.close(pidfd)
