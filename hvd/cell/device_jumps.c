@@ -11,6 +11,7 @@
 #include "emit.h"
 #include "jumps.h"
 #include "paravirt.h"
+#include "rules.h"
 #include "translate.h"
 
 #define PAGE 4096u
@@ -18,11 +19,6 @@
 #define MOST_PREFIXES 2u
 #define PREFIX 0x2e
 #define NEAR_RETURN 0xc3
-
-static bool is_string(const struct hv_insn *insn)
-{
-    return insn->map == HV_MAP_ONE && ((insn->opcode >= 0xa4 && insn->opcode <= 0xa7) || (insn->opcode >= 0xaa && insn->opcode <= 0xaf));
-}
 
 /* Kernels look at such instructions before they put jumps there, and must not find ours. */
 static bool is_nop(const struct hv_insn *insn)
@@ -59,7 +55,7 @@ bool hv_device_jump(struct hv_patch *patch, uint32_t index, uint8_t *file, uint8
 {
     struct hv_insn insn;
     unsigned available = PAGE - offset;
-    if (hv_decode(&insn, page + offset, available, true) != HV_DECODED || is_string(&insn))
+    if (hv_decode(&insn, page + offset, available, true) != HV_DECODED || hv_is_string(&insn))
         return false;
     for (unsigned prefixes = 0; prefixes <= MOST_PREFIXES; prefixes++) {
         unsigned bytes = prefixes + JUMP, low = prefixes + 1; /* low: where the displacement is */

@@ -4,7 +4,7 @@
  * String instructions stay as they are: of one that copies here and there, all rounds would be the monitor's. */
 #include <string.h>
 
-#include "decode.h"
+#include "rules.h"
 #include "translate.h"
 
 #define SITES 1024u
@@ -18,11 +18,6 @@ static uint32_t row_of(uint32_t eip) { return (eip ^ eip / SITES) % SITES; }
 
 /* Of another kind than this it is not the instruction that was counted, and perhaps one that the monitor cannot execute, of the x87 or SSE. */
 static uint32_t kind_of(const struct hv_insn *insn) { return (uint32_t)insn->map << 16 | (uint32_t)insn->opcode << 8 | insn->modrm; }
-
-static bool is_string(const struct hv_insn *insn)
-{
-    return insn->map == HV_MAP_ONE && ((insn->opcode >= 0xa4 && insn->opcode <= 0xa7) || (insn->opcode >= 0xaa && insn->opcode <= 0xaf));
-}
 
 bool hv_device_site(uint32_t eip, const struct hv_insn *insn)
 {
@@ -38,7 +33,7 @@ void hv_device_accessed(uint32_t eip, uint64_t physical)
     if (region && region->kind == HV_REGION_RAM)
         return;
     unsigned available = hv_fetch_at(eip, bytes);
-    if (!available || hv_decode(&insn, bytes, available, true) != HV_DECODED || is_string(&insn))
+    if (!available || hv_decode(&insn, bytes, available, true) != HV_DECODED || hv_is_string(&insn))
         return;
     uint32_t row = row_of(eip);
     if (sites[row].eip != eip || sites[row].kind != kind_of(&insn)) {

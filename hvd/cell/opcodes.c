@@ -88,4 +88,6 @@ bool hv_is_branch(const struct hv_insn *insn)
     return rule == RETURN || rule == CALL || rule == JUMP || rule == JCC || rule == JCC_NEAR || rule == LOOP || rule == GROUP_FF;
 }
 
+bool hv_is_string(const struct hv_insn *insn) { return insn->map == HV_MAP_ONE && one_byte[insn->opcode] == STRING; }
+
 bool hv_sets_interrupts(const struct hv_insn *insn) { return insn->map == HV_MAP_ONE && one_byte[insn->opcode] == SET_INTERRUPT; }

@@ -25,6 +25,7 @@ struct hv_translation {
 bool hv_translate_instruction(struct hv_translation *);
 enum hv_replacement hv_replacement(const struct hv_insn *); /* what its rule replaces it by, if it is not the monitor's */
 bool hv_is_branch(const struct hv_insn *);         /* a near one */
+bool hv_is_string(const struct hv_insn *);         /* of memory; not INS, OUTS */
 bool hv_sets_interrupts(const struct hv_insn *);   /* STI */
 void hv_jump_out(struct hv_translation *, uint32_t eip);
 void hv_call_out(struct hv_translation *, uint32_t eip, enum hv_callout);
