@@ -13,11 +13,12 @@ import bz2
 import errno
 import json
 import lzma
+import os
 import signal
 import sys
 import tarfile
 import zlib
-from typing import Any, NoReturn
+from typing import IO, Any, NoReturn
 
 from hvd.backends.container.files import enter
 from hvd.backends.container.files.giving import Giver
@@ -33,9 +34,16 @@ _PROBLEMS = {
 }
 
 
-def _end(number: int, frame: object) -> NoReturn:
-    """What is half done is put away on the way out."""
-    raise SystemExit(1)
+def take(taker: Taker, source: IO[bytes]) -> None:
+    """Told to end (SIGTERM), it puts away what is half done and ends at once. Not by an exception: that may come while another
+    one is on its way out (the archive was cut short), and would end just what puts away."""
+
+    def end(number: int, frame: object) -> NoReturn:
+        taker.put_away()
+        os._exit(1)
+
+    signal.signal(signal.SIGTERM, end)
+    taker.take(source)
 
 
 def copy(job: dict[str, Any]) -> dict[str, object]:
@@ -49,7 +57,7 @@ def copy(job: dict[str, Any]) -> dict[str, object]:
     sys.path.clear()  # what is there now is the container's: none of it is ever loaded
     if "in" in job:
         taker = Taker(*job["in"])
-        taker.take(sys.stdin.buffer)
+        take(taker, sys.stdin.buffer)
         return {"entries": taker.entries, "bytes": taker.bytes}
     giver = Giver(*job["out"])
     sys.stdout.buffer.write(json.dumps(giver.info()).encode() + b"\n")
@@ -72,7 +80,6 @@ def explained(error: OSError, path: str) -> HvdError:
 
 
 def main(job: dict[str, Any]) -> int:
-    signal.signal(signal.SIGTERM, _end)
     try:
         answer = copy(job)
     except BrokenPipeError:

@@ -30,7 +30,14 @@ class Taker:
         self._target = ""
         # Folders that were made: their modes may forbid writing, and their times change with what comes into them.
         self._made: dict[str, tarfile.TarInfo] = {}
-        self._new = f"{_NEW}{os.getpid()}"
+        self._name = f"{_NEW}{os.getpid()}"
+        # What is half done, or was.
+        self._new = ""
+
+    def put_away(self) -> None:
+        """What is half done goes: whoever must end at once calls this, wherever `take` is."""
+        with contextlib.suppress(OSError):
+            os.unlink(self._new)
 
     def take(self, source: IO[bytes]) -> None:
         """Raises HvdError, OSError, tarfile.TarError."""
@@ -112,7 +119,7 @@ class Taker:
 
     def _file(self, archive: tarfile.TarFile, member: tarfile.TarInfo, path: str) -> None:
         """Made beside it and then put in its place, so that whoever reads it sees the old or the new one."""
-        new = os.path.join(os.path.dirname(path), self._new)
+        new = self._new = os.path.join(os.path.dirname(path), self._name)
         try:
             if member.isreg():
                 content = archive.extractfile(member)
@@ -135,8 +142,7 @@ class Taker:
             raise
         finally:
             # Also what rename(2) leaves alone: another name of the same file.
-            with contextlib.suppress(OSError):
-                os.unlink(new)
+            self.put_away()
 
     def _linked(self, member: tarfile.TarInfo) -> str:
         parts = _parts(member, member.linkname)
