@@ -41,10 +41,12 @@ KERNELS, PROGRAMS, INTERRUPTED, OTHER_PAGES, WITHHELD, WATCHED = (
     range(600_000, 600_250, PER_TEST),
 )
 CHAINED, CHAINED_INTERRUPTED = range(700_000, 700_060), range(700_100, 700_120)
+WATCHED_INTERRUPTED = range(610_000, 610_250)
 TIMER = 400  # periods of the 8254: 335 us
 MOST_SHOWN = 4
 MP, EM, TS, TSD = 2, 4, 8, 4
 RDTSC, ENTER_LEAVE = b"\x0f\x31", b"\xc8\x10\0\0\xc9"
+SMALL_STACK = b"\x8e\xd3\xbc"  # MOV SS, EBX; MOV ESP
 PUSH_BELOW, PUSH_TOP = b"\xff\x74\x24\xfc", b"\xff\x74\x24\0"  # PUSH [ESP - 4], PUSH [ESP]
 # Not both TS and EM: of MMX and SSE emulation looks at TS first, which is wrong (SDM vol. 3A, tables 12-1 and 13-1).
 WITHHOLDING = ((CR0 | TS, CR4), (CR0 & ~MP | TS, CR4), (CR0 | EM, CR4), (CR0 | TS, CR4 | TSD), (CR0, CR4 | TSD))
@@ -122,20 +124,21 @@ def test_withheld_programs(pair: Pair, first: int) -> None:
     look(pair, [withheld(seed, timer=True) for seed in range(first + PER_TEST - 50, first + PER_TEST)], TIMER)
 
 
-def watched(seed: int) -> Program:
+def watched(seed: int, timer: bool = False) -> Program:
     """Breakpoint registers for a few of: reads and writes of 1, 2 and 4 bytes, writes; or for an instruction.
 
     Not where emulation is no help: it sees both at once, one too early, and what an instruction had read that faults then; and between ENTER and
-    LEAVE on a 16-bit stack it shows another upper half of EBP than a processor. What #DB's frame leaves below the stack is not looked at: undefined
-    flags.
+    LEAVE on a 16-bit stack it shows another upper half of EBP than a processor. Nor on a 16-bit stack of a program that is interrupted: IRET leaves
+    ESP the upper half of the kernel's there. What #DB's frame leaves below the stack is not looked at: undefined flags.
     """
     random = Random(seed)
-    program = RareMaker(seed).program()
+    program = RareMaker(seed, timer=timer).program()
     program.chunks = [[PUSH_TOP if atom == PUSH_BELOW else atom for atom in chunk] for chunk in program.chunks]
     code = program.code()[0]
     dr7 = random.choice((0x40, 0x80)) if random.random() < 0.2 and RDTSC not in code else 0
     # The third is for a program's stack: a kernel's handlers have frames there.
-    for register in () if dr7 else (0, 1, 2) if program.ring and ENTER_LEAVE not in code else (0, 1):
+    stack = program.ring and not any(avoided in code for avoided in (ENTER_LEAVE, *([SMALL_STACK] if timer else [])))
+    for register in () if dr7 else (0, 1, 2) if stack else (0, 1):
         if random.random() < 0.6:
             enabled, kind, length = random.choice((1, 2)), random.choice((1, 1 if register == 2 else 3)), random.choice((0, 1, 3))
             dr7 |= enabled << 2 * register | (kind | length << 2) << 16 + 4 * register
@@ -145,6 +148,11 @@ def watched(seed: int) -> Program:
 @pytest.mark.parametrize("first", WATCHED)
 def test_breakpoint_registers(pair: Pair, first: int) -> None:
     look(pair, [watched(seed) for seed in range(first, first + PER_TEST)])
+
+
+def test_breakpoint_registers_and_interrupts(pair: Pair) -> None:
+    """#DB for what an instruction accessed comes before the interrupt behind it, and not later because of a signal."""
+    look(pair, [watched(seed, timer=True) for seed in WATCHED_INTERRUPTED], TIMER)
 
 
 @pytest.mark.parametrize("first", OTHER_PAGES)
@@ -191,6 +199,7 @@ def test_many_more(pair: Pair, other_pages: Pair) -> None:
         look(pair, [RareMaker(seed, timer=True).program() for seed in seeds], TIMER)
         look(pair, [withheld(seed) for seed in seeds])
         look(pair, [watched(seed) for seed in seeds])
+        look(pair, [watched(seed, timer=True) for seed in seeds], TIMER)
         look(pair, [ChainedMaker(seed).program() for seed in seeds])
         look(other_pages, [RareMaker(seed, paging=other_pages.other.paging).program() for seed in seeds])
 

@@ -164,7 +164,7 @@ static void check_watchpoint(CPUState *cpu, uint64_t address, uint64_t length, u
         return;
     }
     hv_replay_begin(e);
-    HV_AT(uint32_t, cpu, CPU_CFLAGS_NEXT_TB) = ONE_INSTRUCTION;
+    hv_debug_replay_alone(e);
     HV_AT(int32_t, cpu, CPU_EXCEPTION_INDEX) = -1;
     e->unicorn.cpu_loop_exit_x86_64(cpu);
 }
@@ -221,9 +221,19 @@ static void set_single_step(struct hv_emulator *e, bool on)
  * ends the step by itself. */
 void hv_debug_before_run(struct hv_emulator *e)
 {
+    if (e->debug.replay)
+        hv_debug_replay_alone(e);
     uint64_t eflags = hv_env64(e, ENV_EFLAGS);
     bool guest_traps = eflags & EFLAGS_TF || (!(eflags & EFLAGS_RF) && has_breakpoint(e, BP_CPU));
     set_single_step(e, e->debug.step && !guest_traps);
+}
+
+/* The instruction at RIP is to be executed in a block of its own. A signal may come before that block begins: the library has forgotten the
+ * wish then, and would go on with the block that it knows. So it has to ask for interrupts, which are held, before each block. */
+void hv_debug_replay_alone(struct hv_emulator *e)
+{
+    HV_AT(uint32_t, e->cpu, CPU_CFLAGS_NEXT_TB) = ONE_INSTRUCTION;
+    HV_AT(uint32_t, e->cpu, CPU_INTERRUPT_REQUEST) |= CPU_INTERRUPT_HARD;
 }
 
 bool hv_debug_holds_interrupts(const struct hv_emulator *e)

@@ -46,8 +46,11 @@ void hv_update_interrupt(struct hv_emulator *e)
 static bool exec_interrupt(CPUState *cpu, int request)
 {
     struct hv_emulator *e = running;
-    if (hv_debug_holds_interrupts(e))
+    if (hv_debug_holds_interrupts(e)) {
+        if (e->debug.replay)
+            hv_debug_replay_alone(e);
         return false;
+    }
     hv_apic_hide_priority(e, true);
     bool other = e->unicorn.x86_cpu_pending_interrupt_x86_64(cpu, request) != CPU_INTERRUPT_HARD;
     bool done = other && e->unicorn.x86_cpu_exec_interrupt_x86_64(cpu, request);

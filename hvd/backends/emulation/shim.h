@@ -147,6 +147,7 @@ extern const size_t hv_debug_redirection_count;
 void hv_debug_install(struct hv_emulator *);
 void hv_debug_before_run(struct hv_emulator *);  /* prepare the step, if it is to be one */
 bool hv_debug_stopped(struct hv_emulator *);     /* EXCP_DEBUG: fills exit; false = nothing that anybody asked for */
+void hv_debug_replay_alone(struct hv_emulator *); /* before the block of an instruction that hit a watchpoint, each time that it may be lost */
 bool hv_debug_holds_interrupts(const struct hv_emulator *);
 void hv_debug_raised(struct hv_emulator *, uint32_t vector);
 void hv_debug_delivered(struct hv_emulator *);   /* RIP is at the first instruction of a handler: a step ends here */
