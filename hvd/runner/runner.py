@@ -235,6 +235,8 @@ class Runner:
         if self._ready is not None and machine.state != "STARTING":
             ready, self._ready = self._ready, None
             ready(None, machine.state)
+        if machine.state == "PAUSED":  # whoever hears of that finds what was written before
+            self._take_console()
         if machine.state == "RUNNING":
             self._watches.wake()
             if self._census is None and machine.vcpu.executed_code() is not None:
@@ -271,13 +273,7 @@ class Runner:
         machine = self.machine
         if machine.end is None:
             machine.end = end
-        # More than this does not fit in. (A vcpu that did not stop may go on writing.)
-        for _ in range(CONSOLE_TURNS):
-            data = self._board.console_take()
-            if not data:
-                break
-            self._log.console(data)
-            self._attach.output(data)
+        self._take_console()
         self._run_posted()
         self._log.close()
         last_screen.keep(machine)
@@ -330,6 +326,18 @@ class Runner:
         else:
             self._console_busy = True
         self._check_log()
+
+    def _take_console(self) -> None:
+        """Of a guest that stands still: all that it wrote."""
+        # More than this does not fit in. (A vcpu that did not stop may go on writing.)
+        for _ in range(CONSOLE_TURNS):
+            data = self._board.console_take()
+            if not data:
+                break
+            self.machine.console_drained()
+            self._log.console(data)
+            self._attach.output(data)
+        self._flush_log()
 
     def _check_log(self) -> None:
         if self._log.deadline is None:

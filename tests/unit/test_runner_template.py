@@ -64,7 +64,7 @@ def parent(pid: int) -> int:
 
 async def ended(instance: RunnerInstance) -> InstanceStatus:
     status = await instance.status()
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while status.state == "RUNNING":
             status = await instance.wait_change(status)
     return status
@@ -77,7 +77,12 @@ def state(pid: int) -> str:
 def spares(template_pid: int) -> set[int]:
     """Those that are ready: then they take that name."""
     children = Path(f"/proc/{template_pid}/task/{template_pid}/children").read_text().split()
-    return {int(pid) for pid in children if Path(f"/proc/{pid}/comm").read_text() == "hvd:spare\n"}
+    found = set()
+    for pid in children:
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            if Path(f"/proc/{pid}/comm").read_text() == "hvd:spare\n":
+                found.add(int(pid))
+    return found
 
 
 def opened(pid: int) -> list[str]:
@@ -93,7 +98,7 @@ def mapped(pid: int) -> str:
 
 
 async def spare_of(template_pid: int) -> int:
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(60):
         while len(found := spares(template_pid)) != 1:
             await asyncio.sleep(0.02)
     return found.pop()
@@ -171,7 +176,7 @@ async def test_a_spare_that_was_killed_hinders_no_start(start: Start) -> None:
     first = await start()
     spare = await spare_of(parent(first.pid))
     os.kill(spare, signal.SIGKILL)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while state(spare) != "Z":
             await asyncio.sleep(0.02)
     second = await start()
@@ -183,7 +188,7 @@ async def test_a_spare_ends_with_its_template(start: Start) -> None:
     first = await start()
     spare = await spare_of(parent(first.pid))
     os.kill(parent(first.pid), signal.SIGKILL)
-    async with asyncio.timeout(10):
+    async with asyncio.timeout(60):
         while exists(spare):
             await asyncio.sleep(0.02)
     assert (await first.status()).state == "RUNNING"
