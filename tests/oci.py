@@ -22,6 +22,8 @@ from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from typing import Any
 
+from tests.free_port import free_port
+
 # Where deploy/packages.sh unpacks what must not be installed, because it would start a service.
 TOOLS = Path(__file__).resolve().parents[1] / "build" / "tools" / "usr" / "bin"
 OCI = "application/vnd.oci.image."
@@ -233,8 +235,7 @@ def docker_registry(directory: Path, certificates: Certificates | None = None, l
     program = shutil.which("docker-registry") or shutil.which("docker-registry", path=str(TOOLS))
     if program is None:
         raise FileNotFoundError("docker-registry")
-    with socket.create_server(("127.0.0.1", 0)) as free:
-        port = free.getsockname()[1]
+    port = free_port()
     config = directory / "registry.yml"
     config.write_text(
         f"version: 0.1\nlog: {{level: error}}\nstorage: {{filesystem: {{rootdirectory: {directory / 'registry'}}}}}\n"

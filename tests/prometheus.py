@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-import socket
 import subprocess
 import tempfile
 import time
@@ -17,6 +16,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import pytest
+
+from tests.free_port import free_port
 
 ROOT = Path(__file__).resolve().parents[1]
 DEPLOY = ROOT / "deploy"
@@ -74,9 +75,7 @@ class Prometheus:
         (folder / "prometheus.yml").write_text(
             "global: {evaluation_interval: 1s}\n" + config.replace("127.0.0.1:9464", address).replace("15s", "1s")
         )
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
+        port = free_port()
         self._url = f"http://127.0.0.1:{port}"
         self._log = folder / "log"
         with self._log.open("wb") as log:

@@ -6,7 +6,6 @@ import asyncio
 import contextlib
 import json
 import os
-import socket
 from collections.abc import AsyncIterator, Callable, Iterator
 from http.server import BaseHTTPRequestHandler
 from pathlib import Path
@@ -23,6 +22,7 @@ from hvd.images.layers import LayerStore
 from hvd.images.puller import ImagePuller
 from hvd.images.registry import Registry
 from hvd.images.registry_access import RegistryAccess
+from tests.free_port import free_port
 
 CONFIG = {"Entrypoint": ["/bin/sh", "-c"], "Cmd": ["true"], "Env": ["A=1", "B=x=y"], "WorkingDir": "/srv", "User": "33", "StopSignal": "2"}
 
@@ -334,9 +334,7 @@ async def test_a_layer_larger_than_the_disk(puller: Puller, registry: FakeRegist
 
 
 async def test_nobody_listens(puller: Puller) -> None:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        port = listener.getsockname()[1]
-    assert (await puller.refused(f"127.0.0.1:{port}/box:1")).reason == "REGISTRY_UNREACHABLE"
+    assert (await puller.refused(f"127.0.0.1:{free_port()}/box:1")).reason == "REGISTRY_UNREACHABLE"
     assert (await puller.refused("no-such-host.invalid/box:1")).reason == "REGISTRY_UNREACHABLE"
 
 
