@@ -53,7 +53,7 @@ class World:
     async def get(self, guest: guest_pb2.Guest) -> guest_pb2.Guest:
         return await self.guests.GetGuest(guest_pb2.GetGuestRequest(name=guest.name))
 
-    async def wait(self, guest: guest_pb2.Guest, *states: int, seconds: int = 10) -> guest_pb2.Guest:
+    async def wait(self, guest: guest_pb2.Guest, *states: int, seconds: int = 60) -> guest_pb2.Guest:
         request = guest_pb2.WaitGuestRequest(name=guest.name, states=states)
         request.timeout.seconds = seconds
         return await self.guests.WaitGuest(request)

@@ -28,7 +28,7 @@ from tests.fuzzing import SECONDS, inputs
 METHODS = methods(SERVICES)
 # Until a stream that has nothing to say is given up.
 STREAM_SECONDS = 0.15
-CALL_SECONDS = 20
+CALL_SECONDS = 60
 # What they do when they are asked well goes out to the network, or compiles for minutes.
 OUTWARD = {"PullImage", "BuildImage"}
 # What is asked well of these lasts: a good answer is none within so long.

@@ -7,7 +7,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import time
 import urllib.request
@@ -26,6 +25,7 @@ from hvd.guests import adoption
 from hvd.runner import directory as names
 from tests.api.conftest import StartWorld, World, refused, stop
 from tests.fakes.backend import FakeBackend
+from tests.free_port import free_port
 
 Guest = guest_pb2.Guest
 
@@ -117,7 +117,7 @@ async def test_odd_guests_never_stop_the_daemon(start_world: StartWorld, tmp_pat
     backend.guests = first.backend.guests
     began = time.monotonic()
     second = await start_world(backend)
-    assert time.monotonic() - began < 8
+    assert time.monotonic() - began < 60
     assert (await second.get(good)).state == Guest.RUNNING
     found = await second.get(hung)
     assert (found.state, found.reason) == (Guest.LOST, "RUNNER_TIMEOUT")
@@ -131,7 +131,7 @@ async def test_odd_guests_never_stop_the_daemon(start_world: StartWorld, tmp_pat
     error = await refused(second.guests.StartGuest(guest_pb2.StartGuestRequest(name=hung.name)))
     assert error.reason == "GUEST_WRONG_STATE" and "hvctl kill" in error.help
     await second.guests.KillGuest(guest_pb2.KillGuestRequest(name=hung.name))
-    assert backend.guests[hung.uid].process.wait(5) == -signal.SIGKILL
+    assert backend.guests[hung.uid].process.wait(60) == -signal.SIGKILL
     started = await second.guests.StartGuest(guest_pb2.StartGuestRequest(name=hung.name))
     assert started.state == Guest.RUNNING
 
@@ -163,7 +163,7 @@ async def test_stop_that_the_daemons_end_cut_short_is_finished_by_the_next(start
     closing = asyncio.create_task(first.daemon.close())
     assert (await refused(stopping)).reason == "SHUTTING_DOWN"
     await closing
-    assert time.monotonic() - began < 2
+    assert time.monotonic() - began < 30  # not the grace period
     first.stopped = True  # type: ignore[attr-defined]
     second = await start_world(first.backend, stop_grace=0.2)
     assert (await second.wait(guest)).reason == "KILLED"
@@ -185,9 +185,21 @@ async def test_fifty_guests_are_adopted_at_once(start_world: StartWorld) -> None
     first = await start_world()
     guests = await asyncio.gather(*(first.run(f"g{number}") for number in range(50)))
     await stop(first)
-    began = time.monotonic()
-    second = await start_world(first.backend)
-    assert time.monotonic() - began < 3
+    under_way, all_of_them = 0, asyncio.Event()
+
+    class Backend(FakeBackend):
+        async def adopt(self, directory: Path) -> Any:
+            """None is adopted until all are under way."""
+            nonlocal under_way
+            under_way += 1
+            if under_way == len(guests):
+                all_of_them.set()
+            await all_of_them.wait()
+            return await super().adopt(directory)
+
+    backend = Backend()
+    backend.guests = first.backend.guests
+    second = await start_world(backend)
     listed = await second.guests.ListGuests(guest_pb2.ListGuestsRequest())
     assert [guest.state for guest in listed.guests] == [Guest.RUNNING] * 50
     assert {guest.uid for guest in listed.guests} == {guest.uid for guest in guests}
@@ -219,16 +231,22 @@ async def test_full_disk_is_told_and_survived(start_world: StartWorld, monkeypat
 
         patch.setattr(world.daemon.store, "put", refuse)
         assert (await world.guests.StartGuest(guest_pb2.StartGuestRequest(name=guest.name))).state == Guest.RUNNING
-        await asyncio.sleep(0.05)
-        info = await world.system.GetInfo(system_pb2.GetInfoRequest())
-        assert any(finding.subject == "store" for finding in info.findings)
+        await finding_of_the_store(world, True)
         patch.setattr(world.daemon.store, "put", put)
-        await asyncio.sleep(0.3)
+        await finding_of_the_store(world, False)
     await run(lambda: world.daemon.store._db().execute("PRAGMA max_page_count=1000000").fetchone())
-    info = await world.system.GetInfo(system_pb2.GetInfoRequest())
-    assert not any(finding.subject == "store" for finding in info.findings)
     assert (await world.daemon.store.load()).guests[0].state == Guest.RUNNING
     await world.create("b", labels=big)
+
+
+async def finding_of_the_store(world: World, wanted: bool) -> None:
+    """Wait until doctor finds something about it, or nothing any more."""
+    async with asyncio.timeout(60):
+        while True:
+            info = await world.system.GetInfo(system_pb2.GetInfoRequest())
+            if any(finding.subject == "store" for finding in info.findings) == wanted:
+                return
+            await asyncio.sleep(0.02)
 
 
 async def test_unexpected_exceptions_are_internal(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -322,9 +340,7 @@ def certificates(directory: Path) -> None:
 @pytest.mark.skipif(not shutil.which("openssl"), reason="needs the openssl command to make certificates")
 async def test_tcp_takes_clients_with_certificates_in_their_role(start_world: StartWorld, tmp_path: Path) -> None:
     certificates(tmp_path)
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        address = f"127.0.0.1:{free.getsockname()[1]}"
+    address = f"127.0.0.1:{free_port()}"
     world = await start_world(
         listen=(f"unix://{tmp_path / 'run/hvd.sock'}", address),
         tls_cert=tmp_path / "server.pem", tls_key=tmp_path / "server.key", tls_client_ca=tmp_path / "ca.pem",
@@ -340,7 +356,7 @@ async def test_tcp_takes_clients_with_certificates_in_their_role(start_world: St
         async with grpc.aio.secure_channel(address, credentials) as channel:
             other = World(world.config, world.backend, world.daemon, channel, world.kernel)
             try:
-                await other.guests.StartGuest(start, timeout=10)
+                await other.guests.StartGuest(start, timeout=60)
                 codes[client] = "OK"
             except grpc.aio.AioRpcError as error:
                 codes[client] = error.code().name
@@ -351,7 +367,7 @@ async def test_metrics_are_served_where_info_says(start_world: StartWorld) -> No
     world = await start_world(metrics_listen="127.0.0.1:0")
     await world.run("counted")
     info = await world.system.GetInfo(system_pb2.GetInfoRequest())
-    page = await asyncio.to_thread(lambda: urllib.request.urlopen(info.metrics_address, timeout=5).read().decode())
+    page = await asyncio.to_thread(lambda: urllib.request.urlopen(info.metrics_address, timeout=60).read().decode())
     assert 'hvd_guest_info{backend="fake",guest="counted"' in page
     assert 'hvd_operation_duration_seconds_count{code="OK",method="hvd.v1.GuestService/StartGuest"} 1.0' in page
 
@@ -398,7 +414,7 @@ async def test_not_serving_until_guests_are_adopted(start_world: StartWorld) -> 
     async with grpc.aio.insecure_channel(first.socket()) as channel:
         health: Any = health_pb2_grpc.HealthStub(channel)
         asked = health_pb2.HealthCheckRequest()
-        answer = await health.Check(asked, wait_for_ready=True, timeout=5)
+        answer = await health.Check(asked, wait_for_ready=True, timeout=60)
         assert answer.status == health_pb2.HealthCheckResponse.NOT_SERVING
         gate.set()
         await starting

@@ -45,7 +45,7 @@ class TestLinuxRecipe:
         sources = Path(recipes.__file__).parents[3] / "guests" / "linux"
         assert "CONFIG_PVH=y" in (sources / "common.config").read_text()
         assert (sources / f"{arch}.config").exists()
-        subprocess.run(["sh", "-n", sources / "init"], check=True, timeout=10)
+        subprocess.run(["sh", "-n", sources / "init"], check=True, timeout=60)
 
 
 class TestProcess:
@@ -79,11 +79,11 @@ class TestProcess:
                 log=tmp_path / "log", environment={}, directory=tmp_path, on_line=on_line,
             )
         )  # fmt: skip
-        await asyncio.wait_for(started.wait(), 10)
+        await asyncio.wait_for(started.wait(), 60)
         task.cancel()
         with pytest.raises(asyncio.CancelledError):
             await task
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(60):
             while is_running(pids[0]):
                 await asyncio.sleep(0.01)
 
@@ -112,7 +112,7 @@ class TestInitramfs:
         # Device nodes need root: unpack the rest.
         files = ["bin", "bin/busybox", "init", "bin/sh"]
         subprocess.run(
-            ["busybox", "cpio", "-id", *files], input=archive, cwd=tmp_path, check=True, timeout=10, capture_output=True
+            ["busybox", "cpio", "-id", *files], input=archive, cwd=tmp_path, check=True, timeout=60, capture_output=True
         )
         assert (tmp_path / "bin/sh").read_bytes() == b"the busybox"
         assert stat.S_IMODE((tmp_path / "init").stat().st_mode) == 0o755

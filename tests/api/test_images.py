@@ -61,12 +61,12 @@ class Daemon:
             for start in range(0, len(content), chunk):
                 yield image_pb2.UploadBlobRequest(chunk=content[start : start + chunk])
 
-        return (await self.stub.UploadBlob(frames(), timeout=20)).existed
+        return (await self.stub.UploadBlob(frames(), timeout=60)).existed
 
     async def image(self, identifier: str = "mine", request_id: str = "", **fields: object) -> image_pb2.Image:
         image = image_pb2.Image(**{"kind": "kernel", "kernel": digest_of(KERNEL), **fields})  # type: ignore[arg-type]
         request = image_pb2.CreateImageRequest(image_id=identifier, image=image, request_id=request_id)
-        return await self.stub.CreateImage(request, timeout=20)
+        return await self.stub.CreateImage(request, timeout=60)
 
 
 @pytest.fixture
@@ -98,7 +98,7 @@ class TestBlobs:
         assert daemon.blobs.path(digest_of(KERNEL)).read_bytes() == KERNEL
         assert await daemon.upload(KERNEL) is True
         asked = [digest_of(b"unknown"), digest_of(KERNEL)]
-        found = await daemon.stub.FindBlobs(image_pb2.FindBlobsRequest(digests=asked), timeout=20)
+        found = await daemon.stub.FindBlobs(image_pb2.FindBlobsRequest(digests=asked), timeout=60)
         assert list(found.digests) == [digest_of(KERNEL)]
 
     async def test_the_same_at_the_same_time(self, daemon: Daemon) -> None:
@@ -135,12 +135,12 @@ class TestBlobs:
     )
     async def test_frames_out_of_order(self, daemon: Daemon, frames: list[image_pb2.UploadBlobRequest]) -> None:
         with pytest.raises(grpc.RpcError) as raised:
-            await daemon.stub.UploadBlob(iter(frames), timeout=20)
+            await daemon.stub.UploadBlob(iter(frames), timeout=60)
         assert reason_of(raised.value) == "REQUEST_INVALID"
         assert files_in(daemon.blobs) == []
 
     async def test_a_client_that_goes_in_the_middle_leaves_nothing(self, daemon: Daemon) -> None:
-        call = daemon.stub.UploadBlob(timeout=20)
+        call = daemon.stub.UploadBlob(timeout=60)
         info = image_pb2.BlobInfo(digest=digest_of(KERNEL), size_bytes=len(KERNEL))
         await call.write(image_pb2.UploadBlobRequest(info=info))
         await call.write(image_pb2.UploadBlobRequest(chunk=KERNEL[:1000]))
@@ -161,7 +161,7 @@ class TestBlobs:
             yield image_pb2.UploadBlobRequest(chunk=b"x" * 5000)
             yield image_pb2.UploadBlobRequest(zeroes=size - (3 << 20) - 5000)
 
-        await daemon.stub.UploadBlob(frames(), timeout=20)
+        await daemon.stub.UploadBlob(frames(), timeout=60)
         path = daemon.blobs.path(digest_of(content))
         assert path.read_bytes() == content
         assert path.stat().st_blocks * 512 < 1 << 20
@@ -183,7 +183,7 @@ class TestBlobs:
         info = image_pb2.BlobInfo(digest=digest_of(bytes(100)), size_bytes=size, zero_bytes=zero_bytes)
         frames = [image_pb2.UploadBlobRequest(info=info), image_pb2.UploadBlobRequest(zeroes=zeroes)]
         with pytest.raises(grpc.RpcError) as raised:
-            await daemon.stub.UploadBlob(iter(frames), timeout=20)
+            await daemon.stub.UploadBlob(iter(frames), timeout=60)
         assert reason_of(raised.value) == reason
         assert files_in(daemon.blobs) == []
 
@@ -212,7 +212,7 @@ class TestKinds:
         everything = {digest_of(content) for content in (KERNEL, INITRD, DISK, ISO, TAR)}
         assert daemon.catalog.references() == everything
         assert daemon.blobs.collect(daemon.catalog.references, age=-1) == []
-        await daemon.stub.DeleteImage(image_pb2.DeleteImageRequest(name="disk"), timeout=20)
+        await daemon.stub.DeleteImage(image_pb2.DeleteImageRequest(name="disk"), timeout=60)
         # The kernel is that of another image, too.
         assert daemon.blobs.collect(daemon.catalog.references, age=-1) == [digest_of(DISK)]
 
@@ -244,8 +244,8 @@ class TestKinds:
         await daemon.upload(KERNEL)
         daemon.users["images/mine"] = ["guests/b", "guests/a"]
         assert not (await daemon.image(used_by=["guests/forged"])).used_by
-        got = await daemon.stub.GetImage(image_pb2.GetImageRequest(name="mine"), timeout=20)
-        listed = await daemon.stub.ListImages(image_pb2.ListImagesRequest(), timeout=20)
+        got = await daemon.stub.GetImage(image_pb2.GetImageRequest(name="mine"), timeout=60)
+        listed = await daemon.stub.ListImages(image_pb2.ListImagesRequest(), timeout=60)
         assert list(got.used_by) == list(listed.images[0].used_by) == ["guests/a", "guests/b"]
 
 
@@ -263,16 +263,16 @@ class TestCatalog:
         assert made.size_bytes == len(KERNEL) + len(INITRD)
         assert uuid.UUID(made.uid) and made.create_time.seconds > 0
         for name in ("images/mine", "mine"):
-            assert await daemon.stub.GetImage(image_pb2.GetImageRequest(name=name), timeout=20) == made
-        await daemon.stub.DeleteImage(image_pb2.DeleteImageRequest(name="images/mine"), timeout=20)
+            assert await daemon.stub.GetImage(image_pb2.GetImageRequest(name=name), timeout=60) == made
+        await daemon.stub.DeleteImage(image_pb2.DeleteImageRequest(name="images/mine"), timeout=60)
         for call in (
-            daemon.stub.GetImage(image_pb2.GetImageRequest(name="images/mine"), timeout=20),
-            daemon.stub.DeleteImage(image_pb2.DeleteImageRequest(name="images/mine"), timeout=20),
+            daemon.stub.GetImage(image_pb2.GetImageRequest(name="images/mine"), timeout=60),
+            daemon.stub.DeleteImage(image_pb2.DeleteImageRequest(name="images/mine"), timeout=60),
         ):
             with pytest.raises(grpc.RpcError) as raised:
                 await call
             assert reason_of(raised.value) == "IMAGE_NOT_FOUND"
-        await daemon.stub.DeleteImage(image_pb2.DeleteImageRequest(name="mine", allow_missing=True), timeout=20)
+        await daemon.stub.DeleteImage(image_pb2.DeleteImageRequest(name="mine", allow_missing=True), timeout=60)
 
     async def test_survives_the_daemon(self, daemon: Daemon) -> None:
         made = await daemon.image()
@@ -325,7 +325,7 @@ class TestCatalog:
         await daemon.image()
         daemon.users["images/mine"] = ["guests/b", "guests/a"]
         with pytest.raises(grpc.RpcError) as raised:
-            await daemon.stub.DeleteImage(image_pb2.DeleteImageRequest(name="mine"), timeout=20)
+            await daemon.stub.DeleteImage(image_pb2.DeleteImageRequest(name="mine"), timeout=60)
         assert reason_of(raised.value) == "IMAGE_IN_USE"
         assert "guests/a, guests/b" in raised.value.details()
 
@@ -335,7 +335,7 @@ class TestCatalog:
         seen, token = [], ""
         while True:
             request = image_pb2.ListImagesRequest(page_size=2, page_token=token)
-            page = await daemon.stub.ListImages(request, timeout=20)
+            page = await daemon.stub.ListImages(request, timeout=60)
             seen.append([image.name for image in page.images])
             token = page.next_page_token
             if not token:
@@ -348,7 +348,7 @@ class TestCatalog:
     )
     async def test_bad_pages(self, daemon: Daemon, request_fields: dict[str, object], reason: str) -> None:
         with pytest.raises(grpc.RpcError) as raised:
-            await daemon.stub.ListImages(image_pb2.ListImagesRequest(**request_fields), timeout=20)  # type: ignore[arg-type]
+            await daemon.stub.ListImages(image_pb2.ListImagesRequest(**request_fields), timeout=60)  # type: ignore[arg-type]
         assert reason_of(raised.value) == reason
 
 
@@ -368,7 +368,7 @@ def test_a_catalog_of_the_future(tmp_path: Path) -> None:
     assert raised.value.reason == "STORE_VERSION"
 
 
-async def until(condition: Callable[[], object], seconds: float = 20) -> None:
+async def until(condition: Callable[[], object], seconds: float = 60) -> None:
     async with asyncio.timeout(seconds):
         while not condition():
             await asyncio.sleep(0.01)

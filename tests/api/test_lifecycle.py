@@ -80,7 +80,7 @@ async def test_stop_kills_what_does_not_end(world: World, script: str, least: fl
     stop.grace_period.FromMilliseconds(300)
     stopped = await world.guests.StopGuest(stop)
     assert (stopped.state, stopped.reason) == (Guest.STOPPED, "KILLED")
-    assert least <= asyncio.get_running_loop().time() - began < 3
+    assert least <= asyncio.get_running_loop().time() - began < 30
 
 
 async def test_kill_cuts_a_stop_short_and_busy_verbs_are_refused(world: World) -> None:
@@ -96,13 +96,18 @@ async def test_kill_cuts_a_stop_short_and_busy_verbs_are_refused(world: World) -
         busy = await refused(call)
         assert (busy.code, busy.reason) == ("ABORTED", "GUEST_BUSY")
     assert (await world.guests.KillGuest(guest_pb2.KillGuestRequest(name=guest.name))).reason == "KILLED"
-    assert (await asyncio.wait_for(stopping, 5)).state == Guest.STOPPED
+    assert (await asyncio.wait_for(stopping, 50)).state == Guest.STOPPED
 
 
 async def test_client_that_leaves_in_the_middle_of_a_verb(world: World) -> None:
-    guest = await world.create(append="slow=0.4")
-    with pytest.raises(grpc.aio.AioRpcError):
-        await world.guests.StartGuest(guest_pb2.StartGuestRequest(name=guest.name), timeout=0.1)
+    guest = await world.create(append="held")
+    starting = world.guests.StartGuest(guest_pb2.StartGuestRequest(name=guest.name))
+    await world.wait(guest, Guest.STARTING)
+    starting.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await starting
+    assert (await world.get(guest)).state == Guest.STARTING
+    world.backend.go_on.set()
     assert (await world.wait(guest, Guest.RUNNING)).host_pid
     assert world.backend.launches == 1
 
@@ -293,17 +298,24 @@ async def test_wait(world: World) -> None:
 
 
 async def test_restart_policy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hvd.guests.restart.LEAST_SECONDS", 0.5)  # longer than a loaded host takes to answer
+    monkeypatch.setattr("hvd.guests.restart.LEAST_SECONDS", 0.05)
     policy = guest_pb2.RestartPolicy(mode=guest_pb2.RestartPolicy.ON_FAILURE, max_retries=2)
     guest = await world.run(restart_policy=policy)
+    watch = world.guests.WatchGuests(guest_pb2.WatchGuestsRequest(changes_only=True))
+    await watch.initial_metadata()
+
+    async def seen(state: Guest.State) -> Guest:
+        """However shortly."""
+        while (event := await asyncio.wait_for(watch.read(), 60)).guest.state != state:
+            pass
+        return event.guest
+
     for count in (1, 2):
         await world.fake(guest).end("EXITED", 1)
-        async with asyncio.timeout(10):  # the news travels from the guest's process to the daemon
-            while (pending := await world.get(guest)).state == Guest.RUNNING:
-                await asyncio.sleep(0.005)
-        assert pending.state == Guest.STOPPED and [c.type for c in pending.conditions] == ["RESTART_PENDING"]
-        again = await world.wait(guest, Guest.RUNNING)
+        assert [c.type for c in (await seen(Guest.STOPPED)).conditions] == ["RESTART_PENDING"]
+        again = await seen(Guest.RUNNING)
         assert again.restart_count == count and not again.conditions
+    watch.cancel()
     await world.fake(guest).end("EXITED", 1)
     ended = await world.wait(guest)
     assert [c.type for c in ended.conditions] == ["RESTART_GIVEN_UP"]
@@ -312,7 +324,8 @@ async def test_restart_policy(world: World, monkeypatch: pytest.MonkeyPatch) -> 
     assert not (await world.wait(guest)).conditions
 
 
-async def test_stopping_by_hand_beats_the_restart_policy(world: World) -> None:
+async def test_stopping_by_hand_beats_the_restart_policy(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("hvd.guests.restart.LEAST_SECONDS", 1.0)  # longer than a loaded host takes to answer
     always = guest_pb2.RestartPolicy(mode=guest_pb2.RestartPolicy.ALWAYS)
     guest = await world.run(restart_policy=always)
     await world.guests.StopGuest(guest_pb2.StopGuestRequest(name=guest.name))
@@ -320,7 +333,7 @@ async def test_stopping_by_hand_beats_the_restart_policy(world: World) -> None:
     await world.guests.StartGuest(guest_pb2.StartGuestRequest(name=guest.name))
     await world.fake(guest).end("POWEROFF")
     await world.guests.KillGuest(guest_pb2.KillGuestRequest(name=guest.name))
-    await asyncio.sleep(0.3)
+    await asyncio.sleep(1.2)
     ended = await world.get(guest)
     assert ended.state == Guest.STOPPED and not ended.conditions
     assert world.backend.launches == 2
@@ -329,11 +342,10 @@ async def test_stopping_by_hand_beats_the_restart_policy(world: World) -> None:
 async def test_losing_log_is_a_condition(world: World) -> None:
     guest = await world.run()
     await world.fake(guest).set(log_error="No space left on device")
-    for _ in range(100):
-        if (await world.get(guest)).conditions:
-            break
-        await asyncio.sleep(0.01)
-    condition = (await world.get(guest)).conditions[0]
+    async with asyncio.timeout(60):
+        while not (found := await world.get(guest)).conditions:
+            await asyncio.sleep(0.01)
+    condition = found.conditions[0]
     assert condition.type == "LOG_LOSING" and "No space" in condition.message
 
 
@@ -359,13 +371,13 @@ async def test_any_order_of_verbs_keeps_the_machine_sound(world: World, verbs: l
         if word == "stop":
             asked.grace_period.FromMilliseconds(10)
         try:
-            await method(asked, timeout=20)
+            await method(asked, timeout=60)
         except grpc.aio.AioRpcError as error:
             assert error.code() in (grpc.StatusCode.FAILED_PRECONDITION, grpc.StatusCode.ABORTED), error
 
     await asyncio.gather(*(verb(word) for word in verbs))
     if "crash" not in verbs:
-        await world.guests.KillGuest(guest_pb2.KillGuestRequest(name=guest.name), timeout=20)
+        await world.guests.KillGuest(guest_pb2.KillGuestRequest(name=guest.name), timeout=60)
     state = (await world.get(guest)).state
     fake = world.backend.guests.get(guest.uid)
     if fake is None or fake.process.poll() is not None:
@@ -373,4 +385,4 @@ async def test_any_order_of_verbs_keeps_the_machine_sound(world: World, verbs: l
         assert state in (Guest.STOPPED, Guest.FAILED, Guest.LOST)
     else:
         assert state in (Guest.RUNNING, Guest.PAUSED)
-    await world.guests.DeleteGuest(guest_pb2.DeleteGuestRequest(name=guest.name, force=True), timeout=20)
+    await world.guests.DeleteGuest(guest_pb2.DeleteGuestRequest(name=guest.name, force=True), timeout=60)

@@ -22,7 +22,7 @@ from tests.api.conftest import StartWorld, World
 
 Guest, Attach = guest_pb2.Guest, guest_pb2.AttachConsoleRequest
 KERNELS = Path(__file__).resolve().parents[2] / "build" / "guests"
-SECONDS = 30
+SECONDS = 60
 
 # What hypercalls.elf calls, in its order (guests/hypercalls.c).
 HYPERCALLS = [

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from typing import Any
 
 import grpc
@@ -18,6 +18,15 @@ from tests.api.conftest import StartWorld, World, refused, refused_stream, stop
 
 Guest, GuestEvent = guest_pb2.Guest, guest_pb2.GuestEvent
 Attach = guest_pb2.AttachConsoleRequest
+# Until something is called broken on a busy machine.
+SECONDS = 60
+
+
+async def until(condition: Callable[[], object]) -> None:
+    """Polls for what no event announces."""
+    async with asyncio.timeout(SECONDS):
+        while not condition():
+            await asyncio.sleep(0.01)
 
 
 class Viewer:
@@ -39,7 +48,7 @@ class Viewer:
         self.call.cancel()
 
     async def frame(self) -> guest_pb2.AttachConsoleResponse:
-        frame = await asyncio.wait_for(self.call.read(), 5)
+        frame = await asyncio.wait_for(self.call.read(), SECONDS)
         assert frame is not grpc.aio.EOF
         self.frames.append(frame)
         self.seen += frame.output
@@ -61,10 +70,7 @@ async def test_console_of_several_viewers(world: World) -> None:
             await looker.until(b"login: ")
             await typist.call.write(Attach(input=b"root\r"))
             await typist.call.write(Attach(size={"rows": 50, "columns": 132}))
-            for _ in range(200):
-                if fake.size == (50, 132):
-                    break
-                await asyncio.sleep(0.01)
+            await until(lambda: fake.size == (50, 132))
             assert bytes(fake.typed) == b"root\r"
         fake.write(b"more")
         await typist.until(b"more")
@@ -72,7 +78,7 @@ async def test_console_of_several_viewers(world: World) -> None:
         ended = (await typist.frame()).ended
         assert (ended.state, ended.exit_code) == (Guest.STOPPED, 4)
         assert await typist.call.read() is grpc.aio.EOF
-    assert fake.viewers == []
+    await until(lambda: not fake.viewers)
 
 
 async def test_console_replays_the_log_then_goes_on(world: World) -> None:
@@ -138,7 +144,8 @@ async def test_viewer_who_comes_after_the_end(world: World) -> None:
 async def test_console_refuses_wrong_frames(world: World, frames: list[Attach], reason: str) -> None:
     guest = await world.run("a")
     assert (await refused_stream(world.guests.AttachConsole(iter(frames)))).reason == reason
-    assert world.fake(guest).viewers == [] and not world.fake(guest).typed
+    await until(lambda: not world.fake(guest).viewers)
+    assert not world.fake(guest).typed
 
 
 async def test_skipped_bytes_are_told(world: World) -> None:
@@ -191,25 +198,33 @@ async def test_followed_log_ends_with_the_guest_and_survives_rotation(world: Wor
     guest = await world.run()
     fake = world.fake(guest)
     fake.write(b"old\nbefore\n")
-    following = asyncio.create_task(logs(world, guest, follow=True, tail=1))
-    await asyncio.sleep(0.2)
+    call = world.guests.GetLogs(guest_pb2.GetLogsRequest(name=guest.name, follow=True, tail=1))
+    text = b""
+
+    async def followed(wanted: bytes) -> None:
+        nonlocal text
+        while wanted not in text:
+            text += b"".join(line.text for line in (await asyncio.wait_for(call.read(), SECONDS)).lines)
+
+    await followed(b"before\n")
     fake.write(b"middle\n")
     log = fake.directory / "console.log"
     log.rename(fake.directory / "console.log.1")
     log.touch()
     fake.write(b"after\n")
-    await asyncio.sleep(0.2)
+    await followed(b"after\n")
     fake.write(b"end\n")
     await fake.end("POWEROFF")
-    lines = await asyncio.wait_for(following, 5)
-    assert b"".join(line.text for line in lines) == b"before\nmiddle\nafter\nend\n"
+    await followed(b"end\n")
+    assert await asyncio.wait_for(call.read(), SECONDS) is grpc.aio.EOF
+    assert text == b"before\nmiddle\nafter\nend\n"
     assert [line.text for line in await logs(world, guest)][:2] == [b"old\n", b"before\n"]
 
 
 async def events_until(stream: Any, kind: GuestEvent.Type) -> list[GuestEvent]:
     events = []
     while True:
-        event = await asyncio.wait_for(stream.read(), 5)
+        event = await asyncio.wait_for(stream.read(), SECONDS)
         assert event is not grpc.aio.EOF, events
         events.append(event)
         if event.type == kind:
@@ -259,7 +274,7 @@ async def test_slow_watcher_is_told(world: World) -> None:
         for _ in range(1000):
             events.publish(GuestEvent.CHANGED, guest, "x" * 200)
         await asyncio.sleep(0.01)
-    error = await asyncio.wait_for(refused_stream(_rest(watch)), 10)
+    error = await asyncio.wait_for(refused_stream(_rest(watch)), SECONDS)
     assert (error.code, error.reason) == ("RESOURCE_EXHAUSTED", "SLOW_READER")
 
 
@@ -281,7 +296,7 @@ async def traced(call: Any, count: int) -> tuple[list[record.Record], int]:
     found: list[record.Record] = []
     lost = 0
     while len(found) + lost < count:
-        response = await asyncio.wait_for(call.read(), 5)
+        response = await asyncio.wait_for(call.read(), SECONDS)
         assert response is not grpc.aio.EOF and len(response.records) <= 64_000
         found += record.decode(response.records)
         lost += response.lost
@@ -309,11 +324,7 @@ async def test_trace_stream(world: World) -> None:
     assert [each.a0 for each in (await traced(ports, 3))[0]] == [0, 3, 6]
     everything.cancel()
     ports.cancel()
-    for _ in range(200):
-        if ring.enabled == 1 << 6:
-            break
-        await asyncio.sleep(0.01)
-    assert ring.enabled == 1 << 6
+    await until(lambda: ring.enabled == 1 << 6)
     ring.record("hypercall.exit")
     await world.fake(guest).end("EXITED", 0)
     found, _ = await traced(calls, 1)
@@ -327,11 +338,12 @@ async def test_trace_counts_what_it_lost(world: World) -> None:
     ring = world.fake(guest).ring
     call = world.trace.StreamTrace(trace_pb2.StreamTraceRequest(names=[guest.name]))
     await call.read()
-    total = 0
+    total, lost = 0, 0
+    found: list[record.Record] = []
     for burst in (10, 3 * ring.capacity, 5):
         total += ring.record("mmio-read", burst)
-        await asyncio.sleep(0.1)
-    found, lost = await traced(call, total)
+        came, missing = await traced(call, burst)
+        found, lost = found + came, lost + missing
     assert len(found) + lost == total and lost >= 2 * ring.capacity
     assert found[-1].a0 == total - 1 and found[0].a0 == 0
 
@@ -342,10 +354,11 @@ async def test_trace_goes_on_over_a_restart_and_ends_with_the_last_guest(world: 
     await call.read()
     world.fake(a).ring.record("halt")
     await world.fake(a).end("POWEROFF")
-    response = await call.read()
+    while not (response := await call.read()).records:
+        assert response.settled_ns
     assert response.guest == 0 and len(response.records) == 64
     await world.fake(b).end("POWEROFF")
-    while (response := await asyncio.wait_for(call.read(), 5)) is not grpc.aio.EOF:
+    while (response := await asyncio.wait_for(call.read(), SECONDS)) is not grpc.aio.EOF:
         assert response.settled_ns and not response.records  # of two guests, the one that is over is waited for no longer
     always = guest_pb2.RestartPolicy(mode=guest_pb2.RestartPolicy.ALWAYS)
     c = await world.run("c", restart_policy=always)
@@ -353,10 +366,7 @@ async def test_trace_goes_on_over_a_restart_and_ends_with_the_last_guest(world: 
     await call.read()
     before = world.fake(c)
     await before.end("POWEROFF")
-    for _ in range(500):
-        if world.fake(c) is not before and world.fake(c).ring.enabled:
-            break
-        await asyncio.sleep(0.01)
+    await until(lambda: world.fake(c) is not before and world.fake(c).ring.enabled)
     world.fake(c).ring.record("halt", 2)
     assert len((await traced(call, 2))[0]) == 2
 
@@ -372,7 +382,7 @@ async def test_trace_of_a_stopped_guest_begins_with_its_first_record(world: Worl
         await world.fake(guest).end("POWEROFF")
         found, lost = await traced(call, 3)
         assert ([each.a0 for each in found], lost) == ([0, 1, 2], 0)
-        assert await asyncio.wait_for(call.read(), 5) is grpc.aio.EOF
+        assert await asyncio.wait_for(call.read(), SECONDS) is grpc.aio.EOF
 
 
 async def test_trace_of_a_stopped_guest_ends_when_it_is_deleted(world: World) -> None:
@@ -380,7 +390,7 @@ async def test_trace_of_a_stopped_guest_ends_when_it_is_deleted(world: World) ->
     call = world.trace.StreamTrace(trace_pb2.StreamTraceRequest(names=[guest.name]))
     await call.read()
     await world.guests.DeleteGuest(guest_pb2.DeleteGuestRequest(name=guest.name))
-    assert await asyncio.wait_for(call.read(), 5) is grpc.aio.EOF
+    assert await asyncio.wait_for(call.read(), SECONDS) is grpc.aio.EOF
 
 
 async def test_trace_follows_the_restart_policy_from_first_record_to_first_record(world: World) -> None:
@@ -393,7 +403,7 @@ async def test_trace_follows_the_restart_policy_from_first_record_to_first_recor
         assert fake.ring.record("halt", 4) == 4
         if run < 2:
             await fake.end("POWEROFF")
-            await asyncio.wait_for(world.backend.launched(guest.uid, run + 2), 5)
+            await asyncio.wait_for(world.backend.launched(guest.uid, run + 2), SECONDS)
     found, lost = await traced(call, 12)
     assert ([each.a0 for each in found], lost) == ([0, 1, 2, 3] * 3, 0)
 
@@ -493,11 +503,7 @@ async def test_clients_that_disconnect_in_the_middle_of_every_stream(world: Worl
                 await stream.read()
             assert fake.ring.enabled and fake.viewers
             # The channel closes with all of them open.
-        for _ in range(300):
-            if not fake.ring.enabled and not fake.viewers:
-                break
-            await asyncio.sleep(0.01)
-        assert not fake.ring.enabled and not fake.viewers
+        await until(lambda: not fake.ring.enabled and not fake.viewers)
     assert (await world.get(guest)).state == Guest.RUNNING
 
 
@@ -510,9 +516,9 @@ async def test_shutdown_ends_streams_with_its_reason_and_leaves_guests(start_wor
         await stream.read()
     closing = asyncio.create_task(world.daemon.close())
     for stream in streams:
-        error = await asyncio.wait_for(refused_stream(_rest(stream)), 5)
+        error = await asyncio.wait_for(refused_stream(_rest(stream)), SECONDS)
         assert (error.code, error.reason) == ("UNAVAILABLE", "SHUTTING_DOWN")
-    await asyncio.wait_for(closing, 5)
+    await asyncio.wait_for(closing, SECONDS)
     world.stopped = True  # type: ignore[attr-defined]
     assert world.fake(guest).process.poll() is None and not world.fake(guest).ring.enabled
     with contextlib.suppress(Exception):

@@ -20,7 +20,7 @@ from fake_daemon import FakeDaemon
 from hvapi.v1 import guest_pb2
 
 Start = Callable[..., subprocess.Popen[bytes]]
-DEADLINE = 30.0
+DEADLINE = 60.0
 
 
 def read_until(file: int, wanted: bytes) -> bytes:
@@ -87,7 +87,7 @@ def test_interrupt_ends_every_stream_at_once(process: Start, daemon: FakeDaemon,
     child = process(*words)
     wait_for(lambda: len(daemon.calls) > calls, "the call did not come")
     child.send_signal(signal.SIGINT)
-    assert child.wait(10) == 130
+    assert child.wait(DEADLINE) == 130
     assert child.stderr and b"Traceback" not in child.stderr.read()
 
 
@@ -154,7 +154,7 @@ class Terminal:
     def close(self) -> None:
         if self.child.poll() is None:
             self.child.kill()
-        self.child.wait(10)
+        self.child.wait(DEADLINE)
         os.close(self.master)
         os.close(self.slave)
 

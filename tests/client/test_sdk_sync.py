@@ -47,7 +47,7 @@ def test_fields_become_the_request(client: Client, channel: Any, background: Any
     _, request, rpc = channel.take_unary_unary(GUEST.methods_by_name["GetGuest"])
     rpc.terminate(guest_pb2.Guest(name="guests/a", uid="u"), (), grpc.StatusCode.OK, "")
     assert request == guest_pb2.GetGuestRequest(name="guests/a")
-    assert answer.result(5).uid == "u"
+    assert answer.result(60).uid == "u"
 
 
 def test_request_and_fields_exclude_each_other(client: Client) -> None:
@@ -62,7 +62,7 @@ def test_creation_gets_a_request_id_and_leaves_the_callers_message_alone(
     answer = background.submit(client.create_guest, mine)
     _, request, rpc = channel.take_unary_unary(GUEST.methods_by_name["CreateGuest"])
     rpc.terminate(guest_pb2.Guest(), (), grpc.StatusCode.OK, "")
-    answer.result(5)
+    answer.result(60)
     assert uuid.UUID(request.request_id).version == 4
     assert mine.request_id == ""
 
@@ -85,7 +85,7 @@ def test_error_info_becomes_the_error(client: Client, channel: Any, background: 
     code, text = grpc.StatusCode.NOT_FOUND, "there is no guest 'a'; `hvctl list` shows them"
     rpc.terminate(None, trailer("GUEST_NOT_FOUND", text, "`hvctl list` shows them", code), code, text)
     with pytest.raises(HvctlError) as caught:
-        answer.result(5)
+        answer.result(60)
     error = caught.value
     assert (error.code, error.reason, error.metadata) == ("NOT_FOUND", "GUEST_NOT_FOUND", {"name": "a"})
     assert (error.message, error.help) == ("there is no guest 'a'", "`hvctl list` shows them")
@@ -108,7 +108,7 @@ def test_errors_without_error_info(
     _, _, rpc = channel.take_unary_unary(GUEST.methods_by_name["GetGuest"])
     rpc.terminate(None, (), code, "what happened")
     with pytest.raises(HvctlError) as caught:
-        answer.result(5)
+        answer.result(60)
     assert (caught.value.reason, caught.value.code) == (reason, code.name)
     assert caught.value.help
 
@@ -123,7 +123,7 @@ def test_pages_are_turned(client: Client, channel: Any, background: Any) -> None
         assert request.labels == {"k": "v"}
         guests = [guest_pb2.Guest(name=name) for name in names]
         rpc.terminate(guest_pb2.ListGuestsResponse(guests=guests, next_page_token=token), (), grpc.StatusCode.OK, "")
-    assert answer.result(5) == ["a", "b", "c"]
+    assert answer.result(60) == ["a", "b", "c"]
     assert tokens == ["", "t1"]
 
 
@@ -139,7 +139,7 @@ def test_watch_goes_on_after_a_break_where_it_was(client: Client, channel: Any, 
     _, request, rpc = channel.take_unary_stream(method)
     assert request.resume_token == ""
     rpc.send_response(guest_pb2.GuestEvent(resume_token="7", message="one"))
-    assert seen.get(timeout=5) == "one"  # the testing channel drops what is not read when the call ends
+    assert seen.get(timeout=60) == "one"  # the testing channel drops what is not read when the call ends
     rpc.terminate((), grpc.StatusCode.UNAVAILABLE, "the daemon restarts")
     _, request, rpc = channel.take_unary_stream(method)
     assert request.resume_token == "7"
@@ -147,9 +147,9 @@ def test_watch_goes_on_after_a_break_where_it_was(client: Client, channel: Any, 
     _, request, rpc = channel.take_unary_stream(method)
     assert request.resume_token == ""
     rpc.send_response(guest_pb2.GuestEvent(resume_token="9", message="two"))
-    assert seen.get(timeout=5) == "two"
+    assert seen.get(timeout=60) == "two"
     rpc.terminate((), grpc.StatusCode.OK, "")
-    answer.result(5)
+    answer.result(60)
 
 
 def test_a_watch_that_cannot_begin_fails(client: Client, channel: Any, background: Any) -> None:
@@ -158,7 +158,7 @@ def test_a_watch_that_cannot_begin_fails(client: Client, channel: Any, backgroun
         _, _, rpc = channel.take_unary_stream(GUEST.methods_by_name["WatchGuests"])
         rpc.terminate((), grpc.StatusCode.UNAVAILABLE, "nobody there")
     with pytest.raises(HvctlError) as caught:
-        answer.result(30)
+        answer.result(60)
     assert caught.value.code == "UNAVAILABLE"
 
 
@@ -176,10 +176,10 @@ def test_a_stream_is_begun_again_before_its_first_response_only(client: Client, 
     _, second, rpc = channel.take_unary_stream(method)
     assert first == second
     rpc.send_response(guest_pb2.GetLogsResponse())
-    seen.get(timeout=30)  # the testing channel drops what is not read when the call ends
+    seen.get(timeout=60)  # the testing channel drops what is not read when the call ends
     rpc.terminate((), grpc.StatusCode.UNAVAILABLE, "in the middle")
     with pytest.raises(HvctlError) as caught:
-        answer.result(30)
+        answer.result(60)
     assert caught.value.reason == "DAEMON_UNREACHABLE"
 
 
@@ -188,7 +188,7 @@ def test_a_stream_that_changes_something_is_not_begun_again(client: Client, chan
     _, _, rpc = channel.take_unary_stream(IMAGE.methods_by_name["BuildImage"])
     rpc.terminate((), grpc.StatusCode.UNAVAILABLE, "nobody there")
     with pytest.raises(HvctlError):
-        answer.result(30)
+        answer.result(60)
 
 
 @pytest.mark.parametrize("pieces", [0, 1])
@@ -227,7 +227,7 @@ def test_upload_sends_the_digest_first_then_chunks(
     assert [len(upload.take_request().chunk), len(upload.take_request().chunk)] == [1 << 20, 5]
     upload.requests_closed()
     upload.terminate(image_pb2.UploadBlobResponse(digest=digest), (), grpc.StatusCode.OK, "")
-    assert answer.result(5) == digest
+    assert answer.result(60) == digest
     assert told[-1] == ((1 << 20) + 5, (1 << 20) + 5)
 
 
@@ -238,7 +238,7 @@ def test_upload_of_a_known_blob_sends_nothing(client: Client, channel: Any, back
     _, request, rpc = channel.take_unary_unary(IMAGE.methods_by_name["FindBlobs"])
     rpc.terminate(image_pb2.FindBlobsResponse(digests=request.digests), (), grpc.StatusCode.OK, "")
     empty = "sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855"
-    assert answer.result(5) == empty
+    assert answer.result(60) == empty
 
 
 def test_several_files_are_asked_for_at_once_and_sent_once(client: Client, channel: Any, background: Any, tmp_path: Path) -> None:
@@ -255,7 +255,7 @@ def test_several_files_are_asked_for_at_once_and_sent_once(client: Client, chann
     assert upload.take_request().chunk == b"i"
     upload.requests_closed()
     upload.terminate(image_pb2.UploadBlobResponse(digest=initrd), (), grpc.StatusCode.OK, "")
-    assert answer.result(5) == [kernel, initrd, again]
+    assert answer.result(60) == [kernel, initrd, again]
     assert client.upload_files([]) == []
 
 

@@ -265,6 +265,7 @@ class FakeBackend(Backend):
         self.adopt_hangs = False
         self._runs: Counter[str] = Counter()
         self._launched = asyncio.Condition()
+        self.go_on = asyncio.Event()  # what a launch waits for that is "held"
 
     def probe(self) -> Availability:
         self.probes += 1
@@ -286,6 +287,8 @@ class FakeBackend(Backend):
         script = dict(word.partition("=")[::2] for word in spec.command_line.split())
         if "slow" in script:
             await asyncio.sleep(float(script["slow"]))
+        if "held" in script:
+            await self.go_on.wait()
         if "refuse" in script:
             raise HvdError(script["refuse"], problem="scripted", log="nowhere")
         guest = self.guests[spec.uid] = FakeGuest(directory, spec)
