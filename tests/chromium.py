@@ -67,7 +67,7 @@ class Chromium:
     def close(self) -> None:
         os.close(self._out)  # it ends when its pipe does
         try:
-            self._process.wait(10)
+            self._process.wait(SECONDS)
         except subprocess.TimeoutExpired:
             self._process.kill()
             self._process.wait()

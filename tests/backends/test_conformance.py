@@ -11,7 +11,7 @@ import time
 from pathlib import Path
 
 import pytest
-from harness import Bench
+from harness import SECONDS, Bench
 from hvapi.record import decode
 
 from hvd.backends.contract import Capability, InstanceStatus
@@ -91,7 +91,7 @@ async def test_killed(bench: Bench) -> None:
 @pytest.mark.parametrize("name", ["reset.elf", "triple.elf"])
 async def test_restart_on_reset(bench: Bench, name: str) -> None:
     running = await bench.start(name, restart_on_reset=True)
-    async with asyncio.timeout(30):
+    async with asyncio.timeout(SECONDS):
         while (await running.instance.status()).resets < 3:
             await asyncio.sleep(0.02)
         # What it wrote reaches the log a moment after the reset is counted.
@@ -136,7 +136,7 @@ async def test_pause_stops_guest_and_clock(bench: Bench) -> None:
     await running.instance.pause()  # idempotent
     await running.instance.resume()
     await running.instance.resume()
-    async with asyncio.timeout(20):
+    async with asyncio.timeout(SECONDS):
         while running.console() == before:
             await asyncio.sleep(0.02)
 
@@ -217,7 +217,7 @@ async def test_recorded_on_demand(bench: Bench) -> None:
     reader = RingReader(running.ring)
     try:
         write_enabled(running.ring, 1 << Kind.INTERRUPT)
-        async with asyncio.timeout(20):
+        async with asyncio.timeout(SECONDS):
             while running.counters().records < 5:
                 await asyncio.sleep(0.02)
         write_enabled(running.ring, 0)

@@ -145,7 +145,8 @@ class Rig:
     def wrote(self, text: bytes, seconds: float = SECONDS) -> None:
         until = time.monotonic() + seconds
         while text not in self.console:
-            assert time.monotonic() < until and not self._over.wait(0.005), f"{self.end}; its console: {self.console[-200:]!r}"
+            is_over = self._over.wait(0.005)
+            assert text in self.console or (time.monotonic() < until and not is_over), f"{self.end}; its console: {self.console[-200:]!r}"
 
     # ---- what an attacker does
 

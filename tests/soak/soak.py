@@ -174,7 +174,7 @@ class Soak:
             return [*mine, *sorted(files), *leaks.mounts_below(daemon.directory), *leaks.groups_of(self.uids),
                     *(leaks.orphan_cells() - self.orphans), *leaks.named_after(self.uids)]  # fmt: skip
 
-        wait_for(lambda: not left(), lambda: f"nothing is left: {left()}", 30.0)
+        wait_for(lambda: not left(), lambda: f"nothing is left: {left()}")
         assert leaks.descriptors(daemon.pid)["/memfd:"] == 0, leaks.descriptors(daemon.pid)
 
 
