@@ -49,9 +49,10 @@ class Shell:
         self._process.type(text)
 
     def boot_again(self) -> None:
-        """Wait for the prompt of the next boot."""
+        """Wait for the prompt of the next boot, and keep its kernel quiet."""
         self._until("BusyBox v", BOOT_SECONDS)
         self._until(self._prompt, BOOT_SECONDS)
+        self("dmesg -n 1")
 
 
 def quiet_shell(process: Process) -> Shell:

@@ -60,6 +60,18 @@ def is_process(pid: int) -> bool:
         return False
 
 
+def children(pid: int) -> list[int]:
+    """Its processes, zombies among them."""
+    found = []
+    for entry in Path("/proc").glob("[0-9]*/stat"):
+        try:
+            if int(entry.read_bytes().rpartition(b")")[2].split()[1]) == pid:
+                found.append(int(entry.parent.name))
+        except OSError:
+            continue
+    return found
+
+
 class Done(subprocess.CompletedProcess[str]):
     """An hvctl that has ended."""
 

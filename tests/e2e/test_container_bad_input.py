@@ -103,8 +103,12 @@ def test_a_fork_bomb_and_a_memory_hog_harm_nobody_else(counted: RealDaemon) -> N
     assert answers(counted, "neighbour")
     before = counted.ok("logs", machine).stdout
     wait_for(lambda: counted.ok("logs", machine).stdout != before, "the machine goes on")
-    effects = counted.show("bomb").get("limit_effects", {})
-    assert counted.show("bomb")["state"] != "RUNNING" or int(effects.get("pids_limit_hits", "0")) > 0
+
+    def is_held() -> bool:
+        bomb = counted.show("bomb")
+        return bomb["state"] != "RUNNING" or int(bomb.get("limit_effects", {}).get("pids_limit_hits", "0")) > 0
+
+    wait_for(is_held, "it meets its limit")
     counted.ok("delete", "--force", "bomb")
     assert answers(counted, "neighbour")
 

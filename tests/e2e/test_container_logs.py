@@ -72,7 +72,14 @@ def test_a_log_is_bounded_without_a_daemon_and_in_order_afterwards(box: RealDaem
 
 
 def test_since_and_tail(box: RealDaemon) -> None:  # noqa: F811
-    box.ok("run", "--name", "c", "--image", "box", "--", "sh", "-c", "echo one; sleep 0.1; echo two; sleep 0.1; echo three")
+    # One after the other has been logged: each has a time of its own.
+    writer = box.spawn("run", "--name", "c", "--image", "box", "--", "sh", "-c", "while read word; do echo $word; done")
+    for word in ("one", "two", "three"):
+        writer.type(f"{word}\n")
+        writer.wait_out(f"{word}\n")
+    assert writer.popen.stdin
+    writer.popen.stdin.close()
+    assert writer.end() == 0
     lines = box.ok("logs", "-t", "c").stdout.splitlines()
     assert [line.split()[1] for line in lines] == ["one", "two", "three"]
     assert box.ok("logs", "--since", lines[1].split()[0], "c").stdout == "two\nthree\n"

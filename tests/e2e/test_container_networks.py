@@ -119,12 +119,13 @@ def test_none_and_host(namespace: Namespace, box: RealDaemon) -> None:
     assert reason_of(box, "--image", "box", "--network", "host", "--network", "none", "--", "true") == "FIELD_INVALID"
 
 
-SERVE = "mkdir -p /srv/www; echo hello from $(hostname) >/srv/www/x; echo up; exec busybox httpd -f -p 80 -h /srv/www"
+# Without -f it goes into the background once it listens.
+SERVE = "mkdir -p /srv/www; echo hello from $(hostname) >/srv/www/x; busybox httpd -p 80 -h /srv/www; echo up; exec sleep 100000"
 
 
 def fetch(namespace: Namespace, url: str) -> str:
     """What comes, or why nothing does."""
-    code = f"import urllib.request as r; print(r.urlopen('http://{url}/x', timeout=5).read().decode(), end='')"
+    code = f"import urllib.request as r; print(r.urlopen('http://{url}/x', timeout=30).read().decode(), end='')"
     done = subprocess.run([*namespace.prefix, sys.executable, "-c", code], capture_output=True, text=True, check=False)
     return done.stdout or done.stderr
 
@@ -295,7 +296,7 @@ def figures(box: RealDaemon, guest: str) -> dict[str, dict[str, float]]:
 def test_what_goes_over_a_bridge_is_in_the_figures_of_both_ends(box: RealDaemon) -> None:
     box.ok("network", "create", "lan", "--subnet", "10.9.0.0/24")
     size = 3 << 20
-    serve = "mkdir -p /srv/www; dd if=/dev/zero of=/srv/www/x bs=1M count=3 2>/dev/null; echo up; exec busybox httpd -f -p 80 -h /srv/www"
+    serve = "mkdir -p /srv/www; dd if=/dev/zero of=/srv/www/x bs=1M count=3 2>/dev/null; busybox httpd -p 80 -h /srv/www; echo up; exec sleep 100000"
     box.ok("run", "-d", "--name", "source", "--image", "box", "--network", "lan", "--", "sh", "-c", serve)
     box.wait_logs("source", "up")
     url = f"http://{address_of(box, 'lan', 'source')}/x"

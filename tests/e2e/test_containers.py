@@ -85,10 +85,11 @@ def test_stop_asks_first_and_kills_after_the_grace_period(box: RealDaemon) -> No
 
 def test_it_outlives_the_daemon_and_its_end_is_known(box: RealDaemon) -> None:
     box.ok("run", "-d", "--name", "a", "--image", "box", "--", "sh", "-c", "while :; do echo tick; sleep 0.05; done")
-    box.ok("run", "-d", "--name", "b", "--image", "box", "--", "sh", "-c", "sleep 0.2; exit 5")
-    monitor = int(box.show("b")["monitor_pid"])
-    before = box.show("a")["host_pid"]
+    box.ok("run", "-d", "--name", "b", "--image", "box", "--", "sh", "-c", "while [ ! -e /tmp/go ]; do sleep 0.05; done; exit 5")
+    b, before = box.show("b"), box.show("a")["host_pid"]
+    monitor = int(b["monitor_pid"])
     box.stop(signal.SIGKILL)
+    (Path(b["rootfs_path"]) / "tmp" / "go").touch()
     wait_for(lambda: not is_process(monitor), "the end of b")
     box.start()
     assert (box.show("a")["state"], box.show("a")["host_pid"]) == ("RUNNING", before)
@@ -116,7 +117,7 @@ def test_the_hosts_null_device_stays_the_hosts(box: RealDaemon) -> None:
     for engine in (engine.name for engine in BACKEND.engines() if engine.availability.available):
         box.ok("run", "-d", "--name", engine, "--image", "box", "--engine", engine, "--", "sleep", "1000")
         # Tests beside this one make containers, too.
-        wait_for(lambda: os.stat("/dev/null").st_uid == 0, lambda engine=engine: f"{engine} gives /dev/null back", 20.0)
+        wait_for(lambda: os.stat("/dev/null").st_uid == 0, lambda engine=engine: f"{engine} gives /dev/null back")
 
 
 def test_the_restart_policy(box: RealDaemon) -> None:

@@ -193,7 +193,7 @@ def test_disks_of_every_sort(daemon: RealDaemon, tmp_path: Path) -> None:
     assert 2 * MIB < stored < 4 * MIB, "two megabytes were written to a disk of one gigabyte"
     # It is there at the next start.
     daemon.ok("start", "a")
-    shell = Shell(daemon.spawn("console", "a", "--replay", "1M"))
+    shell = quiet_shell(daemon.spawn("console", "a", "--replay", "1M"))
     assert shell("dd if=/dev/vdd bs=1M skip=1000 count=1 2>/dev/null | md5sum").split()[0] == written(0)
     assert shell("dd if=/dev/vda bs=4k skip=7 count=1 2>/dev/null | head -c 8") == "written"
     # Discards give the room back.
@@ -435,13 +435,16 @@ def test_holes_cost_nothing(own_daemon: RealDaemon, tmp_path: Path) -> None:
             sparse.seek(offset)
             sparse.write(os.urandom(MIB // 2))
     began = time.monotonic()
+    with file.open("rb") as sparse:
+        hashlib.file_digest(sparse, "sha256")
+    hashed = time.monotonic()
     daemon.ok("image", "import", "sparse", str(file), "--kind", "disk")
-    took = time.monotonic() - began
+    took = time.monotonic() - hashed
     (blob,) = (daemon.state_dir / "blobs" / "sha256").iterdir()
     assert blob.stat().st_size == SPARSE_BYTES
     assert blob.stat().st_blocks * 512 < 4 * MIB
     assert subprocess.run(["cmp", str(file), str(blob)], check=False).returncode == 0
-    assert took < 30, "hashed twice, at more than 35 MB/s"
+    assert took < 5 + 10 * (hashed - began), "read and hashed, a few times at most"
     daemon.ok("image", "import", "same", str(file), "--kind", "disk")  # it has the bytes already
     assert len(list((daemon.state_dir / "blobs" / "sha256").iterdir())) == 1
 

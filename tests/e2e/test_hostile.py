@@ -9,7 +9,7 @@ import struct
 import pytest
 from hostile_rig import SCRIPT, Act
 from hvapi.v1.guest_pb2 import Guest
-from real_daemon import RealDaemon, is_process, wait_for
+from real_daemon import RealDaemon, children, is_process, wait_for
 
 from hvd.backends.trap.backend import BACKEND
 
@@ -47,11 +47,7 @@ def test_a_cell_that_is_killed(daemon: RealDaemon, paused: bool) -> None:
     runner = daemon.runner(name)
     if paused:
         daemon.ok("pause", name)
-
-    def children() -> list[int]:
-        return [int(pid) for task in os.listdir(f"/proc/{runner}/task") for pid in open(f"/proc/{runner}/task/{task}/children").read().split()]
-
-    (cell,) = children()
+    (cell,) = children(runner)
     neighbour = daemon.runner(other)
     with daemon.client() as client:
         events = iter(client.watch([f"guests/{name}"]))

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
@@ -15,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from real_daemon import ROOT, RealDaemon, kernel, wait_for
+from real_daemon import ROOT, RealDaemon, children, kernel, wait_for
 
 from hvd.jail import landlock, seccomp, user
 
@@ -26,17 +27,6 @@ RAWIO_CHROOT = 1 << 17 | 1 << 18
 def status(pid: int) -> dict[str, str]:
     lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     return {key: value.strip() for key, _, value in (line.partition(":") for line in lines)}
-
-
-def children(pid: int) -> list[int]:
-    found = []
-    for entry in Path("/proc").glob("[0-9]*/stat"):
-        try:
-            if int(entry.read_bytes().rpartition(b")")[2].split()[1]) == pid:
-                found.append(int(entry.parent.name))
-        except OSError:
-            continue
-    return found
 
 
 def namespaces(pid: int | str) -> dict[str, str]:
@@ -60,8 +50,8 @@ def descriptors(pid: int) -> set[str]:
     """What is open, without numbers and the guest's own directory."""
     found = set()
     for entry in Path(f"/proc/{pid}/fd").iterdir():
-        target = os.readlink(entry)
-        found.add(re.sub(r":\[\d+\]", "", target))
+        with contextlib.suppress(FileNotFoundError):  # closed meanwhile
+            found.add(re.sub(r":\[\d+\]", "", os.readlink(entry)))
     return found
 
 
@@ -70,8 +60,13 @@ def spares(daemon: RealDaemon, backend: str) -> set[int]:
     ours = f"-m hvd.runner.template {backend}$"
     found_templates = subprocess.run(["pgrep", "-P", str(daemon.pid), "-f", "--", ours], capture_output=True, text=True)
     templates = [int(pid) for pid in found_templates.stdout.split()]
-    found = {pid for template in templates for pid in children(template)}
-    return {pid for pid in found if status(pid)["Name"] == "hvd:spare" and not status(pid)["State"].startswith("Z")}
+    found = set()
+    for pid in (pid for template in templates for pid in children(template)):
+        with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # it has ended meanwhile
+            about = status(pid)
+            if about["Name"] == "hvd:spare" and not about["State"].startswith("Z"):
+                found.add(pid)
+    return found
 
 
 @pytest.mark.parametrize(("backend", "spare"), [("emulation", False), ("emulation", True), ("trap", False), ("rewriting", True)])

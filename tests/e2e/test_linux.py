@@ -13,7 +13,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import pytest
-from guest_shell import BOOT_SECONDS, SHELL, Shell
+from guest_shell import BOOT_SECONDS, SHELL, Shell, quiet_shell
 from real_daemon import Process, RealDaemon, kernel, wait_for
 
 from tests.guest_images import GuestUnavailable, guest_image, is_built, memtest86
@@ -58,7 +58,6 @@ def needs_backend(daemon: RealDaemon, name: str) -> None:
 
 def work(shell: Shell) -> None:
     """What shows whether code is stale or state is lost: the same programs again and again, in fresh processes, by pipes."""
-    shell("dmesg -n 1")  # on a loaded machine the kernel has something to say about time
     assert shell("echo $((6*7))") == "42"
     known = hashlib.md5(b"hvd was here\n").hexdigest()
     assert shell("echo hvd was here | md5sum") == f"{known}  -"
@@ -85,7 +84,7 @@ def test_own_linux_rewritten(daemon: RealDaemon, own: str) -> None:
     """Unmodified, and its kernel code translated: the same as under emulation."""
     needs_backend(daemon, "rewriting")
     process = daemon.spawn("run", "--name", "a", "--backend", "rewriting", "--image", own)
-    shell = Shell(process)
+    shell = quiet_shell(process)
     assert re.fullmatch("i[3456]86", shell("uname -m"))
     work(shell)
     summary = daemon.ok("trace", "summary", "a").stdout
@@ -98,7 +97,7 @@ def test_own_linux_rewritten(daemon: RealDaemon, own: str) -> None:
 @own_linux
 def test_own_linux(daemon: RealDaemon, own: str) -> None:
     process = daemon.spawn("run", "--name", "a", "--backend", "emulation", "--image", own)
-    shell = Shell(process)
+    shell = quiet_shell(process)
     machine = {"linux": "i[3456]86", "linux64": "x86_64"}[own]
     assert re.fullmatch(machine, shell("uname -m"))
     work(shell)
@@ -113,6 +112,8 @@ def test_own_linux_on_a_terminal(daemon: RealDaemon, own: str) -> None:
     """Line editing, ^C and job control need a raw terminal on this side and a controlling one on the guest's."""
     terminal = daemon.terminal("run", "--name", "a", "--image", own)
     terminal.wait_for(SHELL, BOOT_SECONDS)
+    terminal.type("dmesg -n 1\n")
+    terminal.wait_for(SHELL)
     terminal.type("sh -c 'echo sle\"\"eps; sleep 1000'\n")
     terminal.wait_for("sleeps\r\n")
     terminal.type("\x03")
@@ -134,7 +135,7 @@ def test_own_linux_on_a_terminal(daemon: RealDaemon, own: str) -> None:
 @own_linux
 def test_own_linux_restarts_itself(daemon: RealDaemon, own: str) -> None:
     process = daemon.spawn("run", "--name", "a", "--image", own, "--on-reset", "restart")
-    shell = Shell(process)
+    shell = quiet_shell(process)
     pid = daemon.runner("a")
     shell.type("reboot -f\n")
     process_again = wait_for(lambda: process.out.count("BusyBox v") == 2, "a second boot", BOOT_SECONDS)
@@ -148,7 +149,7 @@ def test_own_linux_restarts_itself(daemon: RealDaemon, own: str) -> None:
 def test_own_linux_under_gdb_shows_function_names(daemon: RealDaemon, own: str) -> None:
     """The image's own symbols; break in the middle of a system call, look around, let it go on."""
     process = daemon.spawn("run", "--name", "a", "--backend", "emulation", "--image", own)
-    shell = Shell(process)
+    shell = quiet_shell(process)
     commands = ["set width 0", "break do_sys_openat2", "continue", "backtrace", "x/s &linux_banner", "finish", "stepi", "delete", "detach"]
     gdb = daemon.spawn("gdb", "a", "--", "-nx", "-batch", *(word for command in commands for word in ("-ex", command)))
     # Attached, and let go on.
@@ -172,7 +173,7 @@ def _debian(daemon: RealDaemon, name: str, backend: str, programs: Sequence[Path
     # As the issue writes it, with the memory that a guest has by default.
     process = daemon.spawn("run", "--backend", backend, "--name", "a", "--kernel", str(image.kernel),
                            "--initrd", str(image.initrd), "--append", "console=ttyS0")  # fmt: skip
-    yield process, Shell(process)
+    yield process, quiet_shell(process)
 
 
 def _check_debian(daemon: RealDaemon, name: str, machine: str, backend: str = "emulation", programs: Sequence[Path] = ()) -> None:

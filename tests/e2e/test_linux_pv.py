@@ -8,7 +8,7 @@ import shutil
 import subprocess
 
 import pytest
-from guest_shell import Shell
+from guest_shell import quiet_shell
 from real_daemon import RealDaemon
 from test_linux import BUILD_SECONDS, _own, needs_backend, own, work
 
@@ -25,7 +25,7 @@ def test_linux_pv_under_paravirt(daemon: RealDaemon, own: str) -> None:
     """It works, and what its kernel does all the time crosses nothing: interrupt flag, flags, control registers, selectors."""
     needs_backend(daemon, "paravirt")
     process = daemon.spawn("run", "--name", "a", "--backend", "paravirt", "--image", own)
-    shell = Shell(process)
+    shell = quiet_shell(process)
     assert re.fullmatch("i[3456]86", shell("uname -m"))
     work(shell)
     summary = daemon.ok("trace", "summary", "a").stdout
@@ -52,7 +52,7 @@ def test_linux_pv_elsewhere(daemon: RealDaemon, own: str, backend: str) -> None:
     """The same image, which nobody replaces: an ordinary kernel."""
     needs_backend(daemon, backend)
     process = daemon.spawn("run", "--name", "a", "--backend", backend, "--image", own)
-    shell = Shell(process)
+    shell = quiet_shell(process)
     work(shell)
     shell.type("reboot -f\n")
     assert process.end() == 0

@@ -175,8 +175,7 @@ def test_user_mode(namespace: Namespace, daemon: RealDaemon, image: GuestImage) 
     process.wait_out("guest # ")
     wait_for(lambda: shell("cat /sys/class/net/eth0/carrier") == "0", "the link is down")
     assert shell("echo alive") == "alive"
-    log = daemon.ok("logs", "a").stdout
-    assert re.search(r"network card net0: its user-mode network \(passt\) is gone: it was ended by signal 9", log)
+    daemon.wait_logs("a", "network card net0: its user-mode network (passt) is gone: it was ended by signal 9")
     shell.type("poweroff -f\n")
     assert process.end() in (0, 137)
     # Another start has another, which ends with its guest, however that ends.

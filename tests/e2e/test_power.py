@@ -43,11 +43,13 @@ def test_a_stock_kernel_with_its_default_command_line(daemon: RealDaemon, name: 
     assert re.search(r"9:\s+\d+\s+IO-APIC\s+9-fasteoi\s+acpi", interrupts), interrupts
     assert re.search(r"LOC:\s+[1-9]\d*", interrupts), interrupts
     assert not re.search(r"(SPU|ERR|MIS):\s+[1-9]", interrupts), interrupts
-    assert shell("cat /sys/devices/system/clocksource/clocksource0/current_clocksource") == "tsc"
     events = shell("cat /sys/devices/system/clockevents/clockevent0/current_device")
     assert events == "lapic-deadline"
     log = shell("dmesg", seconds=240)
-    for said in ("ACPI: Using IOAPIC for interrupt routing", "PCI: Using ACPI for IRQ routing", "ACPI: PM: (supports S0 S5)"):
+    for said in (
+        # Not current_clocksource: it may distrust it later, when the host runs something else between two of its readings.
+        "Switched to clocksource tsc", "ACPI: Using IOAPIC for interrupt routing", "PCI: Using ACPI for IRQ routing", "ACPI: PM: (supports S0 S5)",
+    ):  # fmt: skip
         assert said in log
     assert not re.search(r"ACPI (BIOS )?(Error|Warning)|APIC error|BUG:|WARNING:", log), log
     before = int(shell("grep -o 'LOC: *[0-9]*' /proc/interrupts | grep -o '[0-9]*'"))

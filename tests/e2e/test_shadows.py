@@ -14,6 +14,7 @@ VIEWS = {"trap": ["native"], "rewriting": ["native", "kernel window"], "paravirt
 def test_translate_shows_the_shadow(daemon: RealDaemon, backend: str) -> None:
     daemon.ok("create", "--backend", backend, "--name", "a", "--kernel", kernel("spin.pv.elf" if backend == "paravirt" else "spin.elf"))
     daemon.ok("start", "a")
+    daemon.wait_logs("a", "spin: ok")  # it executes what it will go on executing
     daemon.ok("pause", "a")
     registers = {row["name"]: int(row["value"]) for row in json.loads(daemon.ok("-o", "json", "regs", "a").stdout)["registers"]}
     address = registers["rip"]

@@ -19,7 +19,7 @@ WORK_SECONDS = 300.0
 ROUNDS = 300
 # A chain of hashes, each by a process of its own, and sums of floating-point numbers between them: what is lost or stale shows.
 WORK = (
-    's=0; for i in $(seq {rounds}); do s=$(echo $s $i | sha256sum | cut -c1-64); '
+    'dmesg -n 1; s=0; for i in $(seq {rounds}); do s=$(echo $s $i | sha256sum | cut -c1-64); '
     'f=$(awk -v n=$i "BEGIN {{ x = 0; for (k = 1; k < 2000; k++) x += sqrt(k * n) * sin(k); printf \\"%.9f\\", x }}"); '
     'echo "ro""und $i"; s=$(echo $s $f | sha256sum | cut -c1-64); done; echo "res""ult $s"\n'
 )
@@ -124,7 +124,7 @@ def test_an_idle_guest_wakes_up(daemon: RealDaemon) -> None:
     """Saved while it waits in HLT for its timer: time goes on from there, neither late nor in a burst."""
     _start_linux(daemon, "a", _image("debian-cloud"))
     console = daemon.spawn("console", "a", "--no-replay")
-    console.type('while :; do read a b </proc/uptime; echo "at" "$a"; sleep 1; done\n')
+    console.type('dmesg -n 1; while :; do read a b </proc/uptime; echo "at" "$a"; sleep 1; done\n')
     console.wait_out("\nat ", WORK_SECONDS)
     console.close()
     for number in range(5):
@@ -182,6 +182,7 @@ def test_disks_and_cards(own_daemon: RealDaemon, tmp_path: Path) -> None:
               "--append", image.append, "--disk", "base", "--disk", "size=64M", "--network", "none", "--memory", "256M")  # fmt: skip
     daemon.wait_logs("a", PROMPT.decode(), BOOT_SECONDS)
     shell = Typist(daemon, "a")
+    shell("dmesg -n 1")
     original = hashlib.md5(base.read_bytes()).hexdigest()
     assert shell("md5sum </dev/vda").startswith(original)
     assert "eth0" in shell("ls /sys/class/net")

@@ -83,7 +83,11 @@ def test_filters_counts_and_durations(daemon: RealDaemon) -> None:
 
 def test_several_guests_in_one_stream(daemon: RealDaemon) -> None:
     names = [daemon.run("ticker.elf") for _ in range(2)]
-    lines = daemon.ok("trace", "--kind", "interrupt", "--count", "60", *names).stdout.splitlines()
+    trace = daemon.spawn("trace", "-f", "--kind", "interrupt", *names)
+    for name in names:
+        trace.wait_out(f" {name} interrupt(")
+    assert trace.interrupt() == 130
+    lines = trace.out.rpartition("\n")[0].splitlines()
     assert {line.split()[1] for line in lines} == set(names)
 
 
@@ -123,7 +127,14 @@ def test_records_are_written_only_while_somebody_listens(daemon: RealDaemon) -> 
     daemon.wait_logs(name, "tick 0")
     assert records() == 0 < exits()
     daemon.ok("trace", "--count", "10", name)
-    wait_for(lambda: records() == records(), "recording ends with the last listener")
+
+    def stands_still() -> bool:
+        """While the guest crosses."""
+        written, counted = records(), exits()
+        wait_for(lambda: exits() > counted, "it crosses")
+        return records() == written
+
+    wait_for(stands_still, "recording ends with the last listener")
     written, counted = records(), exits()
     assert written >= 10
     daemon.wait_logs(name, f"tick {daemon.ok('logs', name).stdout.count('tick') + 1}")

@@ -36,6 +36,8 @@ def documents(daemon: RealDaemon, name: str) -> list[dict[str, Any]]:
 def test_a_session_outlives_its_client_and_is_read_back(daemon: RealDaemon) -> None:
     guests = [daemon.run("ticker.elf") for _ in range(2)]
     assert daemon.ok("trace", "start", "--name", "both", "--kind", "interrupt", *guests).stdout == "both\n"
+    for name in guests:  # there are ten interrupts between two of its lines
+        daemon.wait_logs(name, f"tick {daemon.ok('logs', name).stdout.count('tick') + 1}")
     wait_for(lambda: records(daemon, "both") >= 300, "records are written, of both")
     listed = daemon.ok("trace", "list", "-o", "json").json["traces"]
     assert [(each["name"], each["state"]) for each in listed] == [("traces/both", "RUNNING")]
@@ -205,7 +207,8 @@ def test_top_has_crossings_a_second_by_kind(daemon: RealDaemon) -> None:
     titles = lines[0].split()
     assert titles[:2] == ["NAME", "BACKEND"] and "BY KIND /S" in lines[0] and "MEMORY" in titles and "CPU%" in titles
     rows = [line for line in lines if line.startswith(name)]
-    assert len(rows) == 3 and re.search(r"interrupt \d+", rows[-1]) and re.search(r"halt \d+", rows[-1]), rows
+    # On a busy host there may be 300 ms without any.
+    assert len(rows) == 3 and any(re.search(r"interrupt \d+", row) and re.search(r"halt \d+", row) for row in rows[1:]), rows
 
 
 def test_completion_asks_the_daemon(daemon: RealDaemon) -> None:
