@@ -122,6 +122,7 @@ def root() -> VerbGroup:
 
 # Signals that asked hvctl to end.
 _signals: list[int] = []
+_raised = False
 # Between two looks at a thread that is inside of a library.
 _TICK_SECONDS = 0.005
 _seen: tuple[CodeType, int] | None = None
@@ -132,10 +133,15 @@ def _terminate(number: int, frame: FrameType | None) -> None:
 
     An exception in the middle of threading.Condition releases locks that are another thread's, and the next call never ends. In there, and
     in grpc, it is raised where the thread waits: where it is found twice.
+
+    Once: what cleans up then is not disturbed by what comes after the first, a SIGHUP that follows a SIGTERM or another SIGHUP. Who presses
+    Ctrl-C again means it.
     """
-    global _seen
+    global _raised, _seen
     if number != signal.SIGALRM:
         _signals.append(number)
+    if _raised and number != signal.SIGINT:
+        return
     if frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in ("threading", "grpc"):
         here = (frame.f_code, frame.f_lasti)
         if here != _seen or frame.f_code is threading.Condition._acquire_restore.__code__:  # type: ignore[attr-defined]
@@ -144,8 +150,14 @@ def _terminate(number: int, frame: FrameType | None) -> None:
             signal.setitimer(signal.ITIMER_REAL, _TICK_SECONDS)
             return
     _seen = None
+    _raised = True
     signal.setitimer(signal.ITIMER_REAL, 0)
     raise KeyboardInterrupt
+
+
+def _on_signals(action: Any) -> None:
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, action)
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -156,14 +168,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  for the rest of the process
     in_main_thread = arguments is None
     if in_main_thread:
-        for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-            signal.signal(number, _terminate)
+        _on_signals(_terminate)
     try:
         code = _run(words, settings)
+        if in_main_thread:
+            _on_signals(signal.SIG_IGN)  # it is over
     except BaseException:
         if not _signals:
             raise
+        _on_signals(signal.SIG_IGN)
         code = failures.INTERRUPTED
+    if (terminal := sys.modules.get("hvctl.terminal")) is not None:
+        terminal.restore()  # whatever kept it from being restored
     if in_main_thread:
         # Threads of grpc and destructors have nothing left to do that would be worth their 50 ms.
         sys.stdout.flush()

@@ -135,13 +135,32 @@ def terminal_size() -> tuple[int, int]:
     return size.lines, size.columns
 
 
+_as_it_was: list[object] | None = None
+
+
+def make_raw() -> None:
+    """Stdin's terminal, until restore()."""
+    global _as_it_was
+    _as_it_was = termios.tcgetattr(STDIN)
+    tty.setraw(STDIN, termios.TCSADRAIN)
+
+
+def restore() -> bool:
+    """Was there anything to be restored? A signal may come in the middle of whatever would call this: hvctl calls it at its end, too."""
+    global _as_it_was
+    if _as_it_was is None:
+        return False
+    termios.tcsetattr(STDIN, termios.TCSADRAIN, _as_it_was)  # type: ignore[arg-type]
+    _as_it_was = None
+    return True
+
+
 class _Keyboard:
     """Passes stdin on from a thread of its own, from begin() until stop()."""
 
     def __init__(self, console: Console, raw: bool, enabled: bool, announce: bool) -> None:
         self.detached = False
         self._console, self._raw, self._enabled, self._announce = console, raw, enabled, announce
-        self._saved: list[object] | None = None
         self._wake_reader, self._wake_writer = os.pipe2(os.O_CLOEXEC)
         self._thread: threading.Thread | None = None
 
@@ -149,8 +168,7 @@ class _Keyboard:
         if self._raw:
             if self._announce:
                 say("attached; ^] detaches")
-            self._saved = termios.tcgetattr(STDIN)
-            tty.setraw(STDIN, termios.TCSADRAIN)
+            make_raw()
         if self._enabled and self._thread is None:
             self._thread = threading.Thread(target=self._read, name="stdin", daemon=True)
             self._thread.start()
@@ -185,8 +203,7 @@ class _Keyboard:
             self._thread.join()
         os.close(self._wake_reader)
         os.close(self._wake_writer)
-        if self._saved is not None:
-            termios.tcsetattr(STDIN, termios.TCSADRAIN, self._saved)  # type: ignore[arg-type]
+        if restore():
             sys.stderr.write("\r\n" if self.detached else "")
 
 

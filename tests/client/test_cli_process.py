@@ -12,7 +12,7 @@ import subprocess
 import sys
 import termios
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import pytest
 from cli_harness import environment
@@ -131,17 +131,57 @@ def test_run_survives_a_restart_of_the_daemon(process: Start, daemon: FakeDaemon
     assert child.wait(DEADLINE) == 6
 
 
+# Each a place that a signal reaches in the middle of putting something in order.
+_LATE_SIGNALS = {
+    "when the guest has ended": ("say=up exit=3", """
+from hvctl.verbs import run
+tell_end = run.tell_end
+def interrupted(ended):
+    os.kill(os.getpid(), signal.SIGTERM)
+    tell_end(ended)
+run.tell_end = interrupted
+"""),
+    "while it is deleted": ("say=up hang", """
+from hvctl.sdk.client import UnaryMethod
+call = UnaryMethod.__call__
+def interrupted(self, *args, **fields):
+    if fields.get("force"):
+        os.kill(os.getpid(), signal.SIGHUP)
+    return call(self, *args, **fields)
+UnaryMethod.__call__ = interrupted
+"""),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("when", _LATE_SIGNALS)
+def test_run_rm_deletes_the_guest_whenever_a_signal_comes(daemon: FakeDaemon, when: str) -> None:
+    append, patch = _LATE_SIGNALS[when]
+    code = f"import os, signal\n{patch}\nfrom hvctl.cli import main\nmain()"
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, "run", "--rm", "--name", "a", "--append", append],
+        env=environment(daemon), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    with child:
+        assert child.stdout and child.stderr
+        read_until(child.stdout.fileno(), b"up")
+        if "hang" in append:
+            child.send_signal(signal.SIGTERM)
+        assert child.wait(DEADLINE) == 130
+        assert b"Traceback" not in child.stderr.read()
+    assert "guests/a" not in daemon.guests
+
+
 class Terminal:
     """hvctl on a pseudo terminal."""
 
-    def __init__(self, daemon: FakeDaemon, *words: str) -> None:
+    def __init__(self, daemon: FakeDaemon, *words: str, program: Sequence[str] = ("-m", "hvctl")) -> None:
         self.master, slave = pty.openpty()
         self.before = termios.tcgetattr(slave)
         self.slave = slave
         self.resize(24, 80)
         self.child = subprocess.Popen(
             # Not by a preexec_fn: that makes Popen fork(2), and grpc, which serves in this process, harms such a child.
-            ["setsid", "--ctty", sys.executable, "-m", "hvctl", *words],
+            ["setsid", "--ctty", sys.executable, *program, *words],
             env=environment(daemon),
             stdin=slave,
             stdout=slave,
@@ -184,6 +224,26 @@ def test_the_terminal_is_restored_when_the_guest_ends(daemon: FakeDaemon) -> Non
         read_until(terminal.master, b"up\r\n")
         os.write(terminal.master, b"q")
         assert terminal.child.wait(DEADLINE) == 3
+        assert termios.tcgetattr(terminal.slave) == terminal.before
+    finally:
+        terminal.close()
+
+
+def test_the_terminal_is_restored_when_a_signal_comes_before_that(daemon: FakeDaemon) -> None:
+    code = """
+import os, signal
+from hvctl import terminal
+from hvctl.cli import main
+def interrupted(self):
+    os.kill(os.getpid(), signal.SIGTERM)
+terminal._Keyboard.stop = interrupted
+main()
+"""
+    terminal = Terminal(daemon, "run", "--append", "say=up echo exit=3", program=("-c", code))
+    try:
+        read_until(terminal.master, b"up\r\n")
+        os.write(terminal.master, b"q")
+        assert terminal.child.wait(DEADLINE) == 130
         assert termios.tcgetattr(terminal.slave) == terminal.before
     finally:
         terminal.close()
@@ -310,6 +370,7 @@ def interrupt():
 for target in (notify, interrupt):
     threading.Thread(target=target, daemon=True).start()
 for _ in range(200):
+    cli._raised = False
     go.set()
     try:
         while True:

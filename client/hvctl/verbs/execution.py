@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import sys
-import termios
 import threading
-import tty as terminal
 from types import FrameType
 from typing import TYPE_CHECKING
 
@@ -48,7 +46,7 @@ def exec_(
     from hvapi.v1 import guest_pb2
 
     from hvctl.sdk.execution import STDERR
-    from hvctl.terminal import terminal_size, write_all
+    from hvctl.terminal import make_raw, restore, terminal_size, write_all
 
     setup = guest_pb2.ExecSetup(
         name=guest_name(guest),
@@ -63,17 +61,15 @@ def exec_(
     raw = tty and os.isatty(STDIN)
     try:
         with settings.client.execute(setup, timeout=settings.timeout) as execution:
-            saved = termios.tcgetattr(STDIN) if raw else None
             if raw:
-                terminal.setraw(STDIN, termios.TCSADRAIN)
+                make_raw()
             _follow_size(execution, tty)
             threading.Thread(target=_type, args=(execution,), name="stdin", daemon=True).start()
             try:
                 for stream, data in execution:
                     write_all(stream if stream == STDERR else 1, data)
             finally:
-                if saved is not None:
-                    termios.tcsetattr(STDIN, termios.TCSADRAIN, saved)
+                restore()
             if execution.exit_code is None:
                 raise HvctlError.local("NOT_EXPLAINED", problem="the program's end was not told")
             return execution.exit_code

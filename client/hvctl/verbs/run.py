@@ -198,22 +198,29 @@ def run(settings: Settings, rm: bool, detach: bool, **spec: Any) -> int:
         print_made(settings, guest)
         return failures.OK
 
-    from hvctl.terminal import Detached, follow, has_terminal
-
+    ended = None
     goes_on = f"{short} goes on: `hvctl console {short}` attaches, `hvctl kill {short}` ends it"
-    try:
+    try:  # an interrupt may come at any moment from here on
+        from hvctl.terminal import Detached, follow, has_terminal
+
         ended = follow(settings, name, replay_bytes=REPLAY_BYTES, is_terminal=has_terminal(guest))
-    except Detached:
-        say(f"detached; {goes_on}" + ("; it is not deleted at its end" if rm else ""))
-        return failures.OK
+        tell_end(ended)
+        if rm:
+            remove()
+        return exit_code(ended)
     except KeyboardInterrupt:
         if rm:
             remove()
             say(f"interrupted; {short} is deleted")
-        else:
+        elif ended is None:
             say(f"detached; {goes_on}")
         return failures.INTERRUPTED
+    except Detached:
+        say(f"detached; {goes_on}" + ("; it is not deleted at its end" if rm else ""))
+        return failures.OK
     except HvctlError as error:
+        if ended is not None:
+            raise
         if error.reason == "TIMED_OUT":
             if rm:
                 remove()
@@ -221,7 +228,3 @@ def run(settings: Settings, rm: bool, detach: bool, **spec: Any) -> int:
             return failures.TIMED_OUT
         say(goes_on)
         raise
-    tell_end(ended)
-    if rm:
-        remove()
-    return exit_code(ended)
