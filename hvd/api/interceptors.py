@@ -235,6 +235,7 @@ class _Call:
         self._verbose = verbose
         self._began = time.perf_counter()
         self._error: HvdError | None = None
+        self._ended = False
         self._request = request if isinstance(request, Message) else None  # of a stream, its first
         self._who: dict[str, Any] = {}
         self.at_end: Callable[[], None] | None = None
@@ -267,13 +268,18 @@ class _Call:
         if isinstance(error, grpc.aio.AbortError):
             raise error
         self._error = errors.as_hvd_error(error, self.method)
+        self._end(self._error.code)  # whoever is told of it finds it counted and written down
         await errors.abort(context, self._error)
 
     def __exit__(self, kind: type[BaseException] | None, error: object, traceback: object) -> None:
+        if not self._ended:
+            self._end("OK" if kind is None else "CANCELLED")
+
+    def _end(self, code: str) -> None:
+        self._ended = True
         if self.at_end is not None:
             self.at_end()
         seconds = time.perf_counter() - self._began
-        code = self._error.code if self._error else "OK" if kind is None else "CANCELLED"
         self._observe(self.method, code, seconds)
         if not self._audited and not self._verbose:
             return

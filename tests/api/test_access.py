@@ -7,6 +7,7 @@ import grp
 import json
 import os
 import stat
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -18,7 +19,7 @@ from grpc_status import rpc_status
 from hvapi.v1 import guest_pb2, guest_pb2_grpc, system_pb2, system_pb2_grpc
 from structlog.testing import capture_logs
 
-from hvd.api import audit, limits, roles
+from hvd.api import audit, errors, limits, roles
 from hvd.api.limits import CallLimits
 from hvd.daemon import SERVICES
 from hvd.errors import HvdError
@@ -207,6 +208,30 @@ async def test_the_audit_log_says_who_did_what_to_which_guest(start_world: Start
         assert entry["guest"] == "guests/audited"
     assert len({entry["trace_id"] for entry in entries}) == 4 and entries[-1]["trace_id"] == "ab" * 16
     assert "hunter2" not in text and stat.S_IMODE(path.stat().st_mode) == 0o600
+
+
+async def test_what_is_refused_is_written_down_before_that_is_told(
+    start_world: StartWorld, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    path = tmp_path / "audit.jsonl"
+    world = await start_world(audit_log=path, metrics_listen="127.0.0.1:0", max_calls=1)
+    abort, told = errors.abort, asyncio.Event()
+
+    async def slow(context: Any, error: HvdError) -> None:
+        """The client knows, the daemon gets on later."""
+        try:
+            await abort(context, error)
+        finally:
+            await told.wait()
+
+    monkeypatch.setattr(errors, "abort", slow)
+    assert (await refused(world.guests.KillGuest(guest_pb2.KillGuestRequest(name="guests/nobody")))).reason == "GUEST_NOT_FOUND"
+    (entry,) = (json.loads(line) for line in path.read_text().splitlines())
+    assert (entry["method"], entry["code"]) == ("KillGuest", "NOT_FOUND")
+    info = await world.system.GetInfo(system_pb2.GetInfoRequest())  # nor does it count as a call under way
+    page = await asyncio.to_thread(lambda: urllib.request.urlopen(info.metrics_address, timeout=60).read().decode())
+    assert 'hvd_operation_duration_seconds_count{code="NOT_FOUND",method="hvd.v1.GuestService/KillGuest"} 1.0' in page
+    told.set()
 
 
 async def test_an_audit_log_that_cannot_be_written_is_told(start_world: StartWorld, tmp_path: Path) -> None:
