@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 import yaml
 from cli_harness import Hvctl
-from fake_daemon import FakeDaemon, make_record
+from fake_daemon import FakeDaemon
+from fake_inspection import make_record
 from hvapi.v1 import guest_pb2, trace_pb2
 
 Guest = guest_pb2.Guest

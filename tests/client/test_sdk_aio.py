@@ -7,7 +7,8 @@ import inspect
 from pathlib import Path
 
 import pytest
-from fake_daemon import FakeDaemon, make_record
+from fake_daemon import FakeDaemon
+from fake_inspection import make_record
 from hvapi.v1 import guest_pb2, trace_pb2
 from hvctl.sdk import AsyncClient, Client, HvctlError, TraceDecoder
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import pytest
-from fake_daemon import POINTS, make_record
+from fake_inspection import POINTS, make_record
 from hvapi import record
 from hvapi.v1 import trace_pb2
 from hvctl.sdk import HvctlError, TraceDecoder, TraceEvent
