@@ -182,6 +182,17 @@ uint32_t hv_entry_find(uint32_t eip)
     return enter(bucket, eip, user);
 }
 
+void hv_entry_announce(uint32_t eip) { __builtin_prefetch(bucket_of(eip)); }
+
+void hv_entry_expect(uint32_t eip)
+{
+    const struct bucket *bucket = bucket_of(eip);
+    if (bucket->entry)
+        __builtin_prefetch(&entries[bucket->entry - 1]);
+    if (bucket->covering)
+        __builtin_prefetch(&blocks[bucket->covering - 1]);
+}
+
 /* Blocks lie in the cache in the order of their numbers. */
 bool hv_blocks_locate(const uint8_t *rip, struct hv_found *found)
 {
@@ -298,8 +309,22 @@ bool hv_block_fits(void)
     return block_count < BLOCKS && entry_count <= ENTRIES - 512 && exit_count <= EXITS - 512 && place_count <= PLACES - 1024 && next_block + ROOM <= cache + HV_CACHE_BYTES;
 }
 
+/* Was a block made for it before? A bit stands for several places of 4 GiB, seldom for two of one guest's; neighbours' bits are neighbours. */
+static uint64_t made[1 << 14];
+static uint32_t made_bit(uint32_t eip) { return (eip ^ (eip >> 20) * 0x9e370u) & 0xfffff; }
+
+static bool again(uint32_t eip)
+{
+    uint32_t bit = made_bit(eip);
+    uint64_t mask = 1ull << (bit & 63), *word = &made[bit >> 6];
+    bool was = *word & mask;
+    *word |= mask;
+    return was;
+}
+
 struct hv_block *hv_block_begin(uint32_t eip, uint32_t *index)
 {
+    __builtin_prefetch(&made[made_bit(eip) >> 6], 1);
     if (!hv_block_fits())
         hv_blocks_flush();
     need(CACHE, next_block + ROOM);
@@ -325,17 +350,6 @@ uint32_t hv_block_exit(uint8_t *displacement, uint8_t *stub, uint32_t eip)
     *exit = (struct exit){(uint32_t)(displacement - cache), (uint32_t)(stub - cache), eip, NONE, NONE};
     retarget(exit, exit->stub);
     return exit_count++;
-}
-
-/* Was a block made for it before? A bit stands for several places of 4 GiB, seldom for two of one guest's; neighbours' bits are neighbours. */
-static bool again(uint32_t eip)
-{
-    static uint64_t made[1 << 14];
-    uint32_t bit = (eip ^ (eip >> 20) * 0x9e370u) & 0xfffff;
-    uint64_t mask = 1ull << (bit & 63), *word = &made[bit >> 6];
-    bool was = *word & mask;
-    *word |= mask;
-    return was;
 }
 
 uint32_t hv_block_end(uint32_t index, const struct hv_emitter *e, bool global)

@@ -14,6 +14,8 @@ static struct {
     uint32_t eip, accesses, kind;
 } sites[SITES]; /* by EIP: of two in the same row the later one begins anew */
 
+static uint64_t enough[SITES / 64]; /* a bit for each row whose instruction has: a few lines of the processor's cache */
+
 static uint32_t row_of(uint32_t eip) { return (eip ^ eip / SITES) % SITES; }
 
 /* Of another kind than this it is not the instruction that was counted, and perhaps one that the monitor cannot execute, of the x87 or SSE. */
@@ -22,7 +24,7 @@ static uint32_t kind_of(const struct hv_insn *insn) { return (uint32_t)insn->map
 bool hv_device_site(uint32_t eip, const struct hv_insn *insn)
 {
     uint32_t row = row_of(eip);
-    return sites[row].eip == eip && sites[row].accesses >= ENOUGH && sites[row].kind == kind_of(insn);
+    return enough[row / 64] >> row % 64 & 1 && sites[row].eip == eip && sites[row].kind == kind_of(insn);
 }
 
 void hv_device_accessed(uint32_t eip, uint64_t physical)
@@ -40,9 +42,16 @@ void hv_device_accessed(uint32_t eip, uint64_t physical)
         sites[row].eip = eip;
         sites[row].kind = kind_of(&insn);
         sites[row].accesses = 0;
+        enough[row / 64] &= ~(1ull << row % 64);
     }
-    if (++sites[row].accesses == ENOUGH)
+    if (++sites[row].accesses == ENOUGH) {
+        enough[row / 64] |= 1ull << row % 64;
         hv_code_drop(eip);
+    }
 }
 
-void hv_device_sites_forget(void) { memset(sites, 0, sizeof sites); }
+void hv_device_sites_forget(void)
+{
+    memset(sites, 0, sizeof sites);
+    memset(enough, 0, sizeof enough);
+}

@@ -3,6 +3,7 @@
 
 void hv_emit_exit(struct hv_translation *t, uint32_t eip)
 {
+    hv_entry_announce(eip);
     t->exit[t->exits].displacement = t->e.at;
     t->exit[t->exits++].eip = eip;
     hv_word32(&t->e, 0);
@@ -167,7 +168,7 @@ bool hv_emit_as_it_is(struct hv_translation *t)
         return false;
     if (hv_is_memory(insn) && !is_lea)
         HV_CODE(e, "\x65\x67");
-    memcpy(e->at, insn->bytes, sizeof insn->bytes); /* of one length: two moves */
+    memcpy(e->at, t->bytes, HV_LONGEST_INSTRUCTION); /* of one length: two moves, which would wait for those that have filled insn->bytes just now */
     e->at += insn->length;
     return true;
 }

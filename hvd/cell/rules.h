@@ -12,6 +12,7 @@ struct hv_translation {
     struct hv_emitter e;
     struct hv_block *block;
     struct hv_insn insn;
+    const uint8_t *bytes; /* of the instruction, and of what follows, 15 in all: where they were decoded from */
     uint32_t eip, next;  /* of the instruction, and behind it */
     bool shadow;         /* it stands behind STI */
     bool ends;           /* nothing follows it in this block */

@@ -44,6 +44,14 @@ static const struct source *source_of(uint32_t eip)
     return source;
 }
 
+/* Its code is likely to be translated next: memory that the processor has not seen lately. */
+static void expect(uint32_t eip)
+{
+    const struct source *source = row_of(eip);
+    if (is_at_hand(source, eip))
+        __builtin_prefetch(source->at + eip % PAGE);
+}
+
 /* Bytes at eip, at most 15, into insn's decoder; 0 = there is no code to be fetched. */
 static unsigned fetch(const struct source *source, uint32_t eip, const uint8_t **bytes, uint8_t buffer[HV_LONGEST_INSTRUCTION])
 {
@@ -110,6 +118,7 @@ static uint32_t translate(uint32_t eip)
         }
         bool decoded = hv_decode(&t.insn, bytes, available, true) == HV_DECODED;
         t.eip = at;
+        t.bytes = bytes;
         t.next = at + (decoded ? t.insn.length : 1);
         if (decoded && (t.next - 1) / PAGE != eip / PAGE) {
             if (t.block->instructions) { /* it begins a block of its own */
@@ -150,6 +159,8 @@ static uint32_t translate(uint32_t eip)
         t.exit[i].number = hv_block_exit(t.exit[i].displacement, t.e.at, t.exit[i].eip);
         hv_constant(&t.e, HV_R10, t.exit[i].number);
         hv_jump(&t.e, hv_stubs.chain);
+        hv_entry_expect(t.exit[i].eip);
+        expect(t.exit[i].eip);
     }
     if (!in_memory)
         t.block->page_count = 0;

@@ -70,6 +70,8 @@ void hv_blocks_flush(void);
 uint32_t hv_block_count(void);                        /* the valid ones and those that are gone */
 /* Entries: where blocks are entered, at their starts or in the middle, by EIP. */
 uint32_t hv_entry_find(uint32_t eip);                 /* of a valid block; HV_ENTRY_NONE */
+void hv_entry_announce(uint32_t eip);                 /* it is looked for soon: the processor may fetch what that takes, */
+void hv_entry_expect(uint32_t eip);                   /* and, some time later, what it has found there */
 uint8_t *hv_entry_host(uint32_t entry);
 void hv_entry_look_up(uint32_t entry);                /* indirect jumps find it from now on */
 struct hv_block *hv_block(uint32_t index);
