@@ -340,7 +340,7 @@ def test_a_runner_that_stands_still(own_daemon: RealDaemon) -> None:
             error = json.loads(each.err[each.err.index("{") :])["error"]
             assert error["reason"] == "RUNNER_TIMEOUT", error
             assert "kill" in error["help"]
-        assert time.monotonic() - began < 30
+        assert time.monotonic() - began < 60
         # A daemon that finds it so starts all the same, and a verb that comes before it knows waits for that.
         own_daemon.restart(signal.SIGKILL)
         own_daemon.ok("list")

@@ -7,6 +7,7 @@ import re
 from pathlib import Path
 
 import pytest
+from guest_shell import BOOT_SECONDS
 from real_daemon import RealDaemon, kernel, wait_for
 
 from tests import grub_disk
@@ -142,7 +143,7 @@ def test_a_debian_kernel_from_a_disk_with_grub(daemon: RealDaemon, tmp_path: Pat
     daemon.ok("image", "import", f"debian-{bus}", str(disk), "--kind", "disk")
     name = f"debian-{bus}"
     daemon.ok("run", "-d", "--name", name, "--backend", "emulation", "--memory", "256M", "--disk", f"debian-{bus},bus={bus}")
-    daemon.wait_logs(name, PROMPT.decode(), 110)
+    daemon.wait_logs(name, PROMPT.decode(), BOOT_SECONDS)
     console = daemon.spawn("console", name)
     console.type("ls /sys/block\n")
     console.wait_out("vda" if bus == "virtio" else "sda")

@@ -70,7 +70,7 @@ def _uptime(shell: Shell) -> float:
 
 def _sleeps(shell: Shell) -> None:
     """A second of its timers takes one by its counter, and no more than outside."""
-    before, start = _uptime(shell), time.monotonic()
+    start, before = time.monotonic(), _uptime(shell)  # in this order: the guest may answer late
     shell("sleep 1")
     assert 0.95 <= _uptime(shell) - before <= time.monotonic() - start + 0.5
 

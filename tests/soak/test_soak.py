@@ -57,7 +57,7 @@ def test_five_kills_of_the_daemon(soak: Soak) -> None:
 @pytest.mark.slow
 @pytest.mark.timeout(1200)
 def test_thirty_kills_of_the_daemon(soak: Soak) -> None:
-    soak.run(300, kills=30, pause=(0.1, 1.0))
+    soak.run(1000, kills=30, pause=(0.1, 1.0))
     assert soak.report.daemon_kills == 30
     finish(soak)
 
