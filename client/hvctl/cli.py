@@ -140,8 +140,8 @@ def _terminate(number: int, frame: FrameType | None) -> None:
     global _raised, _seen
     if number != signal.SIGALRM:
         _signals.append(number)
-    if _raised and number != signal.SIGINT:
-        return
+        if _raised and number != signal.SIGINT:
+            return
     if frame is not None and str(frame.f_globals.get("__name__")).partition(".")[0] in ("threading", "grpc"):
         here = (frame.f_code, frame.f_lasti)
         if here != _seen or frame.f_code is threading.Condition._acquire_restore.__code__:  # type: ignore[attr-defined]

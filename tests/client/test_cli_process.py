@@ -171,6 +171,33 @@ def test_run_rm_deletes_the_guest_whenever_a_signal_comes(daemon: FakeDaemon, wh
     assert "guests/a" not in daemon.guests
 
 
+def test_ctrl_c_again_ends_what_the_first_has_begun(daemon: FakeDaemon) -> None:
+    code = """
+import sys, threading
+from hvctl.cli import main
+from hvctl.sdk.client import UnaryMethod
+call = UnaryMethod.__call__
+def waiting(self, *args, **fields):
+    if fields.get("force"):
+        print("deleting", file=sys.stderr, flush=True)
+        threading.Event().wait()
+    return call(self, *args, **fields)
+UnaryMethod.__call__ = waiting
+main()
+"""
+    child = subprocess.Popen(
+        [sys.executable, "-c", code, "run", "--rm", "--name", "a", "--append", "say=up hang"],
+        env=environment(daemon), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    )  # fmt: skip
+    with child:
+        assert child.stdout and child.stderr
+        read_until(child.stdout.fileno(), b"up")
+        child.send_signal(signal.SIGINT)
+        read_until(child.stderr.fileno(), b"deleting")
+        child.send_signal(signal.SIGINT)
+        assert child.wait(DEADLINE) == 130
+
+
 class Terminal:
     """hvctl on a pseudo terminal."""
 
