@@ -219,6 +219,9 @@ static void devices(void)
 	CHECK(PORT_OUT, 0x21, 8, 0, 0, -HV_EINVAL);
 	CHECK(WRITE_MSR, 0x174, 0x1234, 0, 0, 0); /* IA32_SYSENTER_CS */
 	CHECK(READ_MSR, 0x174, 0, 0, 0, 0x1234);
+	CHECK(WRITE_MSR, 0x3b, 0x1000, 0, 0, 0); /* IA32_TSC_ADJUST */
+	CHECK(READ_MSR, 0x3b, 0, 0, 0, 0x1000);
+	CHECK(WRITE_MSR, 0x3b, 0, 0, 0, 0);
 	CHECK(WRITE_MSR, 0xc0000080, 2, 0, 0, -HV_EINVAL); /* IA32_EFER: a bit that there is not */
 	CHECK(DEBUG, 1, 0, 0, 0, 0);
 	CHECK(POWER, 2, 0, 0, 0, -HV_EINVAL);

@@ -22,9 +22,11 @@ FEATURES: Final[dict[tuple[int, str], int]] = {
     (0x8000_0001, "ecx"): 0,
     (0x8000_0001, "edx"): _bits(20),  # nx
 }
-# IA32_ARCH_CAPABILITIES is there (hvd/cell/msr.c): it says that Meltdown is no concern, since what is a kernel's is never mapped where its
+# IA32_TSC_ADJUST and IA32_ARCH_CAPABILITIES are there (hvd/cell/msr.c). With the first, and an invariant TSC, Linux trusts the TSC without
+# comparing it with another clock twice a second. The second says that Meltdown is no concern, since what is a kernel's is never mapped where its
 # programs run, and spares guests two page tables for each process.
-ARCH_CAPABILITIES: Final = 1 << 29
+TSC_ADJUST: Final = 1 << 1  # of leaf 7, EBX
+ARCH_CAPABILITIES: Final = 1 << 29  # and EDX
 FEATURE_LEAVES: Final = frozenset(leaf for leaf, _ in FEATURES)
 
 
@@ -33,7 +35,7 @@ def features(leaf: int, subleaf: int) -> tuple[int, int, int, int]:
     eax, ebx, ecx, edx = process.native_cpuid(leaf, subleaf)
     if leaf in FEATURE_LEAVES:
         return eax, ebx, ecx & FEATURES[leaf, "ecx"], edx & FEATURES[leaf, "edx"]
-    return (0, 0, 0, ARCH_CAPABILITIES) if leaf == 7 else (eax, ebx, ecx, edx)
+    return (0, TSC_ADJUST, 0, ARCH_CAPABILITIES) if leaf == 7 else (eax, ebx, ecx, edx)
 
 
 # A spare runner makes a vcpu and puts it away again (hvd.runner.spare): the process of a cell leaves nothing behind.

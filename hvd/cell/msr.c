@@ -3,6 +3,7 @@
 #include "cell.h"
 
 #define MSR_TSC 0x10u
+#define MSR_TSC_ADJUST 0x3bu /* SDM vol. 3B, 18.17.3: what software added to the counter since reset; 0 again in a machine that was restored */
 #define MSR_ARCH_CAPABILITIES 0x10au
 #define RDCL_NO 1u
 #define MSR_SYSENTER_CS 0x174u
@@ -23,6 +24,8 @@ uint64_t hv_read_msr(uint32_t number)
     switch (number) {
     case MSR_TSC:
         return hv_tsc();
+    case MSR_TSC_ADJUST:
+        return HV_CPU->tsc_offset;
     case MSR_ARCH_CAPABILITIES:
         return RDCL_NO;
     case MSR_SYSENTER_CS:
@@ -63,6 +66,9 @@ void hv_write_msr(uint32_t number, uint64_t value)
     switch (number) {
     case MSR_TSC:
         HV_CPU->tsc_offset += value - hv_tsc();
+        break;
+    case MSR_TSC_ADJUST:
+        HV_CPU->tsc_offset = value;
         break;
     case MSR_SYSENTER_CS:
         HV_CPU->sysenter_cs = (uint32_t)value;
