@@ -23,7 +23,7 @@ DEVICES: Final = {
     "ioapic": "IOAPIC (MMIO, in C)",
     "cmos": "CMOS clock (port, in C)",
     "keyboard": "keyboard controller (port, in Python)",
-    "vga": "VGA register (port, in Python)",
+    "vga": "VGA register (port, in C)",
     "pci-configuration": "PCI configuration (port, in C)",
     "virtio-configuration": "virtio common configuration (MMIO, in C)",
     "virtio-isr": "virtio ISR status (MMIO, in C)",

@@ -34,7 +34,7 @@ int main(void)
 	memory("ioapic", 0xfec00000, fast);
 	port("cmos", 0x71, fast);
 	port("keyboard", 0x64, slow);
-	port("vga", 0x3cc, slow); /* miscellaneous output */
+	port("vga", 0x3cc, fast); /* miscellaneous output */
 	outl(0xcf8, 0x80000000u);
 	port("pci-configuration", 0xcfc, fast);
 	if (slot < 32) {

@@ -54,6 +54,16 @@ class CmosRegisters(ctypes.Structure):
     )  # fmt: skip
 
 
+class VgaRegisters(ctypes.Structure):
+    """struct hv_vga."""
+
+    _fields_ = (
+        ("there", _u8), ("misc", _u8), ("feature", _u8), ("pel_mask", _u8), ("status", _u8), ("sequencer_index", _u8), ("crtc_index", _u8),
+        ("graphics_index", _u8), ("attribute_index", _u8), ("attribute_data_next", _u8), ("color_index", _u8), ("color_component", _u8),
+        ("color_reading", _u8), ("sequencer", _u8 * 8), ("crtc", _u8 * 25), ("graphics", _u8 * 9), ("attribute", _u8 * 21), ("colors", _u8 * 768),
+    )  # fmt: skip
+
+
 class HotBoard:
     """struct hv_board: clock, interrupt controllers, timer, COM1 with the console's rings, the counting of crossings.
 
@@ -140,6 +150,21 @@ class HotBoard:
 
     def write_cmos(self, port: int, value: int) -> bool:
         return bool(self._lib.hv_cmos_out(self.address, port, 1, value))
+
+    def vga(self) -> VgaRegisters:
+        """The VGA's registers (native/vga.c)."""
+        registers = VgaRegisters.from_address(self._lib.hv_board_vga(self.address))
+        registers.keep = self._memory
+        return registers
+
+    def read_vga(self, port: int, size: int) -> int:
+        """0 where it has no port."""
+        self._value.value = 0
+        self._lib.hv_vga_in(self.address, port, size, self._value_address)
+        return self._value.value
+
+    def write_vga(self, port: int, size: int, value: int) -> None:
+        self._lib.hv_vga_out(self.address, port, size, value)
 
     def reset(self) -> None:
         """The reset line: devices, not the clock nor the console's rings."""

@@ -12,7 +12,7 @@
 #include "cpu.h"
 
 #define HV_AREA_MAGIC 0x4c434856u /* "VHCL" */
-#define HV_AREA_VERSION 4u
+#define HV_AREA_VERSION 5u
 #define HV_AREA_REGIONS 64
 #define HV_AREA_CPUID 96
 #define HV_AREA_RANGES 256
@@ -139,6 +139,7 @@ struct hv_cell_area {
     uint8_t devices[HV_AREA_DEVICES];
     struct hv_pci_spaces pci_spaces;
     struct hv_cmos cmos;
+    struct hv_vga vga;
     uint32_t string[HV_AREA_STRING]; /* elements of INS and OUTS: the latter's, or answers from the second one on */
 
     /* ---- the cell's word to the runner, at `left` */

@@ -26,6 +26,7 @@ void hv_cell_give_devices(struct hv_cell_area *area, const struct hv_board *boar
 {
     memcpy(area->devices, (const uint8_t *)board + DEVICES, DEVICES_BYTES);
     area->cmos = board->own_cmos;
+    area->vga = board->own_vga;
     const struct hv_pci_spaces *spaces = &board->own_spaces;
     area->pci_spaces.count = spaces->count;
     memcpy(area->pci_spaces.space, spaces->space, sizeof *spaces->space * (spaces->count < HV_PCI_SPACES ? spaces->count : HV_PCI_SPACES));
@@ -177,5 +178,6 @@ const char *hv_cell_take(const struct hv_cell_known *known, const struct hv_cell
         take_devices(board, devices);
     hv_pci_take(&board->own_spaces, &area->pci_spaces);
     hv_cmos_take(&board->own_cmos, &area->cmos);
+    hv_vga_take(&board->own_vga, &area->vga);
     return NULL;
 }

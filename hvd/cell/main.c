@@ -89,6 +89,7 @@ static void make_board(void)
     cell.board.console = &cell.area->console;
     cell.board.spaces = &cell.area->pci_spaces;
     cell.board.cmos = &cell.area->cmos;
+    cell.board.vga = &cell.area->vga;
 }
 
 /* Nothing of this process may lie where guest code can point: in the low 4 GiB and, with two views, in the kernel's window. */

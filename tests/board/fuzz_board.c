@@ -24,7 +24,8 @@ static uint32_t next(void) /* xorshift64* (Vigna 2014) */
 }
 
 static const uint16_t bases[] = {0x70, 0x71, 0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x4d1, 0x40, 0x41, 0x42, 0x43, 0x61,
-                                 0x3f8, 0x3f9, 0x3fa, 0x3fb, 0x3fc, 0x3fd, 0x3fe, 0x3ff, 0x1f, 0x3f6, 0x1f0, 0x1ef, 0xffff, 0xfffe};
+                                 0x3f8, 0x3f9, 0x3fa, 0x3fb, 0x3fc, 0x3fd, 0x3fe, 0x3ff, 0x3b4, 0x3b5, 0x3ba, 0x3bf, 0x3c0, 0x3c1, 0x3c4, 0x3c5, 0x3c7, 0x3c9,
+                                 0x3c9, 0x3ce, 0x3cf, 0x3d4, 0x3d5, 0x3d9, 0x3da, 0x1f, 0x3f6, 0x1f0, 0x1ef, 0xffff, 0xfffe};
 
 /* Three functions of which the last is one of virtio, and one that says nothing true of itself, as in a run area. */
 static void add_functions(struct hv_board *board)
@@ -62,6 +63,10 @@ static void use_functions(struct hv_board *board)
     unsigned size = 1u << next() % 4;
     board->cmos->memory[next() % 2 ? 10 : 11] = (uint8_t)next();
     board->cmos->frozen = next() & 1;
+    if (next() % 64 == 0) { /* as in a run area */
+        board->vga->color_component = (uint8_t)next();
+        board->vga->misc = (uint8_t)next();
+    }
     hv_board_port_out(board, HV_PCI_ADDRESS, 4, 0x80000000u | next() % 6 << 11 | (next() % 4 ? offsets[next() % sizeof offsets] : next() & 0xfc));
     hv_board_port_out(board, (uint16_t)(HV_PCI_ADDRESS + next() % 8), 1u << next() % 3, value);
     hv_board_port_in(board, (uint16_t)(HV_PCI_ADDRESS + next() % 8), 1u << next() % 3, &got);
@@ -88,7 +93,7 @@ int main(int argc, char **argv)
     hv_board_claim(board, 0xfff0, 0xffff);
     hv_board_claim(board, 0x1f0, 8);
     add_functions(board);
-    board->cmos->there = 1;
+    board->cmos->there = board->vga->there = 1;
     board->cmos->base_s = (int64_t)next() * 100 - 200000000000; /* from long before 1970 */
     board->cmos->base_ns = next() % 1000000000;
     hv_clock_start(&board->clock);

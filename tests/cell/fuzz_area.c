@@ -36,7 +36,7 @@ __attribute__((no_sanitize("thread"))) static void *scribble(void *argument)
     (void)argument;
     while (!__atomic_load_n(&stop, __ATOMIC_RELAXED)) {
         number = number * 1664525 + 1013904223;
-        size_t room = sizeof area.cpu + sizeof area.devices + sizeof area.pci_spaces + sizeof area.cmos + sizeof area.exit;
+        size_t room = sizeof area.cpu + sizeof area.devices + sizeof area.pci_spaces + sizeof area.cmos + sizeof area.vga + sizeof area.exit;
         ((volatile uint8_t *)&area.cpu)[number % room] = (uint8_t)(number >> 24);
     }
     return NULL;
@@ -92,6 +92,7 @@ static void check_function(const struct hv_board *board, unsigned long step)
     CHECK(first->descriptors == 0x1000 && first->driver == 0x2000 && first->device == 0x3000 && first->size == 8 && first->enabled);
     CHECK(!virtio->queue[1].enabled && !virtio->queue[2].size);
     CHECK(virtio->config_vector < 3 || virtio->config_vector == HV_VIRTIO_NO_VECTOR);
+    CHECK(!board->own_vga.there && board->own_vga.color_component < 3 && board->own_vga.colors[767] < 0x40);
     CHECK(board->own_cmos.index < 0x80 && !board->own_cmos.there && !board->own_cmos.base_s && !board->own_cmos.memory[10]);
     CHECK(first->vector < 3 || first->vector == HV_VIRTIO_NO_VECTOR);
 }

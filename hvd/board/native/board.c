@@ -51,6 +51,7 @@ void hv_board_init(struct hv_board *board, int out_event, void *counters, size_t
     board->console = &board->own_console;
     board->spaces = &board->own_spaces;
     board->cmos = &board->own_cmos;
+    board->vga = &board->own_vga;
     hv_console_init(board->console);
     hv_crossings_init(&board->crossings, counters, counters_size, trace, trace_size, backend);
     reset_interrupts(board);
@@ -455,7 +456,7 @@ enum hv_port_result hv_board_port_in(struct hv_board *board, uint16_t port, unsi
         *value = (uint32_t)((unsigned __int128)hv_clock_now(&board->clock) * PM_TIMER_HZ / 1000000000u);
         return HV_PORT_DONE;
     }
-    if (hv_pci_in(board, port, size, value) || hv_cmos_in(board, port, size, value))
+    if (hv_pci_in(board, port, size, value) || hv_cmos_in(board, port, size, value) || hv_vga_in(board, port, size, value))
         return HV_PORT_DONE;
     if (device_at(port) == FLOATING && claimed(board, port, size))
         return hv_window_in(board, port, size, value) ? HV_PORT_DONE : HV_PORT_LEAVE;
@@ -467,7 +468,7 @@ enum hv_port_result hv_board_port_in(struct hv_board *board, uint16_t port, unsi
 
 enum hv_port_result hv_board_port_out(struct hv_board *board, uint16_t port, unsigned size, uint32_t value)
 {
-    if (hv_pci_out(board, port, size, value) || hv_cmos_out(board, port, size, value))
+    if (hv_pci_out(board, port, size, value) || hv_cmos_out(board, port, size, value) || hv_vga_out(board, port, size, value))
         return HV_PORT_DONE;
     if (device_at(port) == FLOATING && claimed(board, port, size))
         return hv_window_out(board, port, size, value) ? HV_PORT_DONE : HV_PORT_LEAVE;

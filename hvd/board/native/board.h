@@ -223,6 +223,20 @@ bool hv_cmos_register(const struct hv_board *, unsigned index, uint32_t *value);
 /* What a guest in another process did: it set the index. Whatever stands there, the result is sound. */
 void hv_cmos_take(struct hv_cmos *, const struct hv_cmos *theirs);
 
+/* ---- vga.c: the VGA's registers. What is shown is Python's (hvd/board/devices/vga.py). */
+struct hv_vga {
+    uint8_t there; /* it is plugged in */
+    uint8_t misc, feature, pel_mask, status;
+    uint8_t sequencer_index, crtc_index, graphics_index, attribute_index, attribute_data_next;
+    uint8_t color_index, color_component, color_reading;
+    uint8_t sequencer[8], crtc[25], graphics[9], attribute[21], colors[3 * 256];
+};
+struct hv_vga *hv_board_vga(struct hv_board *);
+bool hv_vga_in(struct hv_board *, uint16_t port, unsigned size, uint32_t *value); /* false: not here */
+bool hv_vga_out(struct hv_board *, uint16_t port, unsigned size, uint32_t value);
+/* What a guest in another process did. Whatever stands there, the result is sound. */
+void hv_vga_take(struct hv_vga *, const struct hv_vga *theirs);
+
 /* ---- board.c: ports, interrupt lines and time together. */
 enum hv_port_result {
     HV_PORT_DONE,    /* handled here */
@@ -244,6 +258,8 @@ struct hv_board {
     struct hv_pci_spaces own_spaces;
     struct hv_cmos *cmos;       /* likewise */
     struct hv_cmos own_cmos;
+    struct hv_vga *vga;
+    struct hv_vga own_vga;
     int out_event;              /* eventfd that is written when the console has output and the reader sleeps; -1 = none */
     struct hv_console *console; /* own_console unless hv_board_use_console said otherwise */
     struct hv_console own_console;
