@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import pty
@@ -161,7 +162,8 @@ def test_run_rm_deletes_the_guest_whenever_a_signal_comes(daemon: FakeDaemon, wh
         [sys.executable, "-c", code, "run", "--rm", "--name", "a", "--append", append],
         env=environment(daemon), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    with child:
+    with child, contextlib.ExitStack() as stack:
+        stack.callback(child.kill)
         assert child.stdout and child.stderr
         read_until(child.stdout.fileno(), b"up")
         if "hang" in append:
@@ -189,7 +191,8 @@ main()
         [sys.executable, "-c", code, "run", "--rm", "--name", "a", "--append", "say=up hang"],
         env=environment(daemon), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     )  # fmt: skip
-    with child:
+    with child, contextlib.ExitStack() as stack:
+        stack.callback(child.kill)
         assert child.stdout and child.stderr
         read_until(child.stdout.fileno(), b"up")
         child.send_signal(signal.SIGINT)
