@@ -144,9 +144,13 @@ unsigned hv_fetch_at(uint32_t eip, uint8_t bytes[HV_LONGEST_INSTRUCTION])
 {
     const struct hv_segment *cs = &HV_CPU->segment[HV_CS];
     struct hv_walk walk;
-    hv_walk(&walk, cs->base + eip, false, HV_CPU->cpl == 3, true, false);
-    if (walk.error || eip > cs->limit)
+    if (eip > cs->limit)
         return 0;
+    if (!hv_lookaside_find(HV_FETCH, HV_CPU->cpl == 3, cs->base + eip, 1)) {
+        hv_walk(&walk, cs->base + eip, false, HV_CPU->cpl == 3, true, false);
+        if (walk.error)
+            return 0;
+    }
     uint32_t before = HV_CPU->eip;
     HV_CPU->eip = eip;
     unsigned available = hv_fetch(bytes);

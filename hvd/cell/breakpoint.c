@@ -19,11 +19,13 @@
 
 #include "breakpoint.h"
 #include "debug.h"
+#include "pace.h"
 #include "translate.h"
 
 #define PAGE 4096u
 #define MOST_SCANNED 512u /* bytes */
-#define SHORT_RUN 8u      /* instructions: a breakpoint takes as long as fifty that are interpreted */
+#define SHORT_RUN 24u     /* instructions: a breakpoint takes as long as a hundred that are interpreted */
+#define RUNS_AT_ONCE 16u  /* that are interpreted before the time is looked at: some microseconds */
 
 static struct perf_event_attr event;
 static uint32_t set_to; /* 0 = nowhere yet */
@@ -42,35 +44,31 @@ bool hv_breakpoint_init(void)
 }
 
 /* What ends a run: by opcode, a bit for each /reg of a group. */
-struct stop {
-    uint8_t map, opcode, registers;
+#define ANY 0xff
+static const uint8_t stops[][256] = {
+    [HV_MAP_ONE] = {
+        /* sensitive and not trapping: PUSH and POP of segment registers, MOV from and to them, PUSHF, POPF, LES, LDS */
+        [0x06] = ANY, [0x07] = ANY, [0x0e] = ANY, [0x16] = ANY, [0x17] = ANY, [0x1e] = ANY, [0x1f] = ANY, [0x8c] = ANY, [0x8e] = ANY,
+        [0x9c] = ANY, [0x9d] = ANY, [0xc4] = ANY, [0xc5] = ANY,
+        /* transfers */
+        [0x70 ... 0x7f] = ANY, [0x9a] = ANY, [0xc2] = ANY, [0xc3] = ANY, [0xca ... 0xcf] = ANY, [0xe0 ... 0xe3] = ANY, [0xe8 ... 0xeb] = ANY,
+        [0xf1] = ANY, [0xff] = 0x3c,
+    },
+    [HV_MAP_0F] = {
+        /* SLDT to VERW, SGDT to INVLPG, LAR, LSL, SYSCALL, RDTSC, SYSENTER, PUSH and POP of FS and GS, CPUID, LSS, LFS, LGS */
+        [0x00] = ANY, [0x01] = ANY, [0x02] = ANY, [0x03] = ANY, [0x05] = ANY, [0x31] = ANY, [0x34] = ANY, [0xa0 ... 0xa2] = ANY,
+        [0xa8] = ANY, [0xa9] = ANY, [0xb2] = ANY, [0xb4] = ANY, [0xb5] = ANY,
+        /* transfers */
+        [0x80 ... 0x8f] = ANY,
+    },
 };
-static const struct stop stops[] = {
-    /* sensitive and not trapping: PUSH and POP of segment registers, MOV from and to them, PUSHF, POPF, LDS and the like */
-    {HV_MAP_ONE, 0x06, 0xff}, {HV_MAP_ONE, 0x07, 0xff}, {HV_MAP_ONE, 0x0e, 0xff}, {HV_MAP_ONE, 0x16, 0xff}, {HV_MAP_ONE, 0x17, 0xff},
-    {HV_MAP_ONE, 0x1e, 0xff}, {HV_MAP_ONE, 0x1f, 0xff}, {HV_MAP_ONE, 0x8c, 0xff}, {HV_MAP_ONE, 0x8e, 0xff}, {HV_MAP_ONE, 0x9c, 0xff},
-    {HV_MAP_ONE, 0x9d, 0xff}, {HV_MAP_ONE, 0xc4, 0xff}, {HV_MAP_ONE, 0xc5, 0xff}, {HV_MAP_0F, 0x00, 0xff}, {HV_MAP_0F, 0x01, 0xff},
-    {HV_MAP_0F, 0x02, 0xff}, {HV_MAP_0F, 0x03, 0xff}, {HV_MAP_0F, 0x05, 0xff}, {HV_MAP_0F, 0x31, 0xff}, {HV_MAP_0F, 0x34, 0xff},
-    {HV_MAP_0F, 0xa0, 0xff}, {HV_MAP_0F, 0xa1, 0xff}, {HV_MAP_0F, 0xa2, 0xff}, {HV_MAP_0F, 0xa8, 0xff}, {HV_MAP_0F, 0xa9, 0xff},
-    {HV_MAP_0F, 0xb2, 0xff}, {HV_MAP_0F, 0xb4, 0xff}, {HV_MAP_0F, 0xb5, 0xff},
-    /* transfers */
-    {HV_MAP_ONE, 0x9a, 0xff}, {HV_MAP_ONE, 0xc2, 0xff}, {HV_MAP_ONE, 0xc3, 0xff}, {HV_MAP_ONE, 0xca, 0xff}, {HV_MAP_ONE, 0xcb, 0xff},
-    {HV_MAP_ONE, 0xcc, 0xff}, {HV_MAP_ONE, 0xcd, 0xff}, {HV_MAP_ONE, 0xce, 0xff}, {HV_MAP_ONE, 0xcf, 0xff}, {HV_MAP_ONE, 0xe0, 0xff},
-    {HV_MAP_ONE, 0xe1, 0xff}, {HV_MAP_ONE, 0xe2, 0xff}, {HV_MAP_ONE, 0xe3, 0xff}, {HV_MAP_ONE, 0xe8, 0xff}, {HV_MAP_ONE, 0xe9, 0xff},
-    {HV_MAP_ONE, 0xea, 0xff}, {HV_MAP_ONE, 0xeb, 0xff}, {HV_MAP_ONE, 0xf1, 0xff}, {HV_MAP_ONE, 0xff, 0x3c},
-};
+#undef ANY
 
 static bool is_stop(const struct hv_insn *insn)
 {
-    unsigned op = insn->opcode;
     if (hv_fpu_traps(hv_fpu_kind(insn)))
         return true;
-    if (insn->map == HV_MAP_ONE ? op >= 0x70 && op < 0x80 : insn->map == HV_MAP_0F && op >= 0x80 && op < 0x90) /* Jcc */
-        return true;
-    for (size_t i = 0; i < sizeof stops / sizeof *stops; i++)
-        if (stops[i].map == insn->map && stops[i].opcode == op)
-            return !insn->has_modrm || stops[i].registers >> insn->reg & 1;
-    return false;
+    return insn->map < sizeof stops / sizeof *stops && stops[insn->map][insn->opcode] >> (insn->has_modrm ? insn->reg : 0) & 1;
 }
 
 static void set(uint32_t linear)
@@ -139,7 +137,8 @@ static bool interpret_run(unsigned count)
     return true;
 }
 
-bool hv_breakpoint_prepare(void)
+/* One run, or what ended the last one. True: it is the processor's. */
+static bool prepare(void)
 {
     uint32_t base = HV_CPU->segment[HV_CS].base, eip = HV_CPU->eip;
     bool code32 = HV_CPU->segment[HV_CS].attributes & HV_SEGMENT_32;
@@ -176,4 +175,15 @@ bool hv_breakpoint_prepare(void)
     protect(base + eip, base + stop);
     set(base + stop);
     return true;
+}
+
+bool hv_breakpoint_prepare(void)
+{
+    for (unsigned i = 0; i < RUNS_AT_ONCE; i++) {
+        if (prepare())
+            return true;
+        if (is_over() || HV_CPU->cpl == 3 || (hv_pace_handling && HV_CPU->eflags & HV_IF))
+            return false;
+    }
+    return false;
 }

@@ -52,7 +52,7 @@ def test_withheld_programs(pair: Pair) -> None:
 
 
 CODE = 0x48000000  # of a program
-LONG = 12  # instructions: no run that the monitor executes
+LONG = 28  # instructions: no run that the monitor executes
 
 
 @pytest.mark.parametrize("ring", [0, 3])
