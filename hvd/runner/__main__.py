@@ -23,7 +23,7 @@ from hvd.board import firmware
 from hvd.board.machine import CreateVcpu
 from hvd.board.spec import MachineSpec
 from hvd.errors import HvdError
-from hvd.jail import ahead, inputs, user
+from hvd.jail import inputs, network, user
 from hvd.jail.enter import CELL, PERFMON, Jail, enter, libraries
 from hvd.runner.directory import (
     EXIT,
@@ -74,10 +74,9 @@ def detach(ready_fd: int | None, cards: int) -> None:
         keep = ready_fd + 1 + cards
         for fd in range(ready_fd, keep):
             os.set_inheritable(fd, False)
-    for made in sorted(each.descriptor for each in ahead.ALL):
-        if made >= keep:
-            os.closerange(keep, made)
-            keep = made + 1
+    if (made := network.descriptor()) >= keep:
+        os.closerange(keep, made)
+        keep = made + 1
     os.closerange(keep, os.sysconf("SC_OPEN_MAX"))
     os.umask(0o077)
     # Process 1 of a namespace gets no signal that it has no handler for.
@@ -137,7 +136,7 @@ def preload(backend: str) -> None:
 def lock_in(document: dict[str, Any], spec: MachineSpec, create_vcpu: CreateVcpu) -> None:
     """From here on only what is open, and what is the guest's own. Raises HvdError RUNNER_START_FAILED."""
     if JAIL not in document:
-        ahead.drop()
+        network.drop()
         return
     preload(spec.backend)  # what it loads lies outside
     inputs.hold(path for path in (spec.kernel, spec.initrd, spec.snapshot) if path)
