@@ -128,6 +128,7 @@ async def _attached(
 ) -> AsyncIterator[Response]:
     """attached_ns: time.time_ns() before the attachment was made."""
     shown, missed, began_ns = _Shown(b""), _Missed(None), life.guest.start_time.ToNanoseconds()
+    replayed: bytes | None = None  # until the first output after it, where the attachment does not tell its place
     if setup.HasField("size") and not setup.read_only:
         await instance.resize_console(setup.size.rows, setup.size.columns)
     yield Response(attached=empty_pb2.Empty())
@@ -146,8 +147,11 @@ async def _attached(
                 yield Response(output=log)
             since = await asyncio.to_thread(read_end, life.directory, setup.replay_bytes, life.backend.console_streams, attached_ns)
             shown = _Shown(since[: _overlap(log, since)])
-            missed = _Missed(log)
+            missed, replayed = _Missed(log), log
         while (response := _response(shown.rest(await packets.get()))) is not None:
+            if response.output and replayed is not None:
+                before = _between(replayed, await _read_log(life, setup, since_ns=began_ns), response.output)
+                replayed, response.output = None, before + response.output
             if response.output or response.WhichOneof("frame") != "output":
                 missed.saw(response.output)
                 yield response
@@ -262,6 +266,14 @@ class _Shown:
             common, self._recent = 0, b""
         self._recent = self._recent[common:]
         return packet[common:]
+
+
+def _between(shown: bytes, log: bytes, output: bytes) -> bytes:
+    """What the log has between what was shown of it and this output, which the monitor wrote there, too, before it sent it: what it wrote
+    when it had not taken the viewer yet. Nothing where the log does not tell: it is longer than what is replayed."""
+    if not log.startswith(shown):
+        return b""
+    return log[len(shown) : max(log.find(output, len(shown)), len(shown))]
 
 
 def _overlap(log: bytes, live: bytes) -> int:
