@@ -58,7 +58,7 @@ class RunnerConsole(ConsoleAttachment):
                 os.close(descriptor)
             self.position = None
         if self._socket is not None:
-            self._socket.close()
+            close_watched(self._socket)
             self._socket = None
 
     @property
@@ -89,6 +89,15 @@ class RunnerConsole(ConsoleAttachment):
                 await loop.sock_sendall(self._open_socket, data[at : at + ATTACH_PACKET])
             except ConnectionError as error:
                 raise HvdError("RUNNER_GONE", problem="the guest has ended") from error
+
+
+def close_watched(sock: socket.socket) -> None:
+    """Also while somebody still waits for it, as those do whose cancellation has not come through yet: the loop looks at its number no more, which
+    may be another socket's next."""
+    loop = asyncio.get_running_loop()
+    loop.remove_reader(sock)
+    loop.remove_writer(sock)
+    sock.close()
 
 
 async def _greeting(sock: socket.socket) -> LogPosition:

@@ -11,6 +11,7 @@ from pathlib import Path
 from hvd.backends.contract import ConsoleAttachment
 from hvd.errors import HvdError
 from hvd.runner import directory as names
+from hvd.runner.console_client import close_watched
 from hvd.runner.protocol import socket_path
 
 
@@ -40,7 +41,7 @@ class ContainerConsole(ConsoleAttachment):
         if self._socket is None:
             return
         if self._left is None:
-            self._socket.close()
+            close_watched(self._socket)
         else:
             with contextlib.suppress(OSError):
                 self._socket.shutdown(socket.SHUT_RD)  # conmon writes no more to it
