@@ -26,10 +26,10 @@ async def test_a_socket_that_is_closed_while_it_is_waited_for_leaves_its_number_
     writer = asyncio.create_task(write())
     await asyncio.sleep(0)  # both wait now
     number = one.fileno()
+    made, its_peer = socket.socketpair()
     reader.cancel()
     writer.cancel()
     close_watched(one)
-    made, its_peer = socket.socketpair()
     os.dup2(made.fileno(), number)
     made.close()
     other = socket.socket(fileno=number)
