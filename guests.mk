@@ -11,13 +11,15 @@ GUEST_HEADERS := guests/include/guest.h guests/include/pci.h guests/include/hv/h
 
 include guests/teach/teach.mk
 
-GUEST_MULTIBOOT := hello hypercalls interrupts apic exceptions paging spin halt triple reset flood wild echo compute ticker ports nonsense screen exits virtio hole isolation modes garbage callers clock stops busy poke
+MODES := $(addprefix guests/modes/,main.c segments.c sixteen.c privileges.c strings.c fpu.c paging.c)
+
+GUEST_MULTIBOOT := hello hypercalls interrupts apic exceptions paging spin halt triple reset flood wild echo compute ticker ports nonsense screen exits virtio hole isolation garbage callers clock stops busy poke
 # The same sources for the paravirtual ABI (docs/paravirtualisation.md), by one flag.
-GUEST_PV := abi calls hello hypercalls interrupts exceptions paging halt echo compute ticker exits isolation spin flood triple reset wild virtio ports nonsense screen hole garbage modes apic callers clock stops
+GUEST_PV := abi calls hello hypercalls interrupts exceptions paging halt echo compute ticker exits isolation spin flood triple reset wild virtio ports nonsense screen hole garbage apic callers clock stops
 # The same sources, unmodified, by hvpvcc (docs/hvpvcc.md).
 GUEST_HVPV := hello hypercalls interrupts apic paging halt reset echo compute ticker ports hole isolation garbage exits virtio
 GUEST_HVPV_CC := $(GUEST_CC) -Bhvd/hvpvcc/bin/
-GUEST_FILES := $(GUEST_MULTIBOOT:%=$(GUEST_BUILD)/%.elf) $(GUEST_BUILD)/nano.elf $(GUEST_BUILD)/pvh.elf $(GUEST_BUILD)/long.elf $(GUEST_BUILD)/alias.elf $(GUEST_BUILD)/flat.bin $(GUEST_BUILD)/hostile.bin $(GUEST_BUILD)/boot.img $(GUEST_PV:%=$(GUEST_BUILD)/%.pv.elf) \
+GUEST_FILES := $(GUEST_MULTIBOOT:%=$(GUEST_BUILD)/%.elf) $(GUEST_BUILD)/nano.elf $(GUEST_BUILD)/modes.elf $(GUEST_BUILD)/modes.pv.elf $(GUEST_BUILD)/pvh.elf $(GUEST_BUILD)/long.elf $(GUEST_BUILD)/alias.elf $(GUEST_BUILD)/flat.bin $(GUEST_BUILD)/hostile.bin $(GUEST_BUILD)/boot.img $(GUEST_PV:%=$(GUEST_BUILD)/%.pv.elf) \
 	$(GUEST_HVPV:%=$(GUEST_BUILD)/%.hvpv.elf) $(GUEST_BUILD)/nano.pv.elf $(GUEST_BUILD)/limit.pv.elf $(GUEST_BUILD)/sites.pv.elf $(GUEST_BUILD)/registers.pv.elf $(GUEST_BUILD)/spaces.pv.elf $(GUEST_BUILD)/nano-native $(GUEST_BUILD)/libhvpv.a \
 	$(GUEST_BUILD)/diskrate $(GUEST_BUILD)/avx $(GUEST_BUILD)/ops $(GUEST_BUILD)/sites $(GUEST_BUILD)/watched $(TEACH_GUEST)
 
@@ -71,6 +73,12 @@ $(GUEST_MULTIBOOT:%=$(GUEST_BUILD)/%.elf): $(GUEST_BUILD)/%.elf: guests/%.c $(GU
 
 $(GUEST_BUILD)/pvh.elf: guests/pvh.c $(GUEST_BUILD)/lib/pvh.o $(GUEST_LIB) guests/lib/guest.ld $(GUEST_HEADERS)
 	$(GUEST_CC) -m32 $(GUEST_CFLAGS) $(GUEST_LDFLAGS) -T guests/lib/guest.ld -o $@ $(filter %.o,$^) $<
+
+$(GUEST_BUILD)/modes.elf: $(MODES) guests/modes/modes.h $(GUEST_BUILD)/lib/multiboot.o $(GUEST_LIB) guests/lib/guest.ld $(GUEST_HEADERS)
+	$(GUEST_CC) -m32 $(GUEST_CFLAGS) $(GUEST_LDFLAGS) -T guests/lib/guest.ld -o $@ $(filter %.o,$^) $(MODES)
+
+$(GUEST_BUILD)/modes.pv.elf: $(MODES) guests/modes/modes.h $(GUEST_BUILD)/lib/multiboot.o $(GUEST_LIB_PV) guests/lib/guest.ld $(GUEST_HEADERS)
+	$(GUEST_CC) -m32 $(GUEST_CFLAGS) $(GUEST_LDFLAGS) -DHV_PARAVIRT -T guests/lib/guest.ld -o $@ $(filter %.o,$^) $(MODES)
 
 $(GUEST_BUILD)/nano.elf: guests/nano.c guests/nano_quickest.h guests/nano_ops.S guests/nano_loops.S guests/nano_compute.S $(GUEST_BUILD)/lib/multiboot.o $(GUEST_LIB) guests/lib/guest.ld $(GUEST_HEADERS)
 	$(GUEST_CC) -m32 $(GUEST_CFLAGS) $(GUEST_LDFLAGS) -T guests/lib/guest.ld -o $@ $(filter %.o,$^) guests/nano.c guests/nano_ops.S
