@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterator
 from pathlib import Path
 
 import pytest
 from container_harness import ContainerBench
 from harness import Bench
+from native_rig import Rig, Start, assemble
 
 from hvd.backends import all_backends
 from hvd.backends.contract import Backend, Capability
@@ -60,6 +61,20 @@ async def bench(engine: tuple[Backend, str], tmp_path: Path) -> AsyncIterator[Be
         yield bench
     finally:
         await bench.close()
+
+
+@pytest.fixture
+def start(tmp_path: Path) -> Iterator[Start]:
+    """Makes guests of the native engine, of a program each, and closes them after the test."""
+    rigs: list[Rig] = []
+
+    def make(source: str, bits: int = 32, **more: int) -> Rig:
+        rigs.append(Rig(assemble(source, tmp_path, bits), bits, **more))
+        return rigs[-1]
+
+    yield make
+    for rig in rigs:
+        rig.close()
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import shutil
 import struct
 import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from importlib import import_module
 from pathlib import Path
@@ -199,3 +199,7 @@ class Rig:
         self.vcpu.close()
         self.memory.close()
         self.board.close()
+
+
+# Assembles a program, of 32 bits or 64, and makes a guest of it (conftest.py's fixture `start`).
+Start = Callable[..., Rig]

@@ -4,34 +4,18 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
 
 import pytest
-from native_rig import Rig, assemble
+from native_rig import Start
 
 from hvd.backends.emulation.backend import BACKEND
 
 NATIVE = next(engine for engine in BACKEND.engines() if engine.name == "native").availability
 pytestmark = pytest.mark.skipif(not NATIVE.available, reason=f"{NATIVE.reason}; {NATIVE.remedy}")
 
-Start = Callable[..., Rig]
 # Enabled, spurious vector 0xff. In 64-bit mode no displacement reaches the registers.
 APIC = ".set APIC, 0xfee00000; movl $0x1ff, APIC + 0xf0;"
 APIC_64 = "movl $0xfee00000, %r15d; movl $0x1ff, 0xf0(%r15);"
-
-
-@pytest.fixture
-def start(tmp_path: Path) -> Iterator[Start]:
-    rigs: list[Rig] = []
-
-    def make(source: str, bits: int = 32) -> Rig:
-        rigs.append(Rig(assemble(source, tmp_path, bits), bits))
-        return rigs[-1]
-
-    yield make
-    for rig in rigs:
-        rig.close()
 
 
 def for_bits(source: str, bits: int) -> str:
