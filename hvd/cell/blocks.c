@@ -344,6 +344,14 @@ void hv_block_place(struct hv_block *block, const struct hv_emitter *e, uint32_t
     block->place_count++;
 }
 
+struct hv_place *hv_block_places(void) { return &places[place_count]; }
+
+void hv_block_placed(struct hv_block *block, unsigned count)
+{
+    place_count += count;
+    block->place_count = (uint16_t)(block->place_count + count);
+}
+
 uint32_t hv_block_exit(uint8_t *displacement, uint8_t *stub, uint32_t eip)
 {
     struct exit *exit = &exits[exit_count];

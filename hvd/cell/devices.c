@@ -7,6 +7,7 @@
 #include "rules.h"
 #include "translate.h"
 
+#define PAGE 4096u
 #define SITES 1024u
 #define ENOUGH 8u
 
@@ -16,10 +17,14 @@ static struct {
 
 static uint64_t enough[SITES / 64]; /* a bit for each row whose instruction has: a few lines of the processor's cache */
 
+static uint64_t pages; /* those that they are in, by the lower bits of their numbers */
+
 static uint32_t row_of(uint32_t eip) { return (eip ^ eip / SITES) % SITES; }
 
 /* Of another kind than this it is not the instruction that was counted, and perhaps one that the monitor cannot execute, of the x87 or SSE. */
 static uint32_t kind_of(const struct hv_insn *insn) { return (uint32_t)insn->map << 16 | (uint32_t)insn->opcode << 8 | insn->modrm; }
+
+bool hv_device_sites_in(uint32_t page) { return pages >> page % 64 & 1; }
 
 bool hv_device_site(uint32_t eip, const struct hv_insn *insn)
 {
@@ -46,6 +51,7 @@ void hv_device_accessed(uint32_t eip, uint64_t physical)
     }
     if (++sites[row].accesses == ENOUGH) {
         enough[row / 64] |= 1ull << row % 64;
+        pages |= 1ull << eip / PAGE % 64;
         hv_code_drop(eip);
     }
 }
@@ -54,4 +60,5 @@ void hv_device_sites_forget(void)
 {
     memset(sites, 0, sizeof sites);
     memset(enough, 0, sizeof enough);
+    pages = 0;
 }

@@ -1,7 +1,7 @@
 /* A block of guest kernel code to a block of 64-bit code in the cache (docs/rewriting.md). Each instruction of the guest begins at a place
  * (hv_block_place), by which a fault or an interrupt finds back to it. */
+#include "common.h"
 #include "lookaside.h"
-#include "rules.h"
 #include "ticks.h"
 
 #define PAGE 4096u
@@ -100,11 +100,17 @@ static uint32_t translate(uint32_t eip)
     t.ends = false;
     t.exits = 0;
     memset(t.fpu_checked, 0, sizeof t.fpu_checked);
-    bool in_memory = source->at, after_sti = false;
+    bool in_memory = source->at, after_sti = false, common = in_memory && !hv_device_sites_in(eip / PAGE) && !(hv_census_counts && !t.block->user);
     t.block->page[0] = source->page;
     t.block->frame[0] = source->frame;
     t.block->page_count = 1;
-    while (!t.ends) {
+    for (;;) {
+        if (common && !after_sti && t.next / PAGE == eip / PAGE) {
+            t.bytes = source->at + t.next % PAGE;
+            hv_translate_common(&t, MOST_INSTRUCTIONS - t.block->instructions);
+        }
+        if (t.ends)
+            break;
         uint8_t buffer[HV_LONGEST_INSTRUCTION];
         const uint8_t *bytes = buffer;
         uint32_t at = t.next;

@@ -1,6 +1,7 @@
 /* The translator: guest kernel code to 64-bit code that does the same in the kernel window (docs/rewriting.md).
  *
  *   translate.c  a block                                 rules.c    its instructions, one by one, as opcodes.c says
+ *   common.c     the most frequent of them, several at once
  *   emit.h       machine code into the cache              pieces.c   what rules are made of
  *   blocks.c     which blocks there are, chains, and what becomes of them when their code or its mapping changes
  *   stubs.c      the few pieces of code between blocks, the monitor and the guest's programs
@@ -83,6 +84,8 @@ struct hv_emitter;
 bool hv_block_fits(void); /* there is; or else the next one empties the cache */
 struct hv_block *hv_block_begin(uint32_t eip, uint32_t *index);
 void hv_block_place(struct hv_block *, const struct hv_emitter *, uint32_t guest);
+struct hv_place *hv_block_places(void);               /* where the next ones go; then how many that were */
+void hv_block_placed(struct hv_block *, unsigned count);
 uint32_t hv_block_exit(uint8_t *displacement, uint8_t *stub, uint32_t eip);
 uint32_t hv_block_end(uint32_t index, const struct hv_emitter *, bool global); /* global: the first page's mapping. Returns its entry */
 void hv_code_written(uint64_t physical, uint64_t length); /* before it is: blocks that were translated from there are gone */
@@ -94,6 +97,7 @@ void hv_code_verify_page(uint32_t linear);
 uint32_t hv_translate(uint32_t eip); /* the entry of a new block; raises #PF when its first byte cannot be fetched */
 
 /* ---- devices.c */
+bool hv_device_sites_in(uint32_t page); /* linear page number: may there be one? */
 bool hv_device_site(uint32_t eip, const struct hv_insn *); /* has that instruction accessed devices again and again */
 void hv_device_accessed(uint32_t eip, uint64_t physical);  /* by a signal, in translated code */
 void hv_device_sites_forget(void);
