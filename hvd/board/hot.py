@@ -37,6 +37,14 @@ class PortResult(enum.IntEnum):
     WAIT = 2  # the console is full: drain it, do the access again
 
 
+class MmioResult(enum.IntEnum):
+    """enum hv_mmio_result."""
+
+    LEAVE = 0  # nothing of the C board is there, or it is more than that
+    DONE = 1
+    NOTIFIED = 2  # done: a virtio device was notified and has nothing to do (PciRegisters.notification)
+
+
 _u8, _u32, _u64 = ctypes.c_uint8, ctypes.c_uint32, ctypes.c_uint64
 
 
@@ -225,9 +233,8 @@ class HotBoard:
             return None
         return self._value.value
 
-    def mmio_write(self, address: int, size: int, value: int) -> bool:
-        """False: nothing of the C board is there."""
-        return bool(self._lib.hv_board_mmio_write(self.address, address, size, value))
+    def mmio_write(self, address: int, size: int, value: int) -> MmioResult:
+        return MmioResult(self._lib.hv_board_mmio_write(self.address, address, size, value))
 
     def read_msr(self, number: int) -> int | None:
         """IA32_APIC_BASE, IA32_TSC_DEADLINE; None: not one of the board's."""

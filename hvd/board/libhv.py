@@ -43,7 +43,7 @@ _PROTOTYPES: _Prototypes = {
     "hv_board_port_in": (ctypes.c_int, [_pointer, _u16, _unsigned, _pointer]),
     "hv_board_port_out": (ctypes.c_int, [_pointer, _u16, _unsigned, _u32]),
     "hv_board_mmio_read": (_bool, [_pointer, _u64, _unsigned, _pointer]),
-    "hv_board_mmio_write": (_bool, [_pointer, _u64, _unsigned, _u64]),
+    "hv_board_mmio_write": (ctypes.c_int, [_pointer, _u64, _unsigned, _u64]),
     "hv_board_set_irq": (None, [_pointer, _unsigned, _bool]),
     "hv_board_msi": (None, [_pointer, _u64, _u32]),
     "hv_board_peek": (ctypes.c_int, [_pointer]),

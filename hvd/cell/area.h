@@ -12,7 +12,7 @@
 #include "cpu.h"
 
 #define HV_AREA_MAGIC 0x4c434856u /* "VHCL" */
-#define HV_AREA_VERSION 5u
+#define HV_AREA_VERSION 6u
 #define HV_AREA_REGIONS 64
 #define HV_AREA_CPUID 96
 #define HV_AREA_RANGES 256

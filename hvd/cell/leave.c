@@ -240,10 +240,16 @@ uint64_t hv_mmio_read(uint64_t physical, unsigned size)
 
 void hv_mmio_write(uint64_t physical, unsigned size, uint64_t value)
 {
-    if (!hv_board_mmio_write(&cell.board, physical, size, value) && in_runner(physical))
+    uint64_t notified[4];
+    enum hv_mmio_result result = hv_board_mmio_write(&cell.board, physical, size, value);
+    if (result == HV_MMIO_LEAVE && in_runner(physical)) {
         ask(HV_CELL_MMIO_WRITE, physical, size, value);
-    else
+    } else if (result == HV_MMIO_NOTIFIED) {
+        hv_pci_notification(&cell.board, physical, notified);
+        hv_cross_here(HV_POINT_VIRTIO_NOTIFY, notified[0], notified[1], notified[2], notified[3]);
+    } else {
         hv_cross_here(HV_POINT_MMIO_WRITE, physical, size, value, 0);
+    }
 }
 
 /* ---- time */

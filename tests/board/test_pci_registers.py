@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import contextlib
+from collections.abc import Iterator, Sequence
 
 import pytest
 from hot_board import read, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_pci import Card
-from virtio_driver import FakeMachine, bus_of
+from virtio_driver import CountingBoard, FakeMachine, bus_of
 
-from hvd.board.hot import HotBoard, PortResult
+from hvd.board.hot import HotBoard, MmioResult, PortResult
 from hvd.board.pci.bridges import HostBridge
 from hvd.board.pci.bus import WINDOW, PciBus
 from hvd.board.pci.registers import SPACES
+from hvd.board.virtio.console import Console
+from hvd.board.virtio.queue import Queue, QueueError
 from hvd.board.virtio.rng import Rng
 
 COMMON, ISR, NOTIFY = 0, 0x1000, 0x3000
@@ -163,12 +166,83 @@ def test_a_driver_looks_at_a_device_without_python(device: int, machine: FakeMac
     assert board.mmio_read(device + 0x5000, 4) == 0xFFFF_FFFF, "nothing is there"
 
 
+def begin(board: CountingBoard, device: int, features: int = 1) -> int:
+    """Up to FEATURES_OK; the status afterwards."""
+    for offset, size, value in ((0x14, 1, 0), (0x14, 1, 1), (0x14, 1, 3), (0x08, 4, 1), (0x0C, 4, features), (0x14, 1, 11)):
+        assert board.mmio_write(device + offset, size, value) is MmioResult.DONE, hex(offset)
+    return board.mmio_read(device + 0x14, 1) or 0
+
+
+def add_queue(board: CountingBoard, device: int, rings: Sequence[int] = (0x1000, 0x2000, 0x3000), size: int = 8) -> MmioResult:
+    for offset, value in zip((0x20, 0x28, 0x30), rings, strict=True):
+        board.mmio_write(device + offset, 8, value)
+    board.mmio_write(device + 0x18, 2, size)
+    return board.mmio_write(device + 0x1C, 2, 1)
+
+
+def test_a_driver_that_keeps_to_the_rules_negotiates_without_python(device: int, machine: FakeMachine) -> None:
+    board = machine.board
+    assert begin(board, device, features=0) == 3, "a legacy driver is refused"
+    assert begin(board, device) == 11
+    assert add_queue(board, device) is MmioResult.DONE and board.mmio_read(device + 0x1C, 2) == 1
+    assert board.mmio_write(device + 0x14, 1, 15) is MmioResult.DONE and board.mmio_read(device + 0x14, 1) == 15
+
+
 def test_what_is_more_is_done_by_python(device: int, machine: FakeMachine) -> None:
     board = machine.board
-    for offset, size, value in ((0x14, 1, 0), (0x14, 1, 0x0B), (0x14, 1, 0x80), (0x1C, 2, 1), (NOTIFY, 2, 0)):
+    assert begin(board, device) == 11
+    for offset, size, value in ((0x14, 1, 0), (NOTIFY, 2, 0)):
         assert not board.mmio_write(device + offset, size, value), hex(offset)
+    assert not add_queue(board, device, size=3), "a queue that cannot be, of which Python says why"
     assert board.mmio_read(device + 0x2000, 4) is None, "the device's own configuration"
     assert board.mmio_write(device + 0x1C, 2, 0) and board.mmio_write(device + 0x04, 4, 5), "lost"
+
+
+ring_places = st.integers(0, (1 << 20) + 64).map(lambda at: at & ~1) | st.integers(0xFF00, 0x10100) | st.integers((1 << 64) - 256, (1 << 64) - 1)
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.tuples(ring_places, ring_places, ring_places), st.sampled_from([0, 1, 2, 3, 8, 63, 64, 128, 32768]))
+def test_c_enables_what_python_would(rings: tuple[int, int, int], size: int) -> None:
+    """All of this machine's memory begins at 0: they agree wholly."""
+    machine = FakeMachine()
+    bus_of(machine, Rng())
+    device = WINDOW.start + 0x4000
+    begin(machine.board, device)
+    queue = Queue(machine.memory, lambda ranges: None, 64)
+    queue.registers.size = size
+    queue.registers.descriptors, queue.registers.driver, queue.registers.device = rings
+    with contextlib.suppress(QueueError):
+        queue.enable([])
+    assert add_queue(machine.board, device, rings, size) is (MmioResult.DONE if queue.enabled else MmioResult.LEAVE)
+    machine.board.close()
+
+
+def test_queues_that_overlap_are_not_enabled_in_c(machine: FakeMachine) -> None:
+    bus_of(machine, Console(machine))  # type: ignore[arg-type]
+    board, device = machine.board, WINDOW.start + 0x4000
+    begin(board, device)
+    assert add_queue(board, device) is MmioResult.DONE
+    board.mmio_write(device + 0x16, 2, 1)
+    assert add_queue(board, device, (0x4000, 0x5000, 0x2000)) is MmioResult.LEAVE
+    assert add_queue(board, device, (0x4000, 0x5000, 0x6000)) is MmioResult.DONE
+
+
+def test_buffers_for_what_nobody_has_typed_need_no_python(machine: FakeMachine) -> None:
+    console = Console(machine)  # type: ignore[arg-type]
+    bus_of(machine, Rng(), console)
+    board, device = machine.board, WINDOW.start + 0xC000
+    begin(board, device)
+    add_queue(board, device)
+    board.mmio_write(device + 0x14, 1, 15)
+    assert board.mmio_write(device + NOTIFY, 2, 0) is MmioResult.NOTIFIED
+    assert board.pci().notification(device + NOTIFY) == (3, console.device_id, 0, 0)
+    assert board.mmio_write(device + NOTIFY + 4, 2, 1) is MmioResult.LEAVE, "what is written is the device's"
+    board.typed_to_virtio = True
+    assert board.mmio_write(device + NOTIFY, 2, 0) is MmioResult.NOTIFIED
+    board.console_put(b"x")
+    assert board.mmio_write(device + NOTIFY, 2, 0) is MmioResult.LEAVE, "something waits for buffers"
+    machine.board.close()
 
 
 def test_there_are_no_more_than_there_is_room_for(machine: FakeMachine) -> None:

@@ -80,15 +80,60 @@ static void add_function(struct hv_board *board)
     space->virtio.queue[0] = (struct hv_virtio_queue){.descriptors = 0x1000, .driver = 0x2000, .device = 0x3000, .size = 8, .enabled = 1};
 }
 
+#define RAM 0x100000u
+
+/* One whose driver can negotiate and enable queues, and begins anew now and then. */
+static void add_fresh_function(struct hv_board *board)
+{
+    board->own_spaces.count = 2;
+    struct hv_virtio *virtio = &board->own_spaces.space[1].virtio;
+    *virtio = (struct hv_virtio){.bar = 4, .queues = 2, .vectors = 3, .offered = 1ull << 32 | 3, .ram_end = RAM};
+    virtio->queue[0].most = virtio->queue[1].most = 64;
+}
+
+static bool in_ram(uint64_t start, uint64_t bytes) { return start <= RAM && bytes <= RAM - start; }
+
+static void check_fresh_function(const struct hv_board *board, unsigned long step)
+{
+    const struct hv_virtio *virtio = &board->own_spaces.space[1].virtio;
+    CHECK(virtio->queues == 2 && virtio->offered == (1ull << 32 | 3) && virtio->ram_end == RAM && !(virtio->status & 0x70));
+    if (virtio->status & 8)
+        CHECK(virtio->accepted & 1ull << 32 && !(virtio->accepted & ~virtio->offered));
+    for (unsigned i = 0; i < 2; i++) {
+        const struct hv_virtio_queue *queue = &virtio->queue[i];
+        CHECK(queue->most == 64 && !queue->typed);
+        if (!queue->enabled)
+            continue;
+        CHECK(queue->size && queue->size <= 64 && !(queue->size & (queue->size - 1)));
+        CHECK(!(queue->descriptors & 15) && !(queue->driver & 1) && !(queue->device & 3));
+        CHECK(in_ram(queue->descriptors, 16u * queue->size) && in_ram(queue->driver, 6 + 2u * queue->size) && in_ram(queue->device, 6 + 8u * queue->size));
+    }
+}
+
+/* What a driver may have written of it. */
+static void forge_driver(struct hv_virtio *virtio)
+{
+    virtio->status = (uint8_t)next();
+    virtio->accepted = next() % 2 ? 1ull << 32 | (next() & 7) : next();
+    for (unsigned i = 0; i < 2; i++) {
+        struct hv_virtio_queue *queue = &virtio->queue[i];
+        queue->size = (uint16_t)(next() % 4 ? 1u << next() % 8 : next());
+        queue->descriptors = next() % (RAM + 0x1000) & ~15u;
+        queue->driver = next() % (RAM + 0x1000) & ~1u;
+        queue->device = next() % (RAM + 0x1000) & ~3u;
+        queue->enabled = (uint8_t)next();
+    }
+}
+
 /* What a cell cannot have changed, whatever it wrote. */
 static void check_function(const struct hv_board *board, unsigned long step)
 {
     const struct hv_pci_space *space = &board->own_spaces.space[0];
     const struct hv_virtio *virtio = &space->virtio;
     const struct hv_virtio_queue *first = &virtio->queue[0];
-    CHECK(board->own_spaces.count == 1 && space->gsi == 10 && space->bar_bytes[4] == 0x4000 && !space->data[5] && !(space->data[4] & ~6));
+    CHECK(board->own_spaces.count == 2 && space->gsi == 10 && space->bar_bytes[4] == 0x4000 && !space->data[5] && !(space->data[4] & ~6));
     CHECK(space->data[0x22] == 0x10 && !space->intx && !virtio->isr);
-    CHECK(virtio->queues == 2 && virtio->vectors == 3 && virtio->accepted == 1 && virtio->status == 15);
+    CHECK(virtio->queues == 2 && virtio->vectors == 3 && virtio->accepted == 1 && (virtio->status | 128) == 143); /* its driver can give up */
     CHECK(first->descriptors == 0x1000 && first->driver == 0x2000 && first->device == 0x3000 && first->size == 8 && first->enabled);
     CHECK(!virtio->queue[1].enabled && !virtio->queue[2].size);
     CHECK(virtio->config_vector < 3 || virtio->config_vector == HV_VIRTIO_NO_VECTOR);
@@ -119,6 +164,7 @@ int main(int argc, char **argv)
     hv_clock_start(&board->clock);
     board->console = &area.console;
     add_function(board);
+    add_fresh_function(board);
     struct hv_cell_known known = {
         .region_count = 3,
         .regions = {{.start = 0, .length = 1 << 20, .kind = HV_REGION_RAM},
@@ -146,6 +192,8 @@ int main(int argc, char **argv)
         if (next() % 8 == 0)
             for (size_t i = 0; i < sizeof area.pci_spaces.space[0]; i++)
                 ((uint8_t *)&area.pci_spaces.space[0])[i] = (uint8_t)next();
+        if (next() % 4 == 0)
+            forge_driver(&area.pci_spaces.space[1].virtio);
         struct hv_cell_exit before = exit_record;
         const char *wrong = hv_cell_take(&known, &area, &exit_record, &cpu, board);
         if (wrong) {
@@ -163,6 +211,9 @@ int main(int argc, char **argv)
         for (const char *at = exit_record.detail; *at; at++)
             CHECK(*at >= ' ' && *at <= '~');
         check_function(board, step);
+        check_fresh_function(board, step);
+        if (next() % 4 == 0)
+            add_fresh_function(board);
         CHECK(cpu.cpl < 4 && cpu.halted < 2 && cpu.injected < 2);
         for (size_t i = 0; i < hv_board_field_count(); i++)
             for (uint32_t element = 0; element < hv_board_field(i)->count; element++) {

@@ -48,13 +48,20 @@ static void on_mmio_write(uc_engine *uc, uint64_t offset, unsigned size, uint64_
     (void)uc;
     struct mmio_region *region = user;
     struct hv_emulator *e = region->emulator;
-    uint64_t start = hv_host_ns();
+    uint64_t start = hv_host_ns(), address = region->base + offset, notified[4];
     find_instruction(e);
-    if (hv_board_mmio_write(e->board, region->base + offset, size, value)) {
-        hv_cross(&e->board->crossings, HV_POINT_MMIO_WRITE, start, hv_linear_rip(e), hv_record_flags(e), region->base + offset, size, value, 0);
-    } else {
-        hv_hooks_describe(e, region->base + offset, size, value, start);
+    switch (hv_board_mmio_write(e->board, address, size, value)) {
+    case HV_MMIO_DONE:
+        hv_cross(&e->board->crossings, HV_POINT_MMIO_WRITE, start, hv_linear_rip(e), hv_record_flags(e), address, size, value, 0);
+        break;
+    case HV_MMIO_NOTIFIED:
+        hv_pci_notification(e->board, address, notified);
+        hv_cross(&e->board->crossings, HV_POINT_VIRTIO_NOTIFY, start, hv_linear_rip(e), hv_record_flags(e), notified[0], notified[1], notified[2], notified[3]);
+        break;
+    case HV_MMIO_LEAVE:
+        hv_hooks_describe(e, address, size, value, start);
         hv_hooks_leave(e, HV_EXIT_MMIO_WRITE);
+        break;
     }
     hv_update_interrupt(e);
 }

@@ -42,7 +42,7 @@ from hvd.backends.emulation.public_registers import (
 )
 from hvd.backends.emulation.public_state import KEEPS_EXCEPTION, forget_exception
 from hvd.board.bus import floating
-from hvd.board.hot import HotBoard, PortResult
+from hvd.board.hot import HotBoard, MmioResult, PortResult
 from hvd.board.memory import HIGH_RAM_START, GuestMemory, RegionKind
 from hvd.board.vcpu import EntryState, Exit, ExitReason, Vcpu
 from hvd.trace.points import BY_NAME, EXCEPTION_BASE
@@ -50,7 +50,7 @@ from hvd.trace.points import BY_NAME, EXCEPTION_BASE
 BLOCKS_PER_LOOK: Final = 64  # how often the clock is looked at; some 25 us
 MOV_TO_CR: Final = b"\x0f\x22"  # and a ModRM byte; ends a block
 STI, POP_SS, MOV_SS, HLT, INT, INT3, INTO = 0xFB, 0x17, 0x8E, 0xF4, 0xCD, 0xCC, 0xCE
-POINT = {name: BY_NAME[name].id for name in ("port-in", "port-out", "mmio-read", "mmio-write", "halt", "interrupt")}
+POINT = {name: BY_NAME[name].id for name in ("port-in", "port-out", "mmio-read", "mmio-write", "virtio-notify", "halt", "interrupt")}
 SOFTWARE_INTERRUPT: Final = BY_NAME["software-interrupt"].id
 
 
@@ -73,6 +73,7 @@ class PublicVcpu(Vcpu):
 
     def __init__(self, board: HotBoard, memory: GuestMemory, cpuid: Callable[..., dict[Any, Any]]) -> None:
         self._board = board
+        self._pci = board.pci()
         self._memory = memory
         self._cpuid = cpuid_table(cpuid)
         self._uc = self._make_unicorn()
@@ -425,7 +426,10 @@ class PublicVcpu(Vcpu):
     def _mmio_write(self, uc: Any, offset: int, size: int, value: int, user: tuple[int, bool]) -> None:
         base, device = user
         start, rip, flags = self._board.host_ns(), self._rip(), self._flags()
-        if self._board.mmio_write(base + offset, size, value):
+        result = self._board.mmio_write(base + offset, size, value)
+        if result is MmioResult.NOTIFIED:
+            self._board.cross(POINT["virtio-notify"], start, rip, flags, *self._pci.notification(base + offset))
+        elif result is MmioResult.DONE:
             self._board.cross(POINT["mmio-write"], start, rip, flags, base + offset, size, value)
             self._look = True
         elif device:

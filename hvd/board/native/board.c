@@ -371,7 +371,7 @@ static void write_lapic(struct hv_board *board, uint32_t offset, uint32_t value)
         hv_ioapic_refresh(&board->ioapic, &board->lapic);
 }
 
-bool hv_board_mmio_write(struct hv_board *board, uint64_t address, unsigned size, uint64_t value)
+enum hv_mmio_result hv_board_mmio_write(struct hv_board *board, uint64_t address, unsigned size, uint64_t value)
 {
     bool lapic = lapic_at(board, address);
     if (!lapic && !ioapic_at(address))
@@ -383,7 +383,7 @@ bool hv_board_mmio_write(struct hv_board *board, uint64_t address, unsigned size
     else if (!lapic && (size == 4 || address == HV_IOAPIC_ADDRESS))
         hv_ioapic_write(&board->ioapic, (uint32_t)(address - HV_IOAPIC_ADDRESS), (uint32_t)value, &board->lapic);
     after_controller(board, taken, masked);
-    return true;
+    return HV_MMIO_DONE;
 }
 
 static uint8_t uart_read(struct hv_board *board, unsigned reg)

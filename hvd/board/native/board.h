@@ -295,7 +295,7 @@ enum hv_port_result hv_board_port_out(struct hv_board *, uint16_t port, unsigned
 /* Memory-mapped registers of the board: local APIC, IOAPIC, and of PCI's functions what is in C. size is 1, 2, 4 or 8 bytes. False: nothing of the
  * board is there; a device in Python may be. */
 bool hv_board_mmio_read(struct hv_board *, uint64_t address, unsigned size, uint64_t *value);
-bool hv_board_mmio_write(struct hv_board *, uint64_t address, unsigned size, uint64_t value);
+enum hv_mmio_result hv_board_mmio_write(struct hv_board *, uint64_t address, unsigned size, uint64_t value);
 /* A device asserts or drops its interrupt line. Global system interrupts 0-15 are the ISA's IRQs and drive 8259 and IOAPIC (0 its input 2,
  * the others that of their number; there is no GSI 2), 16-23 the IOAPIC alone. */
 void hv_board_set_irq(struct hv_board *, unsigned gsi, bool level);

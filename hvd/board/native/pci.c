@@ -9,6 +9,8 @@
 #define ADDRESS_BITS 0x80fffffcu
 #define RESET_CONTROL 0xcf9u /* a byte there is another device's (hvd/board/devices/reset_control.py) */
 #define BYTES 256u
+#define DEVICE 0x02u
+#define FIRST_VIRTIO 0x1040u /* + virtio's number of the device */
 #define COMMAND 0x04u
 #define COMMAND_MEMORY 0x0002u
 #define COMMAND_INTX_DISABLE 0x0400u
@@ -176,14 +178,39 @@ bool hv_pci_mmio_read(struct hv_board *board, uint64_t address, unsigned size, u
     return true;
 }
 
-bool hv_pci_mmio_write(struct hv_board *board, uint64_t address, unsigned size, uint64_t value)
+/* What is typed comes without being asked for: of such a notification there is something to do only when it waits for buffers. */
+static bool has_nothing_to_do(const struct hv_board *board, const struct hv_pci_space *space, unsigned bar, uint64_t offset)
+{
+    const struct hv_virtio_queue *queue = is_virtio(space, bar) ? hv_virtio_notified(&space->virtio, offset) : NULL;
+    return queue && queue->typed && !hv_board_console_waiting(board);
+}
+
+enum hv_mmio_result hv_pci_mmio_write(struct hv_board *board, uint64_t address, unsigned size, uint64_t value)
 {
     uint64_t offset;
     uint32_t bar;
     if (!in_window(board, address, size))
-        return false;
+        return HV_MMIO_LEAVE;
     int found = hv_pci_find(board, address, size, &bar, &offset);
-    return found < 0 || hv_pci_virtio_write(&board->spaces->space[found], bar, offset, size, value);
+    if (found < 0)
+        return HV_MMIO_DONE;
+    struct hv_pci_space *space = &board->spaces->space[found];
+    if (has_nothing_to_do(board, space, bar, offset))
+        return HV_MMIO_NOTIFIED;
+    return hv_pci_virtio_write(space, bar, offset, size, value) ? HV_MMIO_DONE : HV_MMIO_LEAVE;
+}
+
+void hv_pci_notification(const struct hv_board *board, uint64_t address, uint64_t arguments[4])
+{
+    uint64_t offset = 0;
+    uint32_t bar;
+    int found = hv_pci_find(board, address, 1, &bar, &offset);
+    const struct hv_pci_space *space = &board->spaces->space[found < 0 ? 0 : found];
+    const struct hv_virtio_queue *queue = hv_virtio_notified(&space->virtio, offset);
+    arguments[0] = space->place >> 3;
+    arguments[1] = get(space, DEVICE, 2) - FIRST_VIRTIO;
+    arguments[2] = queue ? (uint64_t)(queue - space->virtio.queue) : 0;
+    arguments[3] = 0; /* buffers that came back */
 }
 
 /* ---- interrupt pins */

@@ -8,19 +8,26 @@
 
 struct hv_board;
 
-/* ---- virtio.c: a function's registers of virtio over PCI (VIRTIO 1.2, 4.1.4): common configuration and ISR status. Negotiating, enabling a
- * queue and the device itself are in Python. */
+enum hv_mmio_result {
+    HV_MMIO_LEAVE,    /* nothing of the board in C is there, or it is more than that: a device in Python may answer */
+    HV_MMIO_DONE,
+    HV_MMIO_NOTIFIED, /* done: a queue of virtio was notified, and its device has nothing to do */
+};
+
+/* ---- virtio.c: a function's registers of virtio over PCI (VIRTIO 1.2, 4.1.4): common configuration and ISR status; negotiating and enabling
+ * queues as a driver does it that keeps to the rules. The device itself is in Python, and finds here what was negotiated and enabled. */
 #define HV_VIRTIO_QUEUES 4
 #define HV_VIRTIO_NO_VECTOR 0xffffu
 struct hv_virtio_queue {
     uint64_t descriptors, driver, device; /* guest-physical addresses of its rings, as the driver wrote them; fixed while it is enabled */
     uint16_t size, vector;
     uint8_t enabled;
-    uint8_t reserved[3];
+    uint8_t typed; /* the device's: its buffers are for what is typed at the console, and for nothing else */
+    uint16_t most; /* likewise: descriptors that it can have, a power of two */
 };
 struct hv_virtio {
     /* The device's. */
-    uint64_t offered;
+    uint64_t offered, ram_end; /* guest-physical: RAM from 0 on */
     uint8_t bar, queues; /* the BAR of the registers; queues 0: the function is none of virtio */
     uint16_t vectors;    /* of MSI-X */
     /* The driver's, too. */
@@ -34,6 +41,8 @@ struct hv_virtio {
 /* offset: in the BAR; size: 1, 2, 4, 8. False: not here, Python does it. */
 bool hv_virtio_read(struct hv_virtio *, uint64_t offset, unsigned size, uint64_t *value);
 bool hv_virtio_write(struct hv_virtio *, uint64_t offset, unsigned size, uint64_t value);
+/* The queue that a write in the BAR notifies; NULL: it is no notification. */
+const struct hv_virtio_queue *hv_virtio_notified(const struct hv_virtio *, uint64_t offset);
 /* What a driver in another process did, as far as a driver can do it without Python. Whatever stands there, the result is sound. */
 void hv_virtio_take(struct hv_virtio *, const struct hv_virtio *theirs);
 
@@ -72,7 +81,9 @@ struct hv_pci_spaces *hv_board_pci_spaces(struct hv_board *);
 bool hv_pci_in(const struct hv_board *, uint16_t port, unsigned size, uint32_t *value);
 bool hv_pci_out(struct hv_board *, uint16_t port, unsigned size, uint32_t value);
 bool hv_pci_mmio_read(struct hv_board *, uint64_t address, unsigned size, uint64_t *value);
-bool hv_pci_mmio_write(struct hv_board *, uint64_t address, unsigned size, uint64_t value);
+enum hv_mmio_result hv_pci_mmio_write(struct hv_board *, uint64_t address, unsigned size, uint64_t value);
+/* After HV_MMIO_NOTIFIED: the arguments of the trace point. */
+void hv_pci_notification(const struct hv_board *, uint64_t address, uint64_t arguments[4]);
 /* By the guest: the bits of its configuration that it may change. */
 void hv_pci_write_space(struct hv_board *, struct hv_pci_space *, unsigned at, unsigned size, uint32_t value);
 /* Which BAR answers at the address: the place of its function's space among the spaces, -1 none. */

@@ -1,6 +1,6 @@
-/* The registers of virtio over PCI that only hold what the driver wrote (VIRTIO 1.2, 4.1.4.3 and 4.1.4.5): a driver that looks for its device
- * touches them a hundred times. Three writes are Python's (hvd/board/virtio/pci.py): those of the status that negotiate or reset, enabling a
- * queue, notifications; and the device's own configuration. */
+/* The registers of virtio over PCI (VIRTIO 1.2, 4.1.4.3 and 4.1.4.5): a driver that looks for its device touches them a hundred times. Python's
+ * (hvd/board/virtio/pci.py) are the reset of a device that was used, queues that break the rules or lie above 4 GiB, notifications for which there
+ * is something to do, and the device's own configuration. */
 #include "board.h"
 
 #include <string.h>
@@ -9,8 +9,14 @@
 #define PAGE 0x1000u
 enum page { COMMON, ISR, DEVICE, NOTIFY };
 
-enum { ACKNOWLEDGE = 1, DRIVER = 2, FEATURES_OK = 8 };
-#define HARMLESS (ACKNOWLEDGE | DRIVER) /* of the status: bits that only tell how far the driver has come */
+#define NOTIFY_BYTES 4u /* each queue has its own place in that page */
+
+enum { ACKNOWLEDGE = 1, DRIVER = 2, DRIVER_OK = 4, FEATURES_OK = 8, FAILED = 128 }; /* NEEDS_RESET, 64, is the device's */
+#define FOUND (ACKNOWLEDGE | DRIVER)
+#define BY_DRIVER (FOUND | DRIVER_OK | FEATURES_OK | FAILED)
+#define VERSION_1 (1ull << 32)
+#define LARGEST 1024u /* descriptors of a queue (hvd/board/virtio/queue.py) */
+enum { RINGS = 3 };
 
 struct __attribute__((packed)) common { /* virtio_pci_common_cfg */
     uint32_t feature_select, feature, driver_select, accepted;
@@ -103,12 +109,99 @@ static void write_rings(struct hv_virtio *virtio, uint64_t offset, unsigned size
     }
 }
 
-/* False: it is more than that the driver knows the device. */
+static unsigned queue_count(const struct hv_virtio *virtio) { return virtio->queues < HV_VIRTIO_QUEUES ? virtio->queues : HV_VIRTIO_QUEUES; }
+
+/* Nothing was negotiated, enabled or told yet: the device in Python knows nothing of its driver. */
+static bool is_fresh(const struct hv_virtio *virtio)
+{
+    for (unsigned i = 0; i < queue_count(virtio); i++)
+        if (virtio->queue[i].enabled)
+            return false;
+    return !(virtio->status & ~FOUND) && !virtio->isr && !virtio->generation;
+}
+
+static void reset(struct hv_virtio *virtio)
+{
+    virtio->status = 0;
+    virtio->feature_select = virtio->driver_select = virtio->queue_select = 0;
+    virtio->accepted = 0;
+    virtio->config_vector = HV_VIRTIO_NO_VECTOR;
+    for (unsigned i = 0; i < queue_count(virtio); i++) {
+        struct hv_virtio_queue *queue = &virtio->queue[i];
+        queue->size = queue->most;
+        queue->descriptors = queue->driver = queue->device = 0;
+        queue->vector = HV_VIRTIO_NO_VECTOR;
+    }
+}
+
+/* 3.1.1, step 5: features that were not offered are refused, and so are legacy drivers. */
+static void set_status(struct hv_virtio *virtio, uint8_t value)
+{
+    uint8_t fresh = value & BY_DRIVER & (uint8_t)~virtio->status;
+    if (virtio->accepted & ~virtio->offered || !(virtio->accepted & VERSION_1))
+        fresh &= (uint8_t)~FEATURES_OK;
+    virtio->status |= fresh;
+}
+
+/* False: the device was used; resetting it is Python's. */
 static bool write_status(struct hv_virtio *virtio, uint8_t value)
 {
-    if (!value || value & ~virtio->status & ~HARMLESS)
+    if (value)
+        set_status(virtio, value);
+    else if (is_fresh(virtio))
+        reset(virtio);
+    else
         return false;
-    virtio->status |= value & HARMLESS;
+    return true;
+}
+
+struct range {
+    uint64_t start, bytes;
+};
+
+static void find_rings(const struct hv_virtio_queue *queue, struct range ring[RINGS])
+{
+    uint64_t size = queue->size;
+    ring[0] = (struct range){queue->descriptors, 16 * size};
+    ring[1] = (struct range){queue->driver, 6 + 2 * size};
+    ring[2] = (struct range){queue->device, 6 + 8 * size};
+}
+
+static bool overlap(const struct range *one, const struct range *other)
+{
+    return one->start < other->start + other->bytes && other->start < one->start + one->bytes;
+}
+
+/* Whole, in RAM (what begins at 0 is all that C knows of it), apart from each other and from those of the queues that are enabled. */
+static bool is_sound(const struct hv_virtio *virtio, const struct hv_virtio_queue *queue)
+{
+    static const uint64_t unaligned[RINGS] = {15, 1, 3};
+    struct range ring[RINGS], other[RINGS];
+    if (!queue->size || queue->size > queue->most || queue->size > LARGEST || queue->size & (queue->size - 1))
+        return false;
+    find_rings(queue, ring);
+    for (unsigned i = 0; i < RINGS; i++) {
+        if (ring[i].start & unaligned[i] || ring[i].start > virtio->ram_end || virtio->ram_end - ring[i].start < ring[i].bytes)
+            return false;
+        for (unsigned k = 0; k < i; k++)
+            if (overlap(&ring[i], &ring[k]))
+                return false;
+    }
+    for (unsigned q = 0; q < queue_count(virtio); q++) {
+        find_rings(&virtio->queue[q], other);
+        for (unsigned i = 0; virtio->queue[q].enabled && i < RINGS; i++)
+            for (unsigned k = 0; k < RINGS; k++)
+                if (overlap(&ring[i], &other[k]))
+                    return false;
+    }
+    return true;
+}
+
+static bool enable(const struct hv_virtio *virtio, struct hv_virtio_queue *queue)
+{
+    if (!is_sound(virtio, queue))
+        return false;
+    queue->enabled = true;
     return true;
 }
 
@@ -152,7 +245,7 @@ static bool write_common(struct hv_virtio *virtio, uint64_t offset, unsigned siz
             queue->vector = vector_of(virtio, value);
         return true;
     case REGISTER(queue_enable, 2):
-        return value != 1 || !queue || queue->enabled;
+        return value != 1 || !queue || queue->enabled || enable(virtio, queue);
     }
     if ((size == 4 && !(offset & 3)) || (size == 8 && !(offset & 7)))
         write_rings(virtio, offset, size, value);
@@ -167,15 +260,23 @@ bool hv_virtio_write(struct hv_virtio *virtio, uint64_t offset, unsigned size, u
     return page == ISR;
 }
 
+const struct hv_virtio_queue *hv_virtio_notified(const struct hv_virtio *virtio, uint64_t offset)
+{
+    uint64_t index = offset % PAGE / NOTIFY_BYTES;
+    return offset / PAGE == NOTIFY && offset % NOTIFY_BYTES == 0 && index < queue_count(virtio) ? &virtio->queue[index] : NULL;
+}
+
 void hv_virtio_take(struct hv_virtio *virtio, const struct hv_virtio *theirs)
 {
+    if (is_fresh(virtio))
+        virtio->status = 0; /* it may have been reset */
     virtio->feature_select = theirs->feature_select;
     virtio->driver_select = theirs->driver_select;
     virtio->queue_select = theirs->queue_select;
     virtio->config_vector = vector_of(virtio, theirs->config_vector);
     if (!(virtio->status & FEATURES_OK))
         virtio->accepted = theirs->accepted;
-    virtio->status |= theirs->status & HARMLESS;
+    set_status(virtio, theirs->status);
     virtio->isr &= theirs->isr;
     for (unsigned i = 0; i < virtio->queues && i < HV_VIRTIO_QUEUES; i++) {
         struct hv_virtio_queue *queue = &virtio->queue[i];
@@ -186,6 +287,8 @@ void hv_virtio_take(struct hv_virtio *virtio, const struct hv_virtio *theirs)
             queue->descriptors = their->descriptors;
             queue->driver = their->driver;
             queue->device = their->device;
+            if (their->enabled)
+                enable(virtio, queue);
         }
     }
 }

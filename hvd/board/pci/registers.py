@@ -14,10 +14,10 @@ _u8, _u16, _u32, _u64 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes
 
 
 class QueueRegisters(ctypes.Structure):
-    """struct hv_virtio_queue: what the driver wrote of a queue, which is fixed while it is enabled."""
+    """struct hv_virtio_queue: what the driver wrote of a queue, which is fixed while it is enabled, and what the device says of it."""
 
     _fields_ = (
-        ("descriptors", _u64), ("driver", _u64), ("device", _u64), ("size", _u16), ("vector", _u16), ("enabled", _u8), ("reserved", _u8 * 3),
+        ("descriptors", _u64), ("driver", _u64), ("device", _u64), ("size", _u16), ("vector", _u16), ("enabled", _u8), ("typed", _u8), ("most", _u16),
     )  # fmt: skip
 
 
@@ -25,7 +25,7 @@ class VirtioRegisters(ctypes.Structure):
     """struct hv_virtio."""
 
     _fields_ = (
-        ("offered", _u64), ("bar", _u8), ("queues", _u8), ("vectors", _u16), ("config_vector", _u16), ("queue_select", _u16),
+        ("offered", _u64), ("ram_end", _u64), ("bar", _u8), ("queues", _u8), ("vectors", _u16), ("config_vector", _u16), ("queue_select", _u16),
         ("feature_select", _u32), ("driver_select", _u32), ("accepted", _u64), ("status", _u8), ("generation", _u8), ("isr", _u8),
         ("reserved", _u8 * 5), ("queue", QueueRegisters * QUEUES),
     )  # fmt: skip
@@ -59,6 +59,7 @@ class PciRegisters:
         self._spaces = _Spaces.from_address(library.hv_board_pci_spaces(board))
         self._hot = _Address.from_address(library.hv_board_pci(board))
         self._value, self._bar, self._offset = _u64(), _u32(), _u64()
+        self._arguments = (_u64 * 4)()
         self._at_value, self._at_bar, self._at_offset = (ctypes.byref(each) for each in (self._value, self._bar, self._offset))
 
     def clear(self) -> None:
@@ -104,6 +105,11 @@ class PciRegisters:
         index: int = self._lib.hv_pci_find(self._board, address, size, self._at_bar, self._at_offset)
         return None if index < 0 else (self._spaces.space[index].place, self._bar.value, self._offset.value)
 
+    def notification(self, address: int) -> tuple[int, int, int, int]:
+        """After MmioResult.NOTIFIED: the arguments of the trace point."""
+        self._lib.hv_pci_notification(self._board, address, self._arguments)
+        return tuple(self._arguments)
+
     # ---- of one function
 
     def write_space(self, space: Space, offset: int, size: int, value: int) -> None:
@@ -134,6 +140,7 @@ PROTOTYPES: Final[dict[str, tuple[Any, list[Any]]]] = {
     "hv_pci_in": (_bool, [_pointer, _u16, _unsigned, _pointer]),
     "hv_pci_out": (_bool, [_pointer, _u16, _unsigned, _u32]),
     "hv_pci_find": (ctypes.c_int, [_pointer, _u64, _unsigned, _pointer, _pointer]),
+    "hv_pci_notification": (None, [_pointer, _u64, _pointer]),
     "hv_pci_write_space": (None, [_pointer, _pointer, _unsigned, _unsigned, _u32]),
     "hv_pci_set_intx": (None, [_pointer, _pointer, _bool]),
     "hv_pci_drive": (None, [_pointer]),

@@ -27,6 +27,7 @@ class Console(VirtioDevice):
     device_id: ClassVar[int] = 3
     class_code: ClassVar[int] = 0x07_80_00
     queue_sizes = (16, 64)
+    typed_queue: ClassVar[int | None] = RECEIVE
     features = SIZE_FEATURE | EMERGENCY_WRITE_FEATURE
 
     def __init__(self, machine: Machine) -> None:

@@ -20,12 +20,15 @@ from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 if TYPE_CHECKING:
+    from hvd.board.pci.registers import VirtioRegisters
     from hvd.board.virtio.queue import Queue
 
 # VIRTIO 1.2, 6. Offered by the transport for every device.
 RING_INDIRECT_DESC: Final = 1 << 28
 RING_EVENT_IDX: Final = 1 << 29
 VERSION_1: Final = 1 << 32
+# Of the status, 2.1.
+DRIVER_OK, FEATURES_OK, NEEDS_RESET, FAILED = 4, 8, 64, 128
 
 
 class VirtioDevice:
@@ -36,13 +39,23 @@ class VirtioDevice:
     class_code: ClassVar[int] = 0xFF_00_00  # of PCI: what lspci calls it
     queue_sizes: Sequence[int] = ()  # descriptors of each queue, powers of two
     features: int = 0  # of this kind of device: bits 0-23 and 50 up
+    typed_queue: ClassVar[int | None] = None  # its buffers are for what is typed at the console, and for nothing else
 
     # Set by the transport.
     queues: Sequence[Queue] = ()
-    negotiated: int = 0  # features that the driver accepted; 0 before FEATURES_OK
-    ready: bool = False  # DRIVER_OK is set and the driver has broken no rule
+    registers: VirtioRegisters  # what the driver wrote
     run_queue: Callable[[int], None]  # handle_queue(index) with all that belongs to it; no effect unless ready
     config_changed: Callable[[], None]  # the device's configuration changed: the driver is interrupted
+
+    @property
+    def negotiated(self) -> int:
+        """Features that the driver accepted; 0 before FEATURES_OK."""
+        return self.registers.accepted if self.registers.status & FEATURES_OK else 0
+
+    @property
+    def ready(self) -> bool:
+        """DRIVER_OK is set and the driver has broken no rule."""
+        return bool(self.registers.status & (FEATURES_OK | DRIVER_OK | NEEDS_RESET | FAILED) == FEATURES_OK | DRIVER_OK)
 
     @property
     def config(self) -> bytes:

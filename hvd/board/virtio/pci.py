@@ -2,7 +2,8 @@
 
 BAR 1 is the table of MSI-X. BAR 4 holds a page for each of the structures that vendor capabilities point to:
 common configuration, ISR status, the device's own configuration, notifications. The registers of the first two are in C
-(hvd/board/native/virtio.c), which leaves to Python what is more than remembering: negotiation and reset, enabling a queue.
+(hvd/board/native/virtio.c), which also negotiates and enables queues for a driver that keeps to the rules. What it did is found
+here when it matters (_settle). It leaves to Python the reset of a device that was used, and queues that it does not find sound.
 """
 
 from __future__ import annotations
@@ -15,7 +16,15 @@ from hvd.board.bus import floating
 from hvd.board.pci.function import Bar, Identity, PciFunction
 from hvd.board.pci.msix import BAR_BYTES, Msix
 from hvd.board.pci.registers import QUEUES
-from hvd.board.virtio.device import RING_EVENT_IDX, RING_INDIRECT_DESC, VERSION_1, VirtioDevice
+from hvd.board.virtio.device import (
+    DRIVER_OK,
+    FEATURES_OK,
+    NEEDS_RESET,
+    RING_EVENT_IDX,
+    RING_INDIRECT_DESC,
+    VERSION_1,
+    VirtioDevice,
+)
 from hvd.board.virtio.queue import Queue, QueueError
 from hvd.trace.points import BY_NAME
 
@@ -37,7 +46,6 @@ NOTIFY_MULTIPLIER: Final = 4
 # virtio_pci_common_cfg, 4.1.4.3: its length, and where the two registers are that are written here.
 COMMON_BYTES: Final = 60
 STATUS, QUEUE_ENABLE = 0x14, 0x1C
-ACKNOWLEDGE, DRIVER, DRIVER_OK, FEATURES_OK, NEEDS_RESET, FAILED = 1, 2, 4, 8, 64, 128
 NO_VECTOR: Final = 0xFFFF
 ISR_QUEUE, ISR_CONFIG = 1, 2
 NOTIFY_POINT: Final = BY_NAME["virtio-notify"].id
@@ -62,14 +70,18 @@ class VirtioPci(PciFunction):
         device.queues = self._queues
         device.run_queue = self._run_queue
         device.config_changed = self._config_changed
-        self._virtio = virtio = self.config.space.virtio
+        self._virtio = device.registers = virtio = self.config.space.virtio
         virtio.offered = device.features | VERSION_1 | RING_INDIRECT_DESC | RING_EVENT_IDX
+        virtio.ram_end = machine.memory.low_ram_end
         virtio.bar, virtio.queues, virtio.vectors = BAR.index, len(self._queues), self._msix.vectors
+        if device.typed_queue is not None:
+            virtio.queue[device.typed_queue].typed = True
+        self._taken = 0  # features that the queues know of
         self._reported = False
 
     def attach(self, bus: PciBus) -> None:
         super().attach(bus)
-        self._virtio = self.config.space.virtio
+        self._virtio = self.device.registers = self.config.space.virtio
         for queue, registers in zip(self._queues, self._virtio.queue, strict=False):
             queue.move(registers)
         self._reset_device()
@@ -143,40 +155,28 @@ class VirtioPci(PciFunction):
             if not rest and index < len(self._queues):
                 self._notified(index)
         elif page == PAGES[COMMON] and offset == STATUS:
-            self._write_status(value)
+            self._reset_device()  # what else the driver tells by it is in C
         elif page == PAGES[COMMON] and offset == QUEUE_ENABLE:
-            self._enable_queue()
+            self._settle()
+            self._enable(self._virtio.queue_select)
         elif page == PAGES[DEVICE] and offset + size <= len(self.device.config):
             self.device.write_config(offset, value.to_bytes(size, "little"))
 
     # ---- common configuration
 
-    def _write_status(self, value: int) -> None:
-        if value == 0:
-            self._reset_device()
-            return
-        # The driver sets bits; NEEDS_RESET is the device's.
-        virtio = self._virtio
-        fresh = value & (ACKNOWLEDGE | DRIVER | DRIVER_OK | FEATURES_OK | FAILED) & ~virtio.status
-        if fresh & FEATURES_OK and (virtio.accepted & ~virtio.offered or not virtio.accepted & VERSION_1):
-            fresh &= ~FEATURES_OK  # 3.1.1, step 5: refused
-        virtio.status |= fresh
-        if fresh & FEATURES_OK:
-            self._take_features()
-        self._find_ready()
+    def _settle(self) -> None:
+        """What was negotiated and enabled without Python, before it matters."""
+        accepted = self.device.negotiated
+        if accepted != self._taken:
+            self._taken = accepted
+            for queue in self._queues:
+                queue.set_features(bool(accepted & RING_INDIRECT_DESC), bool(accepted & RING_EVENT_IDX))
+        for index, queue in enumerate(self._queues):
+            if queue.registers.enabled and not queue.enabled:
+                self._enable(index)
 
-    def _find_ready(self) -> None:
-        needed = FEATURES_OK | DRIVER_OK
-        self.device.ready = self._virtio.status & (needed | NEEDS_RESET | FAILED) == needed
-
-    def _take_features(self) -> None:
-        self.device.negotiated = accepted = self._virtio.accepted
-        for queue in self._queues:
-            queue.set_features(bool(accepted & RING_INDIRECT_DESC), bool(accepted & RING_EVENT_IDX))
-
-    def _enable_queue(self) -> None:
-        """The selected one, which is there and not enabled."""
-        index = self._virtio.queue_select
+    def _enable(self, index: int) -> None:
+        """A queue that is there and not enabled."""
         try:
             self._queues[index].enable([other for other in self._queues if other.enabled])
         except QueueError as error:
@@ -193,6 +193,7 @@ class VirtioPci(PciFunction):
 
     def _run_queue(self, index: int) -> None:
         """A queue was notified, by the driver or the host."""
+        self._settle()
         if not self.device.ready or not self.may_master or not self._queues[index].enabled:
             return
         try:
@@ -208,7 +209,6 @@ class VirtioPci(PciFunction):
     def _broken(self, index: int, error: QueueError) -> None:
         """2.1.2: the driver has to reset the device, which does nothing until then."""
         self._machine.board.cross(FAULT_POINT, 0, 0, 0, self.slot, self.device.device_id, index)
-        self.device.ready = False
         self._virtio.status |= NEEDS_RESET
         if not self._reported:
             self._reported = True
@@ -242,7 +242,7 @@ class VirtioPci(PciFunction):
         for queue in self._queues:
             queue.reset()
             queue.registers.vector = NO_VECTOR
-        self.device.negotiated, self.device.ready = 0, False
+        self._taken = 0
         self.device.reset()
         self.set_intx(False)
 
@@ -256,6 +256,7 @@ class VirtioPci(PciFunction):
         self.device.close()
 
     def save(self) -> dict[str, Any]:
+        self._settle()
         virtio = self._virtio
         return super().save() | {
             "device": self.name, "msix": self._msix.save(), "status": virtio.status, "isr": virtio.isr,
@@ -288,9 +289,8 @@ class VirtioPci(PciFunction):
         if virtio.status & FEATURES_OK:
             if virtio.accepted & ~virtio.offered:
                 raise ValueError(f"features {virtio.accepted:#x} of the snapshot's {self.name} are not all offered here")
-            self._take_features()
+            self._settle()
         self.device.restore(saved.part(state, "own"))
-        self._find_ready()
 
     def _vector(self, vector: int) -> int:
         return vector if vector < self._msix.vectors else NO_VECTOR

@@ -89,7 +89,8 @@ class Queue:
 
     def reset(self) -> None:
         registers = self.registers
-        registers.size, registers.enabled = self.most, False
+        registers.most = registers.size = self.most
+        registers.enabled = False
         registers.descriptors = registers.driver = registers.device = 0
         # What of that holds while it is enabled.
         self.size = self.most
