@@ -23,7 +23,7 @@ hvd/libhv.so: $(HV_SOURCES) $(HV_HEADERS) native.mk
 # and the backends that need it say so.
 HV_CELL_FLAGS ?= -std=gnu11 -O2 -flto=auto -g -Wall -Wextra $(WERROR)
 HV_CELL_NEEDS := -fPIE -static-pie -mgeneral-regs-only -mfsgsbase -fno-stack-protector -fcf-protection=none -fno-strict-aliasing
-HV_CELL_SOURCES := $(filter-out hvd/cell/host.c hvd/cell/check.c,$(wildcard hvd/cell/*.c)) $(filter-out %/pages.c,$(wildcard hvd/board/native/*.c))
+HV_CELL_SOURCES := $(filter-out hvd/cell/host.c hvd/cell/check.c,$(wildcard hvd/cell/*.c hvd/cell/*.S)) $(filter-out %/pages.c,$(wildcard hvd/board/native/*.c))
 hvd/hvd-cell: $(HV_CELL_SOURCES) $(HV_HEADERS) native.mk
 	$(CC) $(HV_CELL_FLAGS) $(HV_CELL_NEEDS) -Ihvd/board/native -Ihvd/cell -Iguests/include -o $@.new $(HV_CELL_SOURCES)
 	mv -f $@.new $@

@@ -333,7 +333,7 @@ static void no_task_state(void) /* an interrupt from CPL 3 finds no stack */
 static void sse_device(void)
 {
 	directory[0xfee00000u >> 22] = 0xfec00000u | 0x80 | W | P;
-	__asm__ volatile("movl %%cr4, %%eax; orl $0x200, %%eax; movl %%eax, %%cr4; movups 0xfee00020, %%xmm0" : : : "eax");
+	__asm__ volatile("movl %%cr4, %%eax; orl $0x200, %%eax; movl %%eax, %%cr4; movddup 0xfee00020, %%xmm0" /* SSE3 */ : : : "eax");
 }
 
 static void virtual_8086(void)

@@ -6,8 +6,7 @@
  *
  * Where that place is only a few instructions away the monitor executes these, too.
  *
- * Pages of code that runs natively are write-protected: a store there is executed by the monitor, and what follows it is scanned anew. One by an x87
- * or SSE instruction is the processor's: the page is writable for that one, behind which is the next breakpoint.
+ * Pages of code that runs natively are write-protected: a store there is executed by the monitor, and what follows it is scanned anew.
  */
 #define _GNU_SOURCE
 #include <errno.h>
@@ -53,6 +52,8 @@ static const uint8_t stops[][256] = {
         /* transfers */
         [0x70 ... 0x7f] = ANY, [0x9a] = ANY, [0xc2] = ANY, [0xc3] = ANY, [0xca ... 0xcf] = ANY, [0xe0 ... 0xe3] = ANY, [0xe8 ... 0xeb] = ANY,
         [0xf1] = ANY, [0xff] = 0x3c,
+        /* what CPUID hides (emulate.c) */
+        [0xc6] = 0x80, [0xc7] = 0x80,
     },
     [HV_MAP_0F] = {
         /* SLDT to VERW, SGDT to INVLPG, LAR, LSL, SYSCALL, RDTSC, SYSENTER, PUSH and POP of FS and GS, CPUID, LSS, LFS, LGS */
@@ -60,13 +61,15 @@ static const uint8_t stops[][256] = {
         [0xa8] = ANY, [0xa9] = ANY, [0xb2] = ANY, [0xb4] = ANY, [0xb5] = ANY,
         /* transfers */
         [0x80 ... 0x8f] = ANY,
+        /* hidden */
+        [0x0e] = ANY, [0x78] = ANY, [0x79] = ANY, [0xa6] = ANY, [0xa7] = ANY, [0xae] = 0xf0, [0xc7] = 0xf8,
     },
 };
 #undef ANY
 
 static bool is_stop(const struct hv_insn *insn)
 {
-    if (hv_fpu_traps(hv_fpu_kind(insn)))
+    if (insn->map == HV_MAP_VEX || insn->map == HV_MAP_3DNOW || hv_fpu_traps(hv_fpu_kind(insn)))
         return true;
     return insn->map < sizeof stops / sizeof *stops && stops[insn->map][insn->opcode] >> (insn->has_modrm ? insn->reg : 0) & 1;
 }
@@ -89,35 +92,6 @@ static void protect(uint32_t first, uint32_t end)
         if (!walk.error)
             hv_shadow_protect_frame(walk.physical, HV_FRAME_CODE);
     }
-}
-
-static bool alone; /* the instruction at alone_eip stores to a page that was scanned, perhaps the one that it is in */
-static uint32_t alone_eip;
-
-bool hv_breakpoint_stores(uint64_t physical)
-{
-    struct hv_insn insn;
-    hv_fetch_instruction(&insn);
-    if (hv_fpu_kind(&insn) == HV_FPU_NONE)
-        return false;
-    hv_shadow_release_frame(physical, HV_FRAME_CODE);
-    alone = HV_CPU->cpl < 3;
-    alone_eip = HV_CPU->eip;
-    return !hv_shadow_is_code(physical);
-}
-
-/* False: it is not that instruction; an interrupt may have come before it. */
-static bool run_alone(uint32_t base)
-{
-    struct hv_insn insn;
-    alone = false;
-    if (HV_CPU->eip != alone_eip)
-        return false;
-    hv_fetch_instruction(&insn);
-    if (hv_fpu_kind(&insn) == HV_FPU_NONE)
-        return false;
-    set(base + HV_CPU->eip + insn.length);
-    return true;
 }
 
 /* Something that a look at the whole state must follow, before the next instruction. */
@@ -145,8 +119,6 @@ static bool prepare(void)
     uint32_t stop = eip;
     unsigned count = 0;
     bool repeats = false;
-    if (alone && run_alone(base))
-        return true;
     for (;; count++) {
         uint8_t bytes[HV_LONGEST_INSTRUCTION];
         unsigned available = hv_fetch_at(stop, bytes);

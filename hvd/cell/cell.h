@@ -14,6 +14,7 @@
  *   execute.c    ordinary ones, for MMIO and steps           strings.c    INS, OUTS, MOVS and the like
  *   flow.c       near jumps, calls and the stack             alu.c        arithmetic and its flags
  *   fpu.c        FXSAVE, FXRSTOR                             debug.c      breakpoints, watchpoints, steps
+ *   x87.c        x87 instructions                            sse.c        those of MMX and SSE; with forms.S, what executes them
  *   withheld.c   programs that may not run natively now
  *   plain.c      memcpy without SSE                          runs.c       pages that only the kernel may touch
  *   paravirt.h   hypercalls                                  sites.h      INT 80 of programs without a signal
@@ -136,6 +137,10 @@ void hv_cpuid(uint32_t leaf, uint32_t subleaf, uint32_t out[4]);
 /* ---- fpu.c */
 bool hv_fpu_instruction(const struct hv_insn *); /* 0F AE: FXSAVE, FXRSTOR; false: another one */
 
+/* ---- emulate.c's last resort, x87.c and sse.c: x87, MMX, SSE and SSE2 instructions, by the processor on an operand of ours. Raise #MF, #XM */
+bool hv_x87(const struct hv_insn *);
+bool hv_sse(const struct hv_insn *);
+
 /* ---- twins.c: the guest's segments in the host's LDT */
 uint16_t hv_twin(const struct hv_segment *);              /* the host selector that acts like this one */
 uint16_t hv_twin_below(const struct hv_segment *, uint32_t end); /* and ends there; of a page */
@@ -149,6 +154,7 @@ bool hv_twin_guest_selector(uint16_t host, uint16_t *guest); /* false: no twin, 
 void hv_on_signal(int signal, siginfo_t *, void *context);
 bool hv_fpu_publish(void); /* the guest's x87 and SSE registers into cell.cpu.fxsave; true: they are live in the processor, with all beyond them */
 void hv_fpu_adopt(void);   /* the reverse, after the runner has changed the state */
+void hv_fpu_return(void);  /* the reverse, after an instruction: what is beyond them stays */
 void hv_enter_first(void) __attribute__((noreturn)); /* the guest's first instruction, from main() */
 _Noreturn void hv_abandon(void);                     /* the runner has replaced the state: unwind, and go on from it */
 

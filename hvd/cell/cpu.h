@@ -76,6 +76,7 @@ struct hv_cpu {
 #define HV_CR4_PAE 0x20u
 #define HV_CR4_PGE 0x80u
 #define HV_CR4_OSFXSR 0x200u
+#define HV_CR4_OSXMMEXCPT 0x400u
 #define HV_CR4_UMIP 0x800u
 
 enum hv_vector {

@@ -1,5 +1,5 @@
 /* While a debugger has breakpoints or watchpoints, or steps, no instruction of the guest is executed unseen: the monitor interprets it, or,
- * what it cannot interpret (x87, SSE) or would interpret otherwise than the processor executes it in ring 3 (PUSHF, STR, ...; under trap and
+ * what it cannot interpret (newer than SSE2) or would interpret otherwise than the processor executes it in ring 3 (PUSHF, STR, ...; under trap and
  * paravirt the guest must go wrong with a debugger, too, when it goes wrong without), it has executed by the processor in a single step.
  */
 #include "debug.h"

@@ -136,25 +136,44 @@ static bool may_lock(const struct hv_insn *insn)
         || opcode == 0xc0 || opcode == 0xc1 || (opcode == 0xc7 && reg == 1);
 }
 
-/* Forms that decode but that IA-32 does not define, and UD0, UD1, UD2: one row for each opcode, a bit for each /reg that is #UD. */
-static const struct { uint8_t map, opcode, registers, memory; } undefined[] = {
+/* Instructions by opcode, a bit for each /reg with a register and with a memory operand. */
+struct forms {
+    uint8_t map, opcode, registers, memory;
+};
+
+/* Forms that decode but that IA-32 does not define, and UD0, UD1, UD2. */
+static const struct forms undefined[] = {
     {HV_MAP_ONE, 0x62, 0xff, 0}, {HV_MAP_ONE, 0x8c, 0xc0, 0xc0}, {HV_MAP_ONE, 0x8d, 0xff, 0}, {HV_MAP_ONE, 0x8e, 0xc2, 0xc2},
     {HV_MAP_ONE, 0x8f, 0xfe, 0xfe}, {HV_MAP_ONE, 0xc4, 0xff, 0}, {HV_MAP_ONE, 0xc5, 0xff, 0}, {HV_MAP_ONE, 0xc6, 0x7e, 0xfe},
     {HV_MAP_ONE, 0xc7, 0x7e, 0xfe}, {HV_MAP_ONE, 0xfe, 0xfc, 0xfc}, {HV_MAP_ONE, 0xff, 0xa8, 0x80}, {HV_MAP_0F, 0x00, 0xc0, 0xc0},
     {HV_MAP_0F, 0x0b, 0xff, 0xff}, {HV_MAP_0F, 0xb9, 0xff, 0xff}, {HV_MAP_0F, 0xff, 0xff, 0xff}, {HV_MAP_0F, 0xba, 0x0f, 0x0f},
     {HV_MAP_0F, 0xb2, 0xff, 0}, {HV_MAP_0F, 0xb4, 0xff, 0}, {HV_MAP_0F, 0xb5, 0xff, 0}, {HV_MAP_0F, 0xc3, 0xff, 0},
-    {HV_MAP_0F, 0xc7, 0x3f, 0x05}, {HV_MAP_0F, 0x0d, 0xff, 0},
+    {HV_MAP_0F, 0xc7, 0x3f, 0x05}, {HV_MAP_0F, 0x0d, 0xff, 0}, {HV_MAP_0F, 0xae, 0x1f, 0},
 };
 
-static bool is_undefined(const struct hv_insn *insn)
+/* What CPUID hides from kernels (hvd/cell/features.py), so that it is #UD there: XABORT, XBEGIN; FEMMS; VMREAD, VMWRITE; VIA's
+ * cryptography; XSAVE and its like. All of VEX, EVEX and 3DNow!, too. */
+static const struct forms hidden[] = {
+    {HV_MAP_ONE, 0xc6, 0x80, 0}, {HV_MAP_ONE, 0xc7, 0x80, 0}, {HV_MAP_0F, 0x0e, 0xff, 0xff}, {HV_MAP_0F, 0x78, 0xff, 0xff}, {HV_MAP_0F, 0x79, 0xff, 0xff},
+    {HV_MAP_0F, 0xa6, 0xff, 0xff}, {HV_MAP_0F, 0xa7, 0xff, 0xff}, {HV_MAP_0F, 0xae, 0xe0, 0x70}, {HV_MAP_0F, 0xc7, 0xc0, 0xf8},
+};
+
+static bool listed(const struct forms *table, size_t rows, const struct hv_insn *insn)
 {
-    for (unsigned i = 0; i < sizeof undefined / sizeof *undefined; i++) {
-        if (undefined[i].map == insn->map && undefined[i].opcode == insn->opcode) {
-            unsigned forms = insn->has_modrm && insn->mod != 3 ? undefined[i].memory : undefined[i].registers;
+    for (size_t i = 0; i < rows; i++) {
+        if (table[i].map == insn->map && table[i].opcode == insn->opcode) {
+            unsigned forms = insn->has_modrm && insn->mod != 3 ? table[i].memory : table[i].registers;
             return forms >> insn->reg & 1;
         }
     }
     return false;
+}
+
+static bool is_undefined(const struct hv_insn *insn) { return listed(undefined, sizeof undefined / sizeof *undefined, insn); }
+
+static bool is_hidden(const struct hv_insn *insn)
+{
+    return insn->map == HV_MAP_VEX || insn->map == HV_MAP_3DNOW || listed(hidden, sizeof hidden / sizeof *hidden, insn);
 }
 
 /* INT n, INT3, INTO, INT1: what they call starts without TF, and the trap of the instruction itself is lost with it. */
@@ -280,7 +299,7 @@ bool hv_interpret(const struct hv_insn *insn)
     bool trap = cpu->eflags & HV_TF;
     uint8_t shadow = cpu->interrupt_shadow;
     cpu->interrupt_shadow = 0;
-    if (!hv_sensitive(insn) && !hv_strings(insn) && !hv_execute(insn)) {
+    if (!hv_sensitive(insn) && !hv_strings(insn) && !hv_execute(insn) && !hv_x87(insn) && !hv_sse(insn)) {
         cpu->interrupt_shadow = shadow;
         return false;
     }
@@ -297,7 +316,7 @@ void hv_emulate(void)
     hv_fetch_instruction(&insn);
     if (hv_interpret(&insn))
         return;
-    if (!HV_CPU->interrupt_shadow || hv_fpu_kind(&insn) == HV_FPU_NONE)
-        hv_cannot_execute("the instruction", insn.bytes, insn.length);
-    HV_CPU->interrupt_shadow = 0; /* x87 and SSE are not executed here: the interrupt that waits comes before them */
+    if (HV_CPU->cpl < 3 && cell.mode != HV_MODE_TRAP && is_hidden(&insn))
+        hv_raise(HV_UD);
+    hv_cannot_execute("the instruction", insn.bytes, insn.length);
 }

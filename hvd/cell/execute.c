@@ -1,6 +1,6 @@
 /* Ordinary instructions, executed by the monitor: those that touch memory which cannot be mapped (MMIO), and steps of the debugger.
  *
- * All general-purpose instructions are here, but for strings.c and what is sensitive (sensitive.c); x87, MMX, SSE and later are not.
+ * All general-purpose instructions are here, but for strings.c and what is sensitive (sensitive.c); x87, MMX and SSE are in x87.c and sse.c.
  * Not checked: alignment (EFLAGS.AC).
  */
 #include "alu.h"

@@ -6,10 +6,8 @@
  */
 #include <string.h>
 
-#include "cell.h"
+#include "fpu.h"
 
-#define SAVED_BYTES 288u /* of the area, outside of 64-bit mode: to XMM7 */
-#define MXCSR_AT 24u
 #define MXCSR_MASK_AT 28u
 #define MXCSR_MASK_DEFAULT 0xffbfu
 #define X87_AND_SSE 3u
@@ -63,11 +61,7 @@ static void save(const struct hv_insn *insn)
     uint64_t physical = area_of(insn, true), other = other_state();
     uint32_t linear = hv_operand_linear(insn, 512, true);
     bool live = hv_fpu_publish();
-    for (unsigned i = 0; i < SAVED_BYTES; i += 8) {
-        uint64_t word;
-        memcpy(&word, HV_CPU->fxsave + i, 8);
-        hv_write(linear + i, 8, word);
-    }
+    hv_fpu_store(linear, HV_CPU->fxsave, HV_FX_BYTES);
     if (!live || !other)
         return;
     struct row *row = row_of(physical);
@@ -81,23 +75,20 @@ static void restore(const struct hv_insn *insn)
     static uint8_t nothing[STATE_BYTES] __attribute__((aligned(64))); /* its header says that all is as after a reset */
     uint64_t physical = area_of(insn, false), other = other_state();
     uint32_t linear = hv_operand_linear(insn, 512, false), mxcsr, mask;
-    uint8_t image[SAVED_BYTES];
-    for (unsigned i = 0; i < SAVED_BYTES; i += 8) {
-        uint64_t word = hv_read(linear + i, 8);
-        memcpy(image + i, &word, 8);
-    }
+    uint8_t image[HV_FX_BYTES];
+    hv_fpu_load(linear, image, HV_FX_BYTES);
     bool live = hv_fpu_publish();
     memcpy(&mask, HV_CPU->fxsave + MXCSR_MASK_AT, 4);
-    memcpy(&mxcsr, image + MXCSR_AT, 4);
+    memcpy(&mxcsr, image + HV_FX_MXCSR, 4);
     if (mxcsr & ~(mask ? mask : MXCSR_MASK_DEFAULT))
         hv_raise_error(HV_GP, 0);
-    memcpy(HV_CPU->fxsave, image, SAVED_BYTES);
+    memcpy(HV_CPU->fxsave, image, HV_FX_BYTES);
     hv_fpu_adopt();
     if (!live || !other)
         return;
     struct row *row = row_of(physical);
     uint8_t *state = row->physical == physical ? row->state : nothing;
-    memcpy(state + MXCSR_AT, &mxcsr, 4); /* which XRSTOR loads for AVX, too, whatever the header says (SDM vol. 1, 13.8.1) */
+    memcpy(state + HV_FX_MXCSR, &mxcsr, 4); /* which XRSTOR loads for AVX, too, whatever the header says (SDM vol. 1, 13.8.1) */
     __asm__ volatile("xrstor %0" : : "m"(*(const uint8_t(*)[STATE_BYTES])state), "a"((uint32_t)other), "d"((uint32_t)(other >> 32)));
 }
 
@@ -112,4 +103,35 @@ bool hv_fpu_instruction(const struct hv_insn *insn)
     else
         restore(insn);
     return hv_done(insn);
+}
+
+/* ---- operands of x87.c and sse.c */
+
+/* The most that one access can have of so many bytes. */
+static unsigned piece(unsigned left) { return left >= 8 ? 8 : left >= 4 ? 4 : left >= 2 ? 2 : 1; }
+
+void hv_fpu_load(uint32_t linear, uint8_t *to, unsigned size)
+{
+    for (unsigned at = 0, length; at < size; at += length) {
+        length = piece(size - at);
+        uint64_t value = hv_read(linear + at, length);
+        memcpy(to + at, &value, length);
+    }
+}
+
+uint32_t hv_fpu_store_at(const struct hv_insn *insn, unsigned size)
+{
+    uint32_t linear = hv_operand_linear(insn, size, true);
+    hv_check_write(linear, size);
+    return linear;
+}
+
+void hv_fpu_store(uint32_t linear, const uint8_t *from, unsigned size)
+{
+    for (unsigned at = 0, length; at < size; at += length) {
+        length = piece(size - at);
+        uint64_t value = 0;
+        memcpy(&value, from + at, length);
+        hv_write(linear + at, length, value);
+    }
 }

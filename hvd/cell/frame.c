@@ -8,6 +8,7 @@
 
 #define NATIVE_FLAGS (HV_STATUS_FLAGS | HV_DF | HV_TF | HV_NT | HV_AC | HV_ID) /* that the guest has in the host's EFLAGS, too */
 #define LIVE_FLAGS (HV_STATUS_FLAGS | HV_DF | HV_NT | HV_ID)                   /* always as the guest has them */
+#define MXCSR_MASK_AT 28 /* offset in an FXSAVE area */
 #define HIGH_XMM 288 /* offset of XMM8 in an FXSAVE area */
 #define XSTATE_HEADER 512 /* offset of XSTATE_BV in an XSAVE area (SDM vol. 1, 13.4.2) */
 #define X87_AND_SSE 3u
@@ -16,17 +17,33 @@
 
 const int hv_general[8] = {REG_RAX, REG_RCX, REG_RDX, REG_RBX, REG_RSP, REG_RBP, REG_RSI, REG_RDI};
 
+/* MXCSR_MASK, which a signal's frame lacks. */
+static uint32_t mxcsr_mask(void)
+{
+    static uint8_t image[512] __attribute__((aligned(16)));
+    static uint32_t mask;
+    if (!mask) {
+        __asm__ volatile("fxsave %0" : "=m"(image));
+        memcpy(&mask, image + MXCSR_MASK_AT, sizeof mask);
+    }
+    return mask;
+}
+
 bool hv_fpu_publish(void)
 {
-    if (hv_trap.frame && hv_trap.frame->uc_mcontext.fpregs)
+    if (hv_trap.frame && hv_trap.frame->uc_mcontext.fpregs) {
+        uint32_t mask = mxcsr_mask();
         memcpy(HV_CPU->fxsave, hv_trap.frame->uc_mcontext.fpregs, sizeof HV_CPU->fxsave);
+        memcpy(HV_CPU->fxsave + MXCSR_MASK_AT, &mask, sizeof mask);
+    }
     else if (!hv_trap.frame) /* a callout: they are where the guest left them */
         __asm__ volatile("fxsave %0" : "=m"(HV_CPU->fxsave));
     memset(HV_CPU->fxsave + HIGH_XMM, 0, sizeof HV_CPU->fxsave - HIGH_XMM); /* 64-bit code's, and the kernel's own words */
     return !hv_trap.frame;
 }
 
-void hv_fpu_adopt(void)
+/* beyond: what of the state lies beyond x87 and SSE stays as it is; otherwise it is as after a reset. */
+static void put_fpu(bool beyond)
 {
     if (!hv_trap.frame) {
         __asm__ volatile("fxrstor %0" : : "m"(HV_CPU->fxsave));
@@ -39,10 +56,15 @@ void hv_fpu_adopt(void)
     memcpy(&magic, image + FRAME_MAGIC_AT, sizeof magic);
     memcpy(image, HV_CPU->fxsave, FRAME_MAGIC_AT); /* behind it the frame's own words */
     if (magic == FRAME_HAS_XSAVE) {
-        uint64_t present = X87_AND_SSE; /* whatever else there was is as after a reset */
+        uint64_t present;
+        memcpy(&present, image + XSTATE_HEADER, sizeof present);
+        present = beyond ? present | X87_AND_SSE : X87_AND_SSE;
         memcpy(image + XSTATE_HEADER, &present, sizeof present);
     }
 }
+
+void hv_fpu_adopt(void) { put_fpu(false); }
+void hv_fpu_return(void) { put_fpu(true); }
 
 /* A segment register holds another selector than the guest was entered with: it loaded it without a trap. */
 static unsigned reloaded;

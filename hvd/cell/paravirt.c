@@ -180,7 +180,7 @@ bool hv_paravirt_beyond(const struct hv_insn *insn)
 {
     if (hv_interpret(insn)) /* or raises what its segments and page tables say */
         return true;
-    /* x87 and SSE: only what they access is known here. */
+    /* AVX and the like: only what they access is known here. */
     if (!insn->has_modrm || insn->mod == 3)
         return false;
     struct hv_walk walk;
@@ -188,5 +188,5 @@ bool hv_paravirt_beyond(const struct hv_insn *insn)
     hv_walk(&walk, linear, false, true, false, false);
     if (walk.error)
         hv_raise_page_fault(linear, walk.error);
-    hv_fail("a program uses x87 or SSE registers on memory at %#x, beyond its limit %#x", linear, HV_CPU->user_limit);
+    hv_fail("a program accesses by an instruction that the monitor does not know memory at %#x, beyond its limit %#x", linear, HV_CPU->user_limit);
 }

@@ -44,8 +44,7 @@ static void page_fault(void)
     case HV_SHADOW_EMULATE:
         if (hv_paravirtual() && HV_CPU->cpl < 3 && !fetch)
             hv_sites_kernel();
-        if (cell.mode != HV_MODE_BREAKPOINT || !hv_shadow_is_code(walk.physical) || !hv_breakpoint_stores(walk.physical))
-            hv_emulate();
+        hv_emulate();
         return;
     case HV_SHADOW_GUEST_FAULT:
         if (hv_loaded_host_selector())
@@ -150,7 +149,7 @@ static void alignment(void)
     struct hv_insn insn;
     hv_fetch_instruction(&insn);
     if (!hv_interpret(&insn))
-        HV_CPU->eflags &= ~HV_AC; /* x87 and SSE are not executed here */
+        HV_CPU->eflags &= ~HV_AC; /* AVX is not executed here */
 }
 
 static void nothing(void) {}

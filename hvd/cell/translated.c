@@ -119,6 +119,10 @@ bool hv_in_64_bits(int signal)
         set_step(HV_STEP_RUN);
         return true;
     }
+    /* The host's kernel has put EIP where its own 32-bit programs go on behind these, into what it takes for their vDSO. */
+    if ((uint64_t)rip >= HV_LOW_END && (uint16_t)hv_frame_registers()[REG_CSGSFS] != HV_HOST_CODE_64)
+        hv_fail("a program executed SYSCALL or SYSENTER (0f 05, 0f 34), which this host's kernel takes for a system call and does not say where it was: ESP %#x",
+                (uint32_t)hv_frame_registers()[REG_RSP]);
     if (!in_cache)
         hv_fail("the guest left its cell's segments: 64-bit code at %#llx%s", (unsigned long long)hv_frame_registers()[REG_RIP],
                 signal == SIGSYS ? " made a system call of the host" : "");

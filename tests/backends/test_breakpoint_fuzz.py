@@ -42,8 +42,9 @@ def test_interrupted(pair: Pair) -> None:
     look(pair, [RareMaker(seed, timer=True).program() for seed in range(820_000, 820_000 + PROGRAMS)], TIMER)
 
 
-def test_interrupted_before_a_store_that_runs_alone(pair: Pair) -> None:
-    """The first instruction of the handler, PUSH DS, was the one that ran natively then: in one run of three of this program."""
+def test_interrupted_before_a_store_by_sse(pair: Pair) -> None:
+    """To the page that it is in. When the processor executed such stores, the first instruction of the handler, PUSH DS, was the one that ran
+    natively instead: in one run of three of this program."""
     look(pair, [ChainedMaker(9_361_094, timer=True).program()] * 30, TIMER)
 
 
@@ -58,7 +59,7 @@ LONG = 28  # instructions: no run that the monitor executes
 @pytest.mark.parametrize("ring", [0, 3])
 @pytest.mark.parametrize("opcode", ["d93d", "f30f1105"], ids=["fnstcw", "movss"])
 def test_stores_to_the_page_that_they_run_in(pair: Pair, opcode: str, ring: int) -> None:
-    """By instructions that only the processor executes: to another place of the page, then to what is executed next (FNSTCW stores JG there)."""
+    """By x87 and SSE instructions: to another place of the page, then to what is executed next (FNSTCW stores JG there)."""
     into = LONG + 2 * (len(opcode) // 2 + 4) + 3
     stores = [bytes.fromhex(opcode) + (CODE + at).to_bytes(4, "little") for at in (0xE00, into)]
     code = [b"\x90"] * LONG + stores + [b"\x43"] * LONG  # INC EBX

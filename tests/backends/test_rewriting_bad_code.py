@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import struct
 from collections.abc import Iterator
+from dataclasses import replace
+from random import Random
 
 import pytest
+from rare_programs import RareMaker
 from stream_compare import DONE, Pair, all_same, difference
 from stream_guest import Outcome, Program, Side
 from stream_kernel import CR0, DEVICE, IDT, KERNEL, STREAMS, USER
@@ -212,8 +215,7 @@ def test_alignment_is_not_checked(pair: Pair, ring: int) -> None:
     assert records[0][EAX] & 0x40000 and records[0][4] & 0x40000
 
 
-def test_alignment_of_what_the_monitor_does_not_interpret(pair: Pair) -> None:
-    """x87 and SSE: they are executed, and AC is gone."""
+def test_alignment_of_x87_and_sse(pair: Pair) -> None:
     alike(pair, SET_AC, "d9e8" + "dd9e01000000", "0f118603010000", "dd8601000000" + "ddd8", CLEAR_AC, ring=3)
 
 
@@ -264,3 +266,60 @@ def test_a_program_that_overwrites_the_code_cache(pair: Pair) -> None:
     pair.other.reopen()
     assert outcome.end.split(" at ")[0] in ("ERROR", "SHUTDOWN"), outcome.end
     alike(pair, "90", ring=3)
+
+
+@pytest.mark.parametrize("call", ["0f05", "0f34"], ids=["syscall", "sysenter"])
+def test_a_program_calls_the_host(pair: Pair, call: str) -> None:
+    """CPUID hides them from kernels. A processor that has them calls the host, which loses the address; otherwise they are undefined."""
+    outcome = alone(pair, call, ring=3)
+    if outcome.end.startswith("ERROR"):
+        pair.other.reopen()
+        assert "SYSCALL or SYSENTER (0f 05, 0f 34)" in outcome.end, outcome.end
+    else:
+        assert [record[:3] for record in outcome.records[0][:1]] == [(6, 0, STREAMS)], outcome
+    alike(pair, "90", ring=3)
+
+
+# ---- programs with random errors in their bytes
+
+MUTANTS = 150
+ENDS = (
+    "exit", "SHUTDOWN", "late", "the monitor cannot execute", "the guest left its cell's segments", "SYSCALL or SYSENTER",
+    *NOT_DONE, "code is fetched at",
+)  # fmt: skip
+PREFIXES = b"\x66\x67\xf0\xf2\xf3\x2e\x36\x3e\x26\x64\x65\x0f"
+
+
+def mutant(seed: int, ring: int) -> Program:
+    """A few lines of a random program, with bits turned, bytes changed, put in or left out."""
+    whole, random = RareMaker(seed, ring=ring).program(), Random(seed)
+    first = random.randrange(max(len(whole.chunks) - 5, 1))
+    chunks = [list(chunk) for chunk in whole.chunks[first : first + 6]]
+    for _ in range(random.choice((1, 1, 2, 3, 6))):
+        chunk = random.choice(chunks)
+        at = random.randrange(len(chunk))
+        code = bytearray(chunk[at] or b"\x90")
+        place = random.randrange(len(code))
+        match random.randrange(5):
+            case 0:
+                code[place] ^= 1 << random.randrange(8)
+            case 1:
+                code[place] = random.getrandbits(8)
+            case 2:
+                code.insert(place, random.choice(PREFIXES))
+            case 3:
+                code[place:place] = random.randbytes(random.randrange(1, 4))
+            case _:
+                del code[place]
+        chunk[at] = bytes(code)
+    return replace(whole, chunks=[[code or b"\x90" for code in chunk] for chunk in chunks])
+
+
+@pytest.mark.parametrize("ring", [0, 3])
+def test_programs_with_random_errors(pair: Pair, ring: int) -> None:
+    """They come to one of the ends that there are, and what runs next in the same cell, or in a new one, comes out right."""
+    for seed in range(1_000, 1_000 + MUTANTS):
+        outcome = pair.other.run([mutant(seed, ring)], seconds=LATE_SECONDS)
+        assert any(end in outcome.end for end in ENDS), (seed, outcome.end)
+        if seed % 10 == 0:
+            alike(pair, "31c0" + "40", "9c5b", ring=ring)

@@ -198,4 +198,6 @@ void hv_check_io(uint16_t port, unsigned size)
 
 bool hv_kicked(void) { return rig.kick_after && ++rig.kicked_calls >= rig.kick_after; }
 bool hv_interrupts_wanted(void) { return false; }
+bool hv_x87(const struct hv_insn *insn) { (void)insn; return false; }
+bool hv_sse(const struct hv_insn *insn) { (void)insn; return false; }
 bool hv_sensitive(const struct hv_insn *insn) { (void)insn; return false; }
