@@ -4,6 +4,7 @@
 #include "emit.h"
 #include "paravirt.h"
 #include "sites.h"
+#include "tables.h"
 #include "translate.h"
 
 #define PAGE 4096u
@@ -18,7 +19,9 @@
 #define LARGE_PAGES 1024u /* of 4 MiB, or of 2 MiB and its neighbour */
 #define ROOM (64u << 10)  /* bytes that one block may need */
 #define FEW_LOOKUPS 64u   /* of a guest that has not many */
-#define AHEAD (64u << 10) /* bytes of a table that are made present at once */
+#define FEW_BYTES (128u << 10) /* of the cache, in small pages; behind them it goes on in large ones, which fewer instructions are not worth */
+#define LARGE_CACHE (2u << 20)
+#define FEW_BLOCKS 64u    /* of a guest that has not many */
 #define ALIGNED 32u       /* blocks begin there: a loop of few instructions that crosses a line of the processor's cache takes twice as long */
 #define NONE HV_BLOCK_NONE
 
@@ -61,45 +64,33 @@ static uint8_t is_user_page[PAGES]; /* some of its blocks are a program's */
 static bool some_of_user;
 
 static uint8_t *cache, *first_block, *next_block;
-
-/* How far tables are present, of those that fill from their start. A fault for each page would take three times as long. */
-enum table { CACHE, BLOCK_ROWS, ENTRY_ROWS, EXIT_ROWS, PLACE_ROWS, TABLES };
-static uint8_t *present[TABLES];
-
-static void need(enum table table, void *until)
-{
-    while (present[table] < (uint8_t *)until) {
-        madvise(present[table], AHEAD, MADV_POPULATE_WRITE); /* without it, or where the host has none, they come one by one */
-        present[table] += AHEAD;
-    }
-}
+static uint8_t *present_few, *present_large; /* how far the cache's parts are */
+static uint64_t cached;                      /* bytes of blocks in it */
 
 static struct bucket *bucket_of(uint32_t eip) { return &buckets[(eip / BUCKET_BYTES ^ eip / BUCKET_BYTES / BUCKETS) % BUCKETS]; }
-static void *reserve(size_t size) { return mmap(NULL, size, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0); }
 
 /* Tables are zero, which no EIP but 0 takes for its own row. */
 static void start_empty(void)
 {
     block_count = entry_count = exit_count = place_count = 0;
     next_block = first_block;
+    cached = 0;
     cell.lookup[0].host = cell.user_lookup[0].host = (uint64_t)hv_stubs.miss;
 }
 
 bool hv_blocks_init(void)
 {
     cache = mmap((void *)HV_CACHE, HV_CACHE_BYTES, PROT_READ | PROT_WRITE | PROT_EXEC, MAP_PRIVATE | MAP_ANONYMOUS | MAP_FIXED_NOREPLACE, -1, 0);
-    blocks = reserve(sizeof *blocks * BLOCKS);
-    entries = reserve(sizeof *entries * ENTRIES);
-    exits = reserve(sizeof *exits * EXITS);
-    places = reserve(sizeof *places * PLACES);
-    by_frame = reserve(sizeof *by_frame * FRAMES);
-    if (cache != (void *)HV_CACHE || blocks == MAP_FAILED || entries == MAP_FAILED || exits == MAP_FAILED || places == MAP_FAILED || by_frame == MAP_FAILED)
+    by_frame = (uint32_t *)hv_reserve_tables(sizeof *by_frame * FRAMES);
+    static const size_t most[HV_ROW_TABLES] = {
+        [HV_BLOCK_ROWS] = sizeof *blocks * BLOCKS, [HV_EXIT_ROWS] = sizeof *exits * EXITS,
+        [HV_ENTRY_ROWS] = sizeof *entries * ENTRIES, [HV_PLACE_ROWS] = sizeof *places * PLACES,
+    };
+    if (cache != (void *)HV_CACHE || !by_frame || !hv_tables_init(most))
         return false;
-    present[CACHE] = cache;
-    present[BLOCK_ROWS] = (uint8_t *)blocks;
-    present[ENTRY_ROWS] = (uint8_t *)entries;
-    present[EXIT_ROWS] = (uint8_t *)exits;
-    present[PLACE_ROWS] = (uint8_t *)places;
+    madvise(cache + LARGE_CACHE, HV_CACHE_BYTES - LARGE_CACHE, MADV_HUGEPAGE); /* a host without them gives small ones */
+    present_few = cache;
+    present_large = cache + LARGE_CACHE;
     struct hv_emitter e = {cache};
     hv_stubs_init(&e);
     first_block = e.at;
@@ -118,7 +109,7 @@ void hv_blocks_flush(void)
     for (uint32_t i = 0; i < code_page_count; i++)
         is_code_page[code_pages[i]] = 0;
     code_page_count = 0;
-    hv_cross_here(HV_POINT_TRANSLATION_FLUSH, block_count, (uint64_t)(next_block - first_block), 0, 0);
+    hv_cross_here(HV_POINT_TRANSLATION_FLUSH, block_count, cached, 0, 0);
     memset(buckets, 0, sizeof buckets);
     memset(cell.lookup, 0, sizeof cell.lookup);
     if (some_of_user)
@@ -159,7 +150,7 @@ static uint32_t add_entry(struct bucket *bucket, uint32_t eip, uint32_t index, u
 /* In the middle of a block that came this way, if an instruction begins there, as loops do: what comes from another is not translated twice. */
 static uint32_t enter(struct bucket *bucket, uint32_t eip, bool user)
 {
-    if (!bucket->covering || entry_count == ENTRIES)
+    if (!bucket->covering || entry_count >= hv_row_tables[HV_ENTRY_ROWS].room / sizeof *entries)
         return HV_ENTRY_NONE;
     uint32_t index = bucket->covering - 1;
     const struct hv_block *block = &blocks[index];
@@ -322,16 +313,30 @@ static bool again(uint32_t eip)
     return was;
 }
 
+static void make_room(void)
+{
+    if (next_block < cache + LARGE_CACHE && next_block + ROOM > cache + FEW_BYTES)
+        next_block = cache + LARGE_CACHE;
+    if (next_block < cache + LARGE_CACHE)
+        present_few = hv_make_present(present_few, next_block + ROOM);
+    else
+        present_large = hv_make_present(present_large, next_block + ROOM);
+    if (block_count == FEW_BLOCKS) { /* there will be many, all over them */
+        madvise((void *)((uintptr_t)buckets & ~(uintptr_t)(PAGE - 1)), sizeof buckets, MADV_POPULATE_WRITE);
+        madvise((void *)((uintptr_t)made & ~(uintptr_t)(PAGE - 1)), sizeof made, MADV_POPULATE_WRITE);
+    }
+    blocks = hv_rows(HV_BLOCK_ROWS, sizeof *blocks * (block_count + 1));
+    entries = hv_rows(HV_ENTRY_ROWS, sizeof *entries * (entry_count + 512));
+    exits = hv_rows(HV_EXIT_ROWS, sizeof *exits * (exit_count + 512));
+    places = hv_rows(HV_PLACE_ROWS, sizeof *places * (place_count + 1024));
+}
+
 struct hv_block *hv_block_begin(uint32_t eip, uint32_t *index)
 {
     __builtin_prefetch(&made[made_bit(eip) >> 6], 1);
     if (!hv_block_fits())
         hv_blocks_flush();
-    need(CACHE, next_block + ROOM);
-    need(BLOCK_ROWS, &blocks[block_count + 1]);
-    need(ENTRY_ROWS, &entries[entry_count + 512]);
-    need(EXIT_ROWS, &exits[exit_count + 512]);
-    need(PLACE_ROWS, &places[place_count + 1024]);
+    make_room();
     *index = block_count;
     struct hv_block *block = &blocks[block_count];
     *block = (struct hv_block){.eip = eip, .host = next_block, .first_place = place_count, .first_entry = NONE, .incoming = NONE, .user = HV_CPU->cpl == 3};
@@ -395,7 +400,8 @@ uint32_t hv_block_end(uint32_t index, const struct hv_emitter *e, bool global)
     counters->translated_blocks++;
     counters->translated_instructions += block->instructions;
     counters->translated_bytes += block->guest_bytes;
-    cell.board.crossings.counters->cache_bytes = (uint64_t)(next_block - first_block);
+    cached += (uint64_t)(next_block - block->host);
+    cell.board.crossings.counters->cache_bytes = cached;
     return entry;
 }
 
