@@ -141,6 +141,20 @@ static uint32_t keep_large(uint32_t page, const struct hv_walk *walk, uint64_t n
     return end - page;
 }
 
+/* What would it be mapped as now? 0 = not at once. A page of the same frame that is mapped read-only stays so until it is written: of those that lie beside
+ * code (mappings.c) hardly any are, and for each run of them it would be a call of the host's. */
+static uint64_t mapping_now(uint32_t page, bool user, struct hv_walk *walk, const struct hv_cell_region **region)
+{
+    uint64_t old = hv_mappings[page];
+    hv_walk(walk, hv_linear_of(page), false, user, false, false);
+    *region = walk->error ? NULL : hv_region_at(walk->physical);
+    if (walk->error || !walk->accessed)
+        return 0;
+    if (!walk->large && old && !(old & WRITABLE) && old >> 8 == walk->physical / PAGE)
+        walk->dirty = false;
+    return hv_wanted_mapping(page, walk, walk->dirty && old & WRITABLE, user, *region);
+}
+
 static void look_again(struct page_set *set, uint32_t from, uint32_t to)
 {
     for (uint32_t page = set_next(set, from, to); page < to;) {
@@ -151,9 +165,8 @@ static void look_again(struct page_set *set, uint32_t from, uint32_t to)
         uint64_t old = hv_mappings[page];
         bool user = hv_filled_for_user(page, old);
         struct hv_walk walk;
-        hv_walk(&walk, hv_linear_of(page), false, user, false, false);
-        const struct hv_cell_region *region = walk.error ? NULL : hv_region_at(walk.physical);
-        uint64_t now = walk.error || !walk.accessed ? 0 : hv_wanted_mapping(page, &walk, walk.dirty && old & WRITABLE, user, region);
+        const struct hv_cell_region *region;
+        uint64_t now = mapping_now(page, user, &walk, &region);
         uint32_t end = page + 1, large;
         if (now & LARGE && hv_has_window() && (large = keep_large(page, &walk, now, to))) {
             end = page + large;
@@ -179,14 +192,10 @@ static void look_again(struct page_set *set, uint32_t from, uint32_t to)
             dropped++;
             hv_unmap(page, end);
         } else {
-            while (!(now & COPY) && end % PAGES && is_in(set, end) && end - page < HV_AROUND) {
-                hv_walk(&walk, hv_linear_of(end), false, user, false, false);
-                if (walk.error || !walk.accessed || walk.physical - region->start >= region->length)
-                    break;
-                if (hv_wanted_mapping(end, &walk, walk.dirty && hv_mappings[end] & WRITABLE, user, region) != now + ((uint64_t)(end - page) << 8))
-                    break;
+            const struct hv_cell_region *same;
+            while (!(now & COPY) && end % PAGES && is_in(set, end) && end - page < HV_AROUND && mapping_now(end, user, &walk, &same) == now + ((uint64_t)(end - page) << 8) &&
+                   same == region)
                 end++;
-            }
             hv_map(page, end, now, region->file_offset + ((now >> 8) * PAGE - region->start));
             dropped += end - page;
         }

@@ -30,6 +30,7 @@ struct anchor {
     bool pillar; /* the page beside one, too, was made such a page once */
 };
 static struct anchor anchors[SLOTS / PER_TABLE];
+static uint64_t used_anchors[SLOTS / PER_TABLE / 64]; /* a bit for each that is not zero */
 
 #define CODE_RUN 32u /* pages of the window that become read-only together, when code is found in one */
 
@@ -101,6 +102,12 @@ static void forget_all(uint32_t first, uint32_t end)
     }
 }
 
+static struct anchor *anchor_of(uint32_t table)
+{
+    used_anchors[table / 64] |= 1ull << (table % 64);
+    return &anchors[table];
+}
+
 static bool is_anchor(uint32_t page) { return anchors[page / PER_TABLE].page == page % PER_TABLE + 1; }
 
 /* Of pages in one page table of the host's, which goes with the last of them and comes with the next, for more than a mapping takes: so a page that
@@ -108,7 +115,7 @@ static bool is_anchor(uint32_t page) { return anchors[page / PER_TABLE].page == 
 static void unmap_in_table(uint32_t first, uint32_t end)
 {
     uint32_t table = first / PER_TABLE, low = table * PER_TABLE, high = low + PER_TABLE, page = set_next(&hv_mapped, first, end);
-    struct anchor *at = &anchors[table];
+    struct anchor *at = anchor_of(table);
     bool anchored = at->page && (low + at->page - 1 < first || low + at->page - 1 >= end);
     if (page >= end)
         return;
@@ -157,8 +164,12 @@ void hv_unmap_views(void)
     unmap_view(0);
     if (hv_has_window())
         unmap_view(PAGES);
-    memset(&edges, 0, sizeof edges);
-    memset(anchors, 0, sizeof anchors);
+    edges_clear(&edges);
+    for (uint32_t i = 0; i < sizeof used_anchors / sizeof *used_anchors; i++) {
+        for (uint64_t rest = used_anchors[i]; rest; rest &= rest - 1)
+            anchors[i * 64 + (uint32_t)__builtin_ctzll(rest)] = (struct anchor){0};
+        used_anchors[i] = 0;
+    }
 }
 
 /* Are the pages mapped to these frames, and is it only what may be done with them that changes? */
@@ -185,7 +196,7 @@ static void change_protection(uint32_t first, uint32_t end, uint64_t entry)
 static void raise_pillar(uint32_t page, uint64_t file_offset)
 {
     uint32_t beside = page ^ 1;
-    struct anchor *anchor = &anchors[page / PER_TABLE];
+    struct anchor *anchor = anchor_of(page / PER_TABLE);
     if (anchor->pillar || hv_mappings[beside] || beside % PAGES < hv_least_page || hv_is_vcpu_page(beside) || hv_mappings_are_many(2))
         return;
     if (mmap(address_of(beside), PAGE, PROT_NONE, MAP_SHARED | MAP_FIXED, HV_CELL_FD_MEMORY, (off_t)file_offset) == MAP_FAILED)
@@ -264,6 +275,23 @@ static void protect_code(uint32_t slot)
     if (entry & KERNEL_ONLY) { /* accessible now, and of another protection than its run */
         hv_runs_remove(first, end);
         hv_runs_add(first, end, protection_of(hv_mappings[slot]));
+    }
+}
+
+void hv_protect_code_within(uint32_t first, uint32_t end)
+{
+    uint64_t frame = frame_of((hv_mappings[first] >> 8) * PAGE);
+    if (!(first & PAGES) || frame >= HV_FRAMES)
+        return;
+    for (uint32_t page = first, next; page < end; page = next) {
+        for (next = page; next < end && hv_code_frames[frame + (next - first)] && hv_mappings[next] & WRITABLE; next++)
+            hv_mappings[next] &= ~(uint64_t)WRITABLE;
+        if (next == page) {
+            next++;
+            continue;
+        }
+        edges_span(&edges, page, next);
+        protect(page, next, protection_of(hv_mappings[page]));
     }
 }
 

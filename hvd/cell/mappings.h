@@ -30,6 +30,7 @@ static inline bool hv_filled_for_user(uint32_t slot, uint64_t entry)
 /* ---- mappings.c */
 /* Map first..end, whose entry for `first` is given: the following ones follow in physical memory. */
 void hv_map(uint32_t first, uint32_t end, uint64_t entry, uint64_t file_offset);
+void hv_protect_code_within(uint32_t first, uint32_t end); /* of pages of the window that were mapped together: those that have code are read-only */
 void hv_unmap(uint32_t first, uint32_t end); /* all of it was mapped, or none of it matters */
 void hv_unmap_views(void);                   /* all, but the virtual processor's page */
 bool hv_mappings_are_many(unsigned more);    /* so many more could be too many for the host */

@@ -20,6 +20,7 @@
 #include "translate.h"
 
 #define UNPAGED_CHUNK 1024u /* pages that are mapped at once without paging */
+#define CODE_RUNS 16u       /* of code, that a mapping goes across */
 
 static bool user_runs;
 
@@ -60,6 +61,27 @@ static bool goes_with(uint32_t page, uint64_t frame, bool code, uint64_t entry)
     return (!old || (old != entry && (old | WRITABLE) == entry)) && (frame < HV_FRAMES && hv_code_frames[frame]) == code;
 }
 
+/* From `page` on, or downwards, to `limit`, whose pages are the next ones in physical memory: how far is there nothing but what goes with it? In the window, with
+ * what lies behind code that is not mapped, too: each run of that is made read-only again, which is a third of what a fill costs. */
+static uint32_t reach(uint32_t page, uint32_t limit, int step, uint64_t frame, uint64_t entry)
+{
+    bool code = frame < HV_FRAMES && hv_code_frames[frame], crosses = page & PAGES && !code && entry & WRITABLE, in_code = false;
+    unsigned runs = 0;
+    uint32_t reached = page;
+    while (page != limit) {
+        page += (uint32_t)step;
+        frame += (uint64_t)(int64_t)step;
+        entry += (uint64_t)(int64_t)step << 8;
+        bool is_code = frame < HV_FRAMES && hv_code_frames[frame];
+        if (goes_with(page, frame, code, entry))
+            reached = page;
+        else if (!crosses || !is_code || hv_mappings[page] || (!in_code && ++runs > CODE_RUNS))
+            break;
+        in_code = is_code;
+    }
+    return reached;
+}
+
 /* How far does the mapping of `page` reach, as one piece of physical memory with the same rights? */
 static void extent(uint32_t page, const struct hv_walk *walk, uint64_t entry, bool user, const struct hv_cell_region *region, uint32_t *first, uint32_t *end)
 {
@@ -76,11 +98,8 @@ static void extent(uint32_t page, const struct hv_walk *walk, uint64_t entry, bo
             low = hv_least_page;
         if (hv_is_vcpu_page(high - 1))
             high--;
-        bool code = frame < HV_FRAMES && hv_code_frames[frame];
-        while (*first > low && goes_with(*first - 1, frame - (page - *first + 1), code, entry - ((uint64_t)(page - *first + 1) << 8)))
-            --*first;
-        while (*end < high && goes_with(*end, frame + (*end - page), code, entry + ((uint64_t)(*end - page) << 8)))
-            ++*end;
+        *first = reach(page, low, -1, frame, entry);
+        *end = reach(page, high - 1, 1, frame, entry) + 1;
         return;
     }
     uint32_t per_table = HV_CPU->cr4 & HV_CR4_PAE ? 512 : 1024;
@@ -139,6 +158,7 @@ enum hv_shadow hv_shadow_fault(uint32_t linear, bool write, bool user, bool fetc
         note_code(linear);
     entry -= (uint64_t)(page - first) << 8;
     hv_map(first, end, entry, region->file_offset + ((entry >> 8) * PAGE - region->start));
+    hv_protect_code_within(first, end);
     if (upgrade) {
         cell.area->counters.shadow_upgrades++;
         hv_cross_here(HV_POINT_SHADOW_UPGRADE, linear, walk->physical, 0, 0);
@@ -167,6 +187,7 @@ static void renew(uint32_t linear, bool user, bool around, bool only_more)
         extent(page, &walk, entry, user, region, &first, &end);
     entry -= (uint64_t)(page - first) << 8;
     hv_map(first, end, entry, region->file_offset + ((entry >> 8) * PAGE - region->start));
+    hv_protect_code_within(first, end);
 }
 
 void hv_shadow_renew(uint32_t linear, bool user) { renew(linear, user, false, false); }

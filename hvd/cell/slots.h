@@ -49,6 +49,7 @@ static inline uint32_t set_next(const struct page_set *set, uint32_t page, uint3
 /* Where one mapping may end and another one begin. What was mapped or unmapped in one call has no edge in it. */
 struct edges {
     uint32_t count;
+    uint64_t summary[SLOTS / 64 / 64 + 1]; /* a bit for each word that was not zero since edges_clear() */
     uint64_t words[SLOTS / 64 + 1];
 };
 
@@ -57,6 +58,17 @@ static inline void edges_add(struct edges *edges, uint32_t slot)
     uint64_t *word = &edges->words[slot / 64], bit = 1ull << (slot % 64);
     edges->count += !(*word & bit);
     *word |= bit;
+    edges->summary[slot / 64 / 64] |= 1ull << (slot / 64 % 64);
+}
+
+static inline void edges_clear(struct edges *edges)
+{
+    for (uint32_t i = 0; i < sizeof edges->summary / sizeof *edges->summary; i++) {
+        for (uint64_t rest = edges->summary[i]; rest; rest &= rest - 1)
+            edges->words[i * 64 + (uint32_t)__builtin_ctzll(rest)] = 0;
+        edges->summary[i] = 0;
+    }
+    edges->count = 0;
 }
 
 static inline void edges_span(struct edges *edges, uint32_t first, uint32_t end)
