@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
-from typing import Final
+import functools
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, Final
 
 from hvd.cell import process
 from hvd.errors import HvdError
@@ -36,6 +38,12 @@ def features(leaf: int, subleaf: int) -> tuple[int, int, int, int]:
     if leaf in FEATURE_LEAVES:
         return eax, ebx, ecx & FEATURES[leaf, "ecx"], edx & FEATURES[leaf, "edx"]
     return (0, TSC_ADJUST, 0, ARCH_CAPABILITIES) if leaf == 7 else (eax, ebx, ecx, edx)
+
+
+@functools.cache
+def told(cpuid: Callable[..., dict[Any, Any]]) -> Mapping[tuple[int, int], Sequence[int]]:
+    """What hvd.board.cpuid.leaves makes of it: the same for every guest, and made once, by a spare runner ahead of its guest."""
+    return cpuid(features, process.tsc_hz())
 
 
 # A spare runner makes a vcpu and puts it away again (hvd.runner.spare): the process of a cell leaves nothing behind.

@@ -25,6 +25,8 @@ PROBE_SECONDS: Final = 30
 _ABOVE: Final = 64
 # Longer than this between two looks at the time stamp counter makes its frequency exact to some millionths.
 _TSC_SECONDS: Final = 0.01
+# Asking for them makes an object of each.
+_SIGNALS: Final = signal.valid_signals()
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +91,10 @@ def preload() -> None:
     _first_look()
 
 
+@functools.cache
 def tsc_hz() -> int:
-    """Frequency of the host's time stamp counter, measured since preload(). At least 1 MHz: a host without one has no cells."""
+    """Frequency of the host's time stamp counter, measured since preload(). At least 1 MHz: a host without one has no cells. Measured once, in a
+    spare runner ahead of its guest (hvd.runner.spare)."""
     lib = area.library()
     start_ns, start = _first_look()
     while (elapsed := int(lib.hv_host_ns()) - start_ns) < _TSC_SECONDS * 1e9:
@@ -99,8 +103,9 @@ def tsc_hz() -> int:
     return max(round(measured, -3), 1_000_000)
 
 
+@functools.cache
 def native_cpuid(leaf: int, subleaf: int) -> tuple[int, int, int, int]:
-    """CPUID of this host."""
+    """CPUID of this host, asked once: under a hypervisor each time is an exit to it."""
     out = (ctypes.c_uint32 * 4)()
     area.library().hv_host_cpuid(leaf, subleaf, out)
     return out[0], out[1], out[2], out[3]
@@ -127,7 +132,7 @@ def start(host: int, board: HotBoard, memory: GuestMemory, program: str = str(ar
             actions.append((os.POSIX_SPAWN_DUP2, copy, int(which)))
         try:
             # No signal may come before the cell has a handler for it.
-            pid = os.posix_spawn(program, [program], {}, file_actions=actions, setsigmask=signal.valid_signals())
+            pid = os.posix_spawn(program, [program], {}, file_actions=actions, setsigmask=_SIGNALS)
         except FileNotFoundError as error:
             raise HvdError("NATIVE_MISSING", path=program, problem=error) from error
         lib.hv_cell_started(host, os.pidfd_open(pid))

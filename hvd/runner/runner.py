@@ -47,7 +47,10 @@ INPUT_RETRY_SECONDS = (0.01, 0.25)
 # Turns of 64 KiB that a guest's console gets before the others are served.
 CONSOLE_TURNS = 8
 CONSOLE_LARGE = 16 << 10
+# From one look at the console to the next, at least; and where little comes from a guest that goes on without waiting.
 CONSOLE_PAUSE_SECONDS = 0.002
+CONSOLE_TRICKLE_SECONDS = 0.01
+CONSOLE_TRICKLE = 1 << 10
 # How long a killed vcpu may take to notice, and viewers to read what is left.
 KILL_SECONDS = 2.0
 FAREWELL_SECONDS = 0.5
@@ -84,14 +87,16 @@ class Runner:
         self._selector = selectors.DefaultSelector()
         self._posted: deque[Callable[[], None]] = deque()
         self._wake_event = self._event(self._run_posted)
-        self._console_event = self._event(self._drain_console)
+        self._console_event = self._event(self._console_woken)
         self._console_busy = False
+        self._console_looked = 0.0  # time.monotonic()
         self._messages = threading.Semaphore(LOG_MESSAGES)
         self._input = bytearray()
         self._input_delay = INPUT_RETRY_SECONDS[0]
         self._deadlines: dict[Callable[[], None], float] = {}
         self._ended: SimpleQueue[End] = SimpleQueue()
         self._finishing = self._done = False
+        self._attach: AttachServer | None = None  # and the other sockets, once the machine runs
         self._control: ControlServer | None = None
         self._debug: DebugServer | None = None
         self._census: CensusWatch | None = None
@@ -166,21 +171,25 @@ class Runner:
 
     def run(self) -> None:
         """To the machine's end and the writing of its record. Raises OSError when the sockets cannot be made."""
-        self._attach = AttachServer(
-            self._selector, _listen(ATTACH, socket.SOCK_SEQPACKET), self._type, self._log_position
-        )
-        control = _listen(CONTROL, socket.SOCK_STREAM)
-        control.setblocking(False)
-        self._selector.register(control, selectors.EVENT_READ, lambda events: self._accept_control(control))
-        debug = _listen(DEBUG, socket.SOCK_STREAM)
-        debug.setblocking(False)
-        self._selector.register(debug, selectors.EVENT_READ, lambda events: self._accept_debugger(debug))
         self._drain_console()
-        # Not before: two threads that both have much to do take the interpreter's lock from each other every few milliseconds.
+        # From here on it has the interpreter to itself until the guest runs: two threads that both have much to do take the lock from each other
+        # every few milliseconds.
         self._thread = threading.Thread(target=self._run_machine, name="vcpu", daemon=True)
         self._thread.start()
         while not self._done:
             self._turn()
+
+    def _listen(self) -> None:
+        """Nobody asks before the ready pipe has said that the guest runs; a cell that begins takes longer than this. Raises OSError."""
+        self._attach = AttachServer(
+            self._selector, _listener(ATTACH, socket.SOCK_SEQPACKET), self._type, self._log_position
+        )
+        control = _listener(CONTROL, socket.SOCK_STREAM)
+        control.setblocking(False)
+        self._selector.register(control, selectors.EVENT_READ, lambda events: self._accept_control(control))
+        debug = _listener(DEBUG, socket.SOCK_STREAM)
+        debug.setblocking(False)
+        self._selector.register(debug, selectors.EVENT_READ, lambda events: self._accept_debugger(debug))
 
     def _run_machine(self) -> None:
         try:
@@ -230,6 +239,8 @@ class Runner:
 
     def _changed(self) -> None:
         machine = self.machine
+        if machine.state != "STARTING" and self._attach is None:
+            self._listen()
         if machine.state != "STARTING" and machine.end is None:
             self._watch_process()
         if self._ready is not None and machine.state != "STARTING":
@@ -304,22 +315,31 @@ class Runner:
 
     # ---- console
 
+    def _console_woken(self) -> None:
+        """The guest has written to a console that was empty and slept; or it waits after it has written, as behind a prompt: that is shown at
+        once, unless the last look was a moment ago."""
+        soon = self._console_looked + CONSOLE_PAUSE_SECONDS
+        if self._drain_console in self._deadlines and time.monotonic() < soon:
+            self._deadlines[self._drain_console] = soon
+        else:
+            self._drain_console()
+
     def _drain_console(self) -> None:
-        """Take what the guest wrote. While it writes it is looked at every other millisecond, so that a kernel that
-        prints byte by byte does not cost a turn for each; only when it pauses is the wake-up asked for. One that waits after it has written,
-        as behind a prompt, is looked at sooner, but no more than once between two looks."""
+        """Take what the guest wrote. While it writes it is looked at now and then, so that a kernel that prints byte by byte does not cost a turn
+        for each: every turn takes time from a vcpu that needs the interpreter, too. Only when it pauses is the wake-up asked for."""
         self._console_busy = False
-        sooner = self._deadlines.pop(self._drain_console, None) is not None
+        self._deadlines.pop(self._drain_console, None)
         for _ in range(CONSOLE_TURNS):
             data = self._board.console_take()
             if data:
                 self.machine.console_drained()
                 self._log.console(data)
-                self._attach.output(data)
+                self._show(data)
                 if len(data) < CONSOLE_LARGE:
-                    self._deadlines[self._drain_console] = time.monotonic() + CONSOLE_PAUSE_SECONDS
-                    if not sooner:
-                        self._board.console_doze()
+                    pause = CONSOLE_TRICKLE_SECONDS if len(data) < CONSOLE_TRICKLE else CONSOLE_PAUSE_SECONDS
+                    self._console_looked = time.monotonic()
+                    self._deadlines[self._drain_console] = self._console_looked + pause
+                    self._board.console_doze()
                     break
             elif self._board.console_sleep():
                 break
@@ -336,8 +356,12 @@ class Runner:
                 break
             self.machine.console_drained()
             self._log.console(data)
-            self._attach.output(data)
+            self._show(data)
         self._flush_log()
+
+    def _show(self, data: bytes) -> None:
+        if self._attach is not None:
+            self._attach.output(data)
 
     def _check_log(self) -> None:
         if self._log.deadline is None:
@@ -371,7 +395,8 @@ class Runner:
             del self._input[:taken]
             self._input_delay = INPUT_RETRY_SECONDS[0]
             self.machine.kick()
-        self._attach.accept_input(len(self._input) < INPUT_BYTES)
+        if self._attach is not None:
+            self._attach.accept_input(len(self._input) < INPUT_BYTES)
         if self._input:
             self._deadlines[self._pass_input] = time.monotonic() + self._input_delay
             self._input_delay = min(self._input_delay * 2, INPUT_RETRY_SECONDS[1])
@@ -412,7 +437,7 @@ class Runner:
         self._debug.accept(sock)
 
 
-def _listen(name: str, kind: socket.SocketKind) -> socket.socket:
+def _listener(name: str, kind: socket.SocketKind) -> socket.socket:
     """A socket in the current directory, whose path may be longer than a socket's name can be."""
     listener = socket.socket(socket.AF_UNIX, kind)
     with contextlib.suppress(FileNotFoundError):
