@@ -34,6 +34,8 @@ class PortDevice(Protocol):
     def reset(self) -> None:
         """The reset line."""
 
+    # Optional: begin(): the machine was made ahead of its guest, which is known now (Machine.begin).
+
     def save(self) -> dict[str, Any]:
         """All that reads and writes depend on, for a snapshot: JSON values only, bytes as hex text. Between two
         instructions of the guest."""

@@ -91,34 +91,37 @@ class HotBoard:
         trace_records: int = TRACE_RECORDS,
     ) -> None:
         self._lib = library()
+        self._backend = int(backend)
         self._memory = ctypes.create_string_buffer(self._lib.hv_board_size() + 63)
         start = ctypes.addressof(self._memory)
         self.address = (start + 63) & ~63  # struct hv_board *, for C
         # For another process that shares them (hvd.cell.process).
         self.out_event = out_event
-        self.counters_path = counters
-        self.trace_path = trace
-        self._counters = SharedFile(counters, COUNTERS_BYTES, COUNTERS_BYTES)
-        self._trace = SharedFile(trace, RECORD_BYTES * (1 + trace_records), RECORD_BYTES)
-        self._lib.hv_board_init(
-            self.address,
-            out_event,
-            self._counters.address,
-            self._counters.size,
-            self._trace.address,
-            self._trace.size,
-            int(backend),
-        )
+        self._lib.hv_board_init(self.address, out_event, None, 0, None, 0, self._backend)
         self._console: int = self._lib.hv_board_console(self.address)
         self._console_lock = threading.Lock()  # held by the other thread while it uses the console's rings
         self._crossings: int = self._lib.hv_board_crossings(self.address)
-        # The ring's word of kinds that somebody wants.
-        self._enabled = ctypes.c_uint32.from_address(self._trace.address + ENABLED_OFFSET) if self._trace.address else ctypes.c_uint32(0)
+        self.share(counters, trace, trace_records)
         self._clock: int = self._lib.hv_board_clock(self.address)
         self._value = ctypes.c_uint64()
         self._tap: Tap | None = None
         self._value_address = ctypes.addressof(self._value)
         self._take = ctypes.create_string_buffer(1 << 16)
+
+    def share(self, counters: Path | None, trace: Path | None, trace_records: int = TRACE_RECORDS) -> None:
+        """Count there from now on: before the first crossing and the devices that count for themselves (disk_counters). Raises OSError."""
+        self.counters_path = counters
+        self.trace_path = trace
+        self._counters = SharedFile(counters, COUNTERS_BYTES, COUNTERS_BYTES)
+        self._trace = SharedFile(trace, RECORD_BYTES * (1 + trace_records), RECORD_BYTES)
+        files = (self._counters.address, self._counters.size, self._trace.address, self._trace.size)
+        self._lib.hv_crossings_init(self._crossings, *files, self._backend)
+        # The ring's word of kinds that somebody wants.
+        self._enabled = ctypes.c_uint32.from_address(self._trace.address + ENABLED_OFFSET) if self._trace.address else ctypes.c_uint32(0)
+
+    @property
+    def is_shared(self) -> bool:
+        return self.counters_path is not None
 
     def close(self) -> None:
         """Unmap the files. Nothing else may be called afterwards."""

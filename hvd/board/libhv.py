@@ -37,6 +37,7 @@ _PROTOTYPES: _Prototypes = {
     "hv_clock_now": (_u64, [_pointer]),
     "hv_board_size": (_size, []),
     "hv_board_init": (None, [_pointer, ctypes.c_int, _pointer, _size, _pointer, _size, _unsigned]),
+    "hv_crossings_init": (None, [_pointer, _pointer, _size, _pointer, _size, _unsigned]),
     "hv_board_account": (None, [_pointer, _u64, _u64]),
     "hv_board_reset": (None, [_pointer]),
     "hv_board_claim": (None, [_pointer, _u16, _u16]),

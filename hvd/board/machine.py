@@ -81,11 +81,9 @@ class Machine(Verbs):
         """on_change (the state changed) and on_log (the guest logged a text, at most 1 KiB) are called in the vcpu
         thread; on_log may block. watcher: who waits for descriptors of devices; None = nobody. ahead: its kernel on
         its way into memory."""
-        self.spec = spec
         self.board = board
         self.memory = memory
         self.watcher = watcher or NobodyWatches()
-        self.start_wall_ns = time.time_ns()
         self.console_size = (0, 0)  # rows, columns; 0 = nobody said
         self.vcpu: Vcpu = None  # type: ignore[assignment]  # made by run(): it belongs to the vcpu thread
         # STARTING, RUNNING, PAUSED, then that of the end. Any thread may read these four.
@@ -103,12 +101,12 @@ class Machine(Verbs):
         self._exit = Exit(ExitReason.INTERRUPTED)
         self._record: tuple[int, int, int, int, int] | None = None
         self._reset_cause = ""
-        self._paused = spec.start_paused
         self._calls: SimpleQueue[tuple[Callable[[], Any], Done]] = SimpleQueue()
         self._lock = threading.Lock()  # guards _open and the use of vcpu by other threads
         self._open = True
-        self._ahead = ahead
+        self._ahead: LoadAhead | None = None
         self._console_drained = threading.Event()
+        self._tell(spec, ahead)
         self.disks = open_disks(spec.disks, board)
         self._kick_listeners: list[Callable[[], None]] = []
         self.devices = [make(self) for make in DEVICES.values()]
@@ -120,6 +118,20 @@ class Machine(Verbs):
             memory.add_mmio(start, stop - start, name)
         for name, where in MMIO.items():
             memory.add_mmio(where.start, len(where), name, hot=True)
+
+    def begin(self, spec: MachineSpec, ahead: LoadAhead | None) -> None:
+        """Before run(), of a machine that was made when its guest was not known: spec has the same devices and memory as the one that it was made
+        with."""
+        self._tell(spec, ahead)
+        for device in self.devices:
+            if (begin := getattr(device, "begin", None)) is not None:
+                begin()
+
+    def _tell(self, spec: MachineSpec, ahead: LoadAhead | None) -> None:
+        self.spec = spec
+        self.start_wall_ns = time.time_ns()
+        self._paused = spec.start_paused
+        self._ahead = ahead
 
     def _read_board_port(self, port: int) -> int:
         result, value = self.board.port_in(port, 1)

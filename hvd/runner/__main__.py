@@ -16,6 +16,7 @@ import json
 import os
 import signal
 import sys
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from hvd.board.spec import MachineSpec
 from hvd.errors import HvdError
 from hvd.jail import inputs, network, user
 from hvd.jail.enter import CELL, PERFMON, Jail, enter, libraries
+from hvd.runner import ahead
 from hvd.runner.directory import (
     EXIT,
     JAIL,
@@ -68,16 +70,15 @@ def detach(ready_fd: int | None, cards: int) -> None:
     """A process of its own: session, descriptors, signals."""
     with contextlib.suppress(PermissionError):  # it leads a group already
         os.setsid()
-    keep = 3
+    kept = {0, 1, 2, *ahead.descriptors()}
     if ready_fd is not None:
-        os.closerange(3, ready_fd)
-        keep = ready_fd + 1 + cards
-        for fd in range(ready_fd, keep):
+        for fd in range(ready_fd, ready_fd + 1 + cards):
             os.set_inheritable(fd, False)
-    if (made := network.descriptor()) >= keep:
-        os.closerange(keep, made)
-        keep = made + 1
-    os.closerange(keep, os.sysconf("SC_OPEN_MAX"))
+            kept.add(fd)
+    if (made := network.descriptor()) >= 0:
+        kept.add(made)
+    for before, after in pairwise((*sorted(kept), os.sysconf("SC_OPEN_MAX"))):
+        os.closerange(before + 1, after)
     os.umask(0o077)
     # Process 1 of a namespace gets no signal that it has no handler for.
     signal.signal(signal.SIGTERM, lambda number, frame: os._exit(128 + number))
@@ -156,13 +157,15 @@ def prepare(ready: ReadyPipe) -> Runner:
         record = ExitRecord(".")
         document = read_document()
         spec = read_spec(document)
-        ram = Ram.of(spec)  # first of all: what takes longest goes on meanwhile
+        runner = ahead.take(spec)  # not yet whole
+        ram = Ram.of(spec, runner.machine.memory if runner else None)  # first of all: what takes longest goes on meanwhile
         introduce(spec.name)
         write_json(PID, process_identity(own_pid()) | {"protocol": [PROTOCOL_OLDEST, PROTOCOL]})
         if os.path.exists(EXIT):  # whoever began this start has died, and the next one has called it off (hvd/guests/adoption.py)
             raise HvdError("RUNNER_START_FAILED", problem="the start was called off", log=RUNNER_LOG)
         create_vcpu = find_vcpu(spec.backend)
-        runner = Runner(spec, create_vcpu, record, ready, ram)
+        runner = runner or Runner(spec, create_vcpu, ram)
+        runner.begin(spec, record, ready, ram.ahead)
         lock_in(document, spec, create_vcpu)
         return runner
     except OSError as error:

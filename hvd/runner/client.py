@@ -409,7 +409,8 @@ def _start(spec: LaunchSpec, backend: str, directory: Path, executable: str, rea
     if spec.grouped:
         group.make(directory.name, group.limits(spec.memory_bytes, spec.log_max_bytes, spec.state_directory))
     try:
-        return start_runner(backend, directory, executable, ready, spec.card_descriptors, spec.jailed and not user.missing())
+        own = spec.jailed and not user.missing()
+        return start_runner(backend, directory, executable, ready, spec.card_descriptors, own, spec.memory_bytes)
     except OSError:
         group.remove_empty(directory.name)
         raise

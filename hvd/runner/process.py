@@ -48,11 +48,12 @@ class Template:
         with self._lock, contextlib.suppress(OSError):  # the first start tries again, and does without
             self._connection()
 
-    def start(self, directory: Path, ready: int, cards: Sequence[int] = (), own: bool = False) -> RunnerProcess:
+    def start(self, directory: Path, ready: int, cards: Sequence[int] = (), own: bool = False, memory_bytes: int = 0) -> RunnerProcess:
         """Raises OSError as posix_spawn would; the caller keeps its descriptors."""
+        request = {"start": str(directory.absolute()), "own_pids": own, "memory_bytes": memory_bytes}
         with self._lock:
             try:
-                answer, descriptors = self._ask({"start": str(directory.absolute()), "own_pids": own}, ready, *cards)
+                answer, descriptors = self._ask(request, ready, *cards)
                 if "errno" not in answer:
                     pid = int(answer["pid"])
                     return RunnerProcess(pid, descriptors[0], functools.partial(self._reap, self._pid, pid))
@@ -131,14 +132,15 @@ def template_of(backend: str) -> Template:
 
 
 def start_runner(
-    backend: str, directory: Path, executable: str, ready: int, cards: Sequence[int] = (), own: bool = False
+    backend: str, directory: Path, executable: str, ready: int, cards: Sequence[int] = (), own: bool = False, memory_bytes: int = 0
 ) -> RunnerProcess:
     """A runner in an existing directory, which writes to `ready` when its guest runs; by this Python, out of the
-    template. cards: descriptors of its network cards (hvd.runner.inheritance). own: in a PID namespace of its own.
+    template. cards: descriptors of its network cards (hvd.runner.inheritance). own: in a PID namespace of its own. memory_bytes:
+    of its guest (hvd.runner.ahead).
     Raises OSError."""
     if executable != sys.executable:
         return launch_alone(directory, executable, ready, cards, own)
-    return template_of(backend).start(directory, ready, cards, own)
+    return template_of(backend).start(directory, ready, cards, own, memory_bytes)
 
 
 def launch_alone(

@@ -65,9 +65,9 @@ class Ram(NamedTuple):
     ahead: LoadAhead | None  # its kernel on its way there
 
     @classmethod
-    def of(cls, spec: MachineSpec) -> Ram:
-        """Raises HvdError MEMORY_*; OSError."""
-        memory = GuestMemory(spec.memory_bytes, firmware.read_bios() if spec.boot != "kernel" else b"")
+    def of(cls, spec: MachineSpec, memory: GuestMemory | None = None) -> Ram:
+        """memory: of a machine that was made ahead. Raises HvdError MEMORY_*; OSError."""
+        memory = memory or GuestMemory(spec.memory_bytes, firmware.read_bios() if spec.boot != "kernel" else b"")
         return cls(memory, LoadAhead(memory, spec) if is_worth_it(spec) else None)
 
 
@@ -80,10 +80,10 @@ class Ready(Protocol):
 class Runner:
     """One machine and its sockets. Relative to the current directory, which is the guest's."""
 
-    def __init__(self, spec: MachineSpec, create_vcpu: CreateVcpu, record: ExitRecord, ready: Ready, ram: Ram) -> None:
-        """Raises HvdError NATIVE_MISSING; OSError when the files of the directory cannot be made."""
-        self._record = record
-        self._ready: Ready | None = ready
+    def __init__(self, spec: MachineSpec, create_vcpu: CreateVcpu, ram: Ram, *, files: bool = True) -> None:
+        """begin() tells whose it is. files: its directory is the present one already. Raises HvdError NATIVE_MISSING; OSError when the files of the
+        directory cannot be made."""
+        self._ready: Ready | None = None
         self._selector = selectors.DefaultSelector()
         self._posted: deque[Callable[[], None]] = deque()
         self._wake_event = self._event(self._run_posted)
@@ -101,16 +101,10 @@ class Runner:
         self._debug: DebugServer | None = None
         self._census: CensusWatch | None = None
         self._process = -1  # Vcpu.process, once it is watched
-        self._log = ConsoleLog(LOG, spec.log_max_bytes, spec.log_files)
         self._log_failing = False
-        board = HotBoard(
-            BackendId.of(spec.backend),
-            out_event=self._console_event,
-            counters=Path(COUNTERS),
-            trace=Path(TRACE),
-            trace_records=TRACE_RECORDS,
-        )
-        self._board = board
+        self._board = board = HotBoard(BackendId.of(spec.backend), out_event=self._console_event)
+        if files:
+            self._share()
         self._watches = Watches(lambda function, done: self.machine.call(function, done))
         self._selector.register(self._watches, selectors.EVENT_READ, lambda events: self._watches.serve())
         self.machine = Machine(
@@ -121,9 +115,19 @@ class Runner:
             on_change=lambda: self.post(self._changed),
             on_log=self._guest_logs,
             watcher=self._watches,
-            ahead=ram.ahead,
         )
         self.machine.before_close = self._last_look
+
+    def begin(self, spec: MachineSpec, record: ExitRecord, ready: Ready, ahead: LoadAhead | None) -> None:
+        """Of that guest, in its directory. ahead: its kernel on its way into memory. Raises OSError."""
+        self._record, self._ready = record, ready
+        self._log = ConsoleLog(LOG, spec.log_max_bytes, spec.log_files)
+        if not self._board.is_shared:
+            self._share()
+        self.machine.begin(spec, ahead)
+
+    def _share(self) -> None:
+        self._board.share(Path(COUNTERS), Path(TRACE), TRACE_RECORDS)
 
     def _event(self, handler: Callable[[], None]) -> int:
         """An eventfd whose writing runs a function of the main thread."""

@@ -28,6 +28,7 @@ from hvd.board.machine import CreateVcpu, Machine
 from hvd.board.spec import MachineSpec
 from hvd.jail import network
 from hvd.jail.pids import own_pids
+from hvd.runner.ahead import open_descriptors
 from hvd.runner.directory import MACHINE, PID, ExitRecord, own_pid, process_identity, read_json, write_json
 from hvd.runner.inheritance import ABOVE, MOST_DESCRIPTORS
 from hvd.runner.runner import Ram, Runner
@@ -117,7 +118,7 @@ def rehearse(backend: str, create_vcpu: CreateVcpu) -> None:
     if directory < 0:
         return
     home = os.open(".", os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
-    before = _descriptors()
+    before = open_descriptors()
     os.fchdir(directory)
     try:
         Path(KERNEL).write_bytes(_HALT)
@@ -127,7 +128,8 @@ def rehearse(backend: str, create_vcpu: CreateVcpu) -> None:
         ram = Ram.of(spec)
         loaded = LoadAhead(ram.memory, spec).loaded()
         write_json(PID, process_identity(own_pid()))
-        runner = Runner(spec, create_vcpu, ExitRecord("."), lambda error, state="": None, ram)
+        runner = Runner(spec, create_vcpu, ram)
+        runner.begin(spec, ExitRecord("."), lambda error, state="": None, ram.ahead)
         del ram
         if getattr(sys.modules[create_vcpu.__module__], "REHEARSED", False):
             _rehearse_vcpu(runner.machine, create_vcpu, loaded)
@@ -136,7 +138,7 @@ def rehearse(backend: str, create_vcpu: CreateVcpu) -> None:
         gc.collect()
         # An object that closed its descriptor later would close one of the guest's.
         assert gone() is None, "a rehearsal is not over"
-        for descriptor in _descriptors() - before:  # numbers that no object has
+        for descriptor in open_descriptors() - before:  # numbers that no object has
             os.close(descriptor)
     finally:
         os.fchdir(home)
@@ -152,10 +154,6 @@ def _rehearse_vcpu(machine: Machine, create_vcpu: CreateVcpu, loaded: Loaded) ->
         vcpu.enter(loaded.entry)
     finally:
         vcpu.close()
-
-
-def _descriptors() -> set[int]:
-    return {number for number in map(int, os.listdir("/proc/self/fd")) if os.path.exists(f"/proc/self/fd/{number}")}
 
 
 def _nowhere() -> int:

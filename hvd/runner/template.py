@@ -6,7 +6,8 @@ has one thread, no state of a guest, and ends when the daemon does; its runners 
 a spare (hvd.runner.spare).
 
     python -m hvd.runner.template BACKEND          with a SEQPACKET socket as descriptor 3, one JSON object a packet
-    {"start": DIRECTORY, "own_pids": in a PID namespace of its own} + descriptor to write to when it is ready, and those of its network cards
+    {"start": DIRECTORY, "own_pids": in a PID namespace of its own, "memory_bytes": of its guest}
+        + descriptor to write to when it is ready, and those of its network cards
                                                                     ->  {"pid": N} + pidfd, or {"errno": N, "problem"}
     {"reap": PID}, once that runner has ended                       ->  {"status": N}, as of waitpid(2)
 """
@@ -55,7 +56,7 @@ def serve(backend: str) -> None:
             connection.send(json.dumps({"status": status}).encode())
             continue
         try:
-            pid = template.start(request["start"], descriptors, request["own_pids"])
+            pid = template.start(request["start"], descriptors, request["own_pids"], request["memory_bytes"])
             pidfd = os.pidfd_open(pid)
         except OSError as error:
             connection.send(json.dumps({"errno": error.errno or errno.EIO, "problem": error.strerror}).encode())
@@ -77,6 +78,8 @@ class Template:
         self._runner.preload(backend)
         self._runner.introduce("template")
         self._spares = importlib.import_module("hvd.runner.spare")
+        self._ahead = importlib.import_module("hvd.runner.ahead")
+        self._memory_bytes = 0  # of the guest that was started last
         self._spare: Spare | None = None
         self._spare_wanted: bool | None = None  # with PIDs of its own, or without; None = none is wanted
         # What is there now is there for ever: the collector's marks would only unshare its pages.
@@ -93,8 +96,9 @@ class Template:
         with contextlib.suppress(OSError):  # nothing depends on it; the next start tries again
             self._spare = self._spares.Spare(own, part)
 
-    def start(self, directory: str, descriptors: Sequence[int], own: bool) -> int:
-        """The pid of the runner. Raises OSError."""
+    def start(self, directory: str, descriptors: Sequence[int], own: bool, memory_bytes: int) -> int:
+        """The pid of the runner. memory_bytes: of its guest; the next one will often have as much. Raises OSError."""
+        self._memory_bytes = memory_bytes
         log = os.open(os.path.join(directory, RUNNER_LOG), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             spare, self._spare = self._spare, None
@@ -112,7 +116,9 @@ class Template:
             os.close(log)
 
     def _rehearse(self) -> None:
-        self._spares.rehearse(self._backend, self._runner.find_vcpu(self._backend))
+        create_vcpu = self._runner.find_vcpu(self._backend)
+        self._spares.rehearse(self._backend, create_vcpu)
+        self._ahead.make(self._backend, self._memory_bytes, create_vcpu)
 
     def _become(self, directory: str, descriptors: Sequence[int]) -> NoReturn:
         code = 1

@@ -72,11 +72,15 @@ class Cmos:
         self._registers = machine.board.cmos()
         self._memory = memoryview(self._registers.memory).cast("B")
         self._frozen_ns: int | None = None  # time of day while register B's SET is on
-        self._set_epoch(machine.start_wall_ns)
         self._memory[A] = A_DIVIDER_RUNS | 0x06  # 1024 Hz
         self._memory[B] = B_24_HOURS
         self._fill_memory_size(machine.memory_bytes)
         self._registers.index, self._registers.there = D, True
+        self.begin()
+
+    def begin(self) -> None:
+        """At the machine's time of day."""
+        self._set_epoch(self._machine.start_wall_ns)
         self._flags_ns = self._now_ns()  # up to here the flags of register C were read
 
     def _set_epoch(self, epoch_ns: int, frozen_ns: int | None = None) -> None:
