@@ -20,7 +20,8 @@ from hvd.runner.directory import PID, read_json
 from hvd.runner.process import Template
 
 KERNELS = Path(__file__).resolve().parents[2] / "build" / "guests"
-Start = Callable[[], Awaitable[RunnerInstance]]
+Start = Callable[..., Awaitable[RunnerInstance]]  # memory_bytes
+MIB = 1 << 20
 
 
 @pytest.fixture
@@ -39,10 +40,10 @@ async def start(tmp_path: Path, template: Template) -> AsyncIterator[Start]:
     started: list[RunnerInstance] = []
     numbers = itertools.count()
 
-    async def one() -> RunnerInstance:
+    async def one(memory_bytes: int = 16 * MIB) -> RunnerInstance:
         directory = tmp_path / str(next(numbers))
         directory.mkdir()
-        spec = LaunchSpec("u", "spin", "", 16 << 20, 1, kernel, None, "", 0, False, False)
+        spec = LaunchSpec("u", "spin", "", memory_bytes, 1, kernel, None, "", 0, False, False)
         instance = await RunnerInstance.launch(directory, spec, "emulation", frozenset(Capability))
         started.append(instance)
         return instance
@@ -202,10 +203,38 @@ async def test_many_starts_at_once_have_runners_of_their_own(start: Start) -> No
     assert {(await other.status()).state for other in others} == {"RUNNING"}
 
 
-async def test_a_spare_keeps_nothing_of_its_rehearsal(start: Start) -> None:
+def memories(pid: int) -> dict[int, os.stat_result]:
+    """The guests' memory that a process has open, by its file's number."""
+    found = [os.stat(entry) for entry in Path(f"/proc/{pid}/fd").iterdir() if "hvd-guest-ram" in os.readlink(entry)]
+    return {about.st_ino: about for about in found}
+
+
+async def test_a_spare_has_a_machine_like_the_last_and_nothing_of_its_rehearsal(start: Start) -> None:
     first = await start()
     spare = await spare_of(parent(first.pid))
-    kinds = {target.partition(":")[0] for target in opened(spare)}
-    assert not kinds & {"anon_inode", "/memfd"}, opened(spare)
-    assert not [name for name in ("memfd", "/trace", "/counters") if name in mapped(spare)], mapped(spare)
+    (memory,) = memories(spare).values()
+    assert (memory.st_size, memory.st_blocks) == (16 * MIB, 0)
+    kinds = {target.partition(":")[2] for target in opened(spare) if target.startswith("anon_inode:")}
+    assert kinds <= {"[eventpoll]", "[eventfd]"}, opened(spare)
+    assert not [name for name in ("/trace", "/counters") if name in mapped(spare)], mapped(spare)
     assert os.readlink(f"/proc/{spare}/cwd") == os.readlink(f"/proc/{parent(spare)}/cwd")
+
+
+async def test_the_machine_made_ahead_is_the_next_guests(start: Start) -> None:
+    first = await start()
+    ahead = memories(await spare_of(parent(first.pid))).keys()
+    second = await start()
+    assert memories(second.pid).keys() == ahead and memories(first.pid).keys() != ahead
+    assert (await second.status()).state == "RUNNING"
+
+
+async def test_a_guest_with_other_memory_gets_a_machine_of_its_own(start: Start) -> None:
+    first = await start()
+    spare = await spare_of(parent(first.pid))
+    ahead = memories(spare).keys()
+    second = await start(32 * MIB)
+    assert second.pid == spare and (await second.status()).state == "RUNNING"
+    own = {number: about for number, about in memories(second.pid).items() if number not in ahead}
+    assert [about.st_size for about in own.values()] == [32 * MIB]
+    assert memories(await spare_of(parent(first.pid))).popitem()[1].st_size == 32 * MIB  # the next one's
+    assert sum(about.st_blocks for number, about in memories(second.pid).items() if number in ahead) == 0
