@@ -242,7 +242,7 @@ class GuestLife(PolicyRestarts):
         backend = self.backend
         if capability not in backend.capabilities:
             raise HvdError("CAPABILITY_MISSING", backend=backend.name, capability=capability.value)
-        if not self._known.is_set():
+        if not self.is_known:
             raise HvdError("GUEST_BUSY", verb="adoption", name=self.guest.name)
         if self.instance is None:
             raise HvdError(

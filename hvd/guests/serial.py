@@ -28,6 +28,11 @@ class SerialVerbs:
             self._known.set()
         self._verbs: set[asyncio.Task[None]] = set()
 
+    @property
+    def is_known(self) -> bool:
+        """Of a guest that this daemon has made, or has found out about."""
+        return self._known.is_set()
+
     async def exclusively(self, work: Callable[[], Awaitable[None]]) -> None:
         """Run something while no verb changes the guest, to its end even if the caller goes. Raises what it raises, and
         HvdError GUEST_NOT_FOUND when the guest is deleted before."""

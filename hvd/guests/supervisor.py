@@ -415,7 +415,8 @@ class Supervisor:
         last_boot = await self._store.fact(_BOOT)
         self._writer = asyncio.create_task(self._write_behind())
         await self._adopt_strangers()
-        await asyncio.gather(*(life.adopt(last_boot) for life in self))
+        # Whoever asked meanwhile may have made others, and be starting them.
+        await asyncio.gather(*(life.adopt(last_boot) for life in self if not life.is_known))
         for life in [life for life in self if life.guest.uid in self._half_made]:
             log.warning("a guest whose creation was cut short is deleted", guest=life.guest.name)
             try:
@@ -446,6 +447,8 @@ class Supervisor:
                 continue
             identifier = guest.name.removeprefix(model.PREFIX)
             if identifier in self._guests:
+                if self._guests[identifier].guest.uid == guest.uid:
+                    continue  # made while we looked
                 self.oddities.append(f"{directory} holds another guest named {guest.name}; it was left alone")
                 continue
             log.warning(

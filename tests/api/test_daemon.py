@@ -22,6 +22,7 @@ from hvapi.v1 import guest_pb2, system_pb2
 from hvd.api import errors, roles
 from hvd.errors import REASONS, HvdError
 from hvd.guests import adoption
+from hvd.guests.supervisor import Supervisor
 from hvd.runner import directory as names
 from tests.api.conftest import StartWorld, World, refused, stop
 from tests.fakes.backend import FakeBackend
@@ -203,6 +204,25 @@ async def test_fifty_guests_are_adopted_at_once(start_world: StartWorld) -> None
     listed = await second.guests.ListGuests(guest_pb2.ListGuestsRequest())
     assert [guest.state for guest in listed.guests] == [Guest.RUNNING] * 50
     assert {guest.uid for guest in listed.guests} == {guest.uid for guest in guests}
+
+
+async def test_a_guest_that_is_made_while_others_are_adopted_is_left_alone(start_world: StartWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The daemon serves before: what it makes and starts itself must not be called off as a start that an earlier one died in."""
+    made: list[guest_pb2.Guest] = []
+
+    async def meanwhile(supervisor: Supervisor) -> None:
+        request = guest_pb2.CreateGuestRequest(guest_id="new", guest=Guest(backend="fake"))
+        request.guest.machine.kernel = kernel
+        made.append(await supervisor.create(request))
+        made[0].state = Guest.STARTING
+
+    world = await start_world()
+    kernel, backend = world.kernel, world.backend
+    await stop(world)
+    monkeypatch.setattr(Supervisor, "_adopt_strangers", meanwhile)
+    world = await start_world(backend)
+    assert (await world.get(made[0])).state == Guest.STARTING
+    assert not world.daemon.supervisor.oddities
 
 
 # --- errors, roles, health ---
