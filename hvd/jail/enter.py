@@ -3,6 +3,7 @@ filter and Landlock are each thread's own. (Another may still be loading the ker
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import functools
 import os
@@ -79,15 +80,25 @@ class _Libc:
 
     def __call__(self, name: str, *arguments: Any) -> None:
         if getattr(self._lib, name)(*arguments) != 0:
-            number = ctypes.get_errno()
-            raise HvdError(
-                "RUNNER_START_FAILED",
-                problem=f"its jail cannot be made ({name}: {os.strerror(number)}); the setting jail=off does without",
-                log="runner.log in the guest's directory",
-            )
+            raise self._failed(name)
+
+    @staticmethod
+    def _failed(name: str) -> HvdError:
+        return HvdError(
+            "RUNNER_START_FAILED",
+            problem=f"its jail cannot be made ({name}: {os.strerror(ctypes.get_errno())}); the setting jail=off does without",
+            log="runner.log in the guest's directory",
+        )
 
     def prctl(self, option: int, *arguments: int) -> None:
         self("prctl", option, *(*arguments, 0, 0, 0, 0)[:4])
+
+    def drop_bounding(self, capabilities: Iterable[int]) -> None:
+        """Some forty, one by one: of what a start takes, this loop is a part."""
+        prctl = self._lib.prctl
+        for capability in capabilities:
+            if prctl(_CAPABILITY_DROP, capability, 0, 0, 0) != 0:
+                raise self._failed("prctl")
 
     def mount(self, source: str, target: str, kind: str = "", flags: int = 0, data: str = "") -> None:
         self("mount", *(text.encode() for text in (source, target, kind)), ctypes.c_ulong(flags), data.encode())
@@ -131,6 +142,13 @@ def libraries() -> list[str]:
     paths += [path for path in sys.path if path.endswith(("site-packages", "dist-packages", "lib-dynload"))]
     paths += hvd.backends.__path__
     return _outermost(os.path.abspath(path) for path in paths if os.path.isdir(path))
+
+
+def prepare_jail() -> None:
+    """What is the same for all, ahead of the first (hvd.runner.template)."""
+    libraries()
+    with contextlib.suppress(OSError):  # without /proc: told when it is needed
+        _last_capability()
 
 
 def _outermost(paths: Iterable[str]) -> list[str]:
@@ -180,13 +198,16 @@ def _show(libc: _Libc, source: str, target: str, flags: int) -> None:
     libc.mount("", target, flags=_REMOUNT | _BIND | _NO_SUID | _NO_DEVICES | flags)
 
 
+@functools.cache
+def _last_capability() -> int:
+    """That this kernel knows."""
+    with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
+        return int(file.read())
+
+
 def _become(libc: _Libc, user: int, kept: frozenset[int]) -> None:
     """That user, with these capabilities; a cell inherits them and drops what it does not need."""
-    with open("/proc/sys/kernel/cap_last_cap", encoding="ascii") as file:
-        last = int(file.read())
-    for capability in range(last + 1):
-        if capability not in kept:
-            libc.prctl(_CAPABILITY_DROP, capability)
+    libc.drop_bounding(capability for capability in range(_last_capability() + 1) if capability not in kept)
     os.setgroups([])
     libc.prctl(_KEEP_CAPABILITIES, 1)
     os.setresgid(user, user, user)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import uuid
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Final
 
@@ -14,8 +16,9 @@ USERS: Final = 1 << 27
 NEEDED: Final = {"chown": 0, "setgid": 6, "setuid": 7, "setpcap": 8, "sys_admin": 21}
 
 
-def missing() -> list[str]:
-    """Of NEEDED, what this process does not have; empty = guests can have all of the jail."""
+@functools.cache
+def missing() -> Sequence[str]:
+    """Of NEEDED, what this process does not have, and will not get; empty = guests can have all of the jail."""
     with open("/proc/self/status", encoding="ascii") as status:
         held = next(int(line.split()[1], 16) for line in status if line.startswith("CapEff:"))
     return [name for name, number in NEEDED.items() if not held >> number & 1]

@@ -25,7 +25,7 @@ from hvd.board.machine import CreateVcpu
 from hvd.board.spec import MachineSpec
 from hvd.errors import HvdError
 from hvd.jail import inputs, network, user
-from hvd.jail.enter import CELL, PERFMON, Jail, enter, libraries
+from hvd.jail.enter import CELL, PERFMON, Jail, enter, prepare_jail
 from hvd.runner import ahead
 from hvd.runner.directory import (
     EXIT,
@@ -127,7 +127,7 @@ def preload(backend: str) -> None:
     somebody talks to it. Raises HvdError BACKEND_UNAVAILABLE."""
     importlib.import_module("hvd.runner.control")
     importlib.import_module("hvd.runner.census")
-    libraries()
+    prepare_jail()
     create = find_vcpu(backend)
     load = getattr(sys.modules[create.__module__], "preload", None)
     if load is not None:
