@@ -6,6 +6,7 @@ import struct
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ import pytest
 from hvapi.record import FLAG_LONG, Record, decode
 from scripted_vcpu import ScriptedVcpu, Step, port_in, port_out
 
+from hvd.board.devices.cmos import Cmos
 from hvd.board.end import End
 from hvd.board.hot import HotBoard
 from hvd.board.machine import Machine
@@ -20,6 +22,7 @@ from hvd.board.memory import GuestMemory
 from hvd.board.spec import MachineSpec
 from hvd.board.vcpu import Exit, ExitReason
 from hvd.errors import HvdError
+from hvd.trace.counters import decode_counters
 from hvd.trace.points import BY_NAME, BackendId, Kind
 
 FLAT = 0x7C00
@@ -485,3 +488,25 @@ def test_resets_and_faults_are_crossings(bench: Callable[..., Bench]) -> None:
     one.trace(Kind.MACHINE, Kind.HALT)
     one.run()
     assert [record.point for record in one.records()] == [BY_NAME[n].id for n in ("triple-fault", "reset", "halt")]
+
+
+def test_a_machine_made_ahead_is_the_guests_that_it_begins_with(tmp_path: Path) -> None:
+    bench = Bench(tmp_path, [])
+    memory = GuestMemory(1 << 20)
+    ahead = Machine(replace(bench.spec, name="", kernel="", flat_load_address=0), HotBoard(BackendId.EMULATION), memory, bench.vcpu.create)
+    cmos = ahead.device(Cmos)
+    made_ns = ahead.start_wall_ns
+    ahead.board.share(tmp_path / "own-counters", tmp_path / "own-trace", RING)
+    ahead.begin(replace(bench.spec, start_paused=True, restart_on_reset=True), None)
+    assert ahead.start_wall_ns > made_ns and cmos.save()["epoch_ns"] == ahead.start_wall_ns
+    thread = threading.Thread(target=ahead.run, daemon=True)
+    thread.start()
+    deadline = time.monotonic() + 10
+    while ahead.state != "PAUSED" and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert ahead.state == "PAUSED" and memory.read(FLAT, 2) == b"\xf4\xf4"
+    ahead.call(ahead.kill, lambda result, error: None)
+    thread.join(10)
+    assert ahead.end is not None and ahead.end.reason == "KILLED"
+    ahead.board.cross(BY_NAME["reset"].id, time.monotonic_ns(), 0, 0, 0, 0, 0, 0)
+    assert decode_counters((tmp_path / "own-counters").read_bytes()).points[BY_NAME["reset"].id].count == 1
