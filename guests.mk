@@ -13,7 +13,7 @@ include guests/teach/teach.mk
 
 MODES := $(addprefix guests/modes/,main.c segments.c sixteen.c privileges.c strings.c fpu.c paging.c)
 
-GUEST_MULTIBOOT := hello hypercalls interrupts apic exceptions paging spin halt triple reset flood wild echo compute ticker ports nonsense screen exits virtio hole isolation garbage callers clock stops busy poke
+GUEST_MULTIBOOT := hello hypercalls interrupts apic exceptions paging spin halt triple reset flood wild echo compute ticker ports nonsense screen exits virtio hole isolation garbage callers clock stops busy poke again
 # The same sources for the paravirtual ABI (docs/paravirtualisation.md), by one flag.
 GUEST_PV := abi calls hello hypercalls interrupts exceptions paging halt echo compute ticker exits isolation spin flood triple reset wild virtio ports nonsense screen hole garbage apic callers clock stops
 # The same sources, unmodified, by hvpvcc (docs/hvpvcc.md).
