@@ -184,6 +184,7 @@ bool hv_fpu_traps(enum hv_fpu); /* with CR0 and CR4 as they are */
  * hv_fail() with its bytes; one that IA-32 does not define raises #UD. */
 void hv_emulate(void);
 void hv_fetch_instruction(struct hv_insn *);   /* its two halves; the first raises what fetching and decoding do */
+bool hv_may_lock(const struct hv_insn *);      /* LOCK before it is no #UD */
 bool hv_interpret(const struct hv_insn *);     /* false: nothing was changed, the interpreters do not know it */
 /* The guest's end: "the monitor cannot execute", what, bytes and address of an instruction; the other finds that at EIP itself. */
 _Noreturn void hv_cannot_execute(const char *what, const uint8_t *bytes, unsigned length);

@@ -122,7 +122,7 @@ bool hv_done(const struct hv_insn *insn)
 /* ---- one instruction */
 
 /* LOCK is for a few that write memory (SDM vol. 2, LOCK); with anything else it is #UD. */
-static bool may_lock(const struct hv_insn *insn)
+bool hv_may_lock(const struct hv_insn *insn)
 {
     if (!insn->has_modrm || insn->mod == 3)
         return false;
@@ -293,7 +293,7 @@ void hv_single_step_trap(const struct hv_insn *insn)
 bool hv_interpret(const struct hv_insn *insn)
 {
     struct hv_cpu *cpu = HV_CPU;
-    if ((insn->lock && !may_lock(insn)) || is_undefined(insn))
+    if ((insn->lock && !hv_may_lock(insn)) || is_undefined(insn))
         hv_raise(HV_UD);
     check_fpu(insn);
     bool trap = cpu->eflags & HV_TF;

@@ -119,9 +119,11 @@ void hv_fpu_load(uint32_t linear, uint8_t *to, unsigned size)
     }
 }
 
-uint32_t hv_fpu_store_at(const struct hv_insn *insn, unsigned size)
+uint32_t hv_fpu_store_at(const struct hv_insn *insn, unsigned size, unsigned alignment)
 {
     uint32_t linear = hv_operand_linear(insn, size, true);
+    if (linear & (alignment - 1)) /* which comes before page faults (SDM vol. 3A, table 6-2) */
+        hv_raise_error(HV_GP, 0);
     hv_check_write(linear, size);
     return linear;
 }

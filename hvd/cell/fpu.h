@@ -27,7 +27,7 @@ void hv_x87_look(void);
 /* A memory operand of any size to and from guest memory; raise what an access does. For a store the address is had first, and checked: then
  * nothing faults any more. */
 void hv_fpu_load(uint32_t linear, uint8_t *to, unsigned size);
-uint32_t hv_fpu_store_at(const struct hv_insn *, unsigned size);
+uint32_t hv_fpu_store_at(const struct hv_insn *, unsigned size, unsigned alignment); /* raises #GP(0) where it is not so aligned */
 void hv_fpu_store(uint32_t linear, const uint8_t *from, unsigned size);
 
 #endif

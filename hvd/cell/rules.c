@@ -299,7 +299,6 @@ static bool return_near(struct hv_translation *t)
 static const uint64_t for_kernels = BIT(PUSH_SEGMENT) | BIT(FROM_SEGMENT) | BIT(PUSH_FLAGS) | BIT(POP_FLAGS) | BIT(TO_SEGMENT) | BIT(POP_SEGMENT) |
                                     BIT(INTERRUPT_RETURN) | BIT(CLEAR_INTERRUPT) | BIT(SET_INTERRUPT) | BIT(FROM_CONTROL) | BIT(READ_TIME);
 
-/* LOCK where it is #UD would be the host's SIGILL; the monitor raises it. */
 bool hv_translate_instruction(struct hv_translation *t)
 {
     struct hv_emitter *e = &t->e;
@@ -308,6 +307,8 @@ bool hv_translate_instruction(struct hv_translation *t)
     enum rule rule = hv_rule(insn);
     if (rule == PLAIN && hv_emit_as_it_is(t))
         return true;
+    if (insn->lock && !hv_may_lock(insn)) /* #UD, also where the instruction is replaced by others */
+        return false;
     if (rule == MONITOR || hv_is_narrow(insn, rule) || (t->block->user && BIT(rule) & for_kernels))
         return false;
     bool uses_address = hv_is_memory(insn) || rule == ABSOLUTE || rule == STRING || rule == LOOP;

@@ -109,22 +109,18 @@ static void put_mm(struct work *w, unsigned index, const uint8_t *value)
 
 /* ---- operands */
 
-static uint32_t linear_of(struct work *w, unsigned size, bool aligned, bool store)
-{
-    uint32_t linear = store ? hv_fpu_store_at(w->insn, size) : hv_operand_linear(w->insn, size, false);
-    if (aligned && size == 16 && linear & 15)
-        hv_raise_error(HV_GP, 0);
-    return linear;
-}
-
 /* The r/m operand, of which a register is in `bank`, into w->operand. */
 static void fetch(struct work *w, uint8_t *(*bank)(struct work *, unsigned), bool aligned)
 {
     memset(w->operand, 0, sizeof w->operand);
     if (w->insn->mod == 3)
         memcpy(w->operand, bank(w, w->insn->rm), bank == mm ? 8 : 16);
-    else
-        hv_fpu_load(linear_of(w, w->form->size, aligned, false), w->operand, w->form->size);
+    else {
+        uint32_t linear = hv_operand_linear(w->insn, w->form->size, false);
+        if (aligned && w->form->size == 16 && linear & 15)
+            hv_raise_error(HV_GP, 0);
+        hv_fpu_load(linear, w->operand, w->form->size);
+    }
 }
 
 /* To the r/m operand, if it is memory. */
@@ -132,7 +128,7 @@ static bool to_memory(struct work *w, const uint8_t *value, bool aligned)
 {
     if (w->insn->mod == 3)
         return false;
-    hv_fpu_store(linear_of(w, w->form->size, aligned, true), value, w->form->size);
+    hv_fpu_store(hv_fpu_store_at(w->insn, w->form->size, aligned ? 16 : 1), value, w->form->size);
     return true;
 }
 
@@ -224,20 +220,16 @@ static uint32_t signs(const uint8_t *value, unsigned size, unsigned count)
     return found;
 }
 
-/* MASKMOVQ, MASKMOVDQU: the bytes whose mask has its upper bit set, to [EDI] */
+/* MASKMOVQ, MASKMOVDQU: the bytes whose mask has its upper bit set, to [EDI]. All of the operand must be writable, as processors may want it to be. */
 static void store_masked(struct work *w, const uint8_t *value, const uint8_t *mask)
 {
     unsigned segment = w->insn->segment >= 0 ? (unsigned)w->insn->segment : HV_DS;
     uint32_t offset = w->insn->address_size == 2 ? HV_CPU->r[HV_EDI] & 0xffff : HV_CPU->r[HV_EDI];
-    for (unsigned pass = 0; pass < 2; pass++)
-        for (unsigned i = 0; i < w->form->size; i++)
-            if (mask[i] >> 7) {
-                uint32_t linear = hv_linear(segment, offset + i, 1, true);
-                if (pass)
-                    hv_write(linear, 1, value[i]);
-                else
-                    hv_check_write(linear, 1);
-            }
+    uint32_t linear = hv_linear(segment, offset, w->form->size, true);
+    hv_check_write(linear, w->form->size);
+    for (unsigned i = 0; i < w->form->size; i++)
+        if (mask[i] >> 7)
+            hv_write(linear + i, 1, value[i]);
 }
 
 /* ---- which is which. false: no such form; nothing has changed */

@@ -10,18 +10,18 @@
 
 extern const uint8_t hv_x87_registers[512][4], hv_x87_memory[64][4], hv_x87_memory_16[64][4], hv_emms[]; /* forms.S */
 
-enum kind { UNKNOWN, LOAD, STORE, ENVIRONMENT_LOAD, ENVIRONMENT_STORE };
+enum kind { UNDEFINED, UNKNOWN, LOAD, STORE, ENVIRONMENT_LOAD, ENVIRONMENT_STORE };
 
-/* Memory operands, by opcode and /reg. UNKNOWN: not IA-32's, or SSE3's FISTTP. */
+/* Memory operands, by opcode and /reg. UNKNOWN: SSE3's FISTTP. */
 static const struct form {
     uint8_t kind, size, size_16; /* bytes; with 16-bit operands, if that makes a difference */
 } memory_forms[8][8] = {
     {{LOAD, 4, 0}, {LOAD, 4, 0}, {LOAD, 4, 0}, {LOAD, 4, 0}, {LOAD, 4, 0}, {LOAD, 4, 0}, {LOAD, 4, 0}, {LOAD, 4, 0}},
-    {{LOAD, 4, 0}, {UNKNOWN, 0, 0}, {STORE, 4, 0}, {STORE, 4, 0}, {ENVIRONMENT_LOAD, 28, 14}, {ENVIRONMENT_LOAD, 2, 0}, {ENVIRONMENT_STORE, 28, 14}, {ENVIRONMENT_STORE, 2, 0}},
+    {{LOAD, 4, 0}, {UNDEFINED, 0, 0}, {STORE, 4, 0}, {STORE, 4, 0}, {ENVIRONMENT_LOAD, 28, 14}, {ENVIRONMENT_LOAD, 2, 0}, {ENVIRONMENT_STORE, 28, 14}, {ENVIRONMENT_STORE, 2, 0}},
     {{LOAD, 4, 0}, {LOAD, 4, 0}, {LOAD, 4, 0}, {LOAD, 4, 0}, {LOAD, 4, 0}, {LOAD, 4, 0}, {LOAD, 4, 0}, {LOAD, 4, 0}},
-    {{LOAD, 4, 0}, {UNKNOWN, 0, 0}, {STORE, 4, 0}, {STORE, 4, 0}, {UNKNOWN, 0, 0}, {LOAD, 10, 0}, {UNKNOWN, 0, 0}, {STORE, 10, 0}},
+    {{LOAD, 4, 0}, {UNKNOWN, 0, 0}, {STORE, 4, 0}, {STORE, 4, 0}, {UNDEFINED, 0, 0}, {LOAD, 10, 0}, {UNDEFINED, 0, 0}, {STORE, 10, 0}},
     {{LOAD, 8, 0}, {LOAD, 8, 0}, {LOAD, 8, 0}, {LOAD, 8, 0}, {LOAD, 8, 0}, {LOAD, 8, 0}, {LOAD, 8, 0}, {LOAD, 8, 0}},
-    {{LOAD, 8, 0}, {UNKNOWN, 0, 0}, {STORE, 8, 0}, {STORE, 8, 0}, {ENVIRONMENT_LOAD, 108, 94}, {UNKNOWN, 0, 0}, {ENVIRONMENT_STORE, 108, 94}, {ENVIRONMENT_STORE, 2, 0}},
+    {{LOAD, 8, 0}, {UNKNOWN, 0, 0}, {STORE, 8, 0}, {STORE, 8, 0}, {ENVIRONMENT_LOAD, 108, 94}, {UNDEFINED, 0, 0}, {ENVIRONMENT_STORE, 108, 94}, {ENVIRONMENT_STORE, 2, 0}},
     {{LOAD, 2, 0}, {LOAD, 2, 0}, {LOAD, 2, 0}, {LOAD, 2, 0}, {LOAD, 2, 0}, {LOAD, 2, 0}, {LOAD, 2, 0}, {LOAD, 2, 0}},
     {{LOAD, 2, 0}, {UNKNOWN, 0, 0}, {STORE, 2, 0}, {STORE, 2, 0}, {LOAD, 10, 0}, {LOAD, 8, 0}, {STORE, 10, 0}, {STORE, 8, 0}},
 };
@@ -126,7 +126,7 @@ bool hv_x87(const struct hv_insn *insn)
     unsigned group = insn->opcode - 0xd8u, code = (unsigned)insn->opcode << 8 | insn->modrm;
     bool in_register = insn->mod == 3, small = insn->operand_size == 2;
     const struct form *form = &memory_forms[group][insn->reg];
-    if (in_register && !(register_forms[group] >> (insn->modrm & 63) & 1))
+    if (in_register ? !(register_forms[group] >> (insn->modrm & 63) & 1) : form->kind == UNDEFINED)
         hv_raise(HV_UD);
     if (!in_register && form->kind == UNKNOWN)
         return false;
@@ -140,7 +140,7 @@ bool hv_x87(const struct hv_insn *insn)
         hv_x87_look();
     uint32_t linear = 0, flags = HV_CPU->eflags;
     if (store)
-        linear = hv_fpu_store_at(insn, size);
+        linear = hv_fpu_store_at(insn, size, 1);
     else if (size)
         hv_fpu_load(hv_operand_linear(insn, size, false), operand, size);
     memcpy(scratch, HV_CPU->fxsave, sizeof scratch);

@@ -227,6 +227,19 @@ def test_alignment_is_checked(pair: Pair) -> None:
     assert [record[:2] for record in records[:4]] == [(17, 0)] * 3 + [(END_VECTOR, 0)]
 
 
+LOCKED = (
+    "9c", "9d", "fa", "fb", "c3", "cf", "60", "61", "50", "58", "0e", "1f", "6a01", "8cc3", "8ec3", "7400", "eb00", "e800000000", "0f8400000000",
+    "cd82", "e200", "0f20c0", "0f31", "90", "8b06", "f4", "ec", "a4", "c9", "ffe0", "ffd0", "d9e8", "0f58c1", "39c0", "01c0",
+)  # fmt: skip
+
+
+def test_lock_is_for_a_few(pair: Pair) -> None:
+    """With others it is #UD, also where a translation has other instructions in their place. The reference does not look."""
+    records = alone(pair, *(f"f0{code}" for code in LOCKED)).records[0]
+    addresses = [STREAMS + sum(1 + len(before) // 2 for before in LOCKED[:at]) for at in range(len(LOCKED))]
+    assert [record[:3] for record in records[: len(LOCKED)]] == [(6, 0, address) for address in addresses]
+
+
 # ---- user code that leaves for the host's 64-bit segment
 
 TO_64_BITS = "ea" + word(STREAMS + 7) + struct.pack("<H", HOST_CODE_64).hex()
