@@ -192,6 +192,7 @@ uint32_t hv_entry_find(uint32_t eip)
 }
 
 void hv_entry_announce(uint32_t eip) { __builtin_prefetch(bucket_of(eip)); }
+void hv_block_return_announce(uint32_t eip) { __builtin_prefetch(lookup_row(eip, HV_CPU->cpl == 3), 1); }
 
 void hv_entry_expect(uint32_t eip)
 {

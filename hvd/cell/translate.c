@@ -101,6 +101,7 @@ static void begin_anew(void)
 /* The first instruction behind it has become code. */
 static void note_return(uint32_t eip, const uint8_t *host)
 {
+    hv_block_return_announce(eip);
     t.back[t.returns].eip = eip;
     t.back[t.returns++].host = (uint32_t)(host - t.block->host);
 }

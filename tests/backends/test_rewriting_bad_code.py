@@ -100,6 +100,44 @@ def test_a_sensitive_instruction_in_the_middle_of_another(pair: Pair) -> None:
     assert records[0][10] & 0x200 == 0 and records[0][4] & 0x200  # EBX saw IF off; STI came behind it
 
 
+THRICE = "31c0" + "be" + word(KERNEL + SPARE) + "ffd6ffd6ffd6"  # EAX = 0; CALL SPARE, three times
+
+
+@pytest.mark.parametrize("distance", [0x20, 0x1000])
+def test_a_function_that_changes_what_it_returns_to(pair: Pair, distance: int) -> None:
+    """CALL; MOV EAX, imm; RET. The function adds one to the immediate, in its own page and from another one."""
+    at = KERNEL + SPARE
+    caller = bytes.fromhex("e8" + word(distance - 5) + "b8" + word(5) + "c3")
+    function = bytes.fromhex("ff05" + word(at + 6) + "c3")
+    assert alike(pair, THRICE, extra={SPARE: caller, SPARE + distance: function})[0][EAX] == 8
+
+
+def test_a_function_that_returns_elsewhere(pair: Pair) -> None:
+    """Over the instruction behind the call, then to its second byte, then to it: MOV EAX, imm with FF C0, INC EAX, in it; and RET."""
+    at = KERNEL + SPARE
+    caller = bytes.fromhex("e8" + word(0x20 - 5) + "b8ffc0c390" + "40c3")
+    function = bytes.fromhex("8b15" + word(at + 0x40) + "832d" + word(at + 0x40) + "01" + "011424c3")  # MOV EDX, [n]; SUB [n], 1; ADD [ESP], EDX; RET
+    code = "31c0" + "be" + word(at) + "ffd6" + "c705" + word(at + 0x40) + word(1) + "ffd6ffd6"
+    assert alike(pair, code, extra={SPARE: caller, SPARE + 0x20: function, SPARE + 0x40: bytes.fromhex(word(5))})[0][EAX] == 0x90C3C0FF + 1
+
+
+def test_a_call_that_never_returns_in_front_of_no_code(pair: Pair) -> None:
+    """POP EDX; RET: to whom called the caller. Behind the call are an undefined instruction, a jump into nowhere, and the page's end."""
+    function = bytes.fromhex("5a40c3")
+    callers = {SPARE + 0x100: "0fff", SPARE + 0x200: "e900000070", SPARE + 0xFFB: ""}
+    extra = {where: bytes.fromhex("e8" + word(SPARE - where - 5) + behind) for where, behind in callers.items()}
+    code = "31c0" + "".join("be" + word(KERNEL + where) + "ffd6ffd6" for where in callers)
+    assert alike(pair, code, extra={SPARE: function, **extra})[0][EAX] == 6
+
+
+def test_a_function_that_takes_the_coprocessor_away(pair: Pair) -> None:
+    """FNINIT; CALL; FNINIT. The function sets CR0.TS: what was known of it before the call is not known behind it."""
+    caller = bytes.fromhex("dbe3" + "e8" + word(0x20 - 7) + "dbe3" + "c3")
+    function = bytes.fromhex("0f20c083c8080f22c0c3")
+    records = alike(pair, "0f06" + "be" + word(KERNEL + SPARE) + "ffd6", extra={SPARE: caller, SPARE + 0x20: function})
+    assert records[0][0] == 7 and records[0][2] == KERNEL + SPARE + 7
+
+
 @pytest.mark.parametrize("address", [0x1234, 0x7FFFFFFF, END, 0xFFFFFFF0])
 def test_a_jump_to_where_nothing_is_mapped(pair: Pair, address: int) -> None:
     fault = alike(pair, "b8" + word(address) + "ffe0")[0]
