@@ -19,6 +19,7 @@ static unsigned way; /* 0 = common.c, 1 = rules.c */
 
 void hv_entry_announce(uint32_t eip) { (void)eip; }
 enum hv_fpu hv_fpu_kind(const struct hv_insn *insn) { return (void)insn, HV_FPU_NONE; }
+bool hv_may_lock(const struct hv_insn *insn) { return (void)insn, false; }
 struct hv_place *hv_block_places(void) { return &placed[way][place_count]; }
 void hv_block_placed(struct hv_block *block, unsigned count)
 {
