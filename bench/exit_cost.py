@@ -22,11 +22,13 @@ DEVICES: Final = {
     "local-apic": "local APIC (MMIO, in C)",
     "ioapic": "IOAPIC (MMIO, in C)",
     "cmos": "CMOS clock (port, in C)",
-    "keyboard": "keyboard controller (port, in Python)",
+    "keyboard": "keyboard controller (port, in C)",
     "vga": "VGA register (port, in C)",
     "pci-configuration": "PCI configuration (port, in C)",
     "virtio-configuration": "virtio common configuration (MMIO, in C)",
     "virtio-isr": "virtio ISR status (MMIO, in C)",
+    "acpi": "ACPI PM1 (port, in C)",
+    "reset-control": "reset control register (port, in Python)",
 }
 
 

@@ -33,7 +33,9 @@ int main(void)
 	memory("local-apic", 0xfee00020, fast);
 	memory("ioapic", 0xfec00000, fast);
 	port("cmos", 0x71, fast);
-	port("keyboard", 0x64, slow);
+	port("keyboard", 0x64, fast);
+	port("acpi", 0x604, fast); /* PM1 control */
+	port("reset-control", 0xcf9, slow);
 	port("vga", 0x3cc, fast); /* miscellaneous output */
 	outl(0xcf8, 0x80000000u);
 	port("pci-configuration", 0xcfc, fast);

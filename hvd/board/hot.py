@@ -15,6 +15,7 @@ from typing import Any
 from hvapi.record import RECORD, RECORD_BYTES, Record
 
 from hvd.board.data_window import DataWindow
+from hvd.board.device_registers import AcpiRegisters, CmosRegisters, KeyboardRegisters, VgaRegisters
 from hvd.board.libhv import fields, library
 from hvd.board.pci.registers import PciRegisters
 from hvd.board.shared_file import SharedFile
@@ -52,24 +53,6 @@ class Tap(ctypes.Structure):
     """struct hv_tap (native/crossing.h)."""
 
     _fields_ = (("head", _u64), ("records", (ctypes.c_char * RECORD_BYTES) * TAP_RECORDS))
-
-
-class CmosRegisters(ctypes.Structure):
-    """struct hv_cmos."""
-
-    _fields_ = (
-        ("base_s", ctypes.c_int64), ("base_ns", _u32), ("there", _u8), ("frozen", _u8), ("index", _u8), ("memory", _u8 * 128),
-    )  # fmt: skip
-
-
-class VgaRegisters(ctypes.Structure):
-    """struct hv_vga."""
-
-    _fields_ = (
-        ("there", _u8), ("misc", _u8), ("feature", _u8), ("pel_mask", _u8), ("status", _u8), ("sequencer_index", _u8), ("crtc_index", _u8),
-        ("graphics_index", _u8), ("attribute_index", _u8), ("attribute_data_next", _u8), ("color_index", _u8), ("color_component", _u8),
-        ("color_reading", _u8), ("sequencer", _u8 * 8), ("crtc", _u8 * 25), ("graphics", _u8 * 9), ("attribute", _u8 * 21), ("colors", _u8 * 768),
-    )  # fmt: skip
 
 
 class HotBoard:
@@ -176,6 +159,44 @@ class HotBoard:
 
     def write_vga(self, port: int, size: int, value: int) -> None:
         self._lib.hv_vga_out(self.address, port, size, value)
+
+    def keyboard(self) -> KeyboardRegisters:
+        """The keyboard's and its controller's (native/keyboard.c)."""
+        registers = KeyboardRegisters.from_address(self._lib.hv_board_keyboard(self.address))
+        registers.keep = self._memory
+        return registers
+
+    def reset_keyboard(self) -> None:
+        self._lib.hv_keyboard_reset(self.address)
+
+    def read_keyboard(self, port: int) -> int:
+        return int(self._lib.hv_keyboard_read(self.address, port))
+
+    def write_keyboard(self, port: int, value: int) -> bool:
+        """True: it pulls the reset line."""
+        return bool(self._lib.hv_keyboard_write(self.address, port, value))
+
+    def press(self, codes: bytes) -> bool:
+        """Keys, as bytes of set 2. False, and nothing of it: there is no room for all, or the keyboard does not scan."""
+        return bool(self._lib.hv_keyboard_press(self.address, codes, len(codes)))
+
+    def acpi(self) -> AcpiRegisters:
+        """ACPI's fixed hardware (native/acpi.c)."""
+        registers = AcpiRegisters.from_address(self._lib.hv_board_acpi(self.address))
+        registers.keep = self._memory
+        return registers
+
+    def read_acpi(self, port: int) -> int:
+        """One byte."""
+        return int(self._lib.hv_acpi_read(self.address, port))
+
+    def write_acpi(self, port: int, value: int) -> bool:
+        """One byte; drive_acpi() after the last. True: it switches the machine off."""
+        return bool(self._lib.hv_acpi_write(self.address, port, value))
+
+    def drive_acpi(self) -> None:
+        """The SCI, by status and enable."""
+        self._lib.hv_acpi_drive(self.address)
 
     def reset(self) -> None:
         """The reset line: devices, not the clock nor the console's rings."""

@@ -1,7 +1,7 @@
 """A keyboard of 102 keys: their names, scan codes and the US layout, from text and chords to strokes.
 
 Scan codes: IBM Personal System/2 Hardware Interface Technical Reference, "Keyboard and auxiliary device controller" and
-"Keyboards (101- and 102-key)". Set 1 is what the controller's translation makes of set 2.
+"Keyboards (101- and 102-key)". Set 1 is what the controller's translation makes of set 2 (hvd/board/native/keyboard.c).
 """
 
 from __future__ import annotations
@@ -10,17 +10,6 @@ from typing import Final
 
 from hvd.errors import HvdError
 
-# What the 8042 makes of the bytes 00-7F of a keyboard (ibidem, "Translation"); of the others it changes 83 and 84 only.
-TRANSLATION: Final = (
-    bytes.fromhex(
-        "ff43413f3d3b3c58 644442403e0f2959 65382a701d10025a 66712c1f1e11035b"
-        "672e2d201205045c 68392f211413065d 693130232215075e 6a7232241608095f"
-        "6b332517180b0a60 6c34352627190c61 6d7328741a0d626e 3a361c1b752b6376"
-        "55567778797a0e7b 7c4f7d4b477e7f6f 5253504c4d480145 574e514a37494654"
-    )
-    + bytes((0x80, 0x81, 0x82, 0x41, 0x54))
-    + bytes(range(0x85, 0x100))
-)
 BREAK, EXTENDED = 0xF0, 0xE0
 
 # Name -> scan code of set 2; behind E0 those of the second table.
@@ -89,19 +78,6 @@ _CHARACTERS: Final[dict[str, Stroke]] = {
     **{character: ("leftshift", key) for character, key in zip(_SHIFTED, _UNSHIFTED, strict=True)},
     **{character: (key,) for character, key in _CONTROLS.items()},
 }
-
-
-def translated(codes: bytes) -> bytes:
-    """What the controller's translation makes of a keyboard's bytes."""
-    result = bytearray()
-    released = 0
-    for code in codes:
-        if code == BREAK:
-            released = 0x80
-        else:
-            result.append(TRANSLATION[code] | released)
-            released = 0
-    return bytes(result)
 
 
 def of_text(text: str) -> list[Stroke]:

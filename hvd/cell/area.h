@@ -140,6 +140,8 @@ struct hv_cell_area {
     struct hv_pci_spaces pci_spaces;
     struct hv_cmos cmos;
     struct hv_vga vga;
+    struct hv_keyboard keyboard;
+    struct hv_acpi acpi;
     uint32_t string[HV_AREA_STRING]; /* elements of INS and OUTS: the latter's, or answers from the second one on */
 
     /* ---- the cell's word to the runner, at `left` */

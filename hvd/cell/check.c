@@ -27,6 +27,8 @@ void hv_cell_give_devices(struct hv_cell_area *area, const struct hv_board *boar
     memcpy(area->devices, (const uint8_t *)board + DEVICES, DEVICES_BYTES);
     area->cmos = board->own_cmos;
     area->vga = board->own_vga;
+    area->keyboard = board->own_keyboard;
+    area->acpi = board->own_acpi;
     const struct hv_pci_spaces *spaces = &board->own_spaces;
     area->pci_spaces.count = spaces->count;
     memcpy(area->pci_spaces.space, spaces->space, sizeof *spaces->space * (spaces->count < HV_PCI_SPACES ? spaces->count : HV_PCI_SPACES));
@@ -179,5 +181,7 @@ const char *hv_cell_take(const struct hv_cell_known *known, const struct hv_cell
     hv_pci_take(&board->own_spaces, &area->pci_spaces);
     hv_cmos_take(&board->own_cmos, &area->cmos);
     hv_vga_take(&board->own_vga, &area->vga);
+    hv_keyboard_take(&board->own_keyboard, &area->keyboard);
+    hv_acpi_take(&board->own_acpi, &area->acpi);
     return NULL;
 }

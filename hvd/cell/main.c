@@ -90,6 +90,8 @@ static void make_board(void)
     cell.board.spaces = &cell.area->pci_spaces;
     cell.board.cmos = &cell.area->cmos;
     cell.board.vga = &cell.area->vga;
+    cell.board.keyboard = &cell.area->keyboard;
+    cell.board.acpi = &cell.area->acpi;
 }
 
 /* Nothing of this process may lie where guest code can point: in the low 4 GiB and, with two views, in the kernel's window. */

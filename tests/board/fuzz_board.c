@@ -25,7 +25,7 @@ static uint32_t next(void) /* xorshift64* (Vigna 2014) */
 
 static const uint16_t bases[] = {0x70, 0x71, 0x20, 0x21, 0xa0, 0xa1, 0x4d0, 0x4d1, 0x40, 0x41, 0x42, 0x43, 0x61,
                                  0x3f8, 0x3f9, 0x3fa, 0x3fb, 0x3fc, 0x3fd, 0x3fe, 0x3ff, 0x3b4, 0x3b5, 0x3ba, 0x3bf, 0x3c0, 0x3c1, 0x3c4, 0x3c5, 0x3c7, 0x3c9,
-                                 0x3c9, 0x3ce, 0x3cf, 0x3d4, 0x3d5, 0x3d9, 0x3da, 0x1f, 0x3f6, 0x1f0, 0x1ef, 0xffff, 0xfffe};
+                                 0x60, 0x60, 0x64, 0x92, 0x600, 0x602, 0x604, 0x605, 0x608, 0xa79, 0x3c9, 0x3ce, 0x3cf, 0x3d4, 0x3d5, 0x3d9, 0x3da, 0x1f, 0x3f6, 0x1f0, 0x1ef, 0xffff, 0xfffe};
 
 /* Three functions of which the last is one of virtio, and one that says nothing true of itself, as in a run area. */
 static void add_functions(struct hv_board *board)
@@ -68,6 +68,13 @@ static void use_functions(struct hv_board *board)
     if (next() % 64 == 0) { /* as in a run area */
         board->vga->color_component = (uint8_t)next();
         board->vga->misc = (uint8_t)next();
+        ((uint8_t *)board->keyboard)[2 + next() % (sizeof *board->keyboard - 2)] = (uint8_t)next();
+        board->acpi->status = (uint16_t)next();
+    }
+    if (next() % 16 == 0) {
+        uint8_t codes[20] = {(uint8_t)next(), 0xf0, (uint8_t)next()};
+        board->keyboard->refused = next() & 1;
+        hv_keyboard_press(board, codes, next() % sizeof codes);
     }
     hv_board_port_out(board, HV_PCI_ADDRESS, 4, 0x80000000u | next() % 6 << 11 | (next() % 4 ? offsets[next() % sizeof offsets] : next() & 0xfc));
     hv_board_port_out(board, (uint16_t)(HV_PCI_ADDRESS + next() % 8), 1u << next() % 3, value);
@@ -95,7 +102,8 @@ int main(int argc, char **argv)
     hv_board_claim(board, 0xfff0, 0xffff);
     hv_board_claim(board, 0x1f0, 8);
     add_functions(board);
-    board->cmos->there = board->vga->there = 1;
+    board->cmos->there = board->vga->there = board->keyboard->there = board->acpi->there = 1;
+    hv_keyboard_reset(board);
     board->cmos->base_s = (int64_t)next() * 100 - 200000000000; /* from long before 1970 */
     board->cmos->base_ns = next() % 1000000000;
     hv_clock_start(&board->clock);

@@ -6,10 +6,14 @@ import json
 from typing import Any
 
 import pytest
+from hot_board import read, write
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from hvd.board.devices.acpi_pm import AcpiPm
+from hvd.board.hot import HotBoard, PortResult
+from hvd.board.libhv import library
+from hvd.trace.points import BackendId
 
 STATUS, ENABLE, CONTROL, TIMER, CONTROL_2 = 0x600, 0x602, 0x604, 0x608, 0xA79
 POWER_BUTTON = 1 << 8
@@ -18,16 +22,20 @@ OFF = 5 << 10 | 1 << 13
 
 class Machine:
     def __init__(self) -> None:
-        self.ns = 0
-        self.sci = False
+        self.board = HotBoard(BackendId.EMULATION)
         self.off = ""
 
-    def clock_ns(self) -> int:
-        return self.ns
+    @property
+    def ns(self) -> int:
+        return self.board.now()
 
-    def set_irq(self, gsi: int, level: bool) -> None:
-        assert gsi == 9
-        self.sci = level
+    @ns.setter
+    def ns(self, ns: int) -> None:
+        assert library().hv_clock_set(self.board._clock, ns)
+
+    @property
+    def sci(self) -> bool:
+        return bool(self.board.save()["ioapic.lines"] >> 9 & 1)
 
     def power_off(self, cause: str) -> None:
         self.off = self.off or cause
@@ -114,13 +122,33 @@ def test_the_arbiters_bit_is_held(machine: Machine) -> None:
     device = make(machine)
     device.write_port(CONTROL_2, 1, 0xFF)
     assert device.read_port(CONTROL_2, 1) == 1
-    other = make(machine)
+    other = make(Machine())
     other.restore(device.save())
     assert other.read_port(CONTROL_2, 1) == 1
     device.reset()
     assert device.read_port(CONTROL_2, 1) == 0
     other.restore({name: value for name, value in device.save().items() if name != "arbiter"})  # a snapshot of before it was there
     assert other.read_port(CONTROL_2, 1) == 0
+
+
+def test_accesses_need_no_python_but_for_switching_off(machine: Machine) -> None:
+    device = make(machine)
+    for ports in device.ports:
+        machine.board.claim(ports)
+    write(machine.board, ENABLE, POWER_BUTTON, size=2)
+    assert read(machine.board, STATUS, 4) == POWER_BUTTON << 16 and not machine.sci
+    device.press_power_button()
+    assert machine.sci and read(machine.board, STATUS, 2) == POWER_BUTTON
+    write(machine.board, STATUS + 1, POWER_BUTTON >> 8)
+    assert not machine.sci and read(machine.board, ENABLE, 4) == 1 << 16 | POWER_BUTTON
+    write(machine.board, CONTROL, 5 << 10, size=2)
+    write(machine.board, CONTROL_2, 0xFF)
+    assert read(machine.board, CONTROL, 2) == 5 << 10 | 1 and read(machine.board, CONTROL_2) == 1
+    for port, size, value in ((CONTROL, 2, OFF), (CONTROL + 1, 1, OFF >> 8), (ENABLE, 4, OFF << 16)):
+        assert machine.board.port_out(port, size, value) is PortResult.LEAVE
+    machine.ns = 10**9
+    assert read(machine.board, TIMER, 4) == 3_579_545 and read(machine.board, TIMER + 1, 2) == 3_579_545 >> 8 & 0xFFFF
+    assert machine.board.port_in(CONTROL + 1, 4)[0] is PortResult.LEAVE, "it reaches beyond the register"
 
 
 ports = st.integers(0x600, 0x605) | st.integers(0x608, 0x60B) | st.just(CONTROL_2)
@@ -132,9 +160,9 @@ accesses = st.tuples(st.booleans(), ports, st.sampled_from([1, 2, 4]), st.intege
 def test_any_access_and_its_snapshot(program: list[tuple[bool, int, int, int]]) -> None:
     machine = Machine()
     device = make(machine)
-    for write, port, size, value in program:
+    for out, port, size, value in program:
         machine.ns += value
-        if write:
+        if out:
             device.write_port(port, size, value & (1 << 8 * size) - 1)
         else:
             assert 0 <= device.read_port(port, size) < 1 << 8 * size

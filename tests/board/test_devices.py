@@ -7,6 +7,7 @@ import time
 from collections.abc import Iterator
 
 import pytest
+from hot_board import set_up_pics, write
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -28,7 +29,6 @@ class FakeMachine:
         self.start_wall_ns = START * SECOND
         self.board = HotBoard(BackendId.EMULATION)
         self.virtual_ns = 0
-        self.irqs: list[tuple[int, bool]] = []
         self.resets: list[str] = []
         self.codes: list[int] = []
 
@@ -43,8 +43,9 @@ class FakeMachine:
     def clock_ns(self) -> int:
         return self.board.now()
 
-    def set_irq(self, irq: int, level: bool) -> None:
-        self.irqs.append((irq, level))
+    @property
+    def irq_1(self) -> bool:
+        return bool(self.board.save()["ioapic.lines"] >> 1 & 1)
 
     def reset_line(self, cause: str) -> None:
         self.resets.append(cause)
@@ -265,21 +266,22 @@ def test_command_byte(keyboard: Keyboard) -> None:
 
 
 def test_an_answer_raises_irq_1_and_reading_lowers_it(keyboard: Keyboard, machine: FakeMachine) -> None:
-    machine.irqs.clear()
+    set_up_pics(machine.board)
+    assert not machine.irq_1
     keyboard.write_port(0x60, 1, 0xF2)
-    assert machine.irqs[-1] == (1, True)
-    assert keyboard.read_port(0x60, 1) == 0xFA
-    assert machine.irqs[-2:] == [(1, False), (1, True)]  # an edge for the next byte
-    assert answers(keyboard) == [0xAB, 0x41]
-    assert machine.irqs[-1] == (1, False)
+    for value in (0xFA, 0xAB, 0x41):  # an edge for each byte
+        assert machine.irq_1 and machine.board.acknowledge() == 0x21
+        write(machine.board, 0x20, 0x20)
+        assert not machine.board.pending()
+        assert keyboard.read_port(0x60, 1) == value
+    assert not machine.irq_1 and not machine.board.pending()
 
 
 def test_no_interrupt_when_it_is_disabled(keyboard: Keyboard, machine: FakeMachine) -> None:
     keyboard.write_port(0x64, 1, 0x60)
     keyboard.write_port(0x60, 1, 0x00)
-    machine.irqs.clear()
     keyboard.write_port(0x60, 1, 0xEE)
-    assert (1, True) not in machine.irqs
+    assert not machine.irq_1
     assert answers(keyboard) == [0xEE]
 
 

@@ -3,25 +3,43 @@
 from __future__ import annotations
 
 import contextlib
+from typing import Any
 
 import pytest
-from hypothesis import given
+from hot_board import read, set_up_pics, write
+from hypothesis import given, settings
 from hypothesis import strategies as st
+from keyboard_model import Keyboard as Model
+from keyboard_model import translated
 
 from hvd.board.devices.keyboard import Keyboard
-from hvd.board.keys import KEYS, MOST_STROKE, Stroke, of_chord, of_text, translated
+from hvd.board.hot import HotBoard, PortResult
+from hvd.board.keys import KEYS, MOST_STROKE, Stroke, of_chord, of_text
 from hvd.errors import HvdError
+from hvd.trace.points import BackendId
 
 
 class FakeMachine:
     def __init__(self) -> None:
+        self.board = HotBoard(BackendId.EMULATION)
+        self.resets = 0
+
+    @property
+    def level(self) -> bool:
+        """Of IRQ 1."""
+        return bool(self.board.save()["ioapic.lines"] >> 1 & 1)
+
+    def reset_line(self, cause: str) -> None:
+        self.resets += 1
+
+
+class ModelLine:
+    def __init__(self) -> None:
         self.level = False
-        self.edges = 0
         self.resets = 0
 
     def set_irq(self, irq: int, level: bool) -> None:
         assert irq == 1
-        self.edges += level and not self.level
         self.level = level
 
     def reset_line(self, cause: str) -> None:
@@ -150,10 +168,14 @@ def test_any_chord_is_refused_or_fits_the_keyboard(chord: str) -> None:
 
 
 def test_typed_keys_arrive_translated_with_an_edge_for_each_byte(keyboard: Keyboard, machine: FakeMachine) -> None:
+    set_up_pics(machine.board)
     assert keyboard.type(of_text("aB")) == 2
-    assert machine.level
-    assert read_all(keyboard) == bytes.fromhex("1e9e 2a30b0aa")
-    assert machine.edges == 6 and not machine.level
+    got = bytearray()
+    while machine.board.pending():
+        assert machine.level and machine.board.acknowledge() == 0x21
+        write(machine.board, 0x20, 0x20)
+        got.append(keyboard.read_port(0x60, 1))
+    assert got == bytes.fromhex("1e9e 2a30b0aa") and not machine.level
 
 
 def test_untranslated_and_set_1(keyboard: Keyboard) -> None:
@@ -266,6 +288,79 @@ def test_nonsense_and_typing_and_a_copy_that_goes_on_the_same(asked: list[object
     if asked:
         assert one.save() == other.save()
     assert len(read_all(one)) <= 48  # answers of controller and keyboard, keys, and one in the buffer
+
+
+states = st.fixed_dictionaries(
+    {},
+    optional={
+        "mode": st.integers(0, 255), "lines": st.integers(0, 255), "ram": st.binary(min_size=32, max_size=32).map(bytes.hex),
+        "last_was_command": st.booleans(), "awaits": st.sampled_from([None, 0x60, 0x75, 0xD1, 0xD2, 0xD4]), "buffer": st.none() | st.integers(0, 255),
+        "answers": st.binary(max_size=16).map(bytes.hex), "released": st.sampled_from([0, 0x80]),
+        "keyboard": st.fixed_dictionaries(
+            {},
+            optional={
+                "answers": st.binary(max_size=16).map(bytes.hex), "keys": st.binary(max_size=15).map(bytes.hex), "last": st.integers(0, 255),
+                "leds": st.integers(0, 7), "awaits": st.sampled_from([None, 0xED, 0xF0, 0xF3]), "set": st.integers(1, 2), "scanning": st.booleans(),
+            },
+        ),
+    },
+)  # fmt: skip
+of_controller = [0x20, 0x60, 0x61, 0xA9, 0xAA, 0xAB, 0xAD, 0xAE, 0xC0, 0xD0, 0xD1, 0xD2, 0xD4, 0xDD, 0xDF]
+of_keyboard = [0xED, 0xEE, 0xF0, 0xF2, 0xF3, 0xF4, 0xF5, 0xF6, 0xFE, 0xFF]
+meant = st.sampled_from(of_controller + of_keyboard)
+compared = access | st.tuples(st.sampled_from([0x60, 0x64]), meant | st.just(-1) | st.integers(0, 3)) | st.just("reset")
+
+
+@settings(max_examples=300, deadline=None)
+@given(states, st.lists(compared, max_size=150))
+def test_c_does_what_the_model_does(state: dict[str, Any], asked: list[Any]) -> None:
+    """Out of any state, accesses by the board's ports where C takes them, otherwise by the device; the state is the same after each step, and so are
+    interrupt, answers, and who is told of room."""
+    line, machine = ModelLine(), FakeMachine()
+    model, keyboard = Model(line), Keyboard(machine)  # type: ignore[arg-type]
+    for ports in keyboard.ports:
+        machine.board.claim(ports)
+    rooms: list[str] = []
+    model.on_room = lambda: rooms.append("model")
+    keyboard.on_room = lambda: rooms.append("c")
+    model.restore(state)
+    keyboard.restore(state)
+    for entry in asked:
+        if entry == "reset":
+            model.reset()
+            keyboard.reset()
+        elif isinstance(entry, list):
+            assert model.type(entry) == keyboard.type(entry)
+        elif entry[1] < 0:
+            result, value = machine.board.port_in(entry[0], 1)
+            if result is PortResult.LEAVE:
+                value = keyboard.read_port(entry[0], 1)
+            assert value == model.read_port(entry[0], 1)
+        else:
+            model.write_port(entry[0], 1, entry[1])
+            if machine.board.port_out(entry[0], 1, entry[1]) is PortResult.LEAVE:
+                keyboard.write_port(entry[0], 1, entry[1])
+        assert keyboard.save() == model.save()
+        assert machine.level == line.level and machine.resets == line.resets
+        assert rooms.count("model") == rooms.count("c")
+    machine.board.close()
+
+
+def test_accesses_need_no_python_but_for_the_reset_line_and_room(keyboard: Keyboard, machine: FakeMachine) -> None:
+    for ports in keyboard.ports:
+        machine.board.claim(ports)
+    write(machine.board, 0x64, 0xAA)
+    assert read(machine.board, 0x60) == 0x55 and read(machine.board, 0x64) == 0x1C
+    for port, value in ((0x64, 0xFE), (0x92, 1)):
+        assert machine.board.port_out(port, 1, value) is PortResult.LEAVE
+    write(machine.board, 0x64, 0xD1)
+    assert machine.board.port_out(0x60, 1, 0xDE) is PortResult.LEAVE and machine.resets == 0
+    write(machine.board, 0x64, 0xAA)
+    assert keyboard.type([("a",)] * 9) < 9
+    assert machine.board.port_in(0x60, 1)[0] is PortResult.LEAVE, "somebody waits for room"
+    assert machine.board.port_in(0x60, 2)[0] is PortResult.LEAVE, "it reaches beyond the port"
+    keyboard.read_port(0x60, 1)
+    assert read(machine.board, 0x60) == 0x1E
 
 
 json_values = st.none() | st.booleans() | st.integers(-2, 300) | st.text("0f", max_size=70) | st.just([]) | st.just({})

@@ -36,7 +36,7 @@ __attribute__((no_sanitize("thread"))) static void *scribble(void *argument)
     (void)argument;
     while (!__atomic_load_n(&stop, __ATOMIC_RELAXED)) {
         number = number * 1664525 + 1013904223;
-        size_t room = sizeof area.cpu + sizeof area.devices + sizeof area.pci_spaces + sizeof area.cmos + sizeof area.vga + sizeof area.exit;
+        size_t room = sizeof area.cpu + sizeof area.devices + sizeof area.pci_spaces + sizeof area.cmos + sizeof area.vga + sizeof area.keyboard + sizeof area.acpi + sizeof area.exit;
         ((volatile uint8_t *)&area.cpu)[number % room] = (uint8_t)(number >> 24);
     }
     return NULL;
@@ -138,6 +138,11 @@ static void check_function(const struct hv_board *board, unsigned long step)
     CHECK(!virtio->queue[1].enabled && !virtio->queue[2].size);
     CHECK(virtio->config_vector < 3 || virtio->config_vector == HV_VIRTIO_NO_VECTOR);
     CHECK(!board->own_vga.there && board->own_vga.color_component < 3 && board->own_vga.colors[767] < 0x40);
+    const struct hv_keyboard *keyboard = &board->own_keyboard;
+    CHECK(!keyboard->there && keyboard->refused && keyboard->answers.count <= HV_KEY_BYTES && keyboard->lines & 1 && keyboard->full < 2);
+    CHECK(keyboard->ps2.answers.count <= HV_KEY_BYTES && keyboard->ps2.keys.count <= HV_KEYS_MOST && keyboard->ps2.set >= 1 && keyboard->ps2.set <= 2);
+    const struct hv_acpi *acpi = &board->own_acpi;
+    CHECK(!acpi->there && !(acpi->status & ~0x100) && !(acpi->enable & ~0x721) && (acpi->control & ~0x1c00) == 1 && acpi->arbiter < 2 && acpi->half < 2);
     CHECK(board->own_cmos.index < 0x80 && !board->own_cmos.there && !board->own_cmos.base_s && !board->own_cmos.memory[10]);
     CHECK(first->vector < 3 || first->vector == HV_VIRTIO_NO_VECTOR);
 }
@@ -165,6 +170,9 @@ int main(int argc, char **argv)
     board->console = &area.console;
     add_function(board);
     add_fresh_function(board);
+    hv_keyboard_reset(board);
+    board->own_keyboard.refused = 1;
+    board->own_acpi.status = 0x100;
     struct hv_cell_known known = {
         .region_count = 3,
         .regions = {{.start = 0, .length = 1 << 20, .kind = HV_REGION_RAM},

@@ -1,44 +1,38 @@
-"""The keyboard controller: Intel 8042 as in the PC/AT and the PS/2 (IBM Personal System/2 Hardware Interface Technical
-Reference, "Keyboard and auxiliary device controller"), ports 0x60 and 0x64, and system control port A, 0x92.
-
-A keyboard is plugged in (ps2_keyboard.py); there is no second port and no mouse. The A20 gate is only a bit: address
-line 20 is never masked, since no guest that the board loads relies on the wrap.
-"""
+"""The keyboard and its controller, which are in C (hvd/board/native/keyboard.c says what they are): here is who types, the reset line, and
+snapshots."""
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Sequence
-from typing import TYPE_CHECKING, Any, ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from hvd.board import saved
-from hvd.board.devices.ps2_keyboard import Ps2Keyboard
-from hvd.board.keys import BREAK, TRANSLATION, Stroke
+from hvd.board.keys import KEYS, Stroke
 
 if TYPE_CHECKING:
+    from hvd.board.device_registers import KeyBytes, Ps2Registers
     from hvd.board.machine import Machine
 
 DATA, COMMAND, CONTROL_A = 0x60, 0x64, 0x92
-IRQ = 1
-
-STATUS_OUTPUT_FULL, STATUS_SYSTEM, STATUS_COMMAND, STATUS_UNLOCKED = 0x01, 0x04, 0x08, 0x10
-MODE_INTERRUPT, MODE_SYSTEM, MODE_DISABLED, MODE_NO_AUX, MODE_TRANSLATE = 0x01, 0x04, 0x10, 0x20, 0x40
-LINE_NOT_RESET, LINE_A20 = 0x01, 0x02
-ANSWER_BYTES = 16
+LINE_NOT_RESET = 0x01
+RAM_BYTES: Final = 32
+ANSWER_BYTES, MOST_KEY_BYTES = 16, 15
+SET_LEDS, SELECT_SET, SET_RATE = 0xED, 0xF0, 0xF3
+WITH_ARGUMENT: Final = frozenset({SET_LEDS, SELECT_SET, SET_RATE})  # commands of the keyboard
 
 
 class Keyboard:
-    """Controller and keyboard."""
+    """What a guest writes and reads without Python, in registers that this device resets and saves."""
 
     name: ClassVar[str] = "keyboard"
     widest: ClassVar[int] = 1
 
     def __init__(self, machine: Machine) -> None:
         self._machine = machine
-        self._keyboard = Ps2Keyboard()
+        self._registers = machine.board.keyboard()
+        self._registers.there = True
         # Called in the vcpu thread when a stroke that type() refused may have room now.
         self.on_room: Callable[[], None] = lambda: None
-        self._refused = False
         self.reset()
 
     @property
@@ -46,161 +40,94 @@ class Keyboard:
         return (range(DATA, DATA + 1), range(COMMAND, COMMAND + 1), range(CONTROL_A, CONTROL_A + 1))
 
     def reset(self) -> None:
-        # As a BIOS leaves it: tested, enabled, translating.
-        self._mode = MODE_INTERRUPT | MODE_SYSTEM | MODE_NO_AUX | MODE_TRANSLATE
-        self._lines = LINE_NOT_RESET | LINE_A20
-        self._ram = bytearray(32)
-        self._last_was_command = False
-        self._awaits: int | None = None  # the command whose data byte comes next
-        self._buffer: int | None = None  # the output buffer, port 0x60
-        self._answers: deque[int] = deque(maxlen=ANSWER_BYTES)  # the controller's own that wait for it
-        self._released = 0  # 0x80 when the translation has swallowed a break code
-        self._keyboard.power_on()
-        self._fill()
+        self._machine.board.reset_keyboard()
         self._room()
 
     def read_port(self, port: int, size: int) -> int:
-        if port == COMMAND:
-            return self._status()
-        if port == CONTROL_A:
-            return self._lines & LINE_A20
-        if self._buffer is None:
-            return 0
-        value, self._buffer = self._buffer, None
-        # Down and, with more to come, up again: the interrupt controller sees an edge for every byte.
-        self._machine.set_irq(IRQ, False)
-        self._fill()
-        self._room()
+        makes_room = port == DATA and self._registers.full
+        value = self._machine.board.read_keyboard(port)
+        if makes_room:
+            self._room()
         return value
 
     def write_port(self, port: int, size: int, value: int) -> None:
-        if port == CONTROL_A:
-            self._set_lines((self._lines & ~LINE_A20) | (value & LINE_A20))
-            if value & 1:
-                self._machine.reset_line("fast reset, port 0x92")
-            return
-        self._last_was_command = port == COMMAND
-        if port == COMMAND:
-            self._command(value)
-        elif self._awaits is not None:
-            self._argument(value)
-        else:
-            # Talking to the keyboard lets its clock run again.
-            self._mode &= ~MODE_DISABLED
-            self._keyboard.command(value)
-        self._fill()
-        self._room()
+        if self._machine.board.write_keyboard(port, value):
+            self._machine.reset_line("fast reset, port 0x92" if port == CONTROL_A else "keyboard controller")
+        if port != CONTROL_A:
+            self._room()
 
     def type(self, strokes: Sequence[Stroke]) -> int:
-        """Somebody types: so many strokes, from the first on, were taken; the others have no room yet (on_room)."""
+        """Somebody types: keys that are pressed and released in the opposite order. So many strokes, from the first on, were taken, each as a
+        whole; the others have no room yet (on_room), or the keyboard does not scan. Names are those of hvd.board.keys.KEYS."""
         for taken, stroke in enumerate(strokes):
-            if not self._keyboard.press(stroke):
-                self._refused = True
+            codes = b"".join(KEYS[key][0] for key in stroke) + b"".join(KEYS[key][1] for key in reversed(stroke))
+            if not self._machine.board.press(codes):
+                self._registers.refused = True
                 return taken
-            self._fill()
         return len(strokes)
 
     def _room(self) -> None:
-        if self._refused:
-            self._refused = False
+        if self._registers.refused:
+            self._registers.refused = False
             self.on_room()
-
-    # ---- controller
-
-    def _status(self) -> int:
-        status = STATUS_UNLOCKED | (self._mode & MODE_SYSTEM)
-        status |= STATUS_OUTPUT_FULL if self._buffer is not None else 0
-        return status | (STATUS_COMMAND if self._last_was_command else 0)
-
-    def _command(self, command: int) -> None:
-        self._awaits = None
-        if 0x20 <= command < 0x40:
-            self._answers.append(self._mode if command == 0x20 else self._ram[command & 31])
-        elif 0x60 <= command < 0x80 or command in (0xD1, 0xD2, 0xD3, 0xD4):
-            self._awaits = command
-        elif command == 0xAA:  # self test
-            self._mode |= MODE_SYSTEM
-            self._answers.append(0x55)
-        elif command == 0xA9:  # test of the second port's lines: its clock is stuck low
-            self._answers.append(1)
-        elif command == 0xAB:  # test of the keyboard's lines
-            self._answers.append(0)
-        elif command == 0xAD:
-            self._mode |= MODE_DISABLED
-        elif command == 0xAE:
-            self._mode &= ~MODE_DISABLED
-        elif command == 0xC0:  # input port: keyboard not locked
-            self._answers.append(0x80)
-        elif command == 0xD0:
-            self._answers.append(self._lines)
-        elif command in (0xDD, 0xDF):
-            self._set_lines((self._lines & ~LINE_A20) | (command & LINE_A20))
-        elif command >= 0xF0 and not command & LINE_NOT_RESET:  # pulse lines low
-            self._machine.reset_line("keyboard controller")
-        # 0xA7 and 0xA8 switch the second port, which this controller has not.
-
-    def _argument(self, value: int) -> None:
-        command, self._awaits = self._awaits, None
-        if command == 0x60:
-            self._mode = value | MODE_NO_AUX
-        elif command == 0xD1:
-            self._set_lines(value)
-        elif command in (0xD2, 0xD3):
-            # 0xD3 should come back as the second port's. That it comes back as the keyboard's, and that 0xA9 fails, tells
-            # a driver at once that there is no second port; without any answer Linux spins for half a second twice
-            # (drivers/input/serio/i8042.c, i8042_check_aux).
-            self._answers.append(value)
-        elif command is not None and command < 0x80:
-            self._ram[command & 31] = value
-        # 0xD4 addresses the second port: lost.
-
-    def _set_lines(self, lines: int) -> None:
-        self._lines = lines | LINE_NOT_RESET
-        if not lines & LINE_NOT_RESET:
-            self._machine.reset_line("keyboard controller")
-
-    def _fill(self) -> None:
-        """The next byte into the output buffer, when that is empty: the controller's own first, then, unless its clock
-        is held, the keyboard's."""
-        if self._buffer is None and self._answers:
-            self._buffer = self._answers.popleft()
-        while self._buffer is None and self._keyboard.has_output and not self._mode & MODE_DISABLED:
-            code = self._keyboard.take()
-            if not self._mode & MODE_TRANSLATE:
-                self._buffer = code
-            elif code == BREAK:
-                self._released = 0x80
-            else:
-                self._buffer = TRANSLATION[code] | self._released
-                self._released = 0
-        self._machine.set_irq(IRQ, self._buffer is not None and bool(self._mode & MODE_INTERRUPT))
 
     # ---- snapshots
 
     def save(self) -> dict[str, Any]:
+        registers = self._registers
         return {
-            "mode": self._mode,
-            "lines": self._lines,
-            "ram": self._ram.hex(),
-            "last_was_command": self._last_was_command,
-            "awaits": self._awaits,
-            "buffer": self._buffer,
-            "answers": bytes(self._answers).hex(),
-            "released": self._released,
-            "keyboard": self._keyboard.save(),
+            "mode": registers.mode,
+            "lines": registers.lines,
+            "ram": bytes(registers.ram).hex(),
+            "last_was_command": bool(registers.last_was_command),
+            "awaits": registers.awaits or None,
+            "buffer": registers.buffer if registers.full else None,
+            "answers": registers.answers.get().hex(),
+            "released": registers.released,
+            "keyboard": _save(registers.ps2),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
         saved.only(state, frozenset(self.save()), self.name)
-        self._mode = saved.number(state, "mode", 0xFF, self._mode)
-        self._lines = saved.number(state, "lines", 0xFF, self._lines) | LINE_NOT_RESET
-        self._ram = bytearray(saved.data(state, "ram", bytes(len(self._ram))))
-        self._last_was_command = saved.flag(state, "last_was_command")
-        self._awaits = saved.optional(state, "awaits", 0xFF)
-        self._buffer = saved.optional(state, "buffer", 0xFF)
-        self._answers = deque(saved.data(state, "answers", b"", ANSWER_BYTES), maxlen=ANSWER_BYTES)
-        self._released = saved.number(state, "released", 0x80) & 0x80
+        registers = self._registers
+        registers.mode = saved.number(state, "mode", 0xFF, registers.mode)
+        registers.lines = saved.number(state, "lines", 0xFF, registers.lines) | LINE_NOT_RESET
+        registers.ram[:] = tuple(saved.data(state, "ram", bytes(RAM_BYTES)))
+        registers.last_was_command = saved.flag(state, "last_was_command")
+        registers.awaits = saved.optional(state, "awaits", 0xFF) or 0
+        buffer = saved.optional(state, "buffer", 0xFF)
+        registers.full, registers.buffer = buffer is not None, buffer or 0
+        _wait(registers.answers, state, "answers", ANSWER_BYTES)
+        registers.released = saved.number(state, "released", 0x80) & 0x80
         keyboard = state.get("keyboard", {})
         if not isinstance(keyboard, dict):
             raise TypeError("keyboard is no table of fields")
-        self._keyboard.restore(keyboard)
+        _restore(registers.ps2, keyboard)
+
+
+def _save(ps2: Ps2Registers) -> dict[str, Any]:
+    return {
+        "answers": ps2.answers.get().hex(),
+        "keys": ps2.keys.get().hex(),
+        "last": ps2.last,
+        "leds": ps2.leds,
+        "awaits": ps2.awaits or None,
+        "set": ps2.set,
+        "scanning": bool(ps2.scanning),
+    }
+
+
+def _restore(ps2: Ps2Registers, state: dict[str, Any]) -> None:
+    saved.only(state, frozenset(_save(ps2)), "keyboard")
+    _wait(ps2.answers, state, "answers", ANSWER_BYTES)
+    _wait(ps2.keys, state, "keys", MOST_KEY_BYTES)
+    ps2.last = saved.number(state, "last", 0xFF)
+    ps2.leds = saved.number(state, "leds", 7)
+    awaits = saved.optional(state, "awaits", 0xFF)
+    ps2.awaits = awaits if awaits in WITH_ARGUMENT else 0
+    ps2.set = saved.number(state, "set", 2, 2, least=1)
+    ps2.scanning = saved.flag(state, "scanning", True)
+
+
+def _wait(queue: KeyBytes, state: dict[str, Any], name: str, most: int) -> None:
+    queue.set(saved.data(state, name, b"", most))

@@ -52,6 +52,8 @@ void hv_board_init(struct hv_board *board, int out_event, void *counters, size_t
     board->spaces = &board->own_spaces;
     board->cmos = &board->own_cmos;
     board->vga = &board->own_vga;
+    board->keyboard = &board->own_keyboard;
+    board->acpi = &board->own_acpi;
     hv_console_init(board->console);
     hv_crossings_init(&board->crossings, counters, counters_size, trace, trace_size, backend);
     reset_interrupts(board);
@@ -447,16 +449,26 @@ static enum hv_port_result byte_out(struct hv_board *board, uint32_t port, uint8
     return HV_PORT_DONE;
 }
 
-#define PM_TIMER 0x608u /* ACPI's: Linux gives the TSC up when reading it takes too long */
-#define PM_TIMER_HZ 3579545u
+/* Devices whose rest is in Python. */
+static bool registers_in(struct hv_board *board, uint16_t port, unsigned size, uint32_t *value)
+{
+    return hv_pci_in(board, port, size, value) || hv_cmos_in(board, port, size, value) || hv_vga_in(board, port, size, value) ||
+           hv_keyboard_in(board, port, size, value) || hv_acpi_in(board, port, size, value);
+}
+
+static bool registers_out(struct hv_board *board, uint16_t port, unsigned size, uint32_t value)
+{
+    return hv_pci_out(board, port, size, value) || hv_cmos_out(board, port, size, value) || hv_vga_out(board, port, size, value) ||
+           hv_keyboard_out(board, port, size, value) || hv_acpi_out(board, port, size, value);
+}
 
 enum hv_port_result hv_board_port_in(struct hv_board *board, uint16_t port, unsigned size, uint32_t *value)
 {
-    if (port == PM_TIMER && size == 4 && claimed(board, port, size)) { /* hvd/board/devices/acpi_pm.py */
-        *value = (uint32_t)((unsigned __int128)hv_clock_now(&board->clock) * PM_TIMER_HZ / 1000000000u);
+    if (size == 1 && device_at(port) != FLOATING) { /* what is read most */
+        *value = byte_in(board, port);
         return HV_PORT_DONE;
     }
-    if (hv_pci_in(board, port, size, value) || hv_cmos_in(board, port, size, value) || hv_vga_in(board, port, size, value))
+    if (registers_in(board, port, size, value))
         return HV_PORT_DONE;
     if (device_at(port) == FLOATING && claimed(board, port, size))
         return hv_window_in(board, port, size, value) ? HV_PORT_DONE : HV_PORT_LEAVE;
@@ -468,7 +480,9 @@ enum hv_port_result hv_board_port_in(struct hv_board *board, uint16_t port, unsi
 
 enum hv_port_result hv_board_port_out(struct hv_board *board, uint16_t port, unsigned size, uint32_t value)
 {
-    if (hv_pci_out(board, port, size, value) || hv_cmos_out(board, port, size, value) || hv_vga_out(board, port, size, value))
+    if (size == 1 && device_at(port) != FLOATING)
+        return byte_out(board, port, (uint8_t)value);
+    if (registers_out(board, port, size, value))
         return HV_PORT_DONE;
     if (device_at(port) == FLOATING && claimed(board, port, size))
         return hv_window_out(board, port, size, value) ? HV_PORT_DONE : HV_PORT_LEAVE;

@@ -237,6 +237,57 @@ bool hv_vga_out(struct hv_board *, uint16_t port, unsigned size, uint32_t value)
 /* What a guest in another process did. Whatever stands there, the result is sound. */
 void hv_vga_take(struct hv_vga *, const struct hv_vga *theirs);
 
+/* ---- keyboard.c: 8042 and keyboard, ports 60, 64 and 92. What types on it is Python's (hvd/board/devices/keyboard.py). */
+#define HV_KEY_BYTES 16
+/* Of keys. With the one in the controller's own buffer they are the 16 that drivers expect at most of a keyboard that somebody types on while they
+ * look for it (Linux, I8042_BUFFER_SIZE). */
+#define HV_KEYS_MOST 15
+struct hv_key_bytes {
+    uint8_t count, byte[HV_KEY_BYTES]; /* the first comes next */
+};
+struct hv_ps2 { /* the keyboard itself */
+    struct hv_key_bytes answers, keys;
+    uint8_t last;   /* what was sent last */
+    uint8_t leds;
+    uint8_t awaits; /* the command whose argument comes next; 0 = none */
+    uint8_t set, scanning;
+};
+struct hv_keyboard {
+    uint8_t there, refused; /* it is plugged in; somebody who types waits for room, of which Python tells */
+    uint8_t mode, lines, last_was_command;
+    uint8_t awaits;         /* the command whose data byte comes next; 0 = none */
+    uint8_t full, buffer;   /* port 60 */
+    uint8_t released;       /* 0x80 when the translation has swallowed a break code */
+    uint8_t ram[32];
+    struct hv_key_bytes answers; /* the controller's own that wait for the buffer */
+    struct hv_ps2 ps2;
+};
+struct hv_keyboard *hv_board_keyboard(struct hv_board *);
+/* False: not here, Python does it: the reset line, and while somebody waits for room. */
+bool hv_keyboard_in(struct hv_board *, uint16_t port, unsigned size, uint32_t *value);
+bool hv_keyboard_out(struct hv_board *, uint16_t port, unsigned size, uint32_t value);
+void hv_keyboard_reset(struct hv_board *);
+uint8_t hv_keyboard_read(struct hv_board *, unsigned port);
+bool hv_keyboard_write(struct hv_board *, unsigned port, uint8_t value); /* true: it pulls the reset line */
+/* Codes of set 2 of keys that are pressed and released. False, and nothing of it: there is no room for all, or it does not scan. */
+bool hv_keyboard_press(struct hv_board *, const uint8_t *codes, size_t length);
+void hv_keyboard_take(struct hv_keyboard *, const struct hv_keyboard *theirs); /* as hv_vga_take */
+
+/* ---- acpi.c: PM1, PM2 and the power management timer, ports 600-605, 608-60B, A79 (hvd/board/devices/acpi_pm.py). */
+struct hv_acpi {
+    uint16_t status, enable, control;
+    uint8_t there, arbiter;
+    uint8_t half; /* of the timer's range, when the guest cleared its status */
+};
+struct hv_acpi *hv_board_acpi(struct hv_board *);
+/* False: not here, Python does it: switching off, and accesses that reach beyond. */
+bool hv_acpi_in(const struct hv_board *, uint16_t port, unsigned size, uint32_t *value);
+bool hv_acpi_out(struct hv_board *, uint16_t port, unsigned size, uint32_t value);
+uint8_t hv_acpi_read(const struct hv_board *, unsigned port);
+bool hv_acpi_write(struct hv_board *, unsigned port, uint8_t value); /* true: it switches the machine off. hv_acpi_drive() after the last byte */
+void hv_acpi_drive(struct hv_board *);                                /* the SCI, by status and enable */
+void hv_acpi_take(struct hv_acpi *, const struct hv_acpi *theirs);    /* as hv_vga_take */
+
 /* ---- board.c: ports, interrupt lines and time together. */
 enum hv_port_result {
     HV_PORT_DONE,    /* handled here */
@@ -260,6 +311,10 @@ struct hv_board {
     struct hv_cmos own_cmos;
     struct hv_vga *vga;
     struct hv_vga own_vga;
+    struct hv_keyboard *keyboard;
+    struct hv_keyboard own_keyboard;
+    struct hv_acpi *acpi;
+    struct hv_acpi own_acpi;
     int out_event;              /* eventfd that is written when the console has output and the reader sleeps; -1 = none */
     struct hv_console *console; /* own_console unless hv_board_use_console said otherwise */
     struct hv_console own_console;
