@@ -26,7 +26,7 @@ static struct {
 	} used __attribute__((aligned(4)));
 } queue __attribute__((aligned(16)));
 
-static volatile uint8_t random[2][32];
+static volatile uint8_t random[2][32], many[4096];
 
 static uint32_t slot, common;
 
@@ -72,7 +72,7 @@ static void wait_used(uint16_t index)
 
 int main(void)
 {
-	uint32_t bar, moved = 0xe8000000u, same = 0, zero = 0;
+	uint32_t bar, moved = 0xe8000000u, same = 0, zero = 0, wrong = 0;
 
 	expect("the host bridge", pci_read(0, 0), 0x12378086);
 	expect("the ISA bridge", pci_read(1, 0), 0x70008086);
@@ -102,6 +102,16 @@ int main(void)
 	expect("they are random", same < 8 && zero < 8, true);
 	expect("an interrupt is pending", *mmio8(virtio_structure(slot, VIRTIO_ISR)), 1);
 	expect("and taken by reading", *mmio8(virtio_structure(slot, VIRTIO_ISR)), 0);
+	for (uint16_t n = 2; n < 42; n++) { /* more than are ready anywhere */
+		ask((uint32_t)random[n % 2], sizeof random[0]);
+		wait_used((uint16_t)(n + 1));
+		wrong += queue.used.ring[n % SIZE].length != sizeof random[0];
+	}
+	expect("and go on coming", wrong, 0);
+	ask((uint32_t)many, sizeof many);
+	wait_used(43);
+	expect("many at once", queue.used.ring[42 % SIZE].length, sizeof many);
+	expect("an interrupt for all of them", *mmio8(virtio_structure(slot, VIRTIO_ISR)), 1);
 	ask(0xfffffffffff00000ull, 4096);
 	expect("a buffer outside of memory", *mmio8(common + STATUS) & NEEDS_RESET, NEEDS_RESET);
 	start();

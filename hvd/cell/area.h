@@ -106,6 +106,13 @@ struct hv_cell_census {
     struct hv_cell_site site[HV_AREA_SITES];
 };
 
+/* Random numbers for the guest, from the runner, which adds what was taken at each turn. */
+#define HV_ENTROPY_BYTES 512u
+struct hv_entropy {
+    uint32_t left; /* of them, from the first on */
+    uint8_t byte[HV_ENTROPY_BYTES];
+};
+
 struct hv_cell_area {
     uint32_t magic, version;
 
@@ -142,6 +149,7 @@ struct hv_cell_area {
     struct hv_vga vga;
     struct hv_keyboard keyboard;
     struct hv_acpi acpi;
+    struct hv_entropy entropy;
     uint32_t string[HV_AREA_STRING]; /* elements of INS and OUTS: the latter's, or answers from the second one on */
 
     /* ---- the cell's word to the runner, at `left` */

@@ -4,6 +4,7 @@
 
 #include "debug.h"
 #include "lookaside.h"
+#include "paravirt.h"
 #include "signals.h"
 #include "translate.h"
 
@@ -142,6 +143,19 @@ static void (*const work[HV_CALLOUTS])(void) = {
  * cell.async, which is looked at on the way back. */
 static bool only_jumps(enum hv_callout kind) { return (kind == HV_CALLOUT_CHAIN || kind == HV_CALLOUT_LOOKUP) && !cell.async && !hv_debugging; }
 
+/* Nobody looks on, and no signal has come: when the work is done, too, there is nothing to be settled, as after most accesses to devices. */
+static uint64_t go_lightly(void (*work)(void))
+{
+    hv_translated_state();
+    if (hv_guarded(work) && cell.began_tsc && hv_timer_is_right() && hv_go_on_translated()) {
+        cell.began_tsc = 0;
+        return (uint64_t)(uintptr_t)hv_trap.target;
+    }
+    hv_straight_end();
+    cell.async = 0;
+    return hv_settle_and_go(nothing);
+}
+
 uint64_t hv_callout(void)
 {
     enum hv_callout kind = cell.callout_kind;
@@ -156,6 +170,8 @@ uint64_t hv_callout(void)
         }
         kind = HV_CALLOUT_ASYNC; /* there is no code: what was raised is seen to */
     }
+    if (kind == HV_CALLOUT_EMULATE && HV_CPU->cpl < 3 && !cell.async && hv_straight_begin())
+        return go_lightly(emulate);
     cell.async = 0;
     cell.entry_ns = hv_host_ns();
     hv_account_run();

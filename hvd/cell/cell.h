@@ -15,6 +15,7 @@
  *   flow.c       near jumps, calls and the stack             alu.c        arithmetic and its flags
  *   fpu.c        FXSAVE, FXRSTOR                             debug.c      breakpoints, watchpoints, steps
  *   x87.c        x87 instructions                            sse.c        those of MMX and SSE; with forms.S, what executes them
+ *   entropy.c    random numbers for virtio-rng
  *   withheld.c   programs that may not run natively now
  *   plain.c      memcpy without SSE                          runs.c       pages that only the kernel may touch
  *   paravirt.h   hypercalls                                  sites.h      INT 80 of programs without a signal
@@ -230,6 +231,9 @@ bool hv_kicked(void);                  /* the runner wants the state at the next
 uint64_t hv_tsc(void);                 /* the guest's time stamp counter */
 void hv_cross_here(unsigned point, uint64_t a0, uint64_t a1, uint64_t a2, uint64_t a3); /* a record of this instruction, timed since entry_ns or part_ns */
 void hv_cross_next(void); /* what is recorded from here on begins now: an element of a string or of a multicall */
+
+/* ---- entropy.c */
+bool hv_entropy_serve(uint64_t physical); /* a write there asks for random numbers that are here; false: it is for the runner */
 
 /* ---- callstack.c */
 void hv_callstack_init(void); /* records have the guest's call stack, if that is wanted */

@@ -9,6 +9,7 @@
 #include <string.h>
 #include <sys/eventfd.h>
 #include <sys/mman.h>
+#include <sys/random.h>
 #include <sys/syscall.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -273,6 +274,16 @@ static int died(struct hv_cell_host *host)
 
 /* ---- turns */
 
+static void give_entropy(struct hv_entropy *entropy)
+{
+    uint32_t left = entropy->left; /* whatever it says, no more is written than there is room for */
+    if (left >= HV_ENTROPY_BYTES)
+        return;
+    ssize_t got = getrandom(entropy->byte + left, HV_ENTROPY_BYTES - left, 0);
+    if (got > 0) /* or else Python answers, and says what is wrong */
+        entropy->left = left + (uint32_t)got;
+}
+
 static void hand_over(struct hv_cell_host *host)
 {
     struct hv_cell_area *area = host->area;
@@ -291,6 +302,7 @@ static void hand_over(struct hv_cell_host *host)
     area->clock = host->board->clock;
     keep_time(host);
     hv_cell_give_devices(area, host->board);
+    give_entropy(&area->entropy);
     host->cpu_changed = host->debug_changed = false;
     host->range_count = 0;
     if (__atomic_load_n(&host->kicked, __ATOMIC_SEQ_CST))

@@ -242,10 +242,11 @@ void hv_mmio_write(uint64_t physical, unsigned size, uint64_t value)
 {
     uint64_t notified[4];
     enum hv_mmio_result result = hv_board_mmio_write(&cell.board, physical, size, value);
-    if (result == HV_MMIO_LEAVE && in_runner(physical)) {
+    bool served = result == HV_MMIO_LEAVE && hv_entropy_serve(physical);
+    if (result == HV_MMIO_LEAVE && !served && in_runner(physical)) {
         ask(HV_CELL_MMIO_WRITE, physical, size, value);
-    } else if (result == HV_MMIO_NOTIFIED) {
-        hv_pci_notification(&cell.board, physical, notified);
+    } else if (result == HV_MMIO_NOTIFIED || served) {
+        hv_pci_notification(&cell.board, physical, served, notified);
         hv_cross_here(HV_POINT_VIRTIO_NOTIFY, notified[0], notified[1], notified[2], notified[3]);
     } else {
         hv_cross_here(HV_POINT_MMIO_WRITE, physical, size, value, 0);

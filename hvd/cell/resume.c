@@ -179,6 +179,16 @@ uint64_t hv_settle_and_go(void (*work)(void))
     return (uint64_t)(uintptr_t)hv_stubs.enter_user;
 }
 
+bool hv_go_on_translated(void)
+{
+    const struct hv_cpu *cpu = HV_CPU;
+    if (hv_kicked() || cpu->halted || cpu->interrupt_shadow || cpu->cpl == 3 || hv_debugging || hv_pace_handling || hv_breaks_hit() || hv_interrupts_wanted() ||
+        !hv_translatable() || !hv_guarded(find_target))
+        return false;
+    hv_translated_prepare();
+    return true;
+}
+
 bool hv_go_straight_on(void)
 {
     const struct hv_cpu *cpu = HV_CPU;

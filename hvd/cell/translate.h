@@ -132,6 +132,7 @@ uint8_t *hv_translated_target(void); /* the code for EIP; raises #PF */
 /* signals.c: do that, then everything before the guest's next instruction; returns the host address to go to. */
 uint64_t hv_settle_and_go(void (*work)(void));
 bool hv_go_straight_on(void); /* native code can go on, with nothing to be done before; false: it must be settled */
+bool hv_go_on_translated(void); /* likewise the kernel's translated code, at hv_trap.target */
 
 /* ---- shadow.c */
 /* Why a write to a frame must be heard: code was translated or scanned; programs run from private copies of it (sites.h). */

@@ -45,7 +45,7 @@ static void add_functions(struct hv_board *board)
         memset(space->writable + 4, 0xff, 0x3c);
         space->virtio = (struct hv_virtio){.bar = 4, .queues = (uint8_t)(i < 2 ? 0 : i < 3 ? 2 : 255), .vectors = 3, .offered = 1ull << 32 | 3, .ram_end = 1 << 20};
         for (unsigned q = 0; q < HV_VIRTIO_QUEUES; q++)
-            space->virtio.queue[q] = (struct hv_virtio_queue){.most = (uint16_t)(i < 3 ? 64 : next()), .typed = next() & 1};
+            space->virtio.queue[q] = (struct hv_virtio_queue){.most = (uint16_t)(i < 3 ? 64 : next()), .purpose = (uint8_t)(next() % 3)};
     }
     spaces->count = next() % 8 ? 4 : UINT32_MAX;
 }

@@ -89,6 +89,7 @@ static void add_fresh_function(struct hv_board *board)
     struct hv_virtio *virtio = &board->own_spaces.space[1].virtio;
     *virtio = (struct hv_virtio){.bar = 4, .queues = 2, .vectors = 3, .offered = 1ull << 32 | 3, .ram_end = RAM};
     virtio->queue[0].most = virtio->queue[1].most = 64;
+    virtio->queue[1].purpose = HV_VIRTIO_RANDOM; /* which a cell serves */
 }
 
 static bool in_ram(uint64_t start, uint64_t bytes) { return start <= RAM && bytes <= RAM - start; }
@@ -96,12 +97,13 @@ static bool in_ram(uint64_t start, uint64_t bytes) { return start <= RAM && byte
 static void check_fresh_function(const struct hv_board *board, unsigned long step)
 {
     const struct hv_virtio *virtio = &board->own_spaces.space[1].virtio;
-    CHECK(virtio->queues == 2 && virtio->offered == (1ull << 32 | 3) && virtio->ram_end == RAM && !(virtio->status & 0x70));
+    CHECK(virtio->queues == 2 && virtio->offered == (1ull << 32 | 3) && virtio->ram_end == RAM && !(virtio->status & 0x70) && virtio->isr < 2);
     if (virtio->status & 8)
         CHECK(virtio->accepted & 1ull << 32 && !(virtio->accepted & ~virtio->offered));
     for (unsigned i = 0; i < 2; i++) {
         const struct hv_virtio_queue *queue = &virtio->queue[i];
-        CHECK(queue->most == 64 && !queue->typed);
+        CHECK(queue->most == 64 && queue->purpose == (i ? HV_VIRTIO_RANDOM : HV_VIRTIO_ANY));
+        CHECK(i || (!queue->next && !queue->used && !queue->told));
         if (!queue->enabled)
             continue;
         CHECK(queue->size && queue->size <= 64 && !(queue->size & (queue->size - 1)));

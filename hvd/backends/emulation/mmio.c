@@ -55,7 +55,7 @@ static void on_mmio_write(uc_engine *uc, uint64_t offset, unsigned size, uint64_
         hv_cross(&e->board->crossings, HV_POINT_MMIO_WRITE, start, hv_linear_rip(e), hv_record_flags(e), address, size, value, 0);
         break;
     case HV_MMIO_NOTIFIED:
-        hv_pci_notification(e->board, address, notified);
+        hv_pci_notification(e->board, address, 0, notified);
         hv_cross(&e->board->crossings, HV_POINT_VIRTIO_NOTIFY, start, hv_linear_rip(e), hv_record_flags(e), notified[0], notified[1], notified[2], notified[3]);
         break;
     case HV_MMIO_LEAVE:

@@ -13,6 +13,7 @@
 #define FIRST_VIRTIO 0x1040u /* + virtio's number of the device */
 #define COMMAND 0x04u
 #define COMMAND_MEMORY 0x0002u
+#define COMMAND_MASTER 0x0004u
 #define COMMAND_INTX_DISABLE 0x0400u
 #define STATUS 0x06u
 #define STATUS_INTX 0x08u
@@ -179,10 +180,10 @@ bool hv_pci_mmio_read(struct hv_board *board, uint64_t address, unsigned size, u
 }
 
 /* What is typed comes without being asked for: of such a notification there is something to do only when it waits for buffers. */
-static bool has_nothing_to_do(const struct hv_board *board, const struct hv_pci_space *space, unsigned bar, uint64_t offset)
+static bool has_nothing_to_do(const struct hv_board *board, struct hv_pci_space *space, unsigned bar, uint64_t offset)
 {
     const struct hv_virtio_queue *queue = is_virtio(space, bar) ? hv_virtio_notified(&space->virtio, offset) : NULL;
-    return queue && queue->typed && !hv_board_console_waiting(board);
+    return queue && queue->purpose == HV_VIRTIO_TYPED && !hv_board_console_waiting(board);
 }
 
 enum hv_mmio_result hv_pci_mmio_write(struct hv_board *board, uint64_t address, unsigned size, uint64_t value)
@@ -200,18 +201,28 @@ enum hv_mmio_result hv_pci_mmio_write(struct hv_board *board, uint64_t address, 
     return hv_pci_virtio_write(space, bar, offset, size, value) ? HV_MMIO_DONE : HV_MMIO_LEAVE;
 }
 
-void hv_pci_notification(const struct hv_board *board, uint64_t address, uint64_t arguments[4])
+struct hv_virtio_queue *hv_pci_notified(const struct hv_board *board, uint64_t address, struct hv_pci_space **space)
 {
-    uint64_t offset = 0;
+    uint64_t offset;
     uint32_t bar;
-    int found = hv_pci_find(board, address, 1, &bar, &offset);
-    const struct hv_pci_space *space = &board->spaces->space[found < 0 ? 0 : found];
-    const struct hv_virtio_queue *queue = hv_virtio_notified(&space->virtio, offset);
+    int found = in_window(board, address, 1) ? hv_pci_find(board, address, 1, &bar, &offset) : -1;
+    if (found < 0)
+        return NULL;
+    *space = &board->spaces->space[found];
+    return is_virtio(*space, bar) ? hv_virtio_notified(&(*space)->virtio, offset) : NULL;
+}
+
+void hv_pci_notification(const struct hv_board *board, uint64_t address, unsigned buffers, uint64_t arguments[4])
+{
+    struct hv_pci_space *space = board->spaces->space;
+    const struct hv_virtio_queue *queue = hv_pci_notified(board, address, &space);
     arguments[0] = space->place >> 3;
     arguments[1] = get(space, DEVICE, 2) - FIRST_VIRTIO;
     arguments[2] = queue ? (uint64_t)(queue - space->virtio.queue) : 0;
-    arguments[3] = 0; /* buffers that came back */
+    arguments[3] = buffers;
 }
+
+bool hv_pci_may_master(const struct hv_pci_space *space) { return get(space, COMMAND, 2) & COMMAND_MASTER; }
 
 /* ---- interrupt pins */
 
@@ -257,7 +268,9 @@ void hv_pci_take(struct hv_pci_spaces *spaces, const struct hv_pci_spaces *their
         for (unsigned at = 0; at < BYTES; at++)
             space->data[at] = (uint8_t)((space->data[at] & ~space->writable[at]) | (their.data[at] & space->writable[at]));
         hv_virtio_take(&space->virtio, &their.virtio);
-        if (!their.intx) /* only the device asserts it */
+        if (!their.intx) /* only the device asserts it, and what serves it here */
             mark(space, false);
+        else if (space->virtio.isr)
+            mark(space, true);
     }
 }

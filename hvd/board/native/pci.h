@@ -18,31 +18,44 @@ enum hv_mmio_result {
  * queues as a driver does it that keeps to the rules. The device itself is in Python, and finds here what was negotiated and enabled. */
 #define HV_VIRTIO_QUEUES 4
 #define HV_VIRTIO_NO_VECTOR 0xffffu
+/* What a queue's buffers are for, if more than the device in Python looks after it. */
+enum hv_virtio_purpose {
+    HV_VIRTIO_ANY,
+    HV_VIRTIO_TYPED,  /* what is typed at the console, and nothing else */
+    HV_VIRTIO_RANDOM, /* random numbers: a cell has some (hvd/cell/entropy.c) */
+};
 struct hv_virtio_queue {
     uint64_t descriptors, driver, device; /* guest-physical addresses of its rings, as the driver wrote them; fixed while it is enabled */
     uint16_t size, vector;
     uint8_t enabled;
-    uint8_t typed; /* the device's: its buffers are for what is typed at the console, and for nothing else */
-    uint16_t most; /* likewise: descriptors that it can have, a power of two */
+    uint8_t purpose; /* the device's: enum hv_virtio_purpose */
+    uint16_t most;   /* likewise: descriptors that it can have, a power of two */
+    /* How far the device is, modulo 65536: entries of the available ring that it took, of the used ring that it filled, and how many of those the
+     * driver was interrupted for. */
+    uint16_t next, used, told, reserved;
 };
 struct hv_virtio {
     /* The device's. */
     uint64_t offered, ram_end; /* guest-physical: RAM from 0 on */
     uint8_t bar, queues; /* the BAR of the registers; queues 0: the function is none of virtio */
+    uint8_t msix;        /* the second byte of MSI-X's message control, in the function's configuration: whose bit 7 enables it */
     uint16_t vectors;    /* of MSI-X */
     /* The driver's, too. */
     uint16_t config_vector, queue_select;
     uint32_t feature_select, driver_select;
     uint64_t accepted;
     uint8_t status, generation, isr;
-    uint8_t reserved[5];
+    uint8_t reserved[3];
     struct hv_virtio_queue queue[HV_VIRTIO_QUEUES];
 };
 /* offset: in the BAR; size: 1, 2, 4, 8. False: not here, Python does it. */
 bool hv_virtio_read(struct hv_virtio *, uint64_t offset, unsigned size, uint64_t *value);
 bool hv_virtio_write(struct hv_virtio *, uint64_t offset, unsigned size, uint64_t value);
 /* The queue that a write in the BAR notifies; NULL: it is no notification. */
-const struct hv_virtio_queue *hv_virtio_notified(const struct hv_virtio *, uint64_t offset);
+struct hv_virtio_queue *hv_virtio_notified(struct hv_virtio *, uint64_t offset);
+bool hv_virtio_ready(const struct hv_virtio *); /* its driver is, too */
+#define HV_VIRTIO_EVENT_IDX (1ull << 29)
+#define HV_VIRTIO_ISR_QUEUE 1u
 /* What a driver in another process did, as far as a driver can do it without Python. Whatever stands there, the result is sound. */
 void hv_virtio_take(struct hv_virtio *, const struct hv_virtio *theirs);
 
@@ -82,8 +95,11 @@ bool hv_pci_in(const struct hv_board *, uint16_t port, unsigned size, uint32_t *
 bool hv_pci_out(struct hv_board *, uint16_t port, unsigned size, uint32_t value);
 bool hv_pci_mmio_read(struct hv_board *, uint64_t address, unsigned size, uint64_t *value);
 enum hv_mmio_result hv_pci_mmio_write(struct hv_board *, uint64_t address, unsigned size, uint64_t value);
-/* After HV_MMIO_NOTIFIED: the arguments of the trace point. */
-void hv_pci_notification(const struct hv_board *, uint64_t address, uint64_t arguments[4]);
+/* The queue that a write there notifies, and its function; NULL: it is no notification. */
+struct hv_virtio_queue *hv_pci_notified(const struct hv_board *, uint64_t address, struct hv_pci_space **);
+/* Of it, the arguments of the trace point; buffers: that came back. */
+void hv_pci_notification(const struct hv_board *, uint64_t address, unsigned buffers, uint64_t arguments[4]);
+bool hv_pci_may_master(const struct hv_pci_space *);
 /* By the guest: the bits of its configuration that it may change. */
 void hv_pci_write_space(struct hv_board *, struct hv_pci_space *, unsigned at, unsigned size, uint32_t value);
 /* Which BAR answers at the address: the place of its function's space among the spaces, -1 none. */

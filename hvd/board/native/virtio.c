@@ -11,7 +11,7 @@ enum page { COMMON, ISR, DEVICE, NOTIFY };
 
 #define NOTIFY_BYTES 4u /* each queue has its own place in that page */
 
-enum { ACKNOWLEDGE = 1, DRIVER = 2, DRIVER_OK = 4, FEATURES_OK = 8, FAILED = 128 }; /* NEEDS_RESET, 64, is the device's */
+enum { ACKNOWLEDGE = 1, DRIVER = 2, DRIVER_OK = 4, FEATURES_OK = 8, NEEDS_RESET = 64, FAILED = 128 }; /* NEEDS_RESET is the device's */
 #define FOUND (ACKNOWLEDGE | DRIVER)
 #define BY_DRIVER (FOUND | DRIVER_OK | FEATURES_OK | FAILED)
 #define VERSION_1 (1ull << 32)
@@ -130,6 +130,7 @@ static void reset(struct hv_virtio *virtio)
         struct hv_virtio_queue *queue = &virtio->queue[i];
         queue->size = queue->most;
         queue->descriptors = queue->driver = queue->device = 0;
+        queue->next = queue->used = queue->told = 0;
         queue->vector = HV_VIRTIO_NO_VECTOR;
     }
 }
@@ -260,10 +261,23 @@ bool hv_virtio_write(struct hv_virtio *virtio, uint64_t offset, unsigned size, u
     return page == ISR;
 }
 
-const struct hv_virtio_queue *hv_virtio_notified(const struct hv_virtio *virtio, uint64_t offset)
+bool hv_virtio_ready(const struct hv_virtio *virtio)
+{
+    return (virtio->status & (DRIVER_OK | FEATURES_OK | NEEDS_RESET | FAILED)) == (DRIVER_OK | FEATURES_OK);
+}
+
+struct hv_virtio_queue *hv_virtio_notified(struct hv_virtio *virtio, uint64_t offset)
 {
     uint64_t index = offset % PAGE / NOTIFY_BYTES;
     return offset / PAGE == NOTIFY && offset % NOTIFY_BYTES == 0 && index < queue_count(virtio) ? &virtio->queue[index] : NULL;
+}
+
+static bool has_random(const struct hv_virtio *virtio)
+{
+    for (unsigned i = 0; i < queue_count(virtio); i++)
+        if (virtio->queue[i].purpose == HV_VIRTIO_RANDOM)
+            return true;
+    return false;
 }
 
 void hv_virtio_take(struct hv_virtio *virtio, const struct hv_virtio *theirs)
@@ -278,10 +292,17 @@ void hv_virtio_take(struct hv_virtio *virtio, const struct hv_virtio *theirs)
         virtio->accepted = theirs->accepted;
     set_status(virtio, theirs->status);
     virtio->isr &= theirs->isr;
+    if (has_random(virtio)) /* it may have been served */
+        virtio->isr |= theirs->isr & HV_VIRTIO_ISR_QUEUE;
     for (unsigned i = 0; i < virtio->queues && i < HV_VIRTIO_QUEUES; i++) {
         struct hv_virtio_queue *queue = &virtio->queue[i];
         const struct hv_virtio_queue *their = &theirs->queue[i];
         queue->vector = vector_of(virtio, their->vector);
+        if (queue->purpose == HV_VIRTIO_RANDOM) {
+            queue->next = their->next;
+            queue->used = their->used;
+            queue->told = their->told;
+        }
         if (!queue->enabled) {
             queue->size = their->size;
             queue->descriptors = their->descriptors;

@@ -32,7 +32,8 @@ class Msix:
         self.vectors = vectors
         body = struct.pack("<HII", vectors - 1, bar.index, PENDING_BITS | bar.index)
         writable = struct.pack("<H", ENABLE | FUNCTION_MASK)
-        self._control = function.config.add_capability(CAPABILITY, body, writable) + 2
+        # Offset of its message control in the function's configuration.
+        self.control = function.config.add_capability(CAPABILITY, body, writable) + 2
         self._table = bytearray(ENTRY_BYTES * vectors)
         self.reset()
 
@@ -44,17 +45,17 @@ class Msix:
     def _wait(self, pending: int) -> None:
         """These vectors wait: what can let them go is told of."""
         self._pending = pending
-        for offset in (COMMAND, self._control):
+        for offset in (COMMAND, self.control):
             self._function.config.tell(range(offset, offset + 2), bool(pending))
 
     @property
     def enabled(self) -> bool:
-        return bool(self._function.config.data[self._control + 1] & ENABLE >> 8)
+        return bool(self._function.config.data[self.control + 1] & ENABLE >> 8)
 
     @property
     def _may_send(self) -> bool:
         """As far as the whole function is concerned."""
-        control = self._function.config.data[self._control + 1] << 8
+        control = self._function.config.data[self.control + 1] << 8
         return control & (ENABLE | FUNCTION_MASK) == ENABLE and self._function.may_master
 
     def fire(self, vector: int) -> None:

@@ -4,6 +4,7 @@ registers of virtio."""
 from __future__ import annotations
 
 import ctypes
+import enum
 from typing import Any, Final
 
 SPACES: Final = 32
@@ -13,11 +14,20 @@ QUEUES: Final = 4
 _u8, _u16, _u32, _u64 = ctypes.c_uint8, ctypes.c_uint16, ctypes.c_uint32, ctypes.c_uint64
 
 
+class Purpose(enum.IntEnum):
+    """enum hv_virtio_purpose: what a queue's buffers are for, if more than the device in Python looks after it."""
+
+    ANY = 0
+    TYPED = 1  # what is typed at the console, and nothing else
+    RANDOM = 2  # random numbers
+
+
 class QueueRegisters(ctypes.Structure):
     """struct hv_virtio_queue: what the driver wrote of a queue, which is fixed while it is enabled, and what the device says of it."""
 
     _fields_ = (
-        ("descriptors", _u64), ("driver", _u64), ("device", _u64), ("size", _u16), ("vector", _u16), ("enabled", _u8), ("typed", _u8), ("most", _u16),
+        ("descriptors", _u64), ("driver", _u64), ("device", _u64), ("size", _u16), ("vector", _u16), ("enabled", _u8), ("purpose", _u8),
+        ("most", _u16), ("next", _u16), ("used", _u16), ("told", _u16), ("reserved", _u16),
     )  # fmt: skip
 
 
@@ -25,9 +35,9 @@ class VirtioRegisters(ctypes.Structure):
     """struct hv_virtio."""
 
     _fields_ = (
-        ("offered", _u64), ("ram_end", _u64), ("bar", _u8), ("queues", _u8), ("vectors", _u16), ("config_vector", _u16), ("queue_select", _u16),
-        ("feature_select", _u32), ("driver_select", _u32), ("accepted", _u64), ("status", _u8), ("generation", _u8), ("isr", _u8),
-        ("reserved", _u8 * 5), ("queue", QueueRegisters * QUEUES),
+        ("offered", _u64), ("ram_end", _u64), ("bar", _u8), ("queues", _u8), ("msix", _u8), ("vectors", _u16), ("config_vector", _u16),
+        ("queue_select", _u16), ("feature_select", _u32), ("driver_select", _u32), ("accepted", _u64), ("status", _u8),
+        ("generation", _u8), ("isr", _u8), ("reserved", _u8 * 3), ("queue", QueueRegisters * QUEUES),
     )  # fmt: skip
 
 
@@ -107,7 +117,7 @@ class PciRegisters:
 
     def notification(self, address: int) -> tuple[int, int, int, int]:
         """After MmioResult.NOTIFIED: the arguments of the trace point."""
-        self._lib.hv_pci_notification(self._board, address, self._arguments)
+        self._lib.hv_pci_notification(self._board, address, 0, self._arguments)
         return tuple(self._arguments)
 
     # ---- of one function
@@ -140,7 +150,7 @@ PROTOTYPES: Final[dict[str, tuple[Any, list[Any]]]] = {
     "hv_pci_in": (_bool, [_pointer, _u16, _unsigned, _pointer]),
     "hv_pci_out": (_bool, [_pointer, _u16, _unsigned, _u32]),
     "hv_pci_find": (ctypes.c_int, [_pointer, _u64, _unsigned, _pointer, _pointer]),
-    "hv_pci_notification": (None, [_pointer, _u64, _pointer]),
+    "hv_pci_notification": (None, [_pointer, _u64, _unsigned, _pointer]),
     "hv_pci_write_space": (None, [_pointer, _pointer, _unsigned, _unsigned, _u32]),
     "hv_pci_set_intx": (None, [_pointer, _pointer, _bool]),
     "hv_pci_drive": (None, [_pointer]),

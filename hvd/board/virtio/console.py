@@ -8,9 +8,11 @@ notification carries a buffer.
 from __future__ import annotations
 
 import struct
+from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 from hvd.board import saved
+from hvd.board.pci.registers import Purpose
 from hvd.board.virtio.device import VirtioDevice
 
 if TYPE_CHECKING:
@@ -27,7 +29,7 @@ class Console(VirtioDevice):
     device_id: ClassVar[int] = 3
     class_code: ClassVar[int] = 0x07_80_00
     queue_sizes = (16, 64)
-    typed_queue: ClassVar[int | None] = RECEIVE
+    purposes: ClassVar[Mapping[int, Purpose]] = {RECEIVE: Purpose.TYPED}
     features = SIZE_FEATURE | EMERGENCY_WRITE_FEATURE
 
     def __init__(self, machine: Machine) -> None:

@@ -16,11 +16,11 @@ Everything is called in the vcpu thread. Another thread which has something for 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar, Final
 
 if TYPE_CHECKING:
-    from hvd.board.pci.registers import VirtioRegisters
+    from hvd.board.pci.registers import Purpose, VirtioRegisters
     from hvd.board.virtio.queue import Queue
 
 # VIRTIO 1.2, 6. Offered by the transport for every device.
@@ -39,7 +39,7 @@ class VirtioDevice:
     class_code: ClassVar[int] = 0xFF_00_00  # of PCI: what lspci calls it
     queue_sizes: Sequence[int] = ()  # descriptors of each queue, powers of two
     features: int = 0  # of this kind of device: bits 0-23 and 50 up
-    typed_queue: ClassVar[int | None] = None  # its buffers are for what is typed at the console, and for nothing else
+    purposes: ClassVar[Mapping[int, Purpose]] = {}  # of queues that C knows more of
 
     # Set by the transport.
     queues: Sequence[Queue] = ()

@@ -74,8 +74,9 @@ class VirtioPci(PciFunction):
         virtio.offered = device.features | VERSION_1 | RING_INDIRECT_DESC | RING_EVENT_IDX
         virtio.ram_end = machine.memory.low_ram_end
         virtio.bar, virtio.queues, virtio.vectors = BAR.index, len(self._queues), self._msix.vectors
-        if device.typed_queue is not None:
-            virtio.queue[device.typed_queue].typed = True
+        virtio.msix = self._msix.control + 1
+        for index, purpose in device.purposes.items():
+            virtio.queue[index].purpose = purpose
         self._taken = 0  # features that the queues know of
         self._reported = False
 

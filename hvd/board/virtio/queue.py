@@ -97,9 +97,8 @@ class Queue:
         self.descriptors = self.driver = self.device = 0  # guest-physical addresses
         self.enabled = False
         self._indirect = self._events = False
-        self._next = 0  # of the available ring: the entry to take next; free-running, 16 bits
-        self._used = 0  # of the used ring
-        self._told = 0  # value of _used when the driver was last interrupted
+        # How far it is (native/pci.h): where a cell goes on, too.
+        registers.next = registers.used = registers.told = 0
         self._written: list[int] = []  # what changed() has to be told of
         self._ring_written = False  # and of the used ring
 
@@ -152,7 +151,7 @@ class Queue:
     @property
     def pushed(self) -> int:
         """Buffers given back so far, modulo 65536."""
-        return self._used
+        return int(self.registers.used)
 
     # ---- by the device
 
@@ -161,22 +160,23 @@ class Queue:
         if not self.enabled:
             return None
         (offered,) = INDEX.unpack_from(self._buffer, self._avail + 2)
-        waiting = (offered - self._next) & 0xFFFF
+        registers = self.registers
+        waiting = (offered - registers.next) & 0xFFFF
         if not waiting:
             if self._events:
-                INDEX.pack_into(self._buffer, self._avail_event, self._next)
+                INDEX.pack_into(self._buffer, self._avail_event, registers.next)
                 self._ring_written = True
             return None
         if waiting > self.size:
             raise QueueError(f"{waiting} buffers are available at once, in a ring of {self.size}")
-        (head,) = INDEX.unpack_from(self._buffer, self._avail + 4 + 2 * (self._next & self.size - 1))
+        (head,) = INDEX.unpack_from(self._buffer, self._avail + 4 + 2 * (registers.next & self.size - 1))
         chain = self._walk(head)
-        self._next = (self._next + 1) & 0xFFFF
+        registers.next += 1
         return chain
 
     def unpop(self, count: int) -> None:
         """Take the last `count` pops back: the device has not enough for them, or no room, and comes again later."""
-        self._next = (self._next - count) & 0xFFFF
+        self.registers.next -= count
 
     def _walk(self, head: int) -> Chain:
         buffer, table, size = self._buffer, self._table, self.size
@@ -233,9 +233,10 @@ class Queue:
         """Give a buffer back: the device wrote its first `written` writable bytes. The driver hears of it by finish()."""
         if written:
             self._written += chain.ranges
-        USED.pack_into(self._buffer, self._ring + 4 + 8 * (self._used & self.size - 1), chain.head, written)
-        self._used = (self._used + 1) & 0xFFFF
-        INDEX.pack_into(self._buffer, self._ring + 2, self._used)
+        registers = self.registers
+        USED.pack_into(self._buffer, self._ring + 4 + 8 * (registers.used & self.size - 1), chain.head, written)
+        registers.used += 1
+        INDEX.pack_into(self._buffer, self._ring + 2, registers.used)
         self._ring_written = True
 
     def finish(self) -> bool:
@@ -246,10 +247,10 @@ class Queue:
         self._written += (self.device, 6 + 8 * self.size)
         written, self._written = self._written, []
         self._changed(written)
-        new, old = self._used, self._told
+        new, old = int(self.registers.used), int(self.registers.told)
         if new == old:
             return False
-        self._told = new
+        self.registers.told = new
         if not self._events:
             return not INDEX.unpack_from(self._buffer, self._avail)[0] & NO_INTERRUPT
         event: int = INDEX.unpack_from(self._buffer, self._used_event)[0]
@@ -262,7 +263,7 @@ class Queue:
         return {
             "size": registers.size, "descriptors": registers.descriptors, "driver": registers.driver, "device": registers.device,
             "enabled": self.enabled, "indirect": self._indirect, "events": self._events,
-            "next": self._next, "used": self._used, "told": self._told,
+            "next": registers.next, "used": registers.used, "told": registers.told,
         }  # fmt: skip
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -280,4 +281,4 @@ class Queue:
                 self.enable([])
             except QueueError as error:
                 raise ValueError(f"a queue of the snapshot: {error}") from error
-        self._next, self._used, self._told = (saved.number(state, name, 0xFFFF) for name in ("next", "used", "told"))
+        registers.next, registers.used, registers.told = (saved.number(state, name, 0xFFFF) for name in ("next", "used", "told"))
