@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import contextvars
-import functools
 import os
 import signal
 import sys
 from collections.abc import Sequence
-from concurrent.futures import Future
 from pathlib import Path
 from typing import Any
 
@@ -116,16 +113,11 @@ class RunnerInstance(Instance):
         read, write = os.pipe()
         try:
             try:
-                described: Future[None] = Future()
-                # In a thread, which makes the control group meanwhile: a template that hangs is waited for some seconds, and nobody else shall wait
-                # with it.
-                start = functools.partial(_start, spec, backend, directory, executable, write, described)
-                starting = asyncio.get_running_loop().run_in_executor(None, contextvars.copy_context().run, start)
-                try:
-                    write_json(str(directory / MACHINE), machine.document() | _jail(spec, directory))
-                    described.set_result(None)
-                except BaseException as error:  # noqa: BLE001  raised where it is waited for
-                    described.set_exception(error)
+                write_json(str(directory / MACHINE), machine.document() | _jail(spec, directory))
+                # In a thread: a template that hangs is waited for some seconds, and nobody else shall wait with it.
+                starting = asyncio.create_task(
+                    asyncio.to_thread(_start, spec, backend, directory, executable, write)
+                )
                 process = await asyncio.shield(starting)
             except OSError as error:
                 raise launch.file_error(error, directory) from error
@@ -412,15 +404,14 @@ class RunnerInstance(Instance):
             raise HvdError("RUNNER_TIMEOUT", call=name, seconds=CALL_SECONDS) from None
 
 
-def _start(spec: LaunchSpec, backend: str, directory: Path, executable: str, ready: int, described: Future[None]) -> RunnerProcess:
-    """described: machine.json is written. Raises OSError, and what described raises."""
+def _start(spec: LaunchSpec, backend: str, directory: Path, executable: str, ready: int) -> RunnerProcess:
+    """Raises OSError."""
     if spec.grouped:
         group.make(directory.name, group.limits(spec.memory_bytes, spec.log_max_bytes, spec.state_directory))
     try:
-        described.result()
         own = spec.jailed and not user.missing()
         return start_runner(backend, directory, executable, ready, spec.card_descriptors, own, spec.memory_bytes)
-    except BaseException:
+    except OSError:
         group.remove_empty(directory.name)
         raise
 

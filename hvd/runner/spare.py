@@ -1,7 +1,6 @@
 """A spare: a runner that the template has forked ahead and that waits for a guest, so that a start waits neither for the fork nor for what every
-runner does alike: unsharing the pages of its first turns from the template, and making a machine (hvd.runner.ahead). Nothing of its jail is made
-ahead but the PID namespace and an empty network, into which it does not go yet: the programs of user-mode networks, which it starts before, need the
-host's network and privileges.
+runner does alike: unsharing the pages of its first turns from the template. Nothing of its jail is made ahead but the PID namespace and an empty
+network, into which it does not go yet: the programs of user-mode networks, which it starts before, need the host's network and privileges.
 
 It takes one start and is that guest's runner from then on. Until then it has no guest, no thread and nothing of a guest's; it ends when its template
 does. There is one for each template at most, made when nothing has been asked of the template for a moment: many starts at once do without.
