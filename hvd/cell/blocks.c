@@ -129,20 +129,13 @@ uint8_t *hv_entry_host(uint32_t entry) { return cache + entries[entry].host; }
 static struct hv_lookup *lookup_row(uint32_t eip, bool user) { return &(user ? cell.user_lookup : cell.lookup)[eip % HV_LOOKUP]; }
 
 /* After some of them it will be many, all over the table. */
-static void look_up(struct hv_lookup *row, uint32_t entry)
-{
-    static unsigned rows;
-    uint32_t eip = entries[entry].eip;
-    if (rows++ == FEW_LOOKUPS)
-        madvise((void *)((uintptr_t)cell.lookup & ~(uintptr_t)(PAGE - 1)), sizeof cell.lookup, MADV_POPULATE_WRITE);
-    if (eip) /* whose negative is the key of empty rows */
-        *row = (struct hv_lookup){-eip, 0, (uint64_t)hv_entry_host(entry)};
-}
-
 void hv_entry_look_up(uint32_t entry)
 {
-    cell.board.crossings.counters->looked_up_jumps++;
-    look_up(lookup_row(entries[entry].eip, entries[entry].user), entry);
+    uint32_t eip = entries[entry].eip;
+    if (cell.board.crossings.counters->looked_up_jumps++ == FEW_LOOKUPS)
+        madvise((void *)((uintptr_t)cell.lookup & ~(uintptr_t)(PAGE - 1)), sizeof cell.lookup, MADV_POPULATE_WRITE);
+    if (eip) /* whose negative is the key of empty rows */
+        *lookup_row(eip, entries[entry].user) = (struct hv_lookup){-eip, 0, (uint64_t)hv_entry_host(entry)};
 }
 
 static uint32_t add_entry(struct bucket *bucket, uint32_t eip, uint32_t index, uint32_t host)
@@ -152,17 +145,6 @@ static uint32_t add_entry(struct bucket *bucket, uint32_t eip, uint32_t index, u
     bucket->entry = entry_count + 1;
     block->first_entry = entry_count;
     return entry_count++;
-}
-
-/* Another EIP's row is not taken for it: it may never be reached. */
-void hv_block_return(uint32_t index, uint32_t eip, uint32_t host)
-{
-    struct hv_lookup *row = lookup_row(eip, blocks[index].user);
-    if (!blocks[index].valid)
-        return;
-    uint32_t entry = add_entry(bucket_of(eip), eip, index, (uint32_t)(blocks[index].host - cache) + host);
-    if (!row->negative_eip)
-        look_up(row, entry);
 }
 
 /* In the middle of a block that came this way, if an instruction begins there, as loops do: what comes from another is not translated twice. */
@@ -192,7 +174,6 @@ uint32_t hv_entry_find(uint32_t eip)
 }
 
 void hv_entry_announce(uint32_t eip) { __builtin_prefetch(bucket_of(eip)); }
-void hv_block_return_announce(uint32_t eip) { __builtin_prefetch(lookup_row(eip, HV_CPU->cpl == 3), 1); }
 
 void hv_entry_expect(uint32_t eip)
 {

@@ -92,8 +92,7 @@ static void jump(struct hv_translation *t, enum kind kind, const uint8_t *in, ui
     case CALL:
         hv_emit_push_constant(t, next);
         hv_jump_out(t, target_of(in + 1, next));
-        t->calls = true;
-        return;
+        break;
     case RETURN:
         hv_emit_top_of_stack(t);
         hv_move_esp(e, 4);
@@ -112,7 +111,7 @@ void hv_translate_common(struct hv_translation *t, unsigned most)
     const uint8_t *in = t->bytes, *const begin = in, *const last = in - t->next % PAGE + PAGE - READ;
     const uint32_t eip = t->next, offset = eip - block->eip;
     uint8_t *out = t->e.at;
-    for (; in <= last && place < first + most && !t->ends && !t->calls; place++) {
+    for (; in <= last && place < first + most && !t->ends; place++) {
         const uint8_t *opcode = *in == 0x0f ? in + 1 : in;
         const struct form *form = *in == 0x0f ? &two_byte[*opcode] : &one_byte[*opcode];
         unsigned row = modrm_rows[opcode[1]] & form->modrm;

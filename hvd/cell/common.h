@@ -4,8 +4,7 @@
 
 #include "pieces.h"
 
-/* From t->next, whose code is at t->bytes, at most so many of them, within the page; up to the first that is not one, behind a call
- * (t->calls), or the block's end (t->ends). */
+/* From t->next, whose code is at t->bytes, at most so many of them, within the page; up to the first that is not one, or the block's end (t->ends). */
 void hv_translate_common(struct hv_translation *t, unsigned most);
 
 #endif

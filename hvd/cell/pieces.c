@@ -224,4 +224,5 @@ void hv_emit_indirect_jump(struct hv_translation *t)
     HV_CODE(e, "\x4c\x89\xc9"             /* hit: mov rcx, r9 */
                "\x43\xff\xa4\xd7");       /* jmp [r15 + r10 * 8 + lookup.host] */
     hv_word32(e, t->block->user ? HV_FIELD(user_lookup[0].host) : HV_FIELD(lookup[0].host));
+    t->ends = true;
 }

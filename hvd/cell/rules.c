@@ -160,12 +160,10 @@ static bool group_ff(struct hv_translation *t)
         hv_emit_move_r8(t, 0x8b);
         hv_emit_push_constant(t, t->next);
         hv_emit_indirect_jump(t);
-        t->calls = true;
         return true;
     case 4:
         hv_emit_move_r8(t, 0x8b);
         hv_emit_indirect_jump(t);
-        t->ends = true;
         return true;
     case 6:
         hv_emit_move_r8(t, 0x8b);
@@ -293,7 +291,6 @@ static bool return_near(struct hv_translation *t)
     hv_emit_top_of_stack(t);
     hv_move_esp(&t->e, 4 + (t->insn.opcode == 0xc2 ? (int32_t)t->insn.immediate : 0));
     hv_emit_indirect_jump(t);
-    t->ends = true;
     return true;
 }
 
@@ -399,7 +396,7 @@ bool hv_translate_instruction(struct hv_translation *t)
     case CALL:
         hv_emit_push_constant(t, t->next);
         hv_jump_out(t, branch_target(t));
-        t->calls = true;
+        t->ends = true;
         return true;
     case JUMP:
         hv_jump_out(t, branch_target(t));

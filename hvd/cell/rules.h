@@ -5,7 +5,6 @@
 #include "emit.h"
 #include "translate.h"
 
-#define HV_MOST_INSTRUCTIONS 64
 #define HV_MOST_EXITS 200 /* of a block, but for those of its last instruction */
 
 /* A block under translation, and the instruction that is at hand. */
@@ -17,13 +16,10 @@ struct hv_translation {
     uint32_t eip, next;  /* of the instruction, and behind it */
     bool shadow;         /* it stands behind STI */
     bool ends;           /* nothing follows it in this block */
-    bool calls;          /* it is a call: what follows is where that returns to */
-    bool one_way_out;    /* the block's first exit is the first jump of all and always taken, to where no code is yet */
+    bool one_way_out;    /* the block was left by a direct jump at its end only, to where no code is yet */
     bool fpu_checked[HV_FPU_KINDS];
     unsigned exits;
     struct { uint8_t *displacement; uint32_t eip, number; } exit[HV_MOST_EXITS + 8];
-    unsigned returns;
-    struct { uint32_t eip, host; } back[HV_MOST_INSTRUCTIONS]; /* where calls return to; host: bytes from the block's start */
 };
 
 /* The code for the instruction; false = let the monitor execute it, and what was written is to be forgotten. */

@@ -5,6 +5,7 @@
 #include "ticks.h"
 
 #define PAGE 4096u
+#define MOST_INSTRUCTIONS 64
 #define MOST_HOST_BYTES 24000
 #define MOST_GUEST_BYTES 3000
 #define MOST_AHEAD 8 /* blocks behind the one that is asked for */
@@ -76,35 +77,16 @@ static bool add_page(struct hv_block *block, uint32_t eip)
     return true;
 }
 
-static struct hv_translation t;
-
-/* The block ends, and the guest goes on behind it: by a jump; nothing comes that way behind a call, and if it stands behind STI, the monitor looks at
- * what waits behind one more instruction. */
-static void go_on_at(uint32_t eip, bool behind_call, bool behind_sti)
+/* The block ends, and the guest goes on behind it. If that stands behind STI, the monitor looks at what waits behind one more instruction. */
+static void go_on_at(struct hv_translation *t, uint32_t eip, bool behind_sti)
 {
     if (behind_sti)
-        hv_call_out(&t, eip, HV_CALLOUT_SHADOW);
-    else if (!behind_call)
-        hv_jump_out(&t, eip);
+        hv_call_out(t, eip, HV_CALLOUT_SHADOW);
+    else
+        hv_jump_out(t, eip);
 }
 
-/* Behind a call: nearly always that returns. So what it returns to is translated with it, if it was not yet, and entered there: a block less, and a callout.
- * Nothing is known then of what the block did before. */
-static void begin_anew(void)
-{
-    t.calls = false;
-    t.one_way_out |= t.exits == 1 && !t.returns && t.exit[0].displacement + 4 == t.e.at;
-    t.ends = hv_entry_find(t.next) != HV_ENTRY_NONE;
-    memset(t.fpu_checked, 0, sizeof t.fpu_checked);
-}
-
-/* The first instruction behind it has become code. */
-static void note_return(uint32_t eip, const uint8_t *host)
-{
-    hv_block_return_announce(eip);
-    t.back[t.returns].eip = eip;
-    t.back[t.returns++].host = (uint32_t)(host - t.block->host);
-}
+static struct hv_translation t;
 
 static uint32_t translate(uint32_t eip)
 {
@@ -115,42 +97,29 @@ static uint32_t translate(uint32_t eip)
     t.block = hv_block_begin(eip, &index);
     t.e.at = t.block->host;
     t.next = eip;
-    t.ends = t.calls = t.one_way_out = false;
-    t.exits = t.returns = 0;
+    t.ends = false;
+    t.exits = 0;
     memset(t.fpu_checked, 0, sizeof t.fpu_checked);
-    bool in_memory = source->at, after_sti = false, behind_call = false, common = in_memory && !hv_device_sites_in(eip / PAGE) && !(hv_census_counts && !t.block->user);
+    bool in_memory = source->at, after_sti = false, common = in_memory && !hv_device_sites_in(eip / PAGE) && !(hv_census_counts && !t.block->user);
     t.block->page[0] = source->page;
     t.block->frame[0] = source->frame;
     t.block->page_count = 1;
     for (;;) {
-        uint32_t at = t.next;
-        uint8_t *before = t.e.at;
-        if (common && !after_sti && at / PAGE == eip / PAGE) {
-            t.bytes = source->at + at % PAGE;
-            hv_translate_common(&t, HV_MOST_INSTRUCTIONS - t.block->instructions);
-            if (behind_call && t.next != at) {
-                note_return(at, before);
-                behind_call = false;
-            }
-            at = t.next;
-            before = t.e.at;
-        }
-        if (t.calls) {
-            begin_anew();
-            behind_call = true;
-            if (!t.ends)
-                continue;
+        if (common && !after_sti && t.next / PAGE == eip / PAGE) {
+            t.bytes = source->at + t.next % PAGE;
+            hv_translate_common(&t, MOST_INSTRUCTIONS - t.block->instructions);
         }
         if (t.ends)
             break;
         uint8_t buffer[HV_LONGEST_INSTRUCTION];
         const uint8_t *bytes = buffer;
+        uint32_t at = t.next;
         bool full = t.block->instructions &&
-                    (at / PAGE != eip / PAGE || t.block->instructions >= HV_MOST_INSTRUCTIONS || t.exits >= HV_MOST_EXITS || at - eip > MOST_GUEST_BYTES ||
+                    (at / PAGE != eip / PAGE || t.block->instructions >= MOST_INSTRUCTIONS || t.exits >= HV_MOST_EXITS || at - eip > MOST_GUEST_BYTES ||
                      t.e.at - t.block->host > MOST_HOST_BYTES);
         unsigned available = full ? 0 : fetch(source, at, &bytes, buffer);
         if (!available && t.block->instructions) {
-            go_on_at(at, behind_call, after_sti);
+            go_on_at(&t, at, after_sti);
             break;
         }
         bool decoded = hv_decode(&t.insn, bytes, available, true) == HV_DECODED;
@@ -159,20 +128,18 @@ static uint32_t translate(uint32_t eip)
         t.next = at + (decoded ? t.insn.length : 1);
         if (decoded && (t.next - 1) / PAGE != eip / PAGE) {
             if (t.block->instructions) { /* it begins a block of its own */
-                go_on_at(at, behind_call, after_sti);
+                go_on_at(&t, at, after_sti);
                 break;
             }
             in_memory = in_memory && add_page(t.block, t.next - 1);
         }
-        if (behind_call)
-            note_return(at, before);
         t.shadow = after_sti;
-        after_sti = behind_call = false;
+        after_sti = false;
         hv_block_place(t.block, &t.e, (at - eip) | (t.shadow ? HV_PLACE_SHADOW : 0));
         t.block->instructions++;
         if (decoded && hv_census_counts && !t.block->user)
             hv_census_count(&t.e, at, &t.insn, hv_replacement(&t.insn));
-        before = t.e.at;
+        uint8_t *before = t.e.at;
         unsigned exits = t.exits;
         bool branches_behind_sti = t.shadow && decoded && hv_is_branch(&t.insn);
         if (!decoded || !in_memory || branches_behind_sti || hv_device_site(at, &t.insn) || !hv_translate_instruction(&t)) {
@@ -192,7 +159,7 @@ static uint32_t translate(uint32_t eip)
         after_sti = hv_sets_interrupts(&t.insn);
     }
     hv_block_place(t.block, &t.e, ((t.next - eip) & HV_PLACE_GUEST) | HV_PLACE_SHADOW);
-    t.one_way_out |= t.exits == 1 && !t.returns && t.exit[0].displacement + 4 == t.e.at;
+    t.one_way_out = t.exits == 1 && t.exit[0].displacement + 4 == t.e.at;
     t.block->guest_bytes = (uint16_t)(t.next - eip);
     for (unsigned i = 0; i < t.exits; i++) {
         t.exit[i].number = hv_block_exit(t.exit[i].displacement, t.e.at, t.exit[i].eip);
@@ -204,14 +171,12 @@ static uint32_t translate(uint32_t eip)
     if (!in_memory)
         t.block->page_count = 0;
     uint32_t entry = hv_block_end(index, &t.e, source->global);
-    for (unsigned i = 0; i < t.returns; i++)
-        hv_block_return(index, t.back[i].eip, t.back[i].host);
     for (unsigned i = 0; i < t.exits; i++) {
         uint32_t known = hv_entry_find(t.exit[i].eip);
         if (known == HV_ENTRY_NONE)
             continue;
         hv_block_chain(t.exit[i].number, known);
-        t.one_way_out &= i > 0;
+        t.one_way_out = false;
     }
     if (by_ticks) {
         hv_crossing_counted(&cell.board.crossings, HV_POINT_TRANSLATION_BLOCK, hv_ticks_ns(start));

@@ -88,8 +88,6 @@ struct hv_place *hv_block_places(void);               /* where the next ones go;
 void hv_block_placed(struct hv_block *, unsigned count);
 uint32_t hv_block_exit(uint8_t *displacement, uint8_t *stub, uint32_t eip);
 uint32_t hv_block_end(uint32_t index, const struct hv_emitter *, bool global); /* global: the first page's mapping. Returns its entry */
-void hv_block_return_announce(uint32_t eip); /* that comes soon */
-void hv_block_return(uint32_t index, uint32_t eip, uint32_t host); /* behind that: a call in the block returns there; host: bytes from its start */
 void hv_code_written(uint64_t physical, uint64_t length); /* before it is: blocks that were translated from there are gone */
 void hv_code_drop(uint32_t eip);           /* the blocks with that instruction are gone */
 void hv_code_verify(bool all);             /* mappings changed: all, or those that are not global */
