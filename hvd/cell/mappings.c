@@ -110,98 +110,20 @@ static struct anchor *anchor_of(uint32_t table)
 
 static bool is_anchor(uint32_t page) { return anchors[page / PER_TABLE].page == page % PER_TABLE + 1; }
 
-/* ---- Pages of programs that stay in the host's tables when the guest maps them no more, inaccessible: of a program's code and constants. The next program
- * that runs, or the same one after another, has them at the same place more often than not, and to show them again costs half of a mapping and no fault. */
-#define HIDDEN_END (HV_NEAR_AREA / PAGE)
-#define HIDDEN_LEAST 2u   /* pages; a single one is likely to be data, of which there is another copy next time */
-#define MOST_HIDES 1024u  /* then those that nobody has asked for again go */
-static struct page_set hidden;
-static uint32_t hidden_frame[PAGES]; /* + 1 */
-static uint32_t hides;
-
-static bool is_hidden(uint32_t page) { return set_next(&hidden, page, page + 1) == page; }
-
-static void unhide(uint32_t first, uint32_t end)
-{
-    for (uint32_t page = set_next(&hidden, first, end); page < end; page = set_next(&hidden, page + 1, end)) {
-        set_remove(&hidden, page);
-        hidden_frame[page] = 0;
-    }
-}
-
-static void release_hidden(void)
-{
-    for (uint32_t page = set_next(&hidden, 0, HIDDEN_END), end; page < HIDDEN_END; page = set_next(&hidden, end, HIDDEN_END)) {
-        for (end = page + 1; end < HIDDEN_END && is_hidden(end);)
-            end++;
-        if (munmap(address_of(page), (size_t)(end - page) * PAGE) != 0)
-            hv_fail("munmap of %u hidden pages at %#x: error %d", end - page, hv_linear_of(page), errno);
-        edges_span(&edges, page, end);
-        unhide(page, end);
-    }
-    hides = 0;
-}
-
-/* How far, from a page that is mapped on, are such pages, and those that are hidden already? */
-static uint32_t hideable(uint32_t first, uint32_t end)
-{
-    uint32_t reached = first, count = 0;
-    if (!hv_has_window())
-        return first;
-    for (uint32_t page = first; page < end && page < HIDDEN_END; page++) {
-        if (hv_mappings[page] ? hv_mappings[page] & (WRITABLE | COPY) : !is_hidden(page))
-            break;
-        if (hv_mappings[page]) {
-            reached = page + 1;
-            count++;
-        }
-    }
-    return count < HIDDEN_LEAST ? first : reached;
-}
-
-static void hide(uint32_t first, uint32_t end)
-{
-    for (uint32_t page = first; page < end; page++) {
-        if (!hv_mappings[page])
-            continue;
-        uint64_t frame = frame_of((hv_mappings[page] >> 8) * PAGE);
-        hidden_frame[page] = frame < HV_FRAMES ? (uint32_t)frame + 1 : 0;
-        set_add(&hidden, page);
-    }
-    forget_all(first, end);
-    protect(first, end, PROT_NONE);
-    edges_add(&edges, first); /* and those in it stay */
-    edges_add(&edges, end);
-    if (++hides > MOST_HIDES)
-        release_hidden();
-}
-
-static bool show(uint32_t first, uint32_t end, uint64_t entry, uint64_t file_offset)
-{
-    if (first >= HIDDEN_END || entry & COPY || !is_hidden(first))
-        return false;
-    for (uint32_t page = first; page < end; page++)
-        if (hidden_frame[page] != file_offset / PAGE + (page - first) + 1)
-            return false;
-    protect(first, end, protection_of(entry));
-    edges_add(&edges, first);
-    edges_add(&edges, end);
-    unhide(first, end);
-    return true;
-}
-
 /* Of pages in one page table of the host's, which goes with the last of them and comes with the next, for more than a mapping takes: so a page that
- * nobody can access stays in it. None of them is hidden; the first one is mapped. */
-static void unmap_in_table(uint32_t page, uint32_t end)
+ * nobody can access stays in it. */
+static void unmap_in_table(uint32_t first, uint32_t end)
 {
-    uint32_t table = page / PER_TABLE, low = table * PER_TABLE, high = low + PER_TABLE;
+    uint32_t table = first / PER_TABLE, low = table * PER_TABLE, high = low + PER_TABLE, page = set_next(&hv_mapped, first, end);
     struct anchor *at = anchor_of(table);
-    bool anchored = at->page && (low + at->page - 1 < page || low + at->page - 1 >= end);
+    bool anchored = at->page && (low + at->page - 1 < first || low + at->page - 1 >= end);
+    if (page >= end)
+        return;
     uint64_t frame = hv_mappings[page] & COPY ? ~0ull : frame_of((hv_mappings[page] >> 8) * PAGE);
     forget_all(page, end);
     if (!anchored)
         at->page = 0;
-    if (!anchored && set_next(&hv_mapped, low, high) >= high && set_next(&hidden, low, high) >= high) {
+    if (!anchored && set_next(&hv_mapped, low, high) >= high) {
         protect(page, page + 1, PROT_NONE);
         edges_span(&edges, page, page + 1);
         at->page = (uint16_t)(++page - low);
@@ -210,22 +132,6 @@ static void unmap_in_table(uint32_t page, uint32_t end)
     edges_span(&edges, page, end);
     if (page < end && munmap(address_of(page), (size_t)(end - page) * PAGE) != 0)
         hv_fail("munmap of %u pages at %#x: error %d", end - page, hv_linear_of(page), errno);
-}
-
-/* The same, with what is or can be hidden among them. */
-static void unmap_or_hide(uint32_t first, uint32_t end)
-{
-    for (uint32_t page = set_next(&hv_mapped, first, end), next; page < end; page = set_next(&hv_mapped, next, end)) {
-        next = hideable(page, end);
-        if (next > page) {
-            hide(page, next);
-            continue;
-        }
-        next = page + 1;
-        for (uint32_t more = set_next(&hv_mapped, next, end); more < end && set_next(&hidden, next, more) >= more && hideable(more, end) == more; more = set_next(&hv_mapped, next, end))
-            next = more + 1;
-        unmap_in_table(page, next);
-    }
 }
 
 void hv_unmap(uint32_t first, uint32_t end)
@@ -237,7 +143,7 @@ void hv_unmap(uint32_t first, uint32_t end)
     hv_runs_remove(first, end);
     for (uint32_t next; first < end; first = next) {
         next = (first / PER_TABLE + 1) * PER_TABLE;
-        unmap_or_hide(first, next < end ? next : end);
+        unmap_in_table(first, next < end ? next : end);
     }
 }
 
@@ -256,8 +162,6 @@ static void unmap_view(uint32_t first)
 void hv_unmap_views(void)
 {
     unmap_view(0);
-    unhide(0, PAGES);
-    hides = 0;
     if (hv_has_window())
         unmap_view(PAGES);
     edges_clear(&edges);
@@ -293,7 +197,7 @@ static void raise_pillar(uint32_t page, uint64_t file_offset)
 {
     uint32_t beside = page ^ 1;
     struct anchor *anchor = anchor_of(page / PER_TABLE);
-    if (anchor->pillar || hv_mappings[beside] || is_hidden(beside) || beside % PAGES < hv_least_page || hv_is_vcpu_page(beside) || hv_mappings_are_many(2))
+    if (anchor->pillar || hv_mappings[beside] || beside % PAGES < hv_least_page || hv_is_vcpu_page(beside) || hv_mappings_are_many(2))
         return;
     if (mmap(address_of(beside), PAGE, PROT_NONE, MAP_SHARED | MAP_FIXED, HV_CELL_FD_MEMORY, (off_t)file_offset) == MAP_FAILED)
         hv_fail("mmap beside a page at %#x: error %d", hv_linear_of(page), errno);
@@ -312,8 +216,6 @@ static void map_anew(uint32_t first, uint32_t end, uint64_t entry, uint64_t file
         }
         raise_pillar(first, file_offset);
     }
-    if (show(first, end, entry, file_offset))
-        return;
     uint32_t copy = entry & COPY ? hv_sites_copy(first, entry >> 8) : 0;
     size_t length = (size_t)(end - first) * PAGE;
     int populate = end - first == 1 ? MAP_POPULATE : 0;
@@ -322,7 +224,6 @@ static void map_anew(uint32_t first, uint32_t end, uint64_t entry, uint64_t file
     if (at == MAP_FAILED)
         hv_fail("mmap of %u pages at %#x: error %d", end - first, hv_linear_of(first), errno);
     edges_span(&edges, first, end);
-    unhide(first, end);
     for (uint32_t table = first / PER_TABLE; table <= (end - 1) / PER_TABLE; table++)
         if (anchors[table].page && table * PER_TABLE + anchors[table].page - 1 >= first && table * PER_TABLE + anchors[table].page - 1 < end)
             anchors[table].page = 0;

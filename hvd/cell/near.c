@@ -7,7 +7,7 @@
 #include "sites.h"
 
 #define PAGE 4096u
-#define AREA HV_NEAR_AREA
+#define AREA 0xfc000000u /* where kernels have no pages of programs */
 #define AREA_BYTES 0x1000000u
 #define AREA_PAGES (AREA_BYTES / PAGE)
 #define SLOT_BYTES (HV_SLOT_PAGES * PAGE) /* page n of the area shows page n % HV_SLOT_PAGES of the file */

@@ -10,8 +10,6 @@
 
 #include "cell.h"
 
-#define HV_NEAR_AREA 0xfc000000u /* near.c's slots: where kernels have no pages of programs */
-
 bool hv_sites_init(void); /* false: no memory; then there are no copies */
 void hv_sites_hit(void);  /* INT 80 at EIP has come as a signal */
 void hv_sites_kernel(void); /* under paravirt: an instruction of the kernel at EIP that accesses a device, or INT n or IRET, has */
