@@ -71,6 +71,7 @@ async def test_created_and_never_begun(container_bench: ContainerBench) -> None:
     await again.close()
     record, runtime = record_and_runtime(container_bench, held.directory)
     assert await runtime.status(record.uid) == "created"
+    await held.instance.close()  # as the daemon that died: there is nobody else to write how it ended
     replace(record, held=False).write(held.directory)
     with pytest.raises(HvdError, match="the daemon died"):
         await container_bench.backend.adopt(held.directory)
@@ -78,4 +79,3 @@ async def test_created_and_never_begun(container_bench: ContainerBench) -> None:
     assert found is not None and (found["state"], found["reason"]) == ("FAILED", "START_INTERRUPTED")
     assert await runtime.status(record.uid) == ""
     assert not any(record.state_dir in left for left in container_bench.left_over())
-    await held.instance.close()

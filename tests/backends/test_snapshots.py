@@ -35,13 +35,13 @@ def test_moved_at_any_moment(name: str, tmp_path: Path) -> None:
     """Within milliseconds, which through a runner cannot be met: paging set up half, in 64-bit mode, in an exception's handler."""
     right, console = run_machine(kernel(name), "native")
     moves = 0
-    for seed in range(40):
+    for seed in range(1000):  # it runs for a millisecond: on a busy host some dozens may get away
         numbers = random.Random(seed)
         end, output, moved = run_moving(spec_of(kernel(name)), tmp_path, lambda n=numbers: n.uniform(0, 0.003), most=30)
         assert (end.reason, end.exit_code) == (right.reason, right.exit_code), output
         assert output == console
         moves += moved
-        if moves >= 20:
+        if moves >= 20 or (moves and seed >= 40):
             return
     assert moves, "it was never caught"
 
