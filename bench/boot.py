@@ -30,9 +30,6 @@ NAME: Final = "boot"
 BY_API: Final = "StartGuest sent by a connected client, to the prompt on its console"
 REPLAY_BYTES: Final = 1 << 20
 BOOT_SECONDS: Final = 120.0
-# Before each start: as long as it takes until the daemon has a spare runner again (hvd/runner/spare.py), which a start right behind another one does
-# without, and a start after a pause, as people make it, has.
-REST_SECONDS: Final = 0.8
 # Turns of a full run: of a boot that is short, more.
 TURNS: Final = {"linux-i386": 11}
 
@@ -90,7 +87,7 @@ def _rewritten(lab: Lab, daemon: Daemon, client: Client, guest: str, target: str
         "emulation start": lambda: api_seconds(client, small, mebibytes, "emulation", "native", wanted=READY),
         "qemu start": lambda: _to_prompt(_qemu(program, small, mebibytes), None, READY),
     }
-    samples = in_turns({name: _rested(way) for name, way in ways.items()}, lab.runs(TURNS.get(guest, 5)))
+    samples = in_turns(ways, lab.runs(TURNS.get(guest, 5)))
     name, peer = f"boot of {what} to the prompt, rewriting", _peer(arch)
     own, of_qemu, of_emulation = (_less(samples[way], samples[f"{way} start"]) for way in ("api", "qemu", "emulation"))
     emulated = "emulation (native engine), by the API"
@@ -101,14 +98,6 @@ def _rewritten(lab: Lab, daemon: Daemon, client: Client, guest: str, target: str
         yield compared(f"{name}: the guest's own part", "s", own, beside, other, note="by the API; both less the start of echo.elf")
     for way, text in (("hvctl", "`hvctl run`"), ("api", "by the API")):
         yield compared(f"start of echo.elf, rewriting, {text}", "s", samples[f"{way} start"], samples["qemu start"], f"qemu-system-{arch}")
-
-
-def _rested(way: Callable[[], float]) -> Callable[[], float]:
-    def measure() -> float:
-        time.sleep(REST_SECONDS)
-        return way()
-
-    return measure
 
 
 def _less(whole: Sequence[float], starts: Sequence[float]) -> list[float]:
