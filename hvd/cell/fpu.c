@@ -8,8 +8,6 @@
 
 #include "fpu.h"
 
-#define MXCSR_MASK_AT 28u
-#define MXCSR_MASK_DEFAULT 0xffbfu
 #define X87_AND_SSE 3u
 #define ROWS 512u         /* areas whose other state is kept; one more drops the least lucky */
 #define STATE_BYTES 4096u /* of an XSAVE area with AVX-512 */
@@ -70,17 +68,23 @@ static void save(const struct hv_insn *insn)
     __asm__ volatile("xsave %0" : "+m"(row->state) : "a"((uint32_t)other), "d"((uint32_t)(other >> 32)));
 }
 
+bool hv_mxcsr_reserved(uint32_t mxcsr)
+{
+    uint32_t mask;
+    memcpy(&mask, HV_CPU->fxsave + HV_FX_MXCSR_MASK, 4);
+    return mxcsr & ~(mask ? mask : HV_MXCSR_MASK_DEFAULT);
+}
+
 static void restore(const struct hv_insn *insn)
 {
     static uint8_t nothing[STATE_BYTES] __attribute__((aligned(64))); /* its header says that all is as after a reset */
     uint64_t physical = area_of(insn, false), other = other_state();
-    uint32_t linear = hv_operand_linear(insn, 512, false), mxcsr, mask;
+    uint32_t linear = hv_operand_linear(insn, 512, false), mxcsr;
     uint8_t image[HV_FX_BYTES];
     hv_fpu_load(linear, image, HV_FX_BYTES);
     bool live = hv_fpu_publish();
-    memcpy(&mask, HV_CPU->fxsave + MXCSR_MASK_AT, 4);
     memcpy(&mxcsr, image + HV_FX_MXCSR, 4);
-    if (mxcsr & ~(mask ? mask : MXCSR_MASK_DEFAULT))
+    if (hv_mxcsr_reserved(mxcsr))
         hv_raise_error(HV_GP, 0);
     memcpy(HV_CPU->fxsave, image, HV_FX_BYTES);
     hv_fpu_adopt();

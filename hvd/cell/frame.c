@@ -3,13 +3,12 @@
 
 #include <string.h>
 
+#include "fpu.h"
 #include "paravirt.h"
 #include "sites.h"
 
 #define NATIVE_FLAGS (HV_STATUS_FLAGS | HV_DF | HV_TF | HV_NT | HV_AC | HV_ID) /* that the guest has in the host's EFLAGS, too */
 #define LIVE_FLAGS (HV_STATUS_FLAGS | HV_DF | HV_NT | HV_ID)                   /* always as the guest has them */
-#define MXCSR_MASK_AT 28 /* offset in an FXSAVE area */
-#define HIGH_XMM 288 /* offset of XMM8 in an FXSAVE area */
 #define XSTATE_HEADER 512 /* offset of XSTATE_BV in an XSAVE area (SDM vol. 1, 13.4.2) */
 #define X87_AND_SSE 3u
 #define FRAME_HAS_XSAVE 0x46505853u /* FP_XSTATE_MAGIC1, in the last 48 bytes of the FXSAVE image */
@@ -24,7 +23,7 @@ static uint32_t mxcsr_mask(void)
     static uint32_t mask;
     if (!mask) {
         __asm__ volatile("fxsave %0" : "=m"(image));
-        memcpy(&mask, image + MXCSR_MASK_AT, sizeof mask);
+        memcpy(&mask, image + HV_FX_MXCSR_MASK, sizeof mask);
     }
     return mask;
 }
@@ -34,11 +33,10 @@ bool hv_fpu_publish(void)
     if (hv_trap.frame && hv_trap.frame->uc_mcontext.fpregs) {
         uint32_t mask = mxcsr_mask();
         memcpy(HV_CPU->fxsave, hv_trap.frame->uc_mcontext.fpregs, sizeof HV_CPU->fxsave);
-        memcpy(HV_CPU->fxsave + MXCSR_MASK_AT, &mask, sizeof mask);
-    }
-    else if (!hv_trap.frame) /* a callout: they are where the guest left them */
+        memcpy(HV_CPU->fxsave + HV_FX_MXCSR_MASK, &mask, sizeof mask);
+    } else if (!hv_trap.frame) /* a callout: they are where the guest left them */
         __asm__ volatile("fxsave %0" : "=m"(HV_CPU->fxsave));
-    memset(HV_CPU->fxsave + HIGH_XMM, 0, sizeof HV_CPU->fxsave - HIGH_XMM); /* 64-bit code's, and the kernel's own words */
+    memset(HV_CPU->fxsave + HV_FX_BYTES, 0, sizeof HV_CPU->fxsave - HV_FX_BYTES); /* 64-bit code's, and the kernel's own words */
     return !hv_trap.frame;
 }
 

@@ -276,7 +276,7 @@ static int died(struct hv_cell_host *host)
 
 static void give_entropy(struct hv_entropy *entropy)
 {
-    uint32_t left = entropy->left; /* whatever it says, no more is written than there is room for */
+    uint32_t left = __atomic_load_n(&entropy->left, __ATOMIC_RELAXED); /* once, from the cell, which may change it meanwhile */
     if (left >= HV_ENTROPY_BYTES)
         return;
     ssize_t got = getrandom(entropy->byte + left, HV_ENTROPY_BYTES - left, 0);

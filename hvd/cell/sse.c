@@ -82,8 +82,6 @@ struct work {
 };
 
 #define MXCSR_MASKS 0x1f80u
-#define BEFORE_RESULT 7u /* exceptions: invalid operation, denormal operand, division by zero */
-#define DENORMALS_ARE_ZEROS 0x40u
 
 static uint8_t *xmm(struct work *w, unsigned index) { return w->image + HV_FX_XMM + 16 * index; }
 static uint8_t *mm(struct work *w, unsigned index) { return w->image + HV_FX_ST + 16 * index; }
@@ -162,8 +160,8 @@ static void calculate(struct work *w, const uint8_t *code, uint8_t *first, uint8
                      : [mxcsr] "r"(&ours), [xmm] "r"(result), [mm] "r"(result_mm), [code] "r"(code), "D"(w->operand)
                      : "memory", "cc");
     uint32_t raised = ours & HV_X87_EXCEPTIONS, unmasked = raised & ~(mxcsr >> 7);
-    if (unmasked & BEFORE_RESULT)
-        raised &= BEFORE_RESULT; /* what comes later has not been tried */
+    if (unmasked & HV_BEFORE_RESULT)
+        raised &= HV_BEFORE_RESULT; /* what comes later has not been tried */
     put_word(w->image + HV_FX_MXCSR, mxcsr | raised);
     if (unmasked) {
         memcpy(HV_CPU->fxsave, w->image, HV_FX_BYTES);
@@ -347,13 +345,13 @@ static bool of_mm(struct work *w)
 /* LDMXCSR, STMXCSR */
 static bool control(const struct hv_insn *insn)
 {
-    uint32_t mask = word_at(HV_CPU->fxsave + HV_FX_MXCSR + 4), value;
+    uint32_t value;
     if (insn->reg == 3) {
         hv_set_rm(insn, 4, word_at(HV_CPU->fxsave + HV_FX_MXCSR));
         return hv_done(insn);
     }
     value = hv_get_rm(insn, 4);
-    if (value & ~(mask ? mask : 0xffffu & ~DENORMALS_ARE_ZEROS))
+    if (hv_mxcsr_reserved(value))
         hv_raise_error(HV_GP, 0);
     put_word(HV_CPU->fxsave + HV_FX_MXCSR, value);
     hv_fpu_return();

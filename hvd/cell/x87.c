@@ -33,7 +33,6 @@ static const uint64_t register_forms[8] = {
 };
 
 enum { FNCLEX = 0xdbe2, FNINIT = 0xdbe3, FNSTSW_AX = 0xdfe0 };
-#define BEFORE_RESULT 7u /* exceptions: invalid operation, denormal operand, division by zero */
 #define OVERFLOW_UNDERFLOW 0x18u
 #define SF 0x40u          /* of the status word: invalid because of the stack */
 #define STICKY 0x7fu      /* exceptions, and SF */
@@ -82,8 +81,8 @@ static bool calculate(const uint8_t *form, uint8_t scratch[512], uint8_t *operan
     *flags = run(form, scratch, operand, *flags);
     unsigned after = hv_fx_word(scratch, HV_FX_STATUS), unmasked = after & ~control & HV_X87_EXCEPTIONS;
     unsigned summary = unmasked ? HV_X87_SUMMARY : 0;
-    if (unmasked & (store ? BEFORE_RESULT | OVERFLOW_UNDERFLOW : BEFORE_RESULT)) {
-        unsigned seen = unmasked & BEFORE_RESULT ? BEFORE_RESULT | SF : OVERFLOW_UNDERFLOW; /* what comes later has not been tried */
+    if (unmasked & (store ? HV_BEFORE_RESULT | OVERFLOW_UNDERFLOW : HV_BEFORE_RESULT)) {
+        unsigned seen = unmasked & HV_BEFORE_RESULT ? HV_BEFORE_RESULT | SF : OVERFLOW_UNDERFLOW; /* what comes later has not been tried */
         memcpy(scratch, image, sizeof HV_CPU->fxsave);
         hv_fx_set_word(scratch, HV_FX_STATUS, (before & ~C1) | (after & (after & SF ? seen | C1 : seen)) | summary);
         return false;
