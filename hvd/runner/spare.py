@@ -3,7 +3,8 @@ runner does alike: unsharing the pages of its first turns from the template. Not
 network, into which it does not go yet: the programs of user-mode networks, which it starts before, need the host's network and privileges.
 
 It takes one start and is that guest's runner from then on. Until then it has no guest, no thread and nothing of a guest's; it ends when its template
-does. There is one for each template at most, made when nothing has been asked of the template for a moment: many starts at once do without.
+does. There are two for each template at most, since who starts one guest often starts another; they are made when nothing has been asked of the
+template for a moment: many starts at once do without.
 """
 
 from __future__ import annotations
@@ -33,6 +34,8 @@ from hvd.runner.directory import MACHINE, PID, ExitRecord, own_pid, process_iden
 from hvd.runner.inheritance import ABOVE, MOST_DESCRIPTORS
 from hvd.runner.runner import Ram, Runner
 
+# For each template.
+MOST: Final = 2
 # After the last request to the template.
 IDLE_SECONDS: Final = 0.3
 PACKET_BYTES: Final = 8192
@@ -60,9 +63,10 @@ class Part(NamedTuple):
 class Spare:
     """The template's side."""
 
-    def __init__(self, own: bool, part: Part) -> None:
-        """own: in a PID namespace of its own. Raises OSError."""
+    def __init__(self, own: bool, memory_bytes: int, part: Part) -> None:
+        """own: in a PID namespace of its own; memory_bytes: of the machine that it makes. Raises OSError."""
         self.own = own
+        self.memory_bytes = memory_bytes
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with own_pids(own), theirs:
@@ -73,17 +77,28 @@ class Spare:
             self._connection.close()
             raise
 
-    def start(self, directory: str, descriptors: Sequence[int]) -> int | None:
-        """Its pid: it is that directory's runner now. None: it is not ready, or has ended; whatever it was, it is no more."""
+    def fileno(self) -> int:
+        """Readable once is_ready() knows."""
+        return self._connection.fileno()
+
+    def is_ready(self) -> bool | None:
+        """None = not yet; False = it has ended. Once for each spare."""
         try:
-            if self._connection.recv(PACKET_BYTES, socket.MSG_DONTWAIT) == _READY:
-                socket.send_fds(self._connection, [directory.encode()], descriptors, socket.MSG_NOSIGNAL)
-                self._connection.close()
-                return self._pid
+            return self._connection.recv(PACKET_BYTES, socket.MSG_DONTWAIT) == _READY
+        except BlockingIOError:
+            return None
         except OSError:
-            pass  # it is not used
-        self.end()
-        return None
+            return False
+
+    def start(self, directory: str, descriptors: Sequence[int]) -> int | None:
+        """The pid of one that is ready: it is that directory's runner now. None: it has ended; it is no more."""
+        try:
+            socket.send_fds(self._connection, [directory.encode()], descriptors, socket.MSG_NOSIGNAL)
+        except OSError:
+            self.end()
+            return None
+        self._connection.close()
+        return self._pid
 
     def end(self) -> None:
         self._connection.close()

@@ -3,7 +3,7 @@
 Importing takes many times longer than starting a guest, and its memory would be every runner's own; forked, the pages
 are shared until they are written. The daemon has one template for each backend with a runner (hvd.runner.process). It
 has one thread, no state of a guest, and ends when the daemon does; its runners go on. Once it has been used, it keeps
-a spare (hvd.runner.spare).
+spares (hvd.runner.spare).
 
     python -m hvd.runner.template BACKEND          with a SEQPACKET socket as descriptor 3, one JSON object a packet
     {"start": DIRECTORY, "own_pids": in a PID namespace of its own, "memory_bytes": of its guest}
@@ -41,12 +41,8 @@ def serve(backend: str) -> None:
     """Until the daemon closes its end."""
     template = Template(backend)
     connection = socket.socket(fileno=SOCKET_FD)
-    waiting = select.poll()
-    waiting.register(connection, select.POLLIN)
     while True:
-        if not waiting.poll(template.delay()):
-            template.make_spare()
-            continue
+        template.wait(connection)
         data, descriptors, _, _ = socket.recv_fds(connection, PACKET_BYTES, 1 + MOST_DESCRIPTORS)
         if not data:
             return
@@ -69,7 +65,7 @@ def serve(backend: str) -> None:
 
 
 class Template:
-    """What is loaded, and the spare."""
+    """What is loaded, and the spares."""
 
     def __init__(self, backend: str) -> None:
         """Loads everything that each runner would import and load, even what it needs only once somebody talks to it."""
@@ -77,36 +73,64 @@ class Template:
         self._runner = importlib.import_module("hvd.runner.__main__")
         self._runner.preload(backend)
         self._runner.introduce("template")
-        self._spares = importlib.import_module("hvd.runner.spare")
+        self._module = importlib.import_module("hvd.runner.spare")
         self._ahead = importlib.import_module("hvd.runner.ahead")
         self._memory_bytes = 0  # of the guest that was started last
-        self._spare: Spare | None = None
-        self._spare_wanted: bool | None = None  # with PIDs of its own, or without; None = none is wanted
+        self._spares: list[Spare] = []  # ready, the oldest first
+        self._coming: Spare | None = None
+        self._wanted: bool | None = None  # are more, with PIDs of their own or without; None = none is
         # What is there now is there for ever: the collector's marks would only unshare its pages.
         gc.collect()
         gc.freeze()
 
-    def delay(self) -> float | None:
-        """Milliseconds until make_spare() shall be called, unless there is something to do before; None = not at all."""
-        return None if self._spare_wanted is None else self._spares.IDLE_SECONDS * 1000
+    def wait(self, connection: socket.socket) -> None:
+        """Until something is asked. When nothing has been for a moment spares are made, one after the other: each keeps a processor busy."""
+        pause = self._module.IDLE_SECONDS
+        while True:
+            waiting = select.poll()
+            waiting.register(connection, select.POLLIN)
+            if self._coming is not None:
+                waiting.register(self._coming, select.POLLIN)
+            found = waiting.poll(None if self._wanted is None or self._coming is not None else pause * 1000)
+            if any(number == connection.fileno() for number, _ in found):
+                return
+            if found:
+                self._receive_spare()
+            else:
+                self._make_spare()
+            pause = 0.0
 
-    def make_spare(self) -> None:
-        own, self._spare_wanted = bool(self._spare_wanted), None
-        part = self._spares.Part(self._rehearse, lambda: self._runner.introduce("spare"), self._become, [SOCKET_FD])
-        with contextlib.suppress(OSError):  # nothing depends on it; the next start tries again
-            self._spare = self._spares.Spare(own, part)
+    def _make_spare(self) -> None:
+        own = bool(self._wanted)
+        closed = [SOCKET_FD, *(spare.fileno() for spare in self._spares)]
+        part = self._module.Part(self._rehearse, lambda: self._runner.introduce("spare"), self._become, closed)
+        try:
+            self._coming = self._module.Spare(own, self._memory_bytes, part)
+        except OSError:
+            self._wanted = None  # nothing depends on it; after the next start it is tried again
+
+    def _receive_spare(self) -> None:
+        """The one that is coming is ready, not yet, or has failed, as the next might."""
+        if self._coming is None or (ready := self._coming.is_ready()) is None:
+            return
+        spare, self._coming = self._coming, None
+        if ready:
+            self._spares.append(spare)
+        else:
+            spare.end()
+        if not ready or len(self._spares) >= self._module.MOST:
+            self._wanted = None
 
     def start(self, directory: str, descriptors: Sequence[int], own: bool, memory_bytes: int) -> int:
         """The pid of the runner. memory_bytes: of its guest; the next one will often have as much. Raises OSError."""
         self._memory_bytes = memory_bytes
         log = os.open(os.path.join(directory, RUNNER_LOG), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
-            spare, self._spare = self._spare, None
-            self._spare_wanted = own
-            if spare is not None and spare.own != own:
-                spare.end()
-            elif spare is not None and (pid := spare.start(directory, [log, *descriptors])) is not None:
-                return pid
+            self._receive_spare()
+            self._wanted = own
+            while (spare := self._best_spare(own, memory_bytes)) is not None:
+                if (pid := spare.start(directory, [log, *descriptors])) is not None:
+                    return pid
             with own_pids(own):
                 pid = os.fork()
                 if pid == 0:
@@ -115,9 +139,19 @@ class Template:
         finally:
             os.close(log)
 
+    def _best_spare(self, own: bool, memory_bytes: int) -> Spare | None:
+        """One whose machine fits, before others; it is not kept. None: there is none."""
+        for other in [spare for spare in self._spares if spare.own != own]:
+            self._spares.remove(other)
+            other.end()
+        best = min(self._spares, key=lambda spare: spare.memory_bytes != memory_bytes, default=None)
+        if best is not None:
+            self._spares.remove(best)
+        return best
+
     def _rehearse(self) -> None:
         create_vcpu = self._runner.find_vcpu(self._backend)
-        self._spares.rehearse(self._backend, create_vcpu)
+        self._module.rehearse(self._backend, create_vcpu)
         self._ahead.make(self._backend, self._memory_bytes, create_vcpu)
 
     def _become(self, directory: str, descriptors: Sequence[int]) -> NoReturn:

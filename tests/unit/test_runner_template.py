@@ -7,7 +7,7 @@ import contextlib
 import itertools
 import os
 import signal
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection
 from pathlib import Path
 
 import pytest
@@ -18,6 +18,7 @@ from hvd.runner import process
 from hvd.runner.client import RunnerInstance
 from hvd.runner.directory import PID, read_json
 from hvd.runner.process import Template
+from hvd.runner.spare import MOST
 
 KERNELS = Path(__file__).resolve().parents[2] / "build" / "guests"
 Start = Callable[..., Awaitable[RunnerInstance]]  # memory_bytes
@@ -59,6 +60,14 @@ def exists(pid: int) -> bool:
     return Path(f"/proc/{pid}").exists()
 
 
+def runs(pid: int) -> bool:
+    """Not when it has ended, whether or not whoever inherited it has reaped it by now."""
+    try:
+        return state(pid) != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
 def parent(pid: int) -> int:
     return int(Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[1])
 
@@ -98,11 +107,12 @@ def mapped(pid: int) -> str:
     return Path(f"/proc/{pid}/maps").read_text()
 
 
-async def spare_of(template_pid: int) -> int:
+async def spares_of(template_pid: int, used: Collection[int] = ()) -> set[int]:
+    """As many as a template keeps, once they are ready; none of them used."""
     async with asyncio.timeout(60):
-        while len(found := spares(template_pid)) != 1:
+        while len(found := spares(template_pid) - set(used)) != MOST:
             await asyncio.sleep(0.02)
-    return found.pop()
+    return found
 
 
 async def test_runners_are_forks_of_one_template(start: Start) -> None:
@@ -162,44 +172,46 @@ async def test_a_start_that_is_cancelled_leaves_no_runner(start: Start, tmp_path
     assert identity is None or not exists(identity["pid"])
 
 
-async def test_the_next_runner_is_the_spare(start: Start) -> None:
+async def test_the_next_runners_are_the_spares(start: Start) -> None:
     first = await start()
-    spare = await spare_of(parent(first.pid))
-    second = await start()
-    assert second.pid == spare and (await second.status()).state == "RUNNING"
-    assert await spare_of(parent(first.pid)) != spare
-    os.kill(second.pid, signal.SIGKILL)
-    assert "was ended by SIGKILL" in (await ended(second)).message
-    assert not exists(second.pid)
+    ahead = await spares_of(parent(first.pid))
+    others = [await start() for _ in range(MOST)]
+    pids = {other.pid for other in others}
+    assert pids == ahead and {(await other.status()).state for other in others} == {"RUNNING"}
+    assert not await spares_of(parent(first.pid), used=pids) & ahead
+    os.kill(others[0].pid, signal.SIGKILL)
+    assert "was ended by SIGKILL" in (await ended(others[0])).message
+    assert not exists(others[0].pid)
 
 
-async def test_a_spare_that_was_killed_hinders_no_start(start: Start) -> None:
+async def test_spares_that_were_killed_hinder_no_start(start: Start) -> None:
     first = await start()
-    spare = await spare_of(parent(first.pid))
-    os.kill(spare, signal.SIGKILL)
+    ahead = await spares_of(parent(first.pid))
+    for spare in ahead:
+        os.kill(spare, signal.SIGKILL)
     async with asyncio.timeout(60):
-        while state(spare) != "Z":
+        while any(runs(spare) for spare in ahead):
             await asyncio.sleep(0.02)
     second = await start()
     assert parent(second.pid) == parent(first.pid) and (await second.status()).state == "RUNNING"
-    assert not exists(spare)
+    assert second.pid not in ahead and not any(exists(spare) for spare in ahead)  # reaped
 
 
-async def test_a_spare_ends_with_its_template(start: Start) -> None:
+async def test_spares_end_with_their_template(start: Start) -> None:
     first = await start()
-    spare = await spare_of(parent(first.pid))
+    ahead = await spares_of(parent(first.pid))
     os.kill(parent(first.pid), signal.SIGKILL)
     async with asyncio.timeout(60):
-        while exists(spare):
+        while any(runs(spare) for spare in ahead):
             await asyncio.sleep(0.02)
     assert (await first.status()).state == "RUNNING"
 
 
 async def test_many_starts_at_once_have_runners_of_their_own(start: Start) -> None:
     first = await start()
-    await spare_of(parent(first.pid))
-    others = await asyncio.gather(*(start() for _ in range(4)))
-    assert len({first.pid, *(other.pid for other in others)}) == 5
+    await spares_of(parent(first.pid))
+    others = await asyncio.gather(*(start() for _ in range(MOST + 3)))
+    assert len({first.pid, *(other.pid for other in others)}) == MOST + 4
     assert {(await other.status()).state for other in others} == {"RUNNING"}
 
 
@@ -211,30 +223,41 @@ def memories(pid: int) -> dict[int, os.stat_result]:
 
 async def test_a_spare_has_a_machine_like_the_last_and_nothing_of_its_rehearsal(start: Start) -> None:
     first = await start()
-    spare = await spare_of(parent(first.pid))
-    (memory,) = memories(spare).values()
-    assert (memory.st_size, memory.st_blocks) == (16 * MIB, 0)
-    kinds = {target.partition(":")[2] for target in opened(spare) if target.startswith("anon_inode:")}
-    assert kinds <= {"[eventpoll]", "[eventfd]"}, opened(spare)
-    assert not [name for name in ("/trace", "/counters") if name in mapped(spare)], mapped(spare)
-    assert os.readlink(f"/proc/{spare}/cwd") == os.readlink(f"/proc/{parent(spare)}/cwd")
+    template_pid = parent(first.pid)
+    for spare in await spares_of(template_pid):
+        (memory,) = memories(spare).values()
+        assert (memory.st_size, memory.st_blocks) == (16 * MIB, 0)
+        kinds = {target.partition(":")[2] for target in opened(spare) if target.startswith("anon_inode:")}
+        assert kinds <= {"[eventpoll]", "[eventfd]"}, opened(spare)
+        assert not [name for name in ("/trace", "/counters") if name in mapped(spare)], mapped(spare)
+        assert os.readlink(f"/proc/{spare}/cwd") == os.readlink(f"/proc/{template_pid}/cwd")
 
 
 async def test_the_machine_made_ahead_is_the_next_guests(start: Start) -> None:
     first = await start()
-    ahead = memories(await spare_of(parent(first.pid))).keys()
+    ahead = {spare: memories(spare).keys() for spare in await spares_of(parent(first.pid))}
     second = await start()
-    assert memories(second.pid).keys() == ahead and memories(first.pid).keys() != ahead
+    assert memories(second.pid).keys() == ahead[second.pid] and memories(first.pid).keys() != ahead[second.pid]
     assert (await second.status()).state == "RUNNING"
 
 
 async def test_a_guest_with_other_memory_gets_a_machine_of_its_own(start: Start) -> None:
     first = await start()
-    spare = await spare_of(parent(first.pid))
-    ahead = memories(spare).keys()
+    ahead = {spare: memories(spare).keys() for spare in await spares_of(parent(first.pid))}
     second = await start(32 * MIB)
-    assert second.pid == spare and (await second.status()).state == "RUNNING"
-    own = {number: about for number, about in memories(second.pid).items() if number not in ahead}
+    not_taken = ahead[second.pid]
+    assert (await second.status()).state == "RUNNING"
+    own = {number: about for number, about in memories(second.pid).items() if number not in not_taken}
     assert [about.st_size for about in own.values()] == [32 * MIB]
-    assert memories(await spare_of(parent(first.pid))).popitem()[1].st_size == 32 * MIB  # the next one's
-    assert sum(about.st_blocks for number, about in memories(second.pid).items() if number in ahead) == 0
+    assert sum(about.st_blocks for number, about in memories(second.pid).items() if number in not_taken) == 0
+
+
+async def test_a_guest_gets_the_spare_with_a_machine_like_its_own(start: Start) -> None:
+    first, second = await start(), await start(32 * MIB)
+    ahead = await spares_of(parent(first.pid))  # both with 32 MiB
+    third = await start()
+    assert third.pid in ahead and second.pid not in ahead
+    sizes = {spare: memories(spare).popitem()[1].st_size for spare in await spares_of(parent(first.pid), used={third.pid})}
+    assert sorted(sizes.values()) == [16 * MIB, 32 * MIB]  # the next one is like the last that was started
+    fitting = {size: spare for spare, size in sizes.items()}
+    assert (await start()).pid == fitting[16 * MIB] and (await start(32 * MIB)).pid == fitting[32 * MIB]
