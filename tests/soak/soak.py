@@ -179,7 +179,7 @@ class Soak:
 
 
 def _children(pid: int) -> set[int]:
-    """Of a daemon templates, above all, and of each of those a spare: they end with the daemon."""
+    """Of a daemon templates, above all, and of each of those spares: they end with the daemon."""
     found = set()
     with contextlib.suppress(FileNotFoundError, ProcessLookupError):  # one that ended has none
         for task in Path(f"/proc/{pid}/task").iterdir():
