@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Awaitable
 from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Protocol
@@ -35,8 +36,8 @@ class Host(Protocol):
     def changed(self, life: GuestLife, kind: guest_pb2.GuestEvent.Type.ValueType, message: str) -> None:
         """Tell watchers, and in a moment the store."""
 
-    async def keep(self, life: GuestLife) -> None:
-        """The store has it as it is now when this returns, unless the store cannot be written at the moment."""
+    def keep(self, life: GuestLife) -> Awaitable[None]:
+        """The store has it as it is now when that is awaited, unless the store cannot be written at the moment."""
 
     async def forget(self, life: GuestLife) -> None:
         """Take it out of the store and the tables. Raises HvdError DISK_FULL."""

@@ -13,7 +13,7 @@ import contextlib
 import hashlib
 import time
 import uuid
-from collections.abc import AsyncIterator, Coroutine, Iterator, Sequence, Set
+from collections.abc import AsyncIterator, Awaitable, Coroutine, Iterator, Sequence, Set
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, TypeVar
@@ -214,9 +214,16 @@ class Supervisor:
             self._dirty[life.guest.uid] = life
             self._dirt.set()
 
-    async def keep(self, life: GuestLife) -> None:
-        with contextlib.suppress(HvdError):  # what changed is written behind, too, and tried again there
+    def keep(self, life: GuestLife) -> Awaitable[None]:
+        self._dirty.pop(life.guest.uid, None)  # at once, or it would be written twice, and whoever waits for this wait for both
+        return self._keep_now(life)
+
+    async def _keep_now(self, life: GuestLife) -> None:
+        try:
             await self._store.put([life.guest])
+        except HvdError:
+            self._dirty.setdefault(life.guest.uid, life)  # tried again behind
+            self._dirt.set()
 
     async def forget(self, life: GuestLife) -> None:
         await self._store.delete(life.guest.uid)
@@ -466,6 +473,8 @@ class Supervisor:
             await self._dirt.wait()
             self._dirt.clear()
             dirty, self._dirty = self._dirty, {}
+            if not dirty:
+                continue
             try:
                 await self._store.put([life.guest for life in dirty.values() if not life.deleted])
                 self.store_problem = ""

@@ -1,6 +1,6 @@
-"""The control group that a machine's runner and cell are in, beside those of containers: the daemon's side. It is made before the runner, which is
-put into it while it starts: moving a process may take the kernel some ten milliseconds (Documentation/admin-guide/cgroup-v2.rst, "favordynmods"),
-and no start waits for that. What the runner has had until then counts as the daemon's.
+"""The control group that a machine's runner and cell are in, beside those of containers: the daemon's side. It is made, and the runner
+put into it, while that starts: moving a process may take the kernel some ten milliseconds (Documentation/admin-guide/cgroup-v2.rst, "favordynmods"),
+and no start waits for that. What the runner has had until then counts as the daemon's. Should the daemon die in between, the next one does it.
 
 Without it a guest runs all the same: problem() says why there is none.
 """

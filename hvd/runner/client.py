@@ -128,7 +128,7 @@ class RunnerInstance(Instance):
             finally:
                 os.close(write)
             instance = cls(directory, process, backend, capabilities)
-            instance._join()
+            instance._join(spec)
             await instance._started(read, START_SECONDS + _restoring_seconds(spec.snapshot))
         finally:
             os.close(read)
@@ -162,12 +162,12 @@ class RunnerInstance(Instance):
             raise HvdError("RUNNER_GONE", problem="the guest has ended")
         pid, pidfd = launch.find(directory)
         instance = cls(directory, RunnerProcess(pid, pidfd, lambda: None), backend, capabilities)
-        instance._join()  # the daemon that started it may have died before it did
+        instance._join()
         return instance
 
-    def _join(self) -> None:
-        """Its processes into their control group, while the guest starts or goes on."""
-        self._joining = asyncio.create_task(asyncio.to_thread(group.join, self.directory.name, self.pid))
+    def _join(self, spec: LaunchSpec | None = None) -> None:
+        """Its processes into their control group, while the guest starts or goes on. spec: of a new one."""
+        self._joining = asyncio.create_task(asyncio.to_thread(_join_group, self.directory, self.pid, spec))
 
     def _on_exit(self) -> None:
         asyncio.get_running_loop().remove_reader(self._pidfd)
@@ -406,14 +406,31 @@ class RunnerInstance(Instance):
 
 def _start(spec: LaunchSpec, backend: str, directory: Path, executable: str, ready: int) -> RunnerProcess:
     """Raises OSError."""
-    if spec.grouped:
-        group.make(directory.name, group.limits(spec.memory_bytes, spec.log_max_bytes, spec.state_directory))
+    own = spec.jailed and not user.missing()
+    return start_runner(backend, directory, executable, ready, spec.card_descriptors, own, spec.memory_bytes)
+
+
+def _join_group(directory: Path, pid: int, spec: LaunchSpec | None) -> None:
+    """spec: None = it was found, and the daemon that started it may have died before it had done this."""
+    if spec is not None:
+        limits = group.limits(spec.memory_bytes, spec.log_max_bytes, spec.state_directory) if spec.grouped else None
+    else:
+        limits = None if group.exists(directory.name) else _limits(directory)
+    if limits is not None:
+        group.make(directory.name, limits)
+    group.join(directory.name, pid)
+
+
+def _limits(directory: Path) -> group.Limits | None:
+    """As machine.json has them; None = no group was asked for."""
+    document = read_json(str(directory / MACHINE)) or {}
+    if JAIL not in document:
+        return None
     try:
-        own = spec.jailed and not user.missing()
-        return start_runner(backend, directory, executable, ready, spec.card_descriptors, own, spec.memory_bytes)
-    except OSError:
-        group.remove_empty(directory.name)
-        raise
+        machine, jail = MachineSpec.of(document), Jail.of(document[JAIL])
+        return group.limits(int(machine.memory_bytes), int(machine.log_max_bytes), *map(Path, jail.writable[:1]))
+    except (HvdError, TypeError, ValueError, OverflowError):  # its runner says what is wrong with it
+        return None
 
 
 def _jail(spec: LaunchSpec, directory: Path) -> dict[str, Any]:

@@ -156,7 +156,7 @@ def write_json(path: str, document: Mapping[str, Any]) -> None:
     """Atomically: a reader sees the old file or the new one."""
     new = f"{path}.new"
     with open(new, "w", encoding="utf-8") as file:
-        json.dump(document, file)
+        file.write(json.dumps(document))  # dump() makes and writes it piece by piece
     os.rename(new, path)
 
 

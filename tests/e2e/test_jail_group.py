@@ -35,7 +35,10 @@ def where(controller: str, uid: str) -> Path:
 
 
 def members(controller: str, uid: str) -> set[int]:
-    return {int(word) for word in (where(controller, uid) / "cgroup.procs").read_text().split()}
+    try:
+        return {int(word) for word in (where(controller, uid) / "cgroup.procs").read_text().split()}
+    except FileNotFoundError:  # it is made while the guest starts
+        return set()
 
 
 def left(uid: str) -> list[Path]:
@@ -80,22 +83,28 @@ def test_who_is_over_the_limit_fails_alone(daemon: RealDaemon, backend: str) -> 
 
 def test_groups_go_with_guests_whoever_sees_their_end(own_daemon: RealDaemon) -> None:
     daemon = own_daemon
-    kept, killed, hog = (run(daemon, name, "emulation", "8M") for name in ("kept", "killed", "hog"))
-    runners = {uid: daemon.runner(name) for name, uid in (("kept", kept), ("killed", killed), ("hog", hog))}
+    kept, killed, hog, bare = (run(daemon, name, "emulation", "8M") for name in ("kept", "killed", "hog", "bare"))
+    runners = {uid: daemon.runner(name) for name, uid in (("kept", kept), ("killed", killed), ("hog", hog), ("bare", bare))}
     for uid, runner in runners.items():
         wait_for(lambda uid=uid, runner=runner: runner in members("memory", uid), "it is in its group")
     daemon.stop(signal.SIGKILL)
     os.kill(runners[killed], signal.SIGKILL)
     assert left(kept) and left(killed) and left(hog)
-    # One that was not moved before the daemon died.
+    # One that was not moved before the daemon died, and one whose group was not even made.
+    for uid in (kept, bare):
+        for controller in ("memory", "pids"):
+            (where(controller, uid).parents[1] / "cgroup.procs").write_text(str(runners[uid]))
+        assert runners[uid] not in members("memory", uid)
+    limit = (where("memory", bare) / LIMIT).read_text()
     for controller in ("memory", "pids"):
-        (where(controller, kept).parents[1] / "cgroup.procs").write_text(str(runners[kept]))
-    assert runners[kept] not in members("memory", kept)
+        where(controller, bare).rmdir()
     daemon.start()
     assert daemon.show("killed")["reason"] == "RUNNER_CRASHED" and not left(killed)
-    wait_for(lambda: runners[kept] in members("memory", kept), "the next daemon moves it")
+    for uid in (kept, bare):
+        wait_for(lambda uid=uid: runners[uid] in members("memory", uid), "the next daemon moves it")
+    assert (where("memory", bare) / LIMIT).read_text() == limit
     assert (daemon.show("hog")["state"], members("pids", hog)) == ("RUNNING", {runners[hog]})
-    for name, uid in (("kept", kept), ("hog", hog)):
+    for name, uid in (("kept", kept), ("hog", hog), ("bare", bare)):
         daemon.ok("delete", "--force", name)
         assert not left(uid)
 
