@@ -41,7 +41,7 @@ from hvd.runner.directory import (
     read_json,
     write_json,
 )
-from hvd.runner.runner import Ram, Runner
+from hvd.runner.runner import Runner
 
 # Of two processes of hvd the kernel should rather end a guest than the daemon.
 OOM_SCORE_ADJUSTMENT = "300"
@@ -157,8 +157,7 @@ def prepare(ready: ReadyPipe) -> Runner:
         record = ExitRecord(".")
         document = read_document()
         spec = read_spec(document)
-        runner = ahead.take(spec)  # not yet whole
-        ram = Ram.of(spec, runner.machine.memory if runner else None)  # first of all: what takes longest goes on meanwhile
+        runner, ram = ahead.take(spec)  # first of all: what takes longest goes on meanwhile
         introduce(spec.name)
         write_json(PID, process_identity(own_pid()) | {"protocol": [PROTOCOL_OLDEST, PROTOCOL]})
         if os.path.exists(EXIT):  # whoever began this start has died, and the next one has called it off (hvd/guests/adoption.py)

@@ -1,6 +1,6 @@
-"""A machine that is made before its guest is known: a spare runner (hvd.runner.spare) makes one like the last that was started, with so much memory
-and no disks and cards, since making devices takes longer than telling them whose they are. It is one guest's from then on, or nobody's: a guest that
-needs another one gets it made at once."""
+"""A machine that is made before its guest is known: a spare runner (hvd.runner.spare) makes one like the last that was started, with so much memory,
+its kernel and initrd in there and no disks and cards, since making devices takes longer than telling them whose they are. It is one guest's from then
+on, or nobody's: a guest that needs another one gets it made at once, and one with another kernel gets the memory cleared."""
 
 from __future__ import annotations
 
@@ -11,11 +11,14 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final, NamedTuple
 
+from hvd.board.loaders.ahead import preload
+from hvd.board.loaders.image import Piece
 from hvd.board.machine import CreateVcpu
 from hvd.board.memory import check_size
 from hvd.board.spec import MachineSpec
 from hvd.errors import HvdError
 from hvd.runner.inheritance import ABOVE
+from hvd.runner.likeness import Likeness
 from hvd.runner.runner import Ram, Runner
 
 _DESCRIPTORS: Final = "/proc/self/fd"
@@ -25,30 +28,38 @@ class _Made(NamedTuple):
     runner: Runner
     spec: MachineSpec
     descriptors: frozenset[int]
+    there: frozenset[Piece]  # in its memory
 
 
 _made: _Made | None = None
 
 
-def make(backend: str, memory_bytes: int, create_vcpu: CreateVcpu) -> None:
+def make(backend: str, likeness: Likeness, create_vcpu: CreateVcpu) -> None:
     """None is made where the host has not so much memory now. Raises HvdError, OSError."""
     global _made
-    spec = _bare(MachineSpec("", backend, "", memory_bytes, ""))
+    spec = likeness.spec(backend)
+    bare = _bare(spec)
     with contextlib.suppress(HvdError):
-        check_size(memory_bytes)
+        check_size(spec.memory_bytes)
         with _low_numbers_taken():
             before = open_descriptors()
-            runner = Runner(spec, create_vcpu, Ram.of(spec), files=False)
-            _made = _Made(runner, spec, frozenset(open_descriptors() - before))
+            runner = Runner(bare, create_vcpu, Ram.of(bare), files=False)
+            there = preload(runner.machine.memory, spec)
+            _made = _Made(runner, bare, frozenset(open_descriptors() - before), there)
         gc.freeze()
 
 
-def take(spec: MachineSpec) -> Runner | None:
-    """None: there is none, or it is not such a machine. Raises HvdError MEMORY_TOO_LARGE."""
-    if _made is None or _bare(spec) != _made.spec:
-        return None
+def take(spec: MachineSpec) -> tuple[Runner | None, Ram]:
+    """A runner that is not yet whole; None: there is none, or it is not such a machine. And the memory, which this guest's kernel is on its way to.
+    Raises HvdError MEMORY_*; OSError."""
+    if _made is None:
+        return None, Ram.of(spec)
+    if _bare(spec) != _made.spec:
+        if _made.there:
+            _made.runner.machine.memory.clear_all()
+        return None, Ram.of(spec)
     check_size(spec.memory_bytes)  # it has been a while
-    return _made.runner
+    return _made.runner, Ram.of(spec, _made.runner.machine.memory, _made.there)
 
 
 def descriptors() -> frozenset[int]:

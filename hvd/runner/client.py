@@ -32,6 +32,7 @@ from hvd.runner.channel import Channel
 from hvd.runner.console_client import RunnerConsole
 from hvd.runner.debug_client import RunnerDebugger
 from hvd.runner.directory import ENDS, EXIT, JAIL, MACHINE, RUNNER_LOG, ExitRecord, read_json, write_json
+from hvd.runner.likeness import Likeness
 from hvd.runner.process import RunnerProcess, start_runner
 from hvd.runner.rewritten import census_of_message
 
@@ -116,7 +117,7 @@ class RunnerInstance(Instance):
                 write_json(str(directory / MACHINE), machine.document() | _jail(spec, directory))
                 # In a thread: a template that hangs is waited for some seconds, and nobody else shall wait with it.
                 starting = asyncio.create_task(
-                    asyncio.to_thread(_start, spec, backend, directory, executable, write)
+                    asyncio.to_thread(_start, spec, machine, directory, executable, write)
                 )
                 process = await asyncio.shield(starting)
             except OSError as error:
@@ -404,10 +405,10 @@ class RunnerInstance(Instance):
             raise HvdError("RUNNER_TIMEOUT", call=name, seconds=CALL_SECONDS) from None
 
 
-def _start(spec: LaunchSpec, backend: str, directory: Path, executable: str, ready: int) -> RunnerProcess:
+def _start(spec: LaunchSpec, machine: MachineSpec, directory: Path, executable: str, ready: int) -> RunnerProcess:
     """Raises OSError."""
     own = spec.jailed and not user.missing()
-    return start_runner(backend, directory, executable, ready, spec.card_descriptors, own, spec.memory_bytes)
+    return start_runner(machine.backend, directory, executable, ready, spec.card_descriptors, own, Likeness.of(machine))
 
 
 def _join_group(directory: Path, pid: int, spec: LaunchSpec | None) -> None:

@@ -18,11 +18,13 @@ from typing import Any, NamedTuple
 
 from hvd.jail.pids import own_pids
 from hvd.runner import launch, template
+from hvd.runner.likeness import Likeness
 from hvd.runner.template import PACKET_BYTES, SOCKET_FD
 
 # The first answer takes as long as the imports, on a busy host too: a template that is given up while it forks leaves a runner behind whose
 # guest nobody knows, and which is in the way of the one that is started instead.
 ANSWER_SECONDS = 20.0
+NOTHING = Likeness(0)
 
 
 class RunnerProcess(NamedTuple):
@@ -48,9 +50,11 @@ class Template:
         with self._lock, contextlib.suppress(OSError):  # the first start tries again, and does without
             self._connection()
 
-    def start(self, directory: Path, ready: int, cards: Sequence[int] = (), own: bool = False, memory_bytes: int = 0) -> RunnerProcess:
+    def start(self, directory: Path, ready: int, cards: Sequence[int] = (), own: bool = False, likeness: Likeness = NOTHING) -> RunnerProcess:
         """Raises OSError as posix_spawn would; the caller keeps its descriptors."""
-        request = {"start": str(directory.absolute()), "own_pids": own, "memory_bytes": memory_bytes}
+        request = {"start": str(directory.absolute()), "own_pids": own, "likeness": likeness.document()}
+        if len(json.dumps(request)) > PACKET_BYTES:  # paths as long as paths can be
+            request["likeness"] = Likeness(likeness.memory_bytes).document()
         with self._lock:
             try:
                 answer, descriptors = self._ask(request, ready, *cards)
@@ -132,15 +136,14 @@ def template_of(backend: str) -> Template:
 
 
 def start_runner(
-    backend: str, directory: Path, executable: str, ready: int, cards: Sequence[int] = (), own: bool = False, memory_bytes: int = 0
+    backend: str, directory: Path, executable: str, ready: int, cards: Sequence[int] = (), own: bool = False, likeness: Likeness = NOTHING
 ) -> RunnerProcess:
     """A runner in an existing directory, which writes to `ready` when its guest runs; by this Python, out of the
-    template. cards: descriptors of its network cards (hvd.runner.inheritance). own: in a PID namespace of its own. memory_bytes:
-    of its guest (hvd.runner.ahead).
+    template. cards: descriptors of its network cards (hvd.runner.inheritance). own: in a PID namespace of its own.
     Raises OSError."""
     if executable != sys.executable:
         return launch_alone(directory, executable, ready, cards, own)
-    return template_of(backend).start(directory, ready, cards, own, memory_bytes)
+    return template_of(backend).start(directory, ready, cards, own, likeness)
 
 
 def launch_alone(

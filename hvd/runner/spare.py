@@ -32,6 +32,7 @@ from hvd.jail.pids import own_pids
 from hvd.runner.ahead import open_descriptors
 from hvd.runner.directory import MACHINE, PID, ExitRecord, own_pid, process_identity, read_json, write_json
 from hvd.runner.inheritance import ABOVE, MOST_DESCRIPTORS
+from hvd.runner.likeness import Likeness
 from hvd.runner.runner import Ram, Runner
 
 # For each template.
@@ -63,10 +64,10 @@ class Part(NamedTuple):
 class Spare:
     """The template's side."""
 
-    def __init__(self, own: bool, memory_bytes: int, part: Part) -> None:
-        """own: in a PID namespace of its own; memory_bytes: of the machine that it makes. Raises OSError."""
+    def __init__(self, own: bool, likeness: Likeness, part: Part) -> None:
+        """own: in a PID namespace of its own; likeness: of the machine that it makes. Raises OSError."""
         self.own = own
-        self.memory_bytes = memory_bytes
+        self.likeness = likeness
         self._connection, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         try:
             with own_pids(own), theirs:

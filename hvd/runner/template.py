@@ -6,7 +6,7 @@ has one thread, no state of a guest, and ends when the daemon does; its runners 
 spares (hvd.runner.spare).
 
     python -m hvd.runner.template BACKEND          with a SEQPACKET socket as descriptor 3, one JSON object a packet
-    {"start": DIRECTORY, "own_pids": in a PID namespace of its own, "memory_bytes": of its guest}
+    {"start": DIRECTORY, "own_pids": in a PID namespace of its own, "likeness": of its guest (hvd.runner.likeness)}
         + descriptor to write to when it is ready, and those of its network cards
                                                                     ->  {"pid": N} + pidfd, or {"errno": N, "problem"}
     {"reap": PID}, once that runner has ended                       ->  {"status": N}, as of waitpid(2)
@@ -23,12 +23,13 @@ import os
 import select
 import socket
 import sys
-from collections.abc import Sequence
-from typing import TYPE_CHECKING, NoReturn
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any, NoReturn
 
 from hvd.jail.pids import own_pids
 from hvd.runner.directory import RUNNER_LOG
 from hvd.runner.inheritance import MOST_DESCRIPTORS, READY_FD, inherit
+from hvd.runner.likeness import Likeness
 
 if TYPE_CHECKING:
     from hvd.runner.spare import Spare
@@ -52,7 +53,7 @@ def serve(backend: str) -> None:
             connection.send(json.dumps({"status": status}).encode())
             continue
         try:
-            pid = template.start(request["start"], descriptors, request["own_pids"], request["memory_bytes"])
+            pid = template.start(request["start"], descriptors, request["own_pids"], request["likeness"])
             pidfd = os.pidfd_open(pid)
         except OSError as error:
             connection.send(json.dumps({"errno": error.errno or errno.EIO, "problem": error.strerror}).encode())
@@ -75,7 +76,7 @@ class Template:
         self._runner.introduce("template")
         self._module = importlib.import_module("hvd.runner.spare")
         self._ahead = importlib.import_module("hvd.runner.ahead")
-        self._memory_bytes = 0  # of the guest that was started last
+        self._likeness = Likeness(0)  # of the guest that was started last
         self._spares: list[Spare] = []  # ready, the oldest first
         self._coming: Spare | None = None
         self._wanted: bool | None = None  # are more, with PIDs of their own or without; None = none is
@@ -105,7 +106,7 @@ class Template:
         closed = [SOCKET_FD, *(spare.fileno() for spare in self._spares)]
         part = self._module.Part(self._rehearse, lambda: self._runner.introduce("spare"), self._become, closed)
         try:
-            self._coming = self._module.Spare(own, self._memory_bytes, part)
+            self._coming = self._module.Spare(own, self._likeness, part)
         except OSError:
             self._wanted = None  # nothing depends on it; after the next start it is tried again
 
@@ -121,14 +122,14 @@ class Template:
         if not ready or len(self._spares) >= self._module.MOST:
             self._wanted = None
 
-    def start(self, directory: str, descriptors: Sequence[int], own: bool, memory_bytes: int) -> int:
-        """The pid of the runner. memory_bytes: of its guest; the next one will often have as much. Raises OSError."""
-        self._memory_bytes = memory_bytes
+    def start(self, directory: str, descriptors: Sequence[int], own: bool, document: Mapping[str, Any]) -> int:
+        """The pid of the runner. document: of its guest's likeness; the next one will often have the same. Raises OSError."""
+        self._likeness = Likeness(**document)
         log = os.open(os.path.join(directory, RUNNER_LOG), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             self._receive_spare()
             self._wanted = own
-            while (spare := self._best_spare(own, memory_bytes)) is not None:
+            while (spare := self._best_spare(own)) is not None:
                 if (pid := spare.start(directory, [log, *descriptors])) is not None:
                     return pid
             with own_pids(own):
@@ -139,12 +140,12 @@ class Template:
         finally:
             os.close(log)
 
-    def _best_spare(self, own: bool, memory_bytes: int) -> Spare | None:
+    def _best_spare(self, own: bool) -> Spare | None:
         """One whose machine fits, before others; it is not kept. None: there is none."""
         for other in [spare for spare in self._spares if spare.own != own]:
             self._spares.remove(other)
             other.end()
-        best = min(self._spares, key=lambda spare: spare.memory_bytes != memory_bytes, default=None)
+        best = min(self._spares, key=lambda spare: spare.likeness.strangeness(self._likeness), default=None)
         if best is not None:
             self._spares.remove(best)
         return best
@@ -152,7 +153,7 @@ class Template:
     def _rehearse(self) -> None:
         create_vcpu = self._runner.find_vcpu(self._backend)
         self._module.rehearse(self._backend, create_vcpu)
-        self._ahead.make(self._backend, self._memory_bytes, create_vcpu)
+        self._ahead.make(self._backend, self._likeness, create_vcpu)
 
     def _become(self, directory: str, descriptors: Sequence[int]) -> NoReturn:
         code = 1

@@ -7,13 +7,14 @@ import hashlib
 import os
 import subprocess
 import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from hvd.errors import HvdError
-from hvd.images.blobs import BlobStore, check_digest
+from hvd.images.blobs import UNREFERENCED_AGE, BlobStore, check_digest
 
 CONTENT = b"a kernel" * 1000
 
@@ -216,6 +217,16 @@ class TestCollect:
         assert sorted(leftovers(store)) == sorted(
             store.path(digests[name]) for name in ("old-used", "old-found", "new-unused")
         )
+
+    def test_only_one_that_is_no_longer_new_is_touched_when_it_is_found(self, store: BlobStore) -> None:
+        upload(store, CONTENT)
+        path, now = store.path(digest_of(CONTENT)), time.time()
+        for age, touched in ((UNREFERENCED_AGE * 0.4, False), (UNREFERENCED_AGE * 0.6, True), (-UNREFERENCED_AGE, True)):
+            os.utime(path, (now - age, now - age))
+            before = path.stat()
+            assert store.find([digest_of(CONTENT)]) == [digest_of(CONTENT)]
+            after = path.stat()
+            assert (after.st_ctime_ns != before.st_ctime_ns, abs(after.st_mtime - now) < 60) == (touched, touched)
 
     def test_nothing_old_asks_for_no_references(self, store: BlobStore) -> None:
         upload(store, CONTENT)

@@ -21,7 +21,7 @@ from hvd.runner.process import Template
 from hvd.runner.spare import MOST
 
 KERNELS = Path(__file__).resolve().parents[2] / "build" / "guests"
-Start = Callable[..., Awaitable[RunnerInstance]]  # memory_bytes
+Start = Callable[..., Awaitable[RunnerInstance]]  # memory_bytes, initrd
 MIB = 1 << 20
 
 
@@ -41,10 +41,10 @@ async def start(tmp_path: Path, template: Template) -> AsyncIterator[Start]:
     started: list[RunnerInstance] = []
     numbers = itertools.count()
 
-    async def one(memory_bytes: int = 16 * MIB) -> RunnerInstance:
+    async def one(memory_bytes: int = 16 * MIB, initrd: Path | None = None) -> RunnerInstance:
         directory = tmp_path / str(next(numbers))
         directory.mkdir()
-        spec = LaunchSpec("u", "spin", "", memory_bytes, 1, kernel, None, "", 0, False, False)
+        spec = LaunchSpec("u", "spin", "", memory_bytes, 1, kernel, initrd, "", 0, False, False)
         instance = await RunnerInstance.launch(directory, spec, "emulation", frozenset(Capability))
         started.append(instance)
         return instance
@@ -250,6 +250,27 @@ async def test_a_guest_with_other_memory_gets_a_machine_of_its_own(start: Start)
     own = {number: about for number, about in memories(second.pid).items() if number not in not_taken}
     assert [about.st_size for about in own.values()] == [32 * MIB]
     assert sum(about.st_blocks for number, about in memories(second.pid).items() if number in not_taken) == 0
+
+
+async def test_the_kernel_of_the_last_is_in_a_spares_memory_and_of_no_use_to_another(start: Start, tmp_path: Path) -> None:
+    initrd = tmp_path / "initrd"
+    initrd.write_bytes(b"initrd" * MIB)
+    os.utime(initrd, (1, 1))
+    await asyncio.sleep(1.1)  # what was changed just now is not taken
+    first = await start(initrd=initrd)
+    ahead = {spare: memories(spare).popitem()[1] for spare in await spares_of(parent(first.pid))}
+    assert all(about.st_blocks * 512 >= 6 * MIB for about in ahead.values())
+    second, third = await start(initrd=initrd), await start()  # with it, and without
+    assert {second.pid, third.pid} == ahead.keys()
+    for other, least, most in ((second, 6 * MIB, 7 * MIB), (third, 0, MIB)):
+        (memory,) = memories(other.pid).values()
+        assert least <= memory.st_blocks * 512 <= most
+        assert (await other.status()).state == "RUNNING"
+    assert {memories(spare).popitem()[1].st_blocks for spare in await spares_of(parent(first.pid), used=ahead)} == {0}
+    fourth = await start(32 * MIB, initrd=initrd)
+    await spares_of(parent(first.pid), used={*ahead, fourth.pid})
+    fifth = await start()  # which needs a machine of its own: what the other's memory had has gone
+    assert sum(about.st_blocks * 512 for about in memories(fifth.pid).values()) < MIB
 
 
 async def test_a_guest_gets_the_spare_with_a_machine_like_its_own(start: Start) -> None:

@@ -7,11 +7,24 @@ import io
 import os
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO, Self
+from typing import BinaryIO, NamedTuple, Self
 
 from hvd.board.memory import GuestMemory
 from hvd.errors import HvdError
 from hvd.jail.inputs import open_input
+
+
+class Piece(NamedTuple):
+    """Of a file, as it is or is to be in memory."""
+
+    device: int
+    inode: int
+    size: int  # these three: of the file
+    changed_ns: int
+    modified_ns: int
+    offset: int
+    length: int
+    address: int
 
 
 class Copies:
@@ -25,6 +38,9 @@ class Copies:
         return self
 
     def __exit__(self, *exc: object) -> None:
+        self.close()
+
+    def close(self) -> None:
         self._files.close()
 
     def open(self, source: Path | bytes, what: str = "the kernel") -> ImageFile:
@@ -34,11 +50,22 @@ class Copies:
     def add(self, image: ImageFile, offset: int, length: int, memory: GuestMemory, address: int) -> None:
         self._waiting.append((image, offset, length, memory, address))
 
+    @property
+    def waiting(self) -> bool:
+        return bool(self._waiting)
+
+    def pieces(self) -> frozenset[Piece]:
+        """What waits, of files as they are now. Raises OSError."""
+        return frozenset(Piece(*image.version(), offset, length, address) for image, offset, length, _, address in self._waiting)
+
+    def drop(self) -> None:
+        """It is there already."""
+        self._waiting.clear()
+
     def run(self) -> None:
         """Raises what ImageFile.copy_now() raises."""
         for image, offset, length, memory, address in self._waiting:
             image.copy_now(offset, length, memory, address)
-        self._waiting.clear()
 
 
 class ImageFile:
@@ -57,6 +84,11 @@ class ImageFile:
 
     def __exit__(self, *exc: object) -> None:
         self._file.close()
+
+    def version(self) -> tuple[int, int, int, int, int]:
+        """Device, inode, size, and when it was changed and modified: a file that has other contents has another one. Raises OSError."""
+        about = os.fstat(self._file.fileno())
+        return about.st_dev, about.st_ino, about.st_size, about.st_ctime_ns, about.st_mtime_ns
 
     def need(self, end: int) -> None:
         """Raises HvdError IMAGE_TRUNCATED unless the file has that many bytes."""
