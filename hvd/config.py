@@ -29,6 +29,7 @@ ENV_PREFIX = "HVD_"
 LOG_LEVELS = ("debug", "info", "warning", "error")
 ROLES = ("view", "trace", "operate", "admin")  # hvd.api.roles says what each may do
 LOG_FORMATS = ("auto", "console", "json")
+MOST_SPARE_RUNNERS = 16
 _UNITS = {"": 1, "K": 1 << 10, "M": 1 << 20, "G": 1 << 30, "T": 1 << 40}
 _SIZE = re.compile(r"(\d+)\s*([KMGT]?)(?:i?B)?", re.IGNORECASE)
 
@@ -44,6 +45,12 @@ def parse_size(text: str) -> int:
 def _positive_int(text: str) -> int:
     if not text.strip().isdecimal() or int(text) < 1:
         raise ValueError("is no whole number above 0")
+    return int(text)
+
+
+def _spare_runners(text: str) -> int:
+    if not text.strip().isdecimal() or int(text) > MOST_SPARE_RUNNERS:
+        raise ValueError(f"is no whole number from 0 to {MOST_SPARE_RUNNERS}")
     return int(text)
 
 
@@ -257,6 +264,12 @@ class Config:
     )
     jail: str = _setting(
         _choice("auto", "off"), "auto", "lock guests' processes in as far as this host lets hvd (docs/security.md), or not at all", value="HOW"
+    )
+    spare_runners: int = _setting(
+        _spare_runners,
+        2,
+        "processes that each kind of virtual machine in use keeps ready for the next starts, each with the last guest's kernel and initrd in memory",
+        value="N",
     )
     tls_cert: Path | None = _setting(_path, None, "the daemon's certificate chain (PEM)", shown="none", value="FILE")
     tls_key: Path | None = _setting(_path, None, "its private key (PEM)", shown="none", value="FILE")

@@ -101,6 +101,7 @@ class LaunchSpec:
     traced: Wanted = NOTHING  # somebody listens already
     state_directory: Path | None = None  # what is the guest's own beside the directory of what runs; it may be missing
     jailed: bool = True
+    spare_runners: int = 2  # for the starts that follow
     grouped: bool = False  # in a control group of its own, if one can be made; the uid is nobody else's on this host then
     container: ContainerSpec | None = None  # then there is no machine: memory_bytes, cpus, kernel, ... say nothing
 

@@ -197,7 +197,9 @@ class Supervisor:
                 paused,
             )
         directory, jailed = self.disks_directory(guest.uid), config.jail != "off"
-        return replace(spec, log_files=config.log_files, state_directory=directory, jailed=jailed, grouped=jailed)
+        return replace(
+            spec, log_files=config.log_files, state_directory=directory, jailed=jailed, grouped=jailed, spare_runners=config.spare_runners
+        )  # fmt: skip
 
     @contextlib.asynccontextmanager
     async def plugged(self, guest: guest_pb2.Guest, spec: LaunchSpec) -> AsyncIterator[LaunchSpec]:

@@ -408,7 +408,7 @@ class RunnerInstance(Instance):
 def _start(spec: LaunchSpec, machine: MachineSpec, directory: Path, executable: str, ready: int) -> RunnerProcess:
     """Raises OSError."""
     own = spec.jailed and not user.missing()
-    return start_runner(machine.backend, directory, executable, ready, spec.card_descriptors, own, Likeness.of(machine))
+    return start_runner(machine.backend, directory, executable, ready, spec.card_descriptors, own, Likeness.of(machine), spec.spare_runners)
 
 
 def _join_group(directory: Path, pid: int, spec: LaunchSpec | None) -> None:

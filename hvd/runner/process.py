@@ -50,9 +50,11 @@ class Template:
         with self._lock, contextlib.suppress(OSError):  # the first start tries again, and does without
             self._connection()
 
-    def start(self, directory: Path, ready: int, cards: Sequence[int] = (), own: bool = False, likeness: Likeness = NOTHING) -> RunnerProcess:
+    def start(
+        self, directory: Path, ready: int, cards: Sequence[int] = (), own: bool = False, likeness: Likeness = NOTHING, spares: int = 0
+    ) -> RunnerProcess:
         """Raises OSError as posix_spawn would; the caller keeps its descriptors."""
-        request = {"start": str(directory.absolute()), "own_pids": own, "likeness": likeness.document()}
+        request = {"start": str(directory.absolute()), "own_pids": own, "likeness": likeness.document(), "spares": spares}
         if len(json.dumps(request)) > PACKET_BYTES:  # paths as long as paths can be
             request["likeness"] = Likeness(likeness.memory_bytes).document()
         with self._lock:
@@ -136,14 +138,15 @@ def template_of(backend: str) -> Template:
 
 
 def start_runner(
-    backend: str, directory: Path, executable: str, ready: int, cards: Sequence[int] = (), own: bool = False, likeness: Likeness = NOTHING
-) -> RunnerProcess:
+    backend: str, directory: Path, executable: str, ready: int, cards: Sequence[int] = (), own: bool = False, likeness: Likeness = NOTHING,
+    spares: int = 0,
+) -> RunnerProcess:  # fmt: skip
     """A runner in an existing directory, which writes to `ready` when its guest runs; by this Python, out of the
-    template. cards: descriptors of its network cards (hvd.runner.inheritance). own: in a PID namespace of its own.
-    Raises OSError."""
+    template. cards: descriptors of its network cards (hvd.runner.inheritance). own: in a PID namespace of its own. spares:
+    so many runners that the template keeps ready for other starts. Raises OSError."""
     if executable != sys.executable:
         return launch_alone(directory, executable, ready, cards, own)
-    return template_of(backend).start(directory, ready, cards, own, likeness)
+    return template_of(backend).start(directory, ready, cards, own, likeness, spares)
 
 
 def launch_alone(

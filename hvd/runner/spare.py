@@ -3,8 +3,8 @@ runner does alike: unsharing the pages of its first turns from the template. Not
 network, into which it does not go yet: the programs of user-mode networks, which it starts before, need the host's network and privileges.
 
 It takes one start and is that guest's runner from then on. Until then it has no guest, no thread and nothing of a guest's; it ends when its template
-does. There are two for each template at most, since who starts one guest often starts another; they are made when nothing has been asked of the
-template for a moment: many starts at once do without.
+does. A template keeps as many as the daemon's settings say, of themselves more than one, since who starts one guest often starts another. They are
+made when nothing has been asked of the template for a moment: many starts at once do without.
 """
 
 from __future__ import annotations
@@ -35,8 +35,6 @@ from hvd.runner.inheritance import ABOVE, MOST_DESCRIPTORS
 from hvd.runner.likeness import Likeness
 from hvd.runner.runner import Ram, Runner
 
-# For each template.
-MOST: Final = 2
 # After the last request to the template.
 IDLE_SECONDS: Final = 0.3
 PACKET_BYTES: Final = 8192

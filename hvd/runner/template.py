@@ -6,7 +6,8 @@ has one thread, no state of a guest, and ends when the daemon does; its runners 
 spares (hvd.runner.spare).
 
     python -m hvd.runner.template BACKEND          with a SEQPACKET socket as descriptor 3, one JSON object a packet
-    {"start": DIRECTORY, "own_pids": in a PID namespace of its own, "likeness": of its guest (hvd.runner.likeness)}
+    {"start": DIRECTORY, "own_pids": in a PID namespace of its own, "likeness": of its guest (hvd.runner.likeness),
+     "spares": how many to keep}
         + descriptor to write to when it is ready, and those of its network cards
                                                                     ->  {"pid": N} + pidfd, or {"errno": N, "problem"}
     {"reap": PID}, once that runner has ended                       ->  {"status": N}, as of waitpid(2)
@@ -53,7 +54,7 @@ def serve(backend: str) -> None:
             connection.send(json.dumps({"status": status}).encode())
             continue
         try:
-            pid = template.start(request["start"], descriptors, request["own_pids"], request["likeness"])
+            pid = template.start(request["start"], descriptors, request["own_pids"], request["likeness"], request["spares"])
             pidfd = os.pidfd_open(pid)
         except OSError as error:
             connection.send(json.dumps({"errno": error.errno or errno.EIO, "problem": error.strerror}).encode())
@@ -78,6 +79,7 @@ class Template:
         self._ahead = importlib.import_module("hvd.runner.ahead")
         self._likeness = Likeness(0)  # of the guest that was started last
         self._spares: list[Spare] = []  # ready, the oldest first
+        self._most = 0  # of them
         self._coming: Spare | None = None
         self._wanted: bool | None = None  # are more, with PIDs of their own or without; None = none is
         # What is there now is there for ever: the collector's marks would only unshare its pages.
@@ -119,16 +121,16 @@ class Template:
             self._spares.append(spare)
         else:
             spare.end()
-        if not ready or len(self._spares) >= self._module.MOST:
+        if not ready or len(self._spares) >= self._most:
             self._wanted = None
 
-    def start(self, directory: str, descriptors: Sequence[int], own: bool, document: Mapping[str, Any]) -> int:
-        """The pid of the runner. document: of its guest's likeness; the next one will often have the same. Raises OSError."""
-        self._likeness = Likeness(**document)
+    def start(self, directory: str, descriptors: Sequence[int], own: bool, document: Mapping[str, Any], spares: int) -> int:
+        """The pid of the runner. document: of its guest's likeness; the next one will often have the same. spares: to be kept. Raises OSError."""
+        self._likeness, self._most = Likeness(**document), spares
         log = os.open(os.path.join(directory, RUNNER_LOG), os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
         try:
             self._receive_spare()
-            self._wanted = own
+            self._wanted = own if spares else None
             while (spare := self._best_spare(own)) is not None:
                 if (pid := spare.start(directory, [log, *descriptors])) is not None:
                     return pid

@@ -19,7 +19,7 @@ SAMPLES = {
     "image_dirs": "/d", "cache_dir": "/e", "tls_cert": "/f", "tls_key": "/g", "tls_client_ca": "/h",
     "network_pool": "10.5.0.0/16", "registry_ca": "/i", "insecure_registries": "registry:5000", "registry_auth_file": "/j",
     "container_tracer": "tracefs", "socket_group": "view=0", "socket_mode": "view=666", "call_rate": "5", "max_calls": "6", "audit_log": "/k",
-    "jail": "off",
+    "jail": "off", "spare_runners": "0",
 }  # fmt: skip
 
 
@@ -54,6 +54,7 @@ def test_precedence(tmp_path: Path) -> None:
     [
         ("max-guests = 0", "whole number"),
         ("max-guests = true", "neither text nor number"),
+        ("spare-runners = 17", "from 0 to 16"),
         ("max_guests = 1", "no such setting"),
         ("colour = 'red'", "no such setting"),
         ("max-guests = ", "Invalid value"),

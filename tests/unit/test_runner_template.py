@@ -18,10 +18,10 @@ from hvd.runner import process
 from hvd.runner.client import RunnerInstance
 from hvd.runner.directory import PID, read_json
 from hvd.runner.process import Template
-from hvd.runner.spare import MOST
 
 KERNELS = Path(__file__).resolve().parents[2] / "build" / "guests"
-Start = Callable[..., Awaitable[RunnerInstance]]  # memory_bytes, initrd
+Start = Callable[..., Awaitable[RunnerInstance]]  # memory_bytes, and more of a LaunchSpec
+MOST = 2  # spares, where nobody wants another number
 MIB = 1 << 20
 
 
@@ -41,10 +41,10 @@ async def start(tmp_path: Path, template: Template) -> AsyncIterator[Start]:
     started: list[RunnerInstance] = []
     numbers = itertools.count()
 
-    async def one(memory_bytes: int = 16 * MIB, initrd: Path | None = None) -> RunnerInstance:
+    async def one(memory_bytes: int = 16 * MIB, initrd: Path | None = None, spare_runners: int = MOST) -> RunnerInstance:
         directory = tmp_path / str(next(numbers))
         directory.mkdir()
-        spec = LaunchSpec("u", "spin", "", memory_bytes, 1, kernel, initrd, "", 0, False, False)
+        spec = LaunchSpec("u", "spin", "", memory_bytes, 1, kernel, initrd, "", 0, False, False, spare_runners=spare_runners)
         instance = await RunnerInstance.launch(directory, spec, "emulation", frozenset(Capability))
         started.append(instance)
         return instance
@@ -107,10 +107,10 @@ def mapped(pid: int) -> str:
     return Path(f"/proc/{pid}/maps").read_text()
 
 
-async def spares_of(template_pid: int, used: Collection[int] = ()) -> set[int]:
+async def spares_of(template_pid: int, used: Collection[int] = (), count: int = MOST) -> set[int]:
     """As many as a template keeps, once they are ready; none of them used."""
     async with asyncio.timeout(60):
-        while len(found := spares(template_pid) - set(used)) != MOST:
+        while len(found := spares(template_pid) - set(used)) != count:
             await asyncio.sleep(0.02)
     return found
 
@@ -182,6 +182,15 @@ async def test_the_next_runners_are_the_spares(start: Start) -> None:
     os.kill(others[0].pid, signal.SIGKILL)
     assert "was ended by SIGKILL" in (await ended(others[0])).message
     assert not exists(others[0].pid)
+
+
+async def test_as_many_spares_as_are_wanted(start: Start) -> None:
+    first = await start(spare_runners=1)
+    (one,) = await spares_of(parent(first.pid), count=1)
+    second = await start(spare_runners=0)
+    assert second.pid == one
+    third = await start(spare_runners=3)  # nothing was made for it
+    assert not {second.pid, third.pid} & await spares_of(parent(first.pid), count=3)
 
 
 async def test_spares_that_were_killed_hinder_no_start(start: Start) -> None:
