@@ -8,6 +8,7 @@ first connection comes.
 from __future__ import annotations
 
 import contextlib
+import ctypes
 import dataclasses
 import os
 import selectors
@@ -57,6 +58,11 @@ KILL_SECONDS = 2.0
 FAREWELL_SECONDS = 0.5
 # Hypercall logs that wait for the main thread; with more the guest waits.
 LOG_MESSAGES = 64
+
+
+# eventfd(3), without giving the interpreter's lock up: os.eventfd_write() does, and then whoever is woken has it.
+_eventfd_write = ctypes.PyDLL(None).eventfd_write
+_eventfd_write.argtypes = (ctypes.c_int, ctypes.c_uint64)
 
 
 class Ram(NamedTuple):
@@ -147,9 +153,10 @@ class Runner:
     # ---- any thread
 
     def post(self, function: Callable[[], None]) -> None:
-        """Run a function in the main thread, soon."""
+        """Run a function in the main thread, soon: when the caller waits for something, not at once, or a guest would begin only when the main thread
+        has told everybody that it runs."""
         self._posted.append(function)
-        os.eventfd_write(self._wake_event, 1)
+        _eventfd_write(self._wake_event, 1)
 
     def _guest_logs(self, text: bytes) -> None:
         """In the vcpu thread, which waits when it logs faster than the main thread writes."""
