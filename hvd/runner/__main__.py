@@ -24,7 +24,7 @@ from hvd.board import firmware
 from hvd.board.machine import CreateVcpu
 from hvd.board.spec import MachineSpec
 from hvd.errors import HvdError
-from hvd.jail import inputs, network, user
+from hvd.jail import inputs, namespaces, user
 from hvd.jail.enter import CELL, PERFMON, Jail, enter, prepare_jail
 from hvd.runner import ahead
 from hvd.runner.directory import (
@@ -75,8 +75,7 @@ def detach(ready_fd: int | None, cards: int) -> None:
         for fd in range(ready_fd, ready_fd + 1 + cards):
             os.set_inheritable(fd, False)
             kept.add(fd)
-    if (made := network.descriptor()) >= 0:
-        kept.add(made)
+    kept |= namespaces.descriptors()
     for before, after in pairwise((*sorted(kept), os.sysconf("SC_OPEN_MAX"))):
         os.closerange(before + 1, after)
     os.umask(0o077)
@@ -137,7 +136,7 @@ def preload(backend: str) -> None:
 def lock_in(document: dict[str, Any], spec: MachineSpec, create_vcpu: CreateVcpu) -> None:
     """From here on only what is open, and what is the guest's own. Raises HvdError RUNNER_START_FAILED."""
     if JAIL not in document:
-        network.drop()
+        namespaces.drop()
         return
     preload(spec.backend)  # what it loads lies outside
     inputs.hold(path for path in (spec.kernel, spec.initrd, spec.snapshot) if path)

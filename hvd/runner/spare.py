@@ -1,6 +1,6 @@
 """A spare: a runner that the template has forked ahead and that waits for a guest, so that a start waits neither for the fork nor for what every
-runner does alike: unsharing the pages of its first turns from the template. Nothing of its jail is made ahead but the PID namespace and an empty
-network, into which it does not go yet: the programs of user-mode networks, which it starts before, need the host's network and privileges.
+runner does alike: unsharing the pages of its first turns from the template. Of its jail there are the PID namespace, and an empty network and a root
+without a guest's directories, into which it does not go yet: the kernel is read, and the programs of user-mode networks are started, outside.
 
 It takes one start and is that guest's runner from then on. Until then it has no guest, no thread and nothing of a guest's; it ends when its template
 does. A template keeps as many as the daemon's settings say, of themselves more than one, since who starts one guest often starts another. They are
@@ -27,7 +27,9 @@ from hvd.board.loaders.ahead import LoadAhead
 from hvd.board.loaders.kernel import Loaded
 from hvd.board.machine import CreateVcpu, Machine
 from hvd.board.spec import MachineSpec
-from hvd.jail import network
+from hvd.jail import root
+from hvd.jail.enter import libraries
+from hvd.jail.namespaces import MOUNTS, NETWORK
 from hvd.jail.pids import own_pids
 from hvd.runner.ahead import open_descriptors
 from hvd.runner.directory import MACHINE, PID, ExitRecord, own_pid, process_identity, read_json, write_json
@@ -71,7 +73,7 @@ class Spare:
             with own_pids(own), theirs:
                 self._pid = os.fork()
                 if self._pid == 0:
-                    _wait(theirs, self._connection.detach(), part)
+                    _wait(theirs, self._connection.detach(), own, part)
         except BaseException:
             self._connection.close()
             raise
@@ -106,14 +108,16 @@ class Spare:
             os.waitpid(self._pid, 0)
 
 
-def _wait(connection: socket.socket, other_end: int, part: Part) -> NoReturn:
+def _wait(connection: socket.socket, other_end: int, own: bool, part: Part) -> NoReturn:
     """In the new process."""
     code = 1
     try:
         for descriptor in (*part.closed, other_end):
             os.close(descriptor)
         part.rehearse()
-        network.make_ahead(ABOVE)
+        NETWORK.make(ABOVE)
+        if own:
+            MOUNTS.make(ABOVE, lambda: root.furnish(libraries()))
         connection.send(_READY)
         part.introduce()
         data, descriptors, _, _ = socket.recv_fds(connection, PACKET_BYTES, 2 + MOST_DESCRIPTORS)

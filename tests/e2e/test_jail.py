@@ -79,10 +79,11 @@ def test_a_guest_s_processes_are_locked_in(daemon: RealDaemon, backend: str, spa
             pytest.skip(f"{backend} does not run here")
         wait_for(lambda: spares(daemon, backend), "there is a spare")
     waiting = spares(daemon, backend)
-    # It has a network of its own at hand, but is still in the host's.
+    # It has a network and a root of its own at hand, but is still in the host's.
     for pid in waiting:
-        assert namespaces(pid)["net"] == namespaces(daemon.pid)["net"]
-        assert "net" in descriptors(pid)
+        for kind in ("net", "mnt"):
+            assert namespaces(pid)[kind] == namespaces(daemon.pid)[kind]
+            assert kind in descriptors(pid)
     done = daemon.hvctl("run", "-d", "--name", "g", "--backend", backend, "--kernel", kernel("echo.elf"), "--memory", "8M")
     if done.returncode == 6:
         pytest.skip(done.stderr)
@@ -99,6 +100,10 @@ def test_a_guest_s_processes_are_locked_in(daemon: RealDaemon, backend: str, spa
         if target.split(":")[0] not in allowed and not target.startswith(("/memfd:", "anon_inode:", str(home), str(daemon.state_dir / "blobs")))
     }  # fmt: skip
     assert not odd, odd
+    mounts = [line.split() for line in Path(f"/proc/{runner}/mountinfo").read_text().splitlines()]
+    # Nothing that is mounted on the host comes in there, and the other way round.
+    assert not [mount for mount in mounts if mount[6] != "-"]
+    assert {mount[4]: mount[5].split(",")[0] for mount in mounts if not mount[4].startswith("/proc")}.items() >= {"/": "ro", str(home): "rw"}.items()
     cells = children(runner)
     assert bool(cells) == (backend != "emulation")
     for cell in cells:
