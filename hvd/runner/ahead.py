@@ -1,6 +1,7 @@
 """A machine that is made before its guest is known: a spare runner (hvd.runner.spare) makes one like the last that was started, with so much memory,
-its kernel and initrd in there and no disks and cards, since making devices takes longer than telling them whose they are. It is one guest's from then
-on, or nobody's: a guest that needs another one gets it made at once, and one with another kernel gets the memory cleared."""
+its kernel, initrd and command line in there and no disks and cards, since making devices takes longer than telling them whose they are. It is one
+guest's from then on, or nobody's: a guest that needs another one gets it made at once, and one with another kernel or command line gets the memory
+cleared."""
 
 from __future__ import annotations
 
@@ -11,8 +12,7 @@ from collections.abc import Iterator
 from dataclasses import replace
 from typing import Final, NamedTuple
 
-from hvd.board.loaders.ahead import preload
-from hvd.board.loaders.image import Piece
+from hvd.board.loaders.ahead import Preloaded, preload
 from hvd.board.machine import CreateVcpu
 from hvd.board.memory import check_size
 from hvd.board.spec import MachineSpec
@@ -28,7 +28,7 @@ class _Made(NamedTuple):
     runner: Runner
     spec: MachineSpec
     descriptors: frozenset[int]
-    there: frozenset[Piece]  # in its memory
+    there: Preloaded | None  # in its memory
 
 
 _made: _Made | None = None
@@ -55,7 +55,7 @@ def take(spec: MachineSpec) -> tuple[Runner | None, Ram]:
     if _made is None:
         return None, Ram.of(spec)
     if _bare(spec) != _made.spec:
-        if _made.there:
+        if _made.there is not None:
             _made.runner.machine.memory.clear_all()
         return None, Ram.of(spec)
     check_size(spec.memory_bytes)  # it has been a while

@@ -13,20 +13,21 @@ class Likeness(NamedTuple):
     memory_bytes: int
     kernel: str = ""
     initrd: str = ""
+    command_line: str = ""
     flat_load_address: int = 0
 
     @classmethod
     def of(cls, spec: MachineSpec) -> Self:
         if spec.boot != "kernel" or spec.snapshot:
             return cls(spec.memory_bytes)
-        return cls(spec.memory_bytes, spec.kernel, spec.initrd, spec.flat_load_address)
+        return cls(spec.memory_bytes, spec.kernel, spec.initrd, spec.command_line, spec.flat_load_address)
 
     def document(self) -> dict[str, Any]:
         """For JSON; made from that again by Likeness(**...)."""
         return self._asdict()
 
     def spec(self, backend: str) -> MachineSpec:
-        return MachineSpec("", backend, "", self.memory_bytes, self.kernel, self.initrd, flat_load_address=self.flat_load_address)
+        return MachineSpec(name="", backend=backend, engine="", **self._asdict())
 
     def strangeness(self, other: Likeness) -> int:
         """How much must be made anew for a guest with another one: the least is the best."""

@@ -25,8 +25,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 from hvd.board import firmware
 from hvd.board.end import End, failure
 from hvd.board.hot import HotBoard
-from hvd.board.loaders.ahead import LoadAhead, is_worth_it, loads_kernel
-from hvd.board.loaders.image import Piece
+from hvd.board.loaders.ahead import LoadAhead, Preloaded, is_worth_it, loads_kernel
 from hvd.board.machine import CreateVcpu, Machine
 from hvd.board.memory import GuestMemory
 from hvd.board.spec import MachineSpec
@@ -72,13 +71,13 @@ class Ram(NamedTuple):
     ahead: LoadAhead | None  # its kernel on its way there
 
     @classmethod
-    def of(cls, spec: MachineSpec, memory: GuestMemory | None = None, there: frozenset[Piece] = frozenset()) -> Ram:
+    def of(cls, spec: MachineSpec, memory: GuestMemory | None = None, there: Preloaded | None = None) -> Ram:
         """memory: of a machine that was made ahead; there: what is in it (hvd.board.loaders.ahead). Raises HvdError MEMORY_*; OSError."""
         memory = memory or GuestMemory(spec.memory_bytes, firmware.read_bios() if spec.boot != "kernel" else b"")
-        if there and not loads_kernel(spec):
+        if there is not None and not loads_kernel(spec):
             memory.clear_all()
-            there = frozenset()
-        return cls(memory, LoadAhead(memory, spec, there) if there or is_worth_it(spec) else None)
+            there = None
+        return cls(memory, LoadAhead(memory, spec, there) if there is not None or is_worth_it(spec) else None)
 
 
 class Ready(Protocol):

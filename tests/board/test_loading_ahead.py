@@ -52,20 +52,22 @@ def the_same(memory: GuestMemory, loading: LoadAhead, spec: MachineSpec) -> bool
     return (memory.read(0, 8 * MIB), loaded) == loaded_anew(spec)
 
 
-@pytest.mark.parametrize("line", ["a line", "", "another and much longer line" * 20])
-def test_who_has_that_kernel_finds_it(spec: MachineSpec, memory: GuestMemory, line: str, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_who_has_that_kernel_and_command_line_finds_it(spec: MachineSpec, memory: GuestMemory, monkeypatch: pytest.MonkeyPatch) -> None:
     there = preload(memory, spec)
     assert there
-    own = MachineSpec("x", "none", "", 8 * MIB, spec.kernel, spec.initrd, line)
-    monkeypatch.setattr(GuestMemory, "clear_all", lambda self: pytest.fail("nothing is to be cleared"))
-    assert the_same(memory, LoadAhead(memory, own, there), own)
+    for name in ("clear_all", "write", "store_file"):
+        monkeypatch.setattr(GuestMemory, name, lambda *arguments: pytest.fail("nothing is to be written"))
+    loading = LoadAhead(memory, spec, there)
+    monkeypatch.undo()
+    assert the_same(memory, loading, spec)
 
 
-def test_another_initrd_or_kernel_or_none_finds_clean_memory(spec: MachineSpec, tmp_path: Path) -> None:
+def test_another_kernel_initrd_or_command_line_finds_clean_memory(spec: MachineSpec, tmp_path: Path) -> None:
     other = put(tmp_path / "other", b"other" * 1000)
     small = put(tmp_path / "small", images.pvh().build())
-    for kernel, initrd in ((spec.kernel, other), (spec.kernel, ""), (small, spec.initrd), (small, "")):
-        own = MachineSpec("x", "none", "", 8 * MIB, kernel, initrd, "a line")
+    kinds = ((spec.kernel, other, "a line"), (spec.kernel, "", "a line"), (small, spec.initrd, "a line"), (small, "", "a line"))
+    for kernel, initrd, line in (*kinds, (spec.kernel, spec.initrd, "another line"), (spec.kernel, spec.initrd, "")):
+        own = MachineSpec("x", "none", "", 8 * MIB, kernel, initrd, line)
         with GuestMemory(8 * MIB) as memory:
             there = preload(memory, spec)
             assert there
@@ -81,7 +83,7 @@ def test_a_file_that_was_changed_since_is_read_again(spec: MachineSpec, memory: 
 
 def test_a_file_that_may_still_be_changed_unseen_is_not_taken(spec: MachineSpec, memory: GuestMemory, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(ahead, "SETTLED_SECONDS", 60)
-    assert not preload(memory, spec)
+    assert preload(memory, spec) is None
     assert memory.allocated_bytes() == 0
 
 
@@ -93,7 +95,7 @@ def test_what_is_small_or_large_or_not_there_is_not_loaded(
     none = MachineSpec("x", "none", "", 8 * MIB, "")
     broken = MachineSpec("x", "none", "", 8 * MIB, spec.initrd)
     for other in (small, nowhere, none, broken):
-        assert not preload(memory, other)
+        assert preload(memory, other) is None
     monkeypatch.setattr(ahead, "MOST_BYTES", 2 * MIB)
-    assert not preload(memory, spec)
+    assert preload(memory, spec) is None
     assert memory.allocated_bytes() == 0

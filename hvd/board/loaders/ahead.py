@@ -1,5 +1,5 @@
-"""Loading a kernel before anybody waits for it: in a thread of its own, while the vcpu is made; or, but for what is this guest's own, when its guest
-is not known yet, since who starts a guest often starts another with the same kernel."""
+"""Loading a kernel before anybody waits for it: in a thread of its own, while the vcpu is made; or when its guest is not known yet, since who starts
+a guest often starts another with the same kernel."""
 
 from __future__ import annotations
 
@@ -8,10 +8,9 @@ import os
 import threading
 import time
 from pathlib import Path
-from typing import Final
+from typing import Final, NamedTuple
 
 from hvd.board.loaders import Copies, Loaded, begin
-from hvd.board.loaders.image import Piece
 from hvd.board.memory import GuestMemory
 from hvd.board.spec import MachineSpec
 from hvd.errors import HvdError
@@ -52,43 +51,68 @@ def _bytes(spec: MachineSpec) -> int:
         return 0
 
 
-def preload(memory: GuestMemory, spec: MachineSpec) -> frozenset[Piece]:
-    """Of a kernel and initrd that are worth it, what will be the same for every guest that has them, into memory that is zero; nothing else is in it
-    then. Nothing is loaded where that fails: whoever needs it is told why."""
+class Preloaded(NamedTuple):
+    """A kernel and initrd that were loaded when it was not known whose they would be."""
+
+    kernel: str
+    initrd: str
+    command_line: str
+    flat_load_address: int
+    versions: tuple[_Version, ...]  # of both
+    loaded: Loaded
+
+    def is_of(self, spec: MachineSpec) -> bool:
+        """Is that what this guest needs? Raises OSError."""
+        return self[:4] == (spec.kernel, spec.initrd, spec.command_line, spec.flat_load_address) and self.versions == _versions(spec)
+
+
+class _Version(NamedTuple):
+    """A file that has other contents has another one."""
+
+    device: int
+    inode: int
+    size: int
+    changed_ns: int
+    modified_ns: int
+
+
+def _versions(spec: MachineSpec) -> tuple[_Version, ...]:
+    found = (os.stat(path) for path in (spec.kernel, spec.initrd) if path)
+    return tuple(_Version(about.st_dev, about.st_ino, about.st_size, about.st_ctime_ns, about.st_mtime_ns) for about in found)
+
+
+def preload(memory: GuestMemory, spec: MachineSpec) -> Preloaded | None:
+    """A kernel and initrd that are worth it, into memory that is zero. None: it still is. What keeps them from being loaded is told to whoever needs
+    them."""
     if not (is_worth_it(spec) and _bytes(spec) <= MOST_BYTES):
-        return frozenset()
-    pieces: frozenset[Piece] = frozenset()
-    with contextlib.suppress(HvdError, OSError), Copies() as copies:
-        _begin(copies, memory, spec)
-        memory.clear_all()  # the rest is each guest's own
-        before = copies.pieces()
-        copies.run()
+        return None
+    with contextlib.suppress(HvdError, OSError):
+        versions = _versions(spec)
+        loaded = load_kernel(memory, spec)
         settled = time.time_ns() - int(SETTLED_SECONDS * 1e9)
-        if copies.pieces() == before and all(max(piece.changed_ns, piece.modified_ns) < settled for piece in before):
-            pieces = before
-    if not pieces:
-        memory.clear_all()
-    return pieces
+        if _versions(spec) == versions and all(max(file.changed_ns, file.modified_ns) < settled for file in versions):
+            return Preloaded(spec.kernel, spec.initrd, spec.command_line, spec.flat_load_address, versions, loaded)
+    memory.clear_all()
+    return None
 
 
 class LoadAhead:
     """The thread does nothing but copying, nearly all of it in the host's kernel: two threads that both have many small things to do would wait for
     the interpreter's lock all the time."""
 
-    def __init__(self, memory: GuestMemory, spec: MachineSpec, there: frozenset[Piece] = frozenset()) -> None:
-        """there: what preload() has put into the memory, for whatever guest; without, the memory is zero."""
+    def __init__(self, memory: GuestMemory, spec: MachineSpec, there: Preloaded | None = None) -> None:
+        """there: what the memory has; without, it is zero."""
         self._loaded: Loaded | None = None
         self._problem: Exception | None = None
         self._copies = Copies()
         self._thread: threading.Thread | None = None
         try:
-            self._loaded = _begin(self._copies, memory, spec)
-            if there and self._copies.pieces() == there:
-                self._copies.drop()
-            elif there:  # another kernel than this guest's
+            if there is not None and there.is_of(spec):
+                self._loaded = there.loaded
+                return
+            if there is not None:
                 memory.clear_all()
-                self._copies.drop()
-                self._loaded = _begin(self._copies, memory, spec)
+            self._loaded = _begin(self._copies, memory, spec)
         except Exception as error:  # noqa: BLE001  raised where it is waited for
             self._problem = error
         if self._problem is None and self._copies.waiting:

@@ -7,24 +7,11 @@ import io
 import os
 from contextlib import ExitStack
 from pathlib import Path
-from typing import BinaryIO, NamedTuple, Self
+from typing import BinaryIO, Self
 
 from hvd.board.memory import GuestMemory
 from hvd.errors import HvdError
 from hvd.jail.inputs import open_input
-
-
-class Piece(NamedTuple):
-    """Of a file, as it is or is to be in memory."""
-
-    device: int
-    inode: int
-    size: int  # these three: of the file
-    changed_ns: int
-    modified_ns: int
-    offset: int
-    length: int
-    address: int
 
 
 class Copies:
@@ -54,14 +41,6 @@ class Copies:
     def waiting(self) -> bool:
         return bool(self._waiting)
 
-    def pieces(self) -> frozenset[Piece]:
-        """What waits, of files as they are now. Raises OSError."""
-        return frozenset(Piece(*image.version(), offset, length, address) for image, offset, length, _, address in self._waiting)
-
-    def drop(self) -> None:
-        """It is there already."""
-        self._waiting.clear()
-
     def run(self) -> None:
         """Raises what ImageFile.copy_now() raises."""
         for image, offset, length, memory, address in self._waiting:
@@ -84,11 +63,6 @@ class ImageFile:
 
     def __exit__(self, *exc: object) -> None:
         self._file.close()
-
-    def version(self) -> tuple[int, int, int, int, int]:
-        """Device, inode, size, and when it was changed and modified: a file that has other contents has another one. Raises OSError."""
-        about = os.fstat(self._file.fileno())
-        return about.st_dev, about.st_ino, about.st_size, about.st_ctime_ns, about.st_mtime_ns
 
     def need(self, end: int) -> None:
         """Raises HvdError IMAGE_TRUNCATED unless the file has that many bytes."""
