@@ -259,6 +259,31 @@ async def test_full_disk_is_told_and_survived(start_world: StartWorld, monkeypat
     await world.create("b", labels=big)
 
 
+async def test_a_start_is_kept_once_before_it_is_one(start_world: StartWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await start_world()
+    guest = await world.create("a")
+    await asyncio.sleep(0.2)  # what was written behind
+    written: list[int] = []
+    put, launch = world.daemon.store.put, world.backend.launch
+
+    async def write(guests: Any) -> None:
+        states = [guest.state for guest in guests]
+        await put(guests)
+        written.extend(states)
+
+    async def begin(*arguments: Any) -> Any:
+        await asyncio.sleep(0.2)
+        assert written == [Guest.STARTING]
+        return await launch(*arguments)
+
+    monkeypatch.setattr(world.daemon.store, "put", write)
+    monkeypatch.setattr(world.backend, "launch", begin)
+    await world.guests.StartGuest(guest_pb2.StartGuestRequest(name=guest.name))
+    async with asyncio.timeout(60):
+        while written != [Guest.STARTING, Guest.RUNNING]:
+            await asyncio.sleep(0.02)
+
+
 async def finding_of_the_store(world: World, wanted: bool) -> None:
     """Wait until doctor finds something about it, or nothing any more."""
     async with asyncio.timeout(60):
