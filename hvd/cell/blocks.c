@@ -448,6 +448,13 @@ static bool verify(uint32_t page)
     return false;
 }
 
+bool hv_code_page(uint32_t page, uint32_t *frame, bool *global)
+{
+    *frame = code_frame[page];
+    *global = is_code_page[page] == 1;
+    return is_code_page[page] && *frame != NONE;
+}
+
 void hv_code_verify(bool all)
 {
     if (!by_frame || !(all || some_not_global))

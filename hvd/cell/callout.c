@@ -190,5 +190,6 @@ bool hv_translator_init(void)
     cell.monitor_sp = (uint64_t)(uintptr_t)(stack + STACK_BYTES - 64);
     cell.callout = (uint64_t)(uintptr_t)hv_callout;
     cell.load_segment = (uint64_t)(uintptr_t)hv_translated_load_segment;
+    cell.access_port = (uint64_t)(uintptr_t)hv_translated_access_port;
     return hv_blocks_init();
 }

@@ -69,6 +69,7 @@ struct hv_cell {
     uint16_t live_selector[8];     /* that it had when it came by itself: system calls, the gate */
     uint32_t fs_is_taken;          /* under paravirt: FS has the guest's selector and the monitor's base */
     uint64_t load_segment;         /* hv_translated_load_segment() */
+    uint64_t access_port;          /* hv_translated_access_port() */
     uint64_t time;                 /* of RDTSC, in the middle of it */
     uint32_t load_flags;           /* meanwhile */
     uint64_t scratch_stack[8];  /* grows down from its end; PUSHF and POPF in translated code */

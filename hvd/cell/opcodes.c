@@ -12,7 +12,7 @@ static const uint8_t one_byte[256] = {
     [0x90 ... 0x99] = PLAIN, [0x9b] = COPY, [0x9c] = PUSH_FLAGS, [0x9d] = POP_FLAGS, [0x9e] = COPY, [0x9f] = COPY, [0xa0 ... 0xa3] = ABSOLUTE,
     [0xa4 ... 0xa7] = STRING, [0xa8] = PLAIN, [0xa9] = PLAIN, [0xaa ... 0xaf] = STRING, [0xb0 ... 0xbf] = PLAIN, [0xc0] = PLAIN, [0xc1] = PLAIN,
     [0xc2] = RETURN, [0xc3] = RETURN, [0xc6] = COPY, [0xc7] = COPY, [0xc9] = LEAVE, [0xcf] = INTERRUPT_RETURN, [0xd0 ... 0xd3] = PLAIN, ROW8(0xd8, COPY), [0xe0 ... 0xe3] = LOOP,
-    [0xe8] = CALL, [0xe9] = JUMP, [0xeb] = JUMP, [0xf5] = PLAIN, [0xf6] = PLAIN, [0xf7] = PLAIN, [0xf8] = PLAIN, [0xf9] = PLAIN, [0xfa] = CLEAR_INTERRUPT,
+    [0xe4] = PORT_OF_BYTE, [0xe6] = PORT_OF_BYTE, [0xe8] = CALL, [0xe9] = JUMP, [0xeb] = JUMP, [0xec] = PORT_OF_BYTE, [0xee] = PORT_OF_BYTE, [0xf5] = PLAIN, [0xf6] = PLAIN, [0xf7] = PLAIN, [0xf8] = PLAIN, [0xf9] = PLAIN, [0xfa] = CLEAR_INTERRUPT,
     [0xfb] = SET_INTERRUPT, [0xfc] = PLAIN, [0xfd] = PLAIN, [0xfe] = COPY, [0xff] = GROUP_FF,
 };
 
@@ -74,7 +74,7 @@ enum hv_replacement hv_replacement(const struct hv_insn *insn)
         [PUSH_FLAGS] = HV_REPLACED_IN_LINE, [POP_FLAGS] = HV_REPLACED_IN_LINE, [RETURN] = HV_REPLACED_LOOKUP, [LOOP] = HV_REPLACED_CHAINED,
         [CALL] = HV_REPLACED_CHAINED, [JUMP] = HV_REPLACED_CHAINED, [CLEAR_INTERRUPT] = HV_REPLACED_IN_LINE, [SET_INTERRUPT] = HV_REPLACED_IN_LINE,
         [TO_SEGMENT] = HV_REPLACED_IN_LINE, [POP_SEGMENT] = HV_REPLACED_IN_LINE, [INTERRUPT_RETURN] = HV_REPLACED_CALLOUT, [READ_TIME] = HV_REPLACED_IN_LINE,
-        [FROM_CONTROL] = HV_REPLACED_IN_LINE, [COPY_TO_END] = HV_REPLACED_NOT,
+        [FROM_CONTROL] = HV_REPLACED_IN_LINE, [COPY_TO_END] = HV_REPLACED_NOT, [PORT_OF_BYTE] = HV_REPLACED_CALLOUT,
     };
     enum rule rule = insn->map == HV_MAP_VEX ? COPY : hv_rule(insn);
     if (rule == GROUP_FF)

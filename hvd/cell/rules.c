@@ -263,6 +263,20 @@ static bool pop_segment(struct hv_translation *t)
     return true;
 }
 
+static bool access_port(struct hv_translation *t)
+{
+    struct hv_emitter *e = &t->e;
+    const struct hv_insn *insn = &t->insn;
+    if (insn->lock || t->shadow)
+        return false;
+    hv_constant(e, HV_R9, HV_PORT_ACCESS(insn->opcode, insn->immediate, insn->length));
+    hv_constant(e, HV_R8, t->eip);
+    hv_constant(e, HV_R10, t->eip);
+    HV_CODE(e, "\x4c\x8d\x25\x05\0\0\0"); /* lea r12, [rip + 5]: behind the jump */
+    hv_jump(e, hv_stubs.access_port);
+    return true;
+}
+
 static uint32_t branch_target(const struct hv_translation *t)
 {
     const struct hv_insn *insn = &t->insn;
@@ -297,7 +311,8 @@ static bool return_near(struct hv_translation *t)
 /* Not for programs: what depends on the privilege level, or works on what only kernel code has. */
 #define BIT(rule) (1ull << (rule))
 static const uint64_t for_kernels = BIT(PUSH_SEGMENT) | BIT(FROM_SEGMENT) | BIT(PUSH_FLAGS) | BIT(POP_FLAGS) | BIT(TO_SEGMENT) | BIT(POP_SEGMENT) |
-                                    BIT(INTERRUPT_RETURN) | BIT(CLEAR_INTERRUPT) | BIT(SET_INTERRUPT) | BIT(FROM_CONTROL) | BIT(READ_TIME);
+                                    BIT(INTERRUPT_RETURN) | BIT(CLEAR_INTERRUPT) | BIT(SET_INTERRUPT) | BIT(FROM_CONTROL) | BIT(READ_TIME) |
+                                    BIT(PORT_OF_BYTE);
 
 bool hv_translate_instruction(struct hv_translation *t)
 {
@@ -414,6 +429,8 @@ bool hv_translate_instruction(struct hv_translation *t)
         return read_time(t);
     case FROM_CONTROL:
         return from_control(t);
+    case PORT_OF_BYTE:
+        return access_port(t);
     case GROUP_AE: /* LDMXCSR, STMXCSR, CLFLUSH and the fences; FXSAVE and FXRSTOR are the monitor's, XSAVE is not offered, F3 is WRGSBASE */
         return !insn->repeat && !insn->operand_prefix &&
                (hv_is_memory(insn) ? insn->reg == 2 || insn->reg == 3 || insn->reg == 7 : insn->reg >= 5) && hv_emit_copy(t, op);

@@ -25,7 +25,8 @@ static void push_selector(struct hv_emitter *e, unsigned segment)
     hv_byte(e, 0x50);
 }
 
-/* A short jump over what follows, to where hv_here() is called: 0x74 = if equal, 0x75 = if not, 0xeb = always. */
+/* A short jump over what follows, to where here() is called: 0x74 = if equal, 0x75 = if not, 0xeb = always. */
+#define IF_RCX_IS_0 0xe3u
 static uint8_t *jump_over(struct hv_emitter *e, unsigned opcode)
 {
     hv_byte(e, opcode);
@@ -100,35 +101,68 @@ static void load_volatiles(struct hv_emitter *e)
         hv_load32(e, volatiles[i], HV_FIELD(cpu.r) + 4 * volatiles[i]);
 }
 
-/* Flags are kept without the TF of our own steps. A signal that came while C worked is seen to by the monitor, which does it all again. */
-static void load_segment(struct hv_emitter *e)
+/* C in the middle of a block, with r9d and r8d: call [r15 + function], whose answer is in r8d then, and in rcx whether a signal has come. Flags are the guest's
+ * again, without the TF of our own steps. */
+static void call_in_block(struct hv_emitter *e, uint32_t function)
 {
-    hv_stubs.load_segment = e->at;
     store_volatiles(e);
     hv_load64(e, HV_ESP, HV_FIELD(monitor_sp));
     HV_CODE(e, "\x9c\x58"); /* pushfq; pop rax */
     hv_store32(e, HV_EAX, HV_FIELD(load_flags));
     HV_CODE(e, "\xfc\x41\x52\x41\x52"       /* cld; push r10, twice: the stack stays aligned */
                "\x44\x89\xcf\x44\x89\xc6"   /* mov edi, r9d; mov esi, r8d */
-               "\x41\xff");                 /* call [r15 + load_segment] */
-    hv_cell_operand(e, 2, HV_FIELD(load_segment));
+               "\x41\xff");
+    hv_cell_operand(e, 2, function);
     HV_CODE(e, "\x41\x5a\x41\x5a\x41\x89\xc0"); /* pop r10, twice; mov r8d, eax */
-    hv_load32(e, HV_ECX, HV_FIELD(async));
-    HV_CODE(e, "\xe3\x03\x45\x31\xc0"); /* jrcxz over: xor r8d, r8d */
     hv_load32(e, HV_EAX, HV_FIELD(load_flags));
     hv_byte(e, 0x25); /* and eax, what the guest has; or eax, IF */
     hv_word32(e, HV_TRANSLATED_FLAGS);
-    HV_CODE(e, "\x0d\x02\x02\0\0\x50"  /* push rax */
-               "\x4c\x89\xc1"           /* mov rcx, r8 */
-               "\x9d\xe3\x00");         /* popfq; jrcxz failed */
-    uint8_t *failed = e->at;
+    HV_CODE(e, "\x0d\x02\x02\0\0\x50\x9d"); /* push rax; popfq */
+    hv_load32(e, HV_ECX, HV_FIELD(async));
+}
+
+static void call_out(struct hv_emitter *e, enum hv_callout kind)
+{
+    hv_constant(e, HV_R9, kind);
+    hv_jump(e, hv_stubs.callout);
+}
+
+/* A signal that came while C worked is seen to by the monitor, which does it all again. */
+static void load_segment(struct hv_emitter *e)
+{
+    hv_stubs.load_segment = e->at;
+    call_in_block(e, HV_FIELD(load_segment));
+    HV_CODE(e, "\xe3\x06\x41\xb8\0\0\0\0"  /* jrcxz over: mov r8d, 0 */
+               "\x4c\x89\xc1");              /* mov rcx, r8 */
+    uint8_t *failed = jump_over(e, IF_RCX_IS_0);
     load_volatiles(e);
     HV_CODE(e, "\x41\xff\xe4"); /* jmp r12 */
-    failed[-1] = (uint8_t)(e->at - failed);
+    here(e, failed);
     load_volatiles(e);
     HV_CODE(e, "\x45\x89\xd0"); /* mov r8d, r10d */
-    hv_constant(e, HV_R9, HV_CALLOUT_EMULATE);
-    hv_jump(e, hv_stubs.callout);
+    call_out(e, HV_CALLOUT_EMULATE);
+}
+
+/* Here it has been done when a signal came: HV_PORT_ACCESS_DONE becomes something else that is not 0. */
+static void access_port(struct hv_emitter *e)
+{
+    hv_stubs.access_port = e->at;
+    call_in_block(e, HV_FIELD(access_port));
+    HV_CODE(e, "\xe3\x04\x47\x8d\x04\x00"  /* jrcxz over: lea r8d, [r8 + r8] */
+               "\x4c\x89\xc1");              /* mov rcx, r8 */
+    uint8_t *not_here = jump_over(e, IF_RCX_IS_0);
+    HV_CODE(e, "\x8d\x49\xff"); /* lea ecx, [rcx - 1] */
+    uint8_t *done = jump_over(e, IF_RCX_IS_0);
+    load_volatiles(e);
+    hv_load32(e, HV_R8, HV_FIELD(cpu.eip));
+    call_out(e, HV_CALLOUT_INTERRUPT);
+    here(e, done);
+    load_volatiles(e);
+    HV_CODE(e, "\x41\xff\xe4"); /* jmp r12 */
+    here(e, not_here);
+    load_volatiles(e);
+    HV_CODE(e, "\x45\x89\xd0"); /* mov r8d, r10d */
+    call_out(e, HV_CALLOUT_EMULATE);
 }
 
 void hv_stubs_init(struct hv_emitter *e)
@@ -237,5 +271,6 @@ void hv_stubs_init(struct hv_emitter *e)
     hv_constant(e, HV_R9, HV_CALLOUT_LOOKUP);
     hv_jump(e, hv_stubs.callout);
     load_segment(e);
+    access_port(e);
     hv_stubs.end = e->at;
 }

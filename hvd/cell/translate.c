@@ -27,10 +27,23 @@ static bool is_at_hand(const struct source *source, uint32_t eip)
     return source->at && source->page == eip / PAGE && source->generation == hv_lookaside_generation && source->user == (HV_CPU->cpl == 3);
 }
 
+/* A page that there is code from already is looked at whenever its mapping may have changed. */
+static bool know(struct source *source, uint32_t eip)
+{
+    uint32_t frame;
+    bool global;
+    if (is_at_hand(source, eip))
+        return true;
+    if (HV_CPU->cpl == 3 || !hv_code_page(eip / PAGE, &frame, &global))
+        return false;
+    *source = (struct source){eip / PAGE, hv_lookaside_generation, frame, global, false, hv_memory_at((uint64_t)frame * PAGE, false, NULL)};
+    return source->at;
+}
+
 static const struct source *source_of(uint32_t eip)
 {
     struct source *source = row_of(eip);
-    if (is_at_hand(source, eip))
+    if (know(source, eip))
         return source;
     uint8_t first[HV_LONGEST_INSTRUCTION];
     struct hv_walk walk;
@@ -194,7 +207,7 @@ static uint32_t translate(uint32_t eip)
 uint32_t hv_translate(uint32_t eip)
 {
     uint32_t first = translate(eip);
-    for (unsigned i = 0; i < MOST_AHEAD && t.one_way_out && hv_block_fits() && is_at_hand(row_of(t.exit[0].eip), t.exit[0].eip); i++) {
+    for (unsigned i = 0; i < MOST_AHEAD && t.one_way_out && hv_block_fits() && know(row_of(t.exit[0].eip), t.exit[0].eip); i++) {
         uint32_t exit = t.exit[0].number;
         hv_block_chain(exit, translate(t.exit[0].eip));
     }

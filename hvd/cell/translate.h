@@ -90,6 +90,7 @@ uint32_t hv_block_exit(uint8_t *displacement, uint8_t *stub, uint32_t eip);
 uint32_t hv_block_end(uint32_t index, const struct hv_emitter *, bool global); /* global: the first page's mapping. Returns its entry */
 void hv_code_written(uint64_t physical, uint64_t length); /* before it is: blocks that were translated from there are gone */
 void hv_code_drop(uint32_t eip);           /* the blocks with that instruction are gone */
+bool hv_code_page(uint32_t page, uint32_t *frame, bool *global); /* linear page number: were blocks translated from there? then what it is mapped to */
 void hv_code_verify(bool all);             /* mappings changed: all, or those that are not global */
 void hv_code_verify_page(uint32_t linear);
 
@@ -113,6 +114,7 @@ struct hv_stubs {
     uint8_t *ready_end;
     uint8_t *missed, *miss;         /* r8d = EIP, which the table of blocks does not know */
     uint8_t *load_segment;          /* r8d = selector, r9d = segment, r10d = EIP, r12 = where to go on; no callout, if all is as usual */
+    uint8_t *access_port;           /* r9d = HV_PORT_ACCESS(), r8d = r10d = EIP, r12 = where to go on; likewise */
     uint8_t *end;
 };
 extern struct hv_stubs hv_stubs;
@@ -123,6 +125,14 @@ void hv_store_selectors(struct hv_emitter *); /* code that stores those of segme
 bool hv_translator_init(void);
 uint64_t hv_callout(void); /* called by translated code */
 uint32_t hv_translated_load_segment(uint32_t segment, uint32_t selector); /* called by translated code; 0 = not here: let the monitor emulate it */
+/* IN and OUT of a byte, called by translated code. */
+#define HV_PORT_ACCESS(opcode, immediate, length) ((opcode) | (uint32_t)(uint8_t)(immediate) << 8 | (uint32_t)(length) << 16)
+enum hv_port_access {
+    HV_PORT_ACCESS_NOT_HERE, /* nothing was done: let the monitor emulate it */
+    HV_PORT_ACCESS_DONE,     /* EIP is behind it, and the guest goes on */
+    HV_PORT_ACCESS_SETTLE,   /* likewise, but something is to be done first */
+};
+uint32_t hv_translated_access_port(uint32_t access, uint32_t eip);
 bool hv_translatable(void);   /* can the code at EIP be translated: 32-bit, flat segments, privileged */
 void hv_translated_state(void);  /* cell.cpu from what translated code keeps elsewhere */
 void hv_translated_prepare(void); /* the reverse, before translated code runs */

@@ -462,6 +462,8 @@ static bool registers_out(struct hv_board *board, uint16_t port, unsigned size, 
            hv_keyboard_out(board, port, size, value) || hv_acpi_out(board, port, size, value);
 }
 
+bool hv_board_answers(uint16_t port) { return device_at(port) != FLOATING; }
+
 enum hv_port_result hv_board_port_in(struct hv_board *board, uint16_t port, unsigned size, uint32_t *value)
 {
     if (size == 1 && device_at(port) != FLOATING) { /* what is read most */
