@@ -63,6 +63,7 @@ static bool some_not_global;        /* since all were last looked at */
 static uint8_t is_user_page[PAGES]; /* some of its blocks are a program's */
 static bool some_of_user;
 
+static uint32_t rows_used; /* of the tables for indirect jumps, in time */
 static uint8_t *cache, *first_block, *next_block;
 static uint8_t *present_few, *present_large; /* how far the cache's parts are */
 static uint64_t cached;                      /* bytes of blocks in it */
@@ -132,7 +133,7 @@ static struct hv_lookup *lookup_row(uint32_t eip, bool user) { return &(user ? c
 void hv_entry_look_up(uint32_t entry)
 {
     uint32_t eip = entries[entry].eip;
-    if (cell.board.crossings.counters->looked_up_jumps++ == FEW_LOOKUPS)
+    if (rows_used++ == FEW_LOOKUPS)
         madvise((void *)((uintptr_t)cell.lookup & ~(uintptr_t)(PAGE - 1)), sizeof cell.lookup, MADV_POPULATE_WRITE);
     if (eip) /* whose negative is the key of empty rows */
         *lookup_row(eip, entries[entry].user) = (struct hv_lookup){-eip, 0, (uint64_t)hv_entry_host(entry)};

@@ -126,6 +126,7 @@ static void look_up(void)
 {
     reached = entry_here();
     hv_entry_look_up(reached);
+    cell.board.crossings.counters->looked_up_jumps++;
 }
 
 static void nothing(void) {}

@@ -92,6 +92,7 @@ static void jump(struct hv_translation *t, enum kind kind, const uint8_t *in, ui
     case CALL:
         hv_emit_push_constant(t, next);
         hv_jump_out(t, target_of(in + 1, next));
+        t->returns_to = next;
         break;
     case RETURN:
         hv_emit_top_of_stack(t);

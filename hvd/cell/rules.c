@@ -160,6 +160,7 @@ static bool group_ff(struct hv_translation *t)
         hv_emit_move_r8(t, 0x8b);
         hv_emit_push_constant(t, t->next);
         hv_emit_indirect_jump(t);
+        t->returns_to = t->next;
         return true;
     case 4:
         hv_emit_move_r8(t, 0x8b);
@@ -411,6 +412,7 @@ bool hv_translate_instruction(struct hv_translation *t)
     case CALL:
         hv_emit_push_constant(t, t->next);
         hv_jump_out(t, branch_target(t));
+        t->returns_to = t->next;
         t->ends = true;
         return true;
     case JUMP:

@@ -16,6 +16,7 @@ struct hv_translation {
     uint32_t eip, next;  /* of the instruction, and behind it */
     bool shadow;         /* it stands behind STI */
     bool ends;           /* nothing follows it in this block */
+    uint32_t returns_to; /* behind the call that it ends with; HV_BLOCK_NONE = with none */
     bool one_way_out;    /* the block was left by a direct jump at its end only, to where no code is yet */
     bool fpu_checked[HV_FPU_KINDS];
     unsigned exits;

@@ -8,7 +8,9 @@
 #define MOST_INSTRUCTIONS 64
 #define MOST_HOST_BYTES 24000
 #define MOST_GUEST_BYTES 3000
-#define MOST_AHEAD 8 /* blocks behind the one that is asked for */
+#define MOST_AHEAD 8     /* blocks behind the one that is asked for */
+#define MOST_RETURNS 2u  /* of calls one behind the other; so few of those are never returned to that more blocks of an own Linux would be of no use */
+#define MOST_WAITING (2 * MOST_AHEAD + 2)
 
 /* A page of the guest's code, as the processor's TLB would know it: until something drops entries there (lookaside.h). */
 struct source {
@@ -111,6 +113,7 @@ static uint32_t translate(uint32_t eip)
     t.e.at = t.block->host;
     t.next = eip;
     t.ends = false;
+    t.returns_to = HV_BLOCK_NONE;
     t.exits = 0;
     memset(t.fpu_checked, 0, sizeof t.fpu_checked);
     bool in_memory = source->at, after_sti = false, common = in_memory && !hv_device_sites_in(eip / PAGE) && !(hv_census_counts && !t.block->user);
@@ -202,14 +205,40 @@ static uint32_t translate(uint32_t eip)
     return entry;
 }
 
-/* What such a block is followed by for certain is translated as well, which spares a callout: where it needs no look at the guest's page tables, which
- * would show there. */
+/* Where a block leads to: by its only exit, or by the return of what it calls (exit: HV_BLOCK_NONE). returns: how many lie on the way there. */
+static struct successor {
+    uint32_t eip, exit, returns;
+} waiting[MOST_WAITING];
+static unsigned waiting_count;
+
+static void add_successors(uint32_t returns)
+{
+    if (t.returns_to != HV_BLOCK_NONE && returns < MOST_RETURNS)
+        waiting[waiting_count++] = (struct successor){t.returns_to, HV_BLOCK_NONE, returns + 1};
+    if (t.one_way_out)
+        waiting[waiting_count++] = (struct successor){t.exit[0].eip, t.exit[0].number, returns};
+}
+
+/* What a block is followed by for certain, and what a call returns to, is translated as well, which spares callouts: where it needs no look at the guest's
+ * page tables, which would show there. Returns find it at once. */
 uint32_t hv_translate(uint32_t eip)
 {
     uint32_t first = translate(eip);
-    for (unsigned i = 0; i < MOST_AHEAD && t.one_way_out && hv_block_fits() && know(row_of(t.exit[0].eip), t.exit[0].eip); i++) {
-        uint32_t exit = t.exit[0].number;
-        hv_block_chain(exit, translate(t.exit[0].eip));
+    waiting_count = 0;
+    add_successors(0);
+    for (unsigned i = 0; i < MOST_AHEAD && waiting_count; i++) {
+        struct successor next = waiting[--waiting_count];
+        uint32_t entry = hv_entry_find(next.eip);
+        if (entry == HV_ENTRY_NONE) {
+            if (!hv_block_fits() || !know(row_of(next.eip), next.eip))
+                continue;
+            entry = translate(next.eip);
+            add_successors(next.returns);
+        }
+        if (next.exit != HV_BLOCK_NONE)
+            hv_block_chain(next.exit, entry);
+        else
+            hv_entry_look_up(entry);
     }
     return first;
 }

@@ -5,7 +5,7 @@
  *   emit.h       machine code into the cache              pieces.c   what rules are made of
  *   blocks.c     which blocks there are, chains, and what becomes of them when their code or its mapping changes
  *   stubs.c      the few pieces of code between blocks, the monitor and the guest's programs
- *   callout.c    from translated code into the monitor and back
+ *   callout.c    from translated code into the monitor and back; port_access.c  for IN and OUT without leaving the block
  *   census.c     which instructions were replaced by what, and how often they run
  *
  * In translated code the guest's general registers are in the host's, ESP in RSP, upper halves zero; the arithmetic flags and DF are the

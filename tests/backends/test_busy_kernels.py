@@ -40,3 +40,12 @@ def test_an_instruction_that_reads_a_device_again_and_again_does_without_signals
     final = run_to_end(kernel("busy.elf"), f"device={READS}", backend="rewriting", engine="translate")
     assert final.end.exit_code == 0 and final.console == "busy: ok\n"
     assert final.signals < READS / 10
+
+
+@pytest.mark.parametrize(("backend", "way"), ENGINES)
+def test_accesses_to_ports_change_nothing_else_whenever_ticks_come(backend: str, way: str) -> None:
+    """Translated code does them in the middle of a block: a tick that comes meanwhile, and one that the access itself lets come, is taken behind."""
+    require(backend, way)
+    accesses = {"translate": 400_000, "native": 100_000}.get(way, 5_000)
+    final = run_to_end(kernel("busy.elf"), f"ports={accesses} polls={POLLS}", backend=backend, engine=way)
+    assert final.end.exit_code == 0 and final.console == "busy: ok\n", (final.end, final.console)
