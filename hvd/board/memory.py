@@ -24,7 +24,6 @@ GRANULE: Final = 4096
 LEAST: Final = 64 << 10
 LOW_RAM_END: Final = 3 << 30
 HIGH_RAM_START: Final = 4 << 30
-_PIECE: Final = 64 << 10
 
 
 class RegionKind(enum.IntEnum):
@@ -194,14 +193,6 @@ class GuestMemory:
         if done < 0:
             raise OSError(-done, os.strerror(-done))
         return done
-
-    def take(self, address: int, length: int) -> None:
-        """Let the host give pages for RAM that is zero, and that nobody writes to meanwhile. Raises HvdError ADDRESS_OUTSIDE; OSError, when the host
-        has no memory left."""
-        offset = self.file_offset(address, length)
-        zero = bytes(min(length, _PIECE))
-        for done in range(0, length, _PIECE):
-            os.pwrite(self._fd, zero[: length - done], offset + done)
 
     def clear(self, address: int, length: int) -> None:
         """Make RAM zero; whole pages are given back to the host. Raises HvdError ADDRESS_OUTSIDE."""
