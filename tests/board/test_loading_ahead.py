@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import images
@@ -15,6 +16,7 @@ from hvd.board.loaders import Loaded, ahead
 from hvd.board.loaders.ahead import LoadAhead, load_kernel, preload
 from hvd.board.memory import GuestMemory
 from hvd.board.spec import MachineSpec
+from hvd.runner.runner import Ram
 
 MIB = 1 << 20
 
@@ -99,3 +101,18 @@ def test_what_is_small_or_large_or_not_there_is_not_loaded(
     monkeypatch.setattr(ahead, "MOST_BYTES", 2 * MIB)
     assert preload(memory, spec) is None
     assert memory.allocated_bytes() == 0
+
+
+def test_a_file_that_has_gone_is_told_by_whoever_loads_it(spec: MachineSpec, memory: GuestMemory) -> None:
+    there = preload(memory, spec)
+    os.unlink(spec.kernel)
+    with pytest.raises(FileNotFoundError):
+        LoadAhead(memory, spec, there).loaded()
+    assert memory.allocated_bytes() == 0
+
+
+def test_a_snapshot_is_restored_into_clean_memory(spec: MachineSpec, memory: GuestMemory) -> None:
+    there = preload(memory, spec)
+    assert there and memory.allocated_bytes()
+    ram = Ram.of(replace(spec, snapshot="snapshot"), memory, there)
+    assert ram.ahead is None and memory.allocated_bytes() == 0

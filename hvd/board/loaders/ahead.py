@@ -62,8 +62,13 @@ class Preloaded(NamedTuple):
     loaded: Loaded
 
     def is_of(self, spec: MachineSpec) -> bool:
-        """Is that what this guest needs? Raises OSError."""
-        return self[:4] == (spec.kernel, spec.initrd, spec.command_line, spec.flat_load_address) and self.versions == _versions(spec)
+        """Is that what this guest needs?"""
+        if self[:4] != (spec.kernel, spec.initrd, spec.command_line, spec.flat_load_address):
+            return False
+        try:
+            return self.versions == _versions(spec)
+        except OSError:  # told by whoever loads it
+            return False
 
 
 class _Version(NamedTuple):
