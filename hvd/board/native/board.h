@@ -344,8 +344,8 @@ bool hv_board_typed_to_virtio(const struct hv_board *);
 void hv_board_type_to_virtio(struct hv_board *, bool);
 void hv_board_reset(struct hv_board *); /* the reset line: devices, not the clock nor the console rings */
 void hv_board_claim(struct hv_board *, uint16_t first, uint16_t count);
-/* size is 1, 2 or 4 bytes. Byte-wide devices see the low byte at the port; wider accesses to them are split as on the ISA bus. */
 bool hv_board_answers(uint16_t port); /* bytes there, without the runner: a write may have to wait, nothing leaves */
+/* size is 1, 2 or 4 bytes. Byte-wide devices see the low byte at the port; wider accesses to them are split as on the ISA bus. */
 enum hv_port_result hv_board_port_in(struct hv_board *, uint16_t port, unsigned size, uint32_t *value);
 enum hv_port_result hv_board_port_out(struct hv_board *, uint16_t port, unsigned size, uint32_t value);
 /* Memory-mapped registers of the board: local APIC, IOAPIC, and of PCI's functions what is in C. size is 1, 2, 4 or 8 bytes. False: nothing of the
