@@ -167,7 +167,13 @@ async def test_registers_at_a_whole_instruction(bench: Bench) -> None:
 
 async def test_stops_do_not_disturb(bench: Bench) -> None:
     """The bug class of asynchronous stops: a computation that is stopped all the time comes out right."""
-    n = rounds(bench, 2000000)
+    for longer in (1, 10, 100):  # a guest may be over before it was stopped
+        if await _stops(bench, rounds(bench, 2000000 * longer)):
+            return
+    raise AssertionError("no guest was stopped")
+
+
+async def _stops(bench: Bench, n: str) -> int:
     undisturbed, console = await bench.run("compute.elf", command_line=f"{n} memory=1")
     assert undisturbed.exit_code == 0
     running = await bench.start("compute.elf", command_line=f"{n} memory=1 timer=1000")
@@ -182,7 +188,7 @@ async def test_stops_do_not_disturb(bench: Bench) -> None:
         stops += 1
     await running.end()
     assert _checksum(running.console()) == _checksum(console)
-    assert stops > 0
+    return stops
 
 
 def _checksum(console: str) -> str:

@@ -343,7 +343,9 @@ class RealDaemon:
         return int(self.show(name)["host_pid"])
 
     def runners(self) -> list[int]:
-        """Every process that owns a guest of this daemon: of the pid files, and whatever has the runtime directory in its command line."""
+        """Every process that owns a guest of this daemon: of the pid files, and whatever has the runtime directory in its command line. A fork of the
+        living daemon has that until it executes what it was made for."""
+        own = Path(f"/proc/{self.process.pid}/cmdline").read_bytes() if self.process and self.is_alive else b""
         pids = set()
         for file in self.runtime_dir.glob("guests/*/pid"):
             with_pid = re.search(r'"pid":\s*(\d+)', file.read_text(errors="replace"))
@@ -355,7 +357,7 @@ class RealDaemon:
             except OSError:
                 continue
             pid = int(entry.parent.name)
-            if str(self.runtime_dir).encode() in command and pid != (self.process.pid if self.process else 0):
+            if str(self.runtime_dir).encode() in command and command != own and pid != (self.process.pid if self.process else 0):
                 pids.add(pid)
         return sorted(pid for pid in pids if is_process(pid))
 
