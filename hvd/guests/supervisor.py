@@ -221,11 +221,15 @@ class Supervisor:
         return self._keep_now(life)
 
     async def _keep_now(self, life: GuestLife) -> None:
+        kept = False
         try:
-            await self._store.put([life.guest])
-        except HvdError:
-            self._dirty.setdefault(life.guest.uid, life)  # tried again behind
-            self._dirt.set()
+            with contextlib.suppress(HvdError):
+                await self._store.put([life.guest])
+                kept = True
+        finally:
+            if not kept:  # or whoever waited was called off: it is tried again behind
+                self._dirty.setdefault(life.guest.uid, life)
+                self._dirt.set()
 
     async def forget(self, life: GuestLife) -> None:
         await self._store.delete(life.guest.uid)

@@ -284,6 +284,30 @@ async def test_a_start_is_kept_once_before_it_is_one(start_world: StartWorld, mo
             await asyncio.sleep(0.02)
 
 
+async def test_what_was_to_be_kept_for_one_that_was_called_off_is_written_behind(start_world: StartWorld, monkeypatch: pytest.MonkeyPatch) -> None:
+    world = await start_world()
+    await world.create("a")
+    begun, behind = asyncio.Event(), asyncio.Event()
+
+    async def write(guests: Any) -> None:
+        names = [guest.name for guest in guests]
+        if not begun.is_set():
+            begun.set()
+            await asyncio.Event().wait()
+        if names == ["guests/a"]:
+            behind.set()
+
+    supervisor = world.daemon.supervisor
+    monkeypatch.setattr(world.daemon.store, "put", write)
+    keeping = asyncio.ensure_future(supervisor.keep(supervisor.get("guests/a")))
+    async with asyncio.timeout(60):
+        await begun.wait()
+        keeping.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await keeping
+        await behind.wait()
+
+
 async def finding_of_the_store(world: World, wanted: bool) -> None:
     """Wait until doctor finds something about it, or nothing any more."""
     async with asyncio.timeout(60):
