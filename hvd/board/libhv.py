@@ -104,6 +104,7 @@ _SLOW: _Prototypes = {
     "hv_crc32c": (_u32, [_u32, _pointer, _size]),
     "hv_nonzero_run": (_size, [_pointer, _size, _size, ctypes.POINTER(_size)]),
     "hv_store_file": (ctypes.c_int64, [ctypes.c_int, _u64, ctypes.c_int, _u64, _u64]),
+    "hv_make_large": (_unsigned, [ctypes.c_int, _u64, _u64]),
 }
 
 

@@ -24,6 +24,8 @@ GRANULE: Final = 4096
 LEAST: Final = 64 << 10
 LOW_RAM_END: Final = 3 << 30
 HIGH_RAM_START: Final = 4 << 30
+LARGE_PAGE: Final = 2 << 20  # of the host
+_PIECE: Final = 64 << 10
 
 
 class RegionKind(enum.IntEnum):
@@ -98,6 +100,7 @@ class GuestMemory:
             self._spans.append((HIGH_RAM_START, size - low, low))
         self._rom = [Region(HIGH_RAM_START - len(rom), len(rom), RegionKind.ROM, "firmware", size)] if rom else []
         self._mmio: list[Region] = []
+        self.taken: Final[list[tuple[int, int]]] = []  # offset and length in the memory file of what take() was asked for
         whole = size + len(rom)
         self._fd = os.memfd_create("hvd-guest-ram", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
         try:
@@ -194,6 +197,17 @@ class GuestMemory:
             raise OSError(-done, os.strerror(-done))
         return done
 
+    def take(self, address: int, length: int) -> None:
+        """Let the host give pages for RAM that is zero, and that nobody writes to meanwhile, large ones where whole ones fit in. Raises HvdError
+        ADDRESS_OUTSIDE, NATIVE_MISSING; OSError, when the host has no memory left."""
+        offset = self.file_offset(address, length)
+        zero = memoryview(bytes(min(length, _PIECE)))
+        done = 0
+        while done < length:
+            done += os.pwrite(self._fd, zero[: length - done], offset + done)
+        slow_library().hv_make_large(self._fd, offset, length)
+        self.taken.append((offset, length))
+
     def clear(self, address: int, length: int) -> None:
         """Make RAM zero; whole pages are given back to the host. Raises HvdError ADDRESS_OUTSIDE."""
         offset = self.file_offset(address, length)
@@ -209,6 +223,7 @@ class GuestMemory:
     def clear_all(self) -> None:
         """All RAM as it was when the guest was made."""
         self._map.madvise(mmap.MADV_REMOVE, 0, self.size)
+        self.taken.clear()
 
     def view(self, address: int, length: int) -> memoryview:
         """A writable view of RAM, to read a file into. Release it before close(). Raises HvdError ADDRESS_OUTSIDE."""

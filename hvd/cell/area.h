@@ -12,7 +12,7 @@
 #include "cpu.h"
 
 #define HV_AREA_MAGIC 0x4c434856u /* "VHCL" */
-#define HV_AREA_VERSION 6u
+#define HV_AREA_VERSION 7u
 #define HV_AREA_REGIONS 64
 #define HV_AREA_CPUID 96
 #define HV_AREA_RANGES 256
@@ -46,6 +46,12 @@ struct hv_cell_region {
     uint64_t start, length, file_offset; /* guest-physical; file_offset of RAM and ROM */
     uint32_t kind;
     uint32_t hot; /* of MMIO: the board in C answers */
+};
+
+/* Of the memory file: pages that are there though the guest has not touched them yet. */
+#define HV_AREA_TAKEN 8
+struct hv_cell_taken {
+    uint64_t offset, length;
 };
 
 struct hv_cell_cpuid {
@@ -125,6 +131,8 @@ struct hv_cell_area {
     uint64_t tsc_told_hz; /* what the guest was told of its time stamp counter; 0 = nothing */
     struct hv_cell_region regions[HV_AREA_REGIONS];
     struct hv_cell_cpuid cpuid[HV_AREA_CPUID];
+    uint32_t taken_count;
+    struct hv_cell_taken taken[HV_AREA_TAKEN];
     uint8_t claimed[65536 / 8]; /* struct hv_board's */
 
     /* ---- the runner's word to the cell, at `go` */

@@ -160,6 +160,7 @@ class CellCensus(ctypes.Structure):
 _PROTOTYPES: Final[dict[str, tuple[Any, list[Any]]]] = {
     "hv_cell_create": (_pointer, [_pointer, _int, ctypes.c_uint, _pointer, _u64]),
     "hv_cell_add_region": (_bool, [_pointer, _u64, _u64, _u64, _u32, _bool]),
+    "hv_cell_add_taken": (None, [_pointer, _u64, _u64]),
     "hv_cell_set_cpuid": (_bool, [_pointer, _pointer, _u32]),
     "hv_cell_tell_tsc": (None, [_pointer, _u64]),
     "hv_cell_count_tsc": (None, [_pointer, _u64]),

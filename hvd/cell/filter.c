@@ -42,7 +42,7 @@ static const struct rule rules[] = {
     {SYS_mmap, {{RANGE, 0, 1, 0}, {SUBSET, 2, PROTECTION, 0}, {SUBSET, 3, MAPPING | MAP_POPULATE, MAPPING}, {ONE_OF, 4, HV_CELL_FD_MEMORY, HV_CELL_FD_SITES}}},
     {SYS_munmap, {{RANGE, 0, 1, 0}}},
     {SYS_mprotect, {{RANGE, 0, 1, 0}, {SUBSET, 2, PROTECTION, 0}}},
-    {SYS_madvise, {{EQUAL, 2, MADV_POPULATE_WRITE, 0}}}, /* what a store to each page would do */
+    {SYS_madvise, {{ONE_OF, 2, MADV_POPULATE_WRITE, MADV_POPULATE_READ}}}, /* what a store to each page, or a load, would do */
     {SYS_timer_settime, {{END, 0, 0, 0}}},
     {SYS_write, {{ONE_OF, 0, HV_CELL_FD_LEFT, HV_CELL_FD_CONSOLE}, {EQUAL, 2, sizeof(uint64_t), 0}}},
     {SYS_read, {{EQUAL, 0, HV_CELL_FD_GO, 0}, {EQUAL, 2, sizeof(uint64_t), 0}}},

@@ -140,6 +140,12 @@ bool hv_cell_add_region(struct hv_cell_host *host, uint64_t start, uint64_t leng
     return true;
 }
 
+void hv_cell_add_taken(struct hv_cell_host *host, uint64_t offset, uint64_t length)
+{
+    if (host->area->taken_count < HV_AREA_TAKEN)
+        host->area->taken[host->area->taken_count++] = (struct hv_cell_taken){offset, length};
+}
+
 bool hv_cell_set_cpuid(struct hv_cell_host *host, const struct hv_cell_cpuid *rows, uint32_t count)
 {
     if (count > HV_AREA_CPUID)

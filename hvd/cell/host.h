@@ -30,6 +30,7 @@ struct hv_cell_host;
  * memory file. */
 struct hv_cell_host *hv_cell_create(struct hv_board *, enum hv_cell_mode, unsigned backend, const void *memory, uint64_t memory_size);
 bool hv_cell_add_region(struct hv_cell_host *, uint64_t start, uint64_t length, uint64_t file_offset, uint32_t kind, bool hot); /* false: too many */
+void hv_cell_add_taken(struct hv_cell_host *, uint64_t offset, uint64_t length);
 bool hv_cell_set_cpuid(struct hv_cell_host *, const struct hv_cell_cpuid *, uint32_t count);                                   /* false: too many */
 void hv_cell_tell_tsc(struct hv_cell_host *, uint64_t hz); /* what CPUID tells of the time stamp counter; 0 = nothing */
 /* From the next run on it is computed from the board's clock, at which RDTSC traps; at_zero: what it was when that clock was 0. It comes to

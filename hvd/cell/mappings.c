@@ -205,6 +205,22 @@ static void raise_pillar(uint32_t page, uint64_t file_offset)
     anchor->pillar = true;
 }
 
+/* What the host has ahead of the guest's first touch it maps a whole piece at a time, as it does pages that are only read. */
+static void show_taken(uint32_t first, uint32_t end, uint64_t file_offset)
+{
+    const struct hv_cell_area *area = cell.area;
+    const uint64_t file_end = file_offset + (uint64_t)(end - first) * PAGE;
+    for (uint32_t i = 0; i < area->taken_count && i < HV_AREA_TAKEN; i++) {
+        uint64_t low = area->taken[i].offset, high = low + area->taken[i].length;
+        if (low < file_offset)
+            low = file_offset;
+        if (high > file_end)
+            high = file_end;
+        if (low < high)
+            madvise((uint8_t *)address_of(first) + (low - file_offset), high - low, MADV_POPULATE_READ);
+    }
+}
+
 static void map_anew(uint32_t first, uint32_t end, uint64_t entry, uint64_t file_offset)
 {
     if (end - first == 1 && is_anchor(first)) {
@@ -223,6 +239,8 @@ static void map_anew(uint32_t first, uint32_t end, uint64_t entry, uint64_t file
                     copy ? (off_t)copy : (off_t)file_offset);
     if (at == MAP_FAILED)
         hv_fail("mmap of %u pages at %#x: error %d", end - first, hv_linear_of(first), errno);
+    if (first & PAGES && !populate && entry & WRITABLE && HV_CPU->cr0 & HV_CR0_PG)
+        show_taken(first, end, file_offset);
     edges_span(&edges, first, end);
     for (uint32_t table = first / PER_TABLE; table <= (end - 1) / PER_TABLE; table++)
         if (anchors[table].page && table * PER_TABLE + anchors[table].page - 1 >= first && table * PER_TABLE + anchors[table].page - 1 < end)

@@ -85,6 +85,8 @@ class CellVcpu(Vcpu):
                 host, region.start, region.length, region.file_offset, int(region.kind), region.hot
             ):
                 raise HvdError("INTERNAL", problem="this machine has more regions than a cell knows")
+        for offset, length in memory.taken:
+            self._lib.hv_cell_add_taken(host, offset, length)
         self.set_cpuid(cpuid)
         board.use_console(self._lib.hv_cell_console(host))
         try:

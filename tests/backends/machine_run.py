@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 from dataclasses import dataclass
 from importlib import import_module
 from pathlib import Path
@@ -17,6 +18,7 @@ from hvd.trace.points import BackendId
 
 DRAIN_SECONDS = 0.002
 MEMORY_BYTES = 16 << 20
+MINOR_FAULTS = 7  # of proc(5), /proc/pid/stat, behind the name
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Final:
     registers: dict[str, int]
     memory: bytes
     signals: int = 0  # of its cell
+    page_faults: int = 0  # likewise, those that the host served without a signal
 
 
 def run_to_end(
@@ -40,8 +43,10 @@ def run_to_end(
     engine: str = "native",
     memory_bytes: int = MEMORY_BYTES,
     counters: Path | None = None,
+    prepare: Callable[[GuestMemory], None] = lambda memory: None,
 ) -> Final:
-    """Killed after that time. typed: when it has written its first line. counters: a file to make, for hvd.trace.counters."""
+    """Killed after that time. typed: when it has written its first line. counters: a file to make, for hvd.trace.counters. prepare: memory with
+    nothing in it yet."""
     create = import_module(f"hvd.backends.{backend}.vcpu").create
     if counters is not None:
         counters.touch()
@@ -50,7 +55,9 @@ def run_to_end(
     last: list[bytes] = []
     states: list[tuple[dict[str, int], bytes]] = []
     signals: list[int] = []
+    faults: list[int] = []
     with GuestMemory(memory_bytes) as memory:
+        prepare(memory)
         flat = 0x100000 if kernel.suffix == ".bin" else 0
         spec = MachineSpec(kernel.stem, backend, engine, memory_bytes, str(kernel), command_line=command_line, flat_load_address=flat)
         machine = Machine(spec, board, memory, create)
@@ -61,6 +68,7 @@ def run_to_end(
             states.append((machine.vcpu.registers(), memory.read(0, memory_bytes)))
             if isinstance(machine.vcpu, CellVcpu):
                 signals.append(machine.vcpu.figures()["signals"])
+                faults.append(int(Path(f"/proc/{machine.vcpu.pid}/stat").read_text(encoding="ascii").rsplit(")", 1)[1].split()[MINOR_FAULTS]))
 
         machine.before_close = final
         ends: list[End] = []
@@ -85,7 +93,7 @@ def run_to_end(
         output += b"".join(last) + board.console_take()
         board.close()
     registers, content = states[0] if states else ({}, b"")
-    return Final(ends[0], output.replace(b"\r", b"").decode(errors="replace"), registers, content, sum(signals))
+    return Final(ends[0], output.replace(b"\r", b"").decode(errors="replace"), registers, content, sum(signals), sum(faults))
 
 
 def run_machine(

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Final, NamedTuple
 
 from hvd.board.loaders import Copies, Loaded, begin
+from hvd.board.loaders.soon import soon_taken
 from hvd.board.memory import GuestMemory
 from hvd.board.spec import MachineSpec
 from hvd.errors import HvdError
@@ -87,8 +88,8 @@ def _versions(spec: MachineSpec) -> tuple[_Version, ...]:
 
 
 def preload(memory: GuestMemory, spec: MachineSpec) -> Preloaded | None:
-    """A kernel and initrd that are worth it, into memory that is zero. None: it still is. What keeps them from being loaded is told to whoever needs
-    them."""
+    """A kernel and initrd that are worth it, into memory that is zero, and the host's pages for what it takes first. None: it is zero still. What
+    keeps them from being loaded is told to whoever needs them."""
     if not (is_worth_it(spec) and _bytes(spec) <= MOST_BYTES):
         return None
     with contextlib.suppress(HvdError, OSError):
@@ -96,6 +97,8 @@ def preload(memory: GuestMemory, spec: MachineSpec) -> Preloaded | None:
         loaded = load_kernel(memory, spec)
         settled = time.time_ns() - int(SETTLED_SECONDS * 1e9)
         if _versions(spec) == versions and all(max(file.changed_ns, file.modified_ns) < settled for file in versions):
+            for address, length in soon_taken(memory, loaded, bool(spec.initrd)):
+                memory.take(address, length)
             return Preloaded(spec.kernel, spec.initrd, spec.command_line, spec.flat_load_address, versions, loaded)
     memory.clear_all()
     return None

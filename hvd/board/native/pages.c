@@ -1,5 +1,7 @@
+#define _GNU_SOURCE
 #include <errno.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/sendfile.h>
 #include <unistd.h>
 
@@ -78,4 +80,27 @@ int64_t hv_store_file(int memory, uint64_t offset, int file, uint64_t from, uint
             left -= (uint64_t)count;
     }
     return (int64_t)(length - left);
+}
+
+#define LARGE_PAGE (2ull << 20)
+#ifndef MADV_COLLAPSE
+#define MADV_COLLAPSE 25 /* Linux 6.1 */
+#endif
+
+/* Whole large pages of [offset, offset + length) become such ones of the host's, which one page fault maps. Returns how many are: none where the host has none. */
+unsigned hv_make_large(int memory, uint64_t offset, uint64_t length)
+{
+    unsigned made = 0;
+    uint64_t first = (offset + LARGE_PAGE - 1) & ~(LARGE_PAGE - 1), end = (offset + length) & ~(LARGE_PAGE - 1);
+    if (first >= end)
+        return 0;
+    uint8_t *room = mmap(NULL, end - first + LARGE_PAGE, PROT_NONE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    if (room == MAP_FAILED)
+        return 0;
+    uint8_t *at = (uint8_t *)(((uintptr_t)room + LARGE_PAGE - 1) & ~(uintptr_t)(LARGE_PAGE - 1));
+    if (mmap(at, end - first, PROT_READ | PROT_WRITE, MAP_SHARED | MAP_FIXED, memory, (off_t)first) != MAP_FAILED)
+        for (uint64_t done = 0; done < end - first; done += LARGE_PAGE)
+            made += madvise(at + done, LARGE_PAGE, MADV_COLLAPSE) == 0;
+    munmap(room, end - first + LARGE_PAGE);
+    return made;
 }

@@ -36,5 +36,6 @@ size_t hv_nonzero_run(const uint8_t *base, size_t length, size_t from, size_t *e
 uint32_t hv_crc32c(uint32_t crc, const uint8_t *data, size_t length);
 /* Bytes of a file, from an offset on, into a memory file: how many there were, or -errno. */
 int64_t hv_store_file(int memory, uint64_t offset, int file, uint64_t from, uint64_t length);
+unsigned hv_make_large(int memory, uint64_t offset, uint64_t length);
 
 #endif
