@@ -86,6 +86,7 @@ class Machine(Verbs):
         self.watcher = watcher or NobodyWatches()
         self.console_size = (0, 0)  # rows, columns; 0 = nobody said
         self.vcpu: Vcpu = None  # type: ignore[assignment]  # made by run(): it belongs to the vcpu thread
+        self.vcpu_ahead: Vcpu | None = None  # the one that run() takes instead of making it
         # STARTING, RUNNING, PAUSED, then that of the end. Any thread may read these four.
         self.state = "STARTING"
         self.end: End | None = None
@@ -245,7 +246,9 @@ class Machine(Verbs):
 
     def _start(self) -> None:
         try:
-            vcpu = self._create_vcpu(board=self.board, memory=self.memory, cpuid=cpuid.leaves, engine=self.spec.engine)
+            vcpu, self.vcpu_ahead = self.vcpu_ahead, None
+            if vcpu is None:
+                vcpu = self._create_vcpu(board=self.board, memory=self.memory, cpuid=cpuid.leaves, engine=self.spec.engine)
             try:
                 if self.spec.snapshot:
                     from hvd.snapshot.machine import restore  # not needed by a guest that boots

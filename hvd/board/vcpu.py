@@ -178,6 +178,12 @@ class Vcpu(ABC):
         """The reverse. Raises HvdError CAPABILITY_MISSING; ValueError for another length."""
         raise HvdError("CAPABILITY_MISSING", backend="this way of executing", capability="debug")
 
+    def settle(self, user: int, calls: bytes, network: int, mounts: int) -> None:
+        """Whose it is, of one that was made before its guest was known (create_ahead() in hvd/backends/NAME/vcpu.py): the guest's user, and of its
+        jail the filter of system calls (hvd/jail/seccomp.py) and descriptors of the namespaces. Once, before it runs, when the board has its
+        files. Raises OSError when it has ended."""
+        raise NotImplementedError("it was not made ahead")
+
     def shadows(self, linear: int) -> Sequence[Shadow]:
         """How the page of a linear address is mapped by what executes the guest natively; none for other ways. Raises OSError."""
         return ()

@@ -12,7 +12,7 @@
 #include "cpu.h"
 
 #define HV_AREA_MAGIC 0x4c434856u /* "VHCL" */
-#define HV_AREA_VERSION 7u
+#define HV_AREA_VERSION 8u
 #define HV_AREA_REGIONS 64
 #define HV_AREA_CPUID 96
 #define HV_AREA_RANGES 256
@@ -127,6 +127,7 @@ struct hv_cell_area {
     uint32_t region_count, cpuid_count;
     uint32_t backend;     /* enum hv_backend_id, for records */
     uint32_t runner;      /* its process */
+    uint32_t ahead;       /* it is made before its guest is known, and waits for a word (ahead.c) */
     uint64_t memory_size; /* bytes of the memory file */
     uint64_t tsc_told_hz; /* what the guest was told of its time stamp counter; 0 = nothing */
     struct hv_cell_region regions[HV_AREA_REGIONS];
@@ -181,6 +182,16 @@ enum hv_cell_fd {
     HV_CELL_FD_BREAKPOINT = HV_CELL_FDS, /* of engine breakpoint: the cell's own */
     HV_CELL_FD_SITES = HV_CELL_FDS,      /* of engine translate: as well */
 };
+/* The runner's word to a cell that was made ahead: one packet on a socket, as hvd/cell/process.py sends it, with these descriptors in this order:
+ * counters, trace, and the namespaces of its jail for network and mounts. */
+#define HV_CELL_FD_WORD 0
+#define HV_WORD_FILTER 1024u
+struct hv_cell_word {
+    uint32_t user;  /* and group */
+    uint32_t count; /* of struct sock_filter: the runner's own filter of system calls, which its children have, too */
+    uint64_t filter[HV_WORD_FILTER];
+};
+
 #define HV_CELL_KICK_SIGNAL 10 /* SIGUSR1: after area->kick was set */
 
 #endif

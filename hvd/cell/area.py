@@ -30,6 +30,7 @@ class Mode(enum.IntEnum):
 class Fd(enum.IntEnum):
     """enum hv_cell_fd: the cell's descriptors by number."""
 
+    WORD = 0
     AREA = 3
     MEMORY = 4
     GO = 5
@@ -160,6 +161,7 @@ class CellCensus(ctypes.Structure):
 _PROTOTYPES: Final[dict[str, tuple[Any, list[Any]]]] = {
     "hv_cell_create": (_pointer, [_pointer, _int, ctypes.c_uint, _pointer, _u64]),
     "hv_cell_add_region": (_bool, [_pointer, _u64, _u64, _u64, _u32, _bool]),
+    "hv_cell_forget_taken": (None, [_pointer]),
     "hv_cell_add_taken": (None, [_pointer, _u64, _u64]),
     "hv_cell_set_cpuid": (_bool, [_pointer, _pointer, _u32]),
     "hv_cell_tell_tsc": (None, [_pointer, _u64]),
@@ -171,6 +173,7 @@ _PROTOTYPES: Final[dict[str, tuple[Any, list[Any]]]] = {
     "hv_cell_code": (_pointer, [_pointer]),
     "hv_cell_sandbox": (_u32, [_pointer]),
     "hv_cell_console": (_pointer, [_pointer]),
+    "hv_cell_make_ahead": (None, [_pointer]),
     "hv_cell_started": (None, [_pointer, _int]),
     "hv_cell_run": (_int, [_pointer]),
     "hv_cell_exit": (_pointer, [_pointer]),

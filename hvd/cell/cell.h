@@ -2,6 +2,7 @@
  *
  *   area.h       what runner and cell share                  host.c       the runner's side of it (in libhv.so)
  *   main.c       start: descriptors, mappings, signals       sandbox.c    namespaces, capabilities, seccomp
+ *   ahead.c      a start in two parts                        landlock.c   a wall of sandbox.c's
  *   signals.h    from the guest into the monitor and back    leave.c      exits to the runner, HLT, timers
  *   segments.c   descriptors, segment registers              twins.c      their doubles in the host's LDT
  *   walk.c       the guest's page tables                     shadow.c     its pages mapped into this process: a TLB made of mmaps

@@ -116,8 +116,6 @@ struct hv_cell_host *hv_cell_create(struct hv_board *board, enum hv_cell_mode mo
     host->known.start_ns = hv_host_ns();
     host->memory = memory;
     host->memory_size = memory_size;
-    board->crossings.stack = call_stack;
-    board->crossings.owner = host;
     struct hv_cell_area *area = host->area;
     area->magic = HV_AREA_MAGIC;
     area->version = HV_AREA_VERSION;
@@ -139,6 +137,8 @@ bool hv_cell_add_region(struct hv_cell_host *host, uint64_t start, uint64_t leng
     host->area->region_count = ++host->known.region_count;
     return true;
 }
+
+void hv_cell_forget_taken(struct hv_cell_host *host) { host->area->taken_count = 0; }
 
 void hv_cell_add_taken(struct hv_cell_host *host, uint64_t offset, uint64_t length)
 {
@@ -205,6 +205,8 @@ void hv_cell_change_debug(struct hv_cell_host *host)
     host->debug_changed = true;
     host->known.debugged = host->debug.step || host->debug.breakpoint_count || host->debug.watchpoint_count;
 }
+
+void hv_cell_make_ahead(struct hv_cell_host *host) { host->area->ahead = true; }
 
 void hv_cell_started(struct hv_cell_host *host, int pidfd)
 {
@@ -293,6 +295,8 @@ static void give_entropy(struct hv_entropy *entropy)
 static void hand_over(struct hv_cell_host *host)
 {
     struct hv_cell_area *area = host->area;
+    host->board->crossings.stack = call_stack; /* a board that is given its files later forgets it */
+    host->board->crossings.owner = host;
     area->cpu_changed = host->cpu_changed;
     if (host->cpu_changed)
         area->cpu = host->cpu;

@@ -30,6 +30,7 @@ struct hv_cell_host;
  * memory file. */
 struct hv_cell_host *hv_cell_create(struct hv_board *, enum hv_cell_mode, unsigned backend, const void *memory, uint64_t memory_size);
 bool hv_cell_add_region(struct hv_cell_host *, uint64_t start, uint64_t length, uint64_t file_offset, uint32_t kind, bool hot); /* false: too many */
+void hv_cell_forget_taken(struct hv_cell_host *);
 void hv_cell_add_taken(struct hv_cell_host *, uint64_t offset, uint64_t length);
 bool hv_cell_set_cpuid(struct hv_cell_host *, const struct hv_cell_cpuid *, uint32_t count);                                   /* false: too many */
 void hv_cell_tell_tsc(struct hv_cell_host *, uint64_t hz); /* what CPUID tells of the time stamp counter; 0 = nothing */
@@ -43,6 +44,7 @@ struct hv_cell_counters *hv_cell_counters(struct hv_cell_host *); /* the cell's 
 struct hv_cell_code *hv_cell_code(struct hv_cell_host *);         /* likewise */
 uint32_t hv_cell_sandbox(const struct hv_cell_host *);            /* likewise; enum hv_sandbox */
 struct hv_console *hv_cell_console(struct hv_cell_host *);
+void hv_cell_make_ahead(struct hv_cell_host *); /* before it is started: it will wait for struct hv_cell_word */
 void hv_cell_started(struct hv_cell_host *, int pidfd); /* the process is there; the descriptor is the host's from now on */
 /* Runs the guest; returns an enum hv_cell_reason. One thread at a time; blocks. */
 int hv_cell_run(struct hv_cell_host *);

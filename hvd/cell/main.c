@@ -80,11 +80,7 @@ static void *map_file(int fd, size_t *size)
 
 static void make_board(void)
 {
-    size_t counters_size, trace_size;
     hv_board_init(&cell.board, HV_CELL_FD_CONSOLE, NULL, 0, NULL, 0, cell.area->backend);
-    void *counters = map_file(HV_CELL_FD_COUNTERS, &counters_size), *trace = map_file(HV_CELL_FD_TRACE, &trace_size);
-    hv_crossings_join(&cell.board.crossings, counters, counters_size, trace, trace_size, cell.area->backend);
-    hv_callstack_init();
     memcpy(cell.board.claimed, cell.area->claimed, sizeof cell.board.claimed);
     cell.board.console = &cell.area->console;
     cell.board.spaces = &cell.area->pci_spaces;
@@ -92,6 +88,14 @@ static void make_board(void)
     cell.board.vga = &cell.area->vga;
     cell.board.keyboard = &cell.area->keyboard;
     cell.board.acpi = &cell.area->acpi;
+}
+
+static void join_crossings(void)
+{
+    size_t counters_size, trace_size;
+    void *counters = map_file(HV_CELL_FD_COUNTERS, &counters_size), *trace = map_file(HV_CELL_FD_TRACE, &trace_size);
+    hv_crossings_join(&cell.board.crossings, counters, counters_size, trace, trace_size, cell.area->backend);
+    hv_callstack_init();
 }
 
 /* Nothing of this process may lie where guest code can point: in the low 4 GiB and, with two views, in the kernel's window. */
@@ -147,6 +151,34 @@ static void prepare_signals(void)
         give_up("signals or the timer cannot be set up: %s (the limit of timers is RLIMIT_SIGPENDING)", strerror(errno));
 }
 
+static void enter_sandbox(void)
+{
+    static struct hv_ahead ahead;
+    struct hv_cell_word *word = NULL;
+    int error;
+    uint32_t done = 0;
+    if (!cell.area->ahead) {
+        join_crossings();
+        done = hv_sandbox_enter();
+    } else {
+        if (!hv_sandbox_begin())
+            give_up("no namespaces for a cell that is made ahead: %s", strerror(errno));
+        if (!hv_ahead_wait(&ahead))
+            _exit(0); /* the runner has another one, or has gone */
+        join_crossings();
+        if (!hv_sandbox_follow(ahead.word.user, ahead.network, ahead.mounts, &done))
+            give_up("a cell that was made ahead cannot enter its jail: %s", strerror(errno));
+        word = &ahead.word;
+    }
+    cell.area->sandbox = done;
+    /* Behind that, since a change of credentials may clear it. */
+    if (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0 || getppid() != (pid_t)cell.area->runner)
+        give_up("the runner has gone");
+    if (!hv_sandbox_close(cell.mode == HV_MODE_REWRITING, word, &error))
+        give_up("seccomp: %s", strerror(error));
+    cell.area->sandbox |= HV_SANDBOX_SECCOMP;
+}
+
 int main(int argc, char **argv)
 {
     if (argc == 2 && strcmp(argv[1], "--probe") == 0)
@@ -163,14 +195,7 @@ int main(int argc, char **argv)
         hv_sites_init(); /* without it system calls of programs are slower */
     if (cell.mode == HV_MODE_BREAKPOINT && !hv_breakpoint_init())
         give_up("no breakpoint register can be had (perf_event_open: %s); use engine translate", strerror(errno));
-    cell.area->sandbox = hv_sandbox_enter();
-    /* Behind that, since a change of credentials may clear it. */
-    if (prctl(PR_SET_PDEATHSIG, SIGKILL) != 0 || getppid() != (pid_t)cell.area->runner)
-        give_up("the runner has gone");
-    int error;
-    if (!hv_sandbox_close(cell.mode == HV_MODE_REWRITING, &error))
-        give_up("seccomp: %s", strerror(error));
-    cell.area->sandbox |= HV_SANDBOX_SECCOMP;
+    enter_sandbox();
     hv_unmap_views(); /* from now on nothing is mapped but where we say */
     hv_wait_for_turn();
     cell.cpu = cell.area->cpu;

@@ -111,14 +111,18 @@ def native_cpuid(leaf: int, subleaf: int) -> tuple[int, int, int, int]:
     return out[0], out[1], out[2], out[3]
 
 
-def start(host: int, board: HotBoard, memory: GuestMemory, program: str = str(area.PROGRAM)) -> int:
-    """Start the process of a struct hv_cell_host; returns its pid. It ends with the calling thread. Raises OSError; HvdError
-    NATIVE_MISSING."""
+def start(host: int, board: HotBoard, memory: GuestMemory, program: str = str(area.PROGRAM), word: int = -1) -> int:
+    """Start the process of a struct hv_cell_host; returns its pid. It ends with the calling thread. word: where a cell that is made ahead hears
+    whose it is (hvd.cell.ahead). Raises OSError; HvdError NATIVE_MISSING."""
     lib = area.library()
     descriptors = {which: lib.hv_cell_descriptor(host, which) for which in (Fd.AREA, Fd.GO, Fd.LEFT)} | {Fd.MEMORY: memory.fd}
     with ExitStack() as copies:
         actions: list[tuple[Any, ...]] = []
         files = {Fd.COUNTERS: board.counters_path, Fd.TRACE: board.trace_path}
+        if word >= 0:
+            descriptors[Fd.WORD] = word
+            files = dict.fromkeys(files)
+            lib.hv_cell_make_ahead(host)
         if board.out_event >= 0:
             descriptors[Fd.CONSOLE] = board.out_event
         else:

@@ -3,6 +3,7 @@
 #define _GNU_SOURCE
 #include <errno.h>
 #include <fcntl.h>
+#include <grp.h>
 #include <linux/capability.h>
 #include <linux/filter.h>
 #include <linux/seccomp.h>
@@ -64,17 +65,21 @@ static void limit(void)
 /* In a jailed runner (hvd/jail) there are no privileges for that, but an empty directory: all that is above it is the jail's. */
 static bool leave_jail_root(void) { return chroot("/empty") == 0 && chdir("/") == 0; }
 
-/* All of them but CAP_SYS_RAWIO, if it is there: mmap(2) of what lies below vm.mmap_min_addr asks for it. */
-static uint32_t drop_capabilities(void)
+static void drop_bounding(void)
 {
     for (int capability = 0; prctl(PR_CAPBSET_DROP, capability, 0, 0, 0) == 0; capability++) {
     }
+}
+
+/* All of them but CAP_SYS_RAWIO, if it is there: mmap(2) of what lies below vm.mmap_min_addr asks for it. */
+static uint32_t drop_capabilities(void)
+{
     prctl(PR_CAP_AMBIENT, PR_CAP_AMBIENT_CLEAR_ALL, 0, 0, 0);
     struct __user_cap_header_struct header = {.version = _LINUX_CAPABILITY_VERSION_3};
     struct __user_cap_data_struct data[2];
     if (syscall(SYS_capget, &header, data) != 0)
         return 0;
-    uint32_t kept = data[0].effective & 1u << CAP_SYS_RAWIO;
+    uint32_t kept = data[0].permitted & 1u << CAP_SYS_RAWIO;
     data[0] = (struct __user_cap_data_struct){.effective = kept, .permitted = kept};
     data[1] = (struct __user_cap_data_struct){0};
     if (syscall(SYS_capset, &header, data) != 0)
@@ -90,21 +95,54 @@ uint32_t hv_sandbox_enter(void)
     if (leave_root() || leave_jail_root())
         done |= HV_SANDBOX_ROOT;
     limit();
+    drop_bounding();
     return done | drop_capabilities();
 }
 
-bool hv_sandbox_close(bool window, int *error)
+/* What it is as the child of a jailed runner (hvd/jail/enter.py). That it may be looked at by those of its user, as any program that its user starts, is lost
+ * with the change. */
+static bool become(uint32_t user)
+{
+    return setgroups(0, NULL) == 0 && prctl(PR_SET_KEEPCAPS, 1, 0, 0, 0) == 0 && setresgid(user, user, user) == 0 && setresuid(user, user, user) == 0 &&
+           prctl(PR_SET_DUMPABLE, 1, 0, 0, 0) == 0;
+}
+
+bool hv_sandbox_begin(void)
+{
+    drop_bounding();
+    return unshare(CLONE_NEWIPC | CLONE_NEWUTS) == 0;
+}
+
+bool hv_sandbox_follow(uint32_t user, int network, int mounts, uint32_t *done)
+{
+    if (setns(network, CLONE_NEWNET) != 0 || setns(mounts, CLONE_NEWNS) != 0 || !leave_jail_root() || !hv_landlock())
+        return false;
+    close(network);
+    close(mounts);
+    limit();
+    if (!become(user))
+        return false;
+    *done = HV_SANDBOX_ROOT | drop_capabilities();
+    return *done & HV_SANDBOX_CAPABILITIES;
+}
+
+/* Without SPEC_ALLOW, kernels before 5.16 slow down all that runs under a filter. */
+static bool add_filter(struct sock_filter *filter, unsigned length)
+{
+    struct sock_fprog program = {.len = (unsigned short)length, .filter = filter};
+    return syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW, &program) == 0 ||
+           syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) == 0;
+}
+
+bool hv_sandbox_close(bool window, struct hv_cell_word *word, int *error)
 {
     static const int needless[] = {STDIN_FILENO, STDOUT_FILENO, STDERR_FILENO, HV_CELL_FD_AREA, HV_CELL_FD_COUNTERS, HV_CELL_FD_TRACE};
     for (size_t i = 0; i < sizeof needless / sizeof *needless; i++)
         close(needless[i]);
     struct sock_filter filter[HV_FILTER_MOST];
     unsigned length = hv_filter(filter, (uint64_t)__executable_start, (uint64_t)etext, window, (uint32_t)getpid());
-    struct sock_fprog program = {.len = (unsigned short)length, .filter = filter};
-    /* Without SPEC_ALLOW, kernels before 5.16 slow down all that runs under a filter. */
-    bool closed = prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 &&
-                  (syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_SPEC_ALLOW, &program) == 0 ||
-                   syscall(SYS_seccomp, SECCOMP_SET_MODE_FILTER, 0, &program) == 0);
+    bool closed = prctl(PR_SET_NO_NEW_PRIVS, 1, 0, 0, 0) == 0 && (!word || add_filter((struct sock_filter *)word->filter, word->count)) &&
+                  add_filter(filter, length);
     *error = errno;
     return closed;
 }

@@ -16,17 +16,16 @@ VIEWS: Final = {
 }  # fmt: skip
 
 
-def shadows(pid: int, mode: Mode, linear: int) -> Sequence[Shadow]:
-    """One for each view. Raises OSError when the host does not let the process be looked at."""
+def shadows(mappings: str, mode: Mode, linear: int) -> Sequence[Shadow]:
+    """One for each view."""
     found = {view: Shadow(view, base + linear) for view, base in VIEWS[mode]}
-    with open(f"/proc/{pid}/maps", encoding="utf-8", errors="replace") as lines:
-        for line in lines:
-            where, rights, offset, _, inode, *_ = line.split(maxsplit=5)
-            start, end = (int(part, 16) for part in where.split("-"))
-            if rights.startswith("---"):  # the room of a view that stays reserved, or a kernel's page while a program runs
-                continue
-            for view, shadow in found.items():
-                if start <= shadow.host_address < end and inode != "0":
-                    place = int(offset, 16) + shadow.host_address - start
-                    found[view] = Shadow(view, shadow.host_address, True, "r" in rights, "w" in rights, "x" in rights, place)
+    for line in mappings.splitlines():
+        where, rights, offset, _, inode, *_ = line.split(maxsplit=5)
+        start, end = (int(part, 16) for part in where.split("-"))
+        if rights.startswith("---"):  # the room of a view that stays reserved, or a kernel's page while a program runs
+            continue
+        for view, shadow in found.items():
+            if start <= shadow.host_address < end and inode != "0":
+                place = int(offset, 16) + shadow.host_address - start
+                found[view] = Shadow(view, shadow.host_address, True, "r" in rights, "w" in rights, "x" in rights, place)
     return tuple(found.values())

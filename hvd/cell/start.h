@@ -1,4 +1,4 @@
-/* The cell's start: what main.c needs of sandbox.c, filter.c, probe.c and leave.c. */
+/* The cell's start: what main.c needs of sandbox.c, landlock.c, ahead.c, filter.c, probe.c and leave.c. */
 #ifndef HV_START_H
 #define HV_START_H
 
@@ -6,6 +6,7 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "area.h"
 
 /* ---- sandbox.c */
 /* What of it there is: area->sandbox. A step that needs privileges which the runner has not is left out; seccomp never is. */
@@ -18,8 +19,24 @@ enum hv_sandbox {
 };
 /* Namespaces, root, limits, capabilities. */
 uint32_t hv_sandbox_enter(void);
-/* Descriptors that are not needed any more, and the filter; from then on only the calls of its table. False: *error says why. */
-bool hv_sandbox_close(bool window, int *error);
+/* The same of a cell that was made ahead, out of a runner that was not in its jail yet: into that jail, as that user, and Landlock. Its own System V and
+ * POSIX IPC and host name come first, before it waits. False: errno; then it must not go on. */
+bool hv_sandbox_begin(void);
+bool hv_sandbox_follow(uint32_t user, int network, int mounts, uint32_t *done);
+/* Descriptors that are not needed any more, and the filter, behind the runner's if it is given; from then on only the calls of its table. False: *error says why. */
+bool hv_sandbox_close(bool window, struct hv_cell_word *, int *error);
+
+/* ---- landlock.c */
+/* No file, no TCP, no abstract socket and no signal of others, where the kernel has Landlock. False: errno. */
+bool hv_landlock(void);
+
+/* ---- ahead.c */
+struct hv_ahead {
+    struct hv_cell_word word;
+    int network, mounts; /* descriptors */
+};
+/* Until the runner says whose this cell is; counters and trace are at their numbers then. False: it will be nobody's. */
+bool hv_ahead_wait(struct hv_ahead *);
 
 /* ---- filter.c */
 struct sock_filter;

@@ -7,6 +7,7 @@ import os
 import struct
 import weakref
 from collections.abc import Callable, Mapping, Sequence, Set
+from pathlib import Path
 from typing import Any, Final
 
 from hvd.board import ia32
@@ -56,9 +57,9 @@ class CellVcpu(Vcpu):
 
     def __init__(
         self, board: HotBoard, memory: GuestMemory, backend: BackendId, mode: Mode, cpuid: Mapping[tuple[int, int], Sequence[int]],
-        program: str = str(area.PROGRAM),
+        program: str = str(area.PROGRAM), word: int = -1,
     ) -> None:  # fmt: skip
-        """cpuid: what the guest is told, and goes on to be told. Raises HvdError NATIVE_MISSING, RUNNER_START_FAILED."""
+        """cpuid: what the guest is told, and goes on to be told. word: see process.start(). Raises HvdError NATIVE_MISSING, RUNNER_START_FAILED."""
         self._lib, self._blocking = area.library(), area.blocking_library()
         self._board = board
         self._name = backend.name.lower()
@@ -85,18 +86,23 @@ class CellVcpu(Vcpu):
                 host, region.start, region.length, region.file_offset, int(region.kind), region.hot
             ):
                 raise HvdError("INTERNAL", problem="this machine has more regions than a cell knows")
-        for offset, length in memory.taken:
-            self._lib.hv_cell_add_taken(host, offset, length)
+        self.tell_taken(memory)
         self.set_cpuid(cpuid)
         board.use_console(self._lib.hv_cell_console(host))
         try:
-            self.pid = process.start(host, board, memory, program)
+            self.pid = process.start(host, board, memory, program, word)
         except OSError as error:
             raise HvdError(
                 "RUNNER_START_FAILED", problem=f"the cell cannot be started: {error}", log="runner.log in the guest's directory"
             ) from error
         self.process = os.pidfd_open(self.pid)
         weakref.finalize(self, os.close, self.process)
+
+    def tell_taken(self, memory: GuestMemory) -> None:
+        """Before it runs."""
+        self._lib.hv_cell_forget_taken(self._host)
+        for offset, length in memory.taken:
+            self._lib.hv_cell_add_taken(self._host, offset, length)
 
     @property
     def paravirtual(self) -> bool:
@@ -241,7 +247,11 @@ class CellVcpu(Vcpu):
         self._lib.hv_cell_change_cpu(self._host)
 
     def shadows(self, linear: int) -> Sequence[Shadow]:
-        return shadows(self.pid, self._mode, linear & MASK)
+        return shadows(self.mappings(), self._mode, linear & MASK)
+
+    def mappings(self) -> str:
+        """Of its process, as in /proc/PID/maps. Raises OSError."""
+        return Path(f"/proc/{self.pid}/maps").read_text("utf-8", "replace")
 
     def inject(self, vector: int) -> None:
         self.cpu.injected, self.cpu.injected_vector = 1, vector

@@ -62,12 +62,13 @@ class _Program(ctypes.Structure):
     _fields_ = (("length", ctypes.c_ushort), ("filter", ctypes.c_char_p))
 
 
-# Made once, by the template.
-_CODE: Final = seccomp.program()
+# The filter of system calls, made once, by the template.
+CALLS: Final = seccomp.program()
 
 
-def enter(jail: Jail, kept: frozenset[int], readable: Sequence[str] = ()) -> None:
-    """kept: the capabilities that stay. readable: directories besides the libraries'. Without a user in the jail only what needs no privileges.
+def enter(jail: Jail, kept: frozenset[int], readable: Sequence[str] = (), *, child: bool = False) -> None:
+    """kept: the capabilities that stay. readable: directories besides the libraries'. child: there is one already that it sends signals to
+    (hvd.runner.ahead), and it sends them to nobody else. Without a user in the jail only what needs no privileges.
     Raises HvdError RUNNER_START_FAILED."""
     libc = Libc()
     for kind, most in ((resource.RLIMIT_CORE, 0), (resource.RLIMIT_NOFILE, MOST_DESCRIPTORS)):
@@ -82,7 +83,7 @@ def enter(jail: Jail, kept: frozenset[int], readable: Sequence[str] = ()) -> Non
         _become(libc, jail.user, kept)
     namespaces.drop()  # without a user
     libc.prctl(_NO_NEW_PRIVILEGES, 1)
-    _fence(jail, readable)
+    _fence(jail, readable, signals=not child)
     _filter(libc)
 
 
@@ -141,10 +142,10 @@ def _become(libc: Libc, user: int, kept: frozenset[int]) -> None:
         libc.prctl(_AMBIENT, _AMBIENT_RAISE, capability)
 
 
-def _fence(jail: Jail, readable: Sequence[str]) -> None:
+def _fence(jail: Jail, readable: Sequence[str], *, signals: bool) -> None:
     own = [(path, landlock.OWN) for path in (os.getcwd(), *jail.writable)]
     try:
-        landlock.restrict([*((path, landlock.LIBRARIES) for path in readable), *own, ("/proc", landlock.PROCESSES)])
+        landlock.restrict([*((path, landlock.LIBRARIES) for path in readable), *own, ("/proc", landlock.PROCESSES)], signals=signals)
     except OSError as error:
         raise failed("Landlock", error) from error
 
@@ -152,6 +153,6 @@ def _fence(jail: Jail, readable: Sequence[str]) -> None:
 def _filter(libc: Libc) -> None:
     if platform.machine() != "x86_64":
         return
-    program = _Program(len(_CODE) // 8, _CODE)
+    program = _Program(len(CALLS) // 8, CALLS)
     # Without SPEC_ALLOW, kernels before 5.16 slow down all that runs under a filter.
     libc("syscall", _SECCOMP, _SECCOMP_FILTER, _SPEC_ALLOW, ctypes.byref(program))

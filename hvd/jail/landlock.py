@@ -24,6 +24,7 @@ _REFER, _TRUNCATE = 1 << 13, 1 << 14
 _VERSIONS: Final = {
     1: (0x1FFF, 0, 0), 2: (0x3FFF, 0, 0), 3: (0x7FFF, 0, 0), 4: (0x7FFF, 3, 0), 5: (0xFFFF, 3, 0), 6: (0xFFFF, 3, 3),
 }  # fmt: skip
+_SIGNALS, _SIGNALS_VERSION = 2, 6
 LIBRARIES: Final = _EXECUTE | _READ_FILE | _READ_DIRECTORY
 PROCESSES: Final = _READ_FILE | _READ_DIRECTORY
 OWN: Final = (
@@ -44,15 +45,29 @@ def _libc() -> Any:
     return lib
 
 
-def restrict(allowed: Iterable[tuple[str, int]]) -> None:
+def close_signals() -> None:
+    """This thread and its children, for ever, send no signals to others, where the kernel can: ahead of restrict(), and around children that are made
+    before that. It needs no_new_privs or CAP_SYS_ADMIN. Raises OSError."""
+    if version() < _SIGNALS_VERSION:
+        return
+    rules = _call(_CREATE, struct.pack("QQQ", 0, 0, _SIGNALS), ctypes.c_size_t(24), 0)
+    try:
+        _call(_RESTRICT, rules, 0)
+    finally:
+        os.close(rules)
+
+
+def restrict(allowed: Iterable[tuple[str, int]], *, signals: bool = True) -> None:
     """This thread and its children, for ever: (directory, what may be done in it and below). Directories that are not there are left out. No TCP, no
-    signals to others and no abstract sockets of others, where the kernel can. Without Landlock nothing happens. It needs no_new_privs.
-    Raises OSError."""
+    signals to others and no abstract sockets of others, where the kernel can. signals: false = close_signals() was called, and what was
+    made since goes on to get signals. Without Landlock nothing happens. It needs no_new_privs. Raises OSError."""
     if not version():
         return
     files, *others = _VERSIONS[max(known for known in _VERSIONS if known <= version())]
+    if not signals:
+        others[1] &= ~_SIGNALS
     # struct landlock_ruleset_attr, as long as the kernel knows it.
-    words = struct.pack("QQQ", files, *others)[: 24 if others[1] else 16 if others[0] else 8]
+    words = struct.pack("QQQ", files, *others)[: 24 if version() >= _SIGNALS_VERSION else 16 if others[0] else 8]
     rules = _call(_CREATE, words, ctypes.c_size_t(len(words)), 0)
     try:
         for path, rights in allowed:

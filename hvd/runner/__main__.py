@@ -21,7 +21,7 @@ from pathlib import Path
 from typing import Any
 
 from hvd.board import firmware
-from hvd.board.machine import CreateVcpu
+from hvd.board.machine import CreateVcpu, Machine
 from hvd.board.spec import MachineSpec
 from hvd.errors import HvdError
 from hvd.jail import inputs, namespaces, user
@@ -133,21 +133,23 @@ def preload(backend: str) -> None:
         load()
 
 
-def lock_in(document: dict[str, Any], spec: MachineSpec, create_vcpu: CreateVcpu) -> None:
+def lock_in(document: dict[str, Any], spec: MachineSpec, create_vcpu: CreateVcpu, machine: Machine) -> None:
     """From here on only what is open, and what is the guest's own. Raises HvdError RUNNER_START_FAILED."""
     if JAIL not in document:
+        ahead.settle(machine, None)
         namespaces.drop()
         return
     preload(spec.backend)  # what it loads lies outside
     inputs.hold(path for path in (spec.kernel, spec.initrd, spec.snapshot) if path)
     jail = Jail.of(document[JAIL])
+    child = ahead.settle(machine, jail.user)  # goes into the jail meanwhile
     if jail.user is not None:
         user.give(Path("."), jail.user)  # what was made here so far
     kept: frozenset[int] = getattr(sys.modules[create_vcpu.__module__], "KEPT_CAPABILITIES", CELL)
     if spec.engine == "breakpoint":
         kept |= {PERFMON}
     roms = [str(path) for path in firmware.directories()] if spec.boot != "kernel" else []
-    enter(jail, kept if os.geteuid() == 0 else frozenset(), roms)
+    enter(jail, kept if os.geteuid() == 0 else frozenset(), roms, child=child)
 
 
 def prepare(ready: ReadyPipe) -> Runner:
@@ -164,7 +166,7 @@ def prepare(ready: ReadyPipe) -> Runner:
         create_vcpu = find_vcpu(spec.backend)
         runner = runner or Runner(spec, create_vcpu, ram)
         runner.begin(spec, record, ready, ram.ahead)
-        lock_in(document, spec, create_vcpu)
+        lock_in(document, spec, create_vcpu, runner.machine)
         return runner
     except OSError as error:
         if error.errno in DISK_FULL:

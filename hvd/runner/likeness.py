@@ -11,6 +11,7 @@ class Likeness(NamedTuple):
     """kernel and initrd: paths; empty = none, or they are not to be loaded ahead."""
 
     memory_bytes: int
+    engine: str = ""
     kernel: str = ""
     initrd: str = ""
     command_line: str = ""
@@ -19,15 +20,15 @@ class Likeness(NamedTuple):
     @classmethod
     def of(cls, spec: MachineSpec) -> Self:
         if spec.boot != "kernel" or spec.snapshot:
-            return cls(spec.memory_bytes)
-        return cls(spec.memory_bytes, spec.kernel, spec.initrd, spec.command_line, spec.flat_load_address)
+            return cls(spec.memory_bytes, spec.engine)
+        return cls(spec.memory_bytes, spec.engine, spec.kernel, spec.initrd, spec.command_line, spec.flat_load_address)
 
     def document(self) -> dict[str, Any]:
         """For JSON; made from that again by Likeness(**...)."""
         return self._asdict()
 
     def spec(self, backend: str) -> MachineSpec:
-        return MachineSpec(name="", backend=backend, engine="", **self._asdict())
+        return MachineSpec(name="", backend=backend, **self._asdict())
 
     def strangeness(self, other: Likeness) -> int:
         """How much must be made anew for a guest with another one: the least is the best."""

@@ -56,7 +56,7 @@ class Template:
         """Raises OSError as posix_spawn would; the caller keeps its descriptors."""
         request = {"start": str(directory.absolute()), "own_pids": own, "likeness": likeness.document(), "spares": spares}
         if len(json.dumps(request)) > PACKET_BYTES:  # paths as long as paths can be
-            request["likeness"] = Likeness(likeness.memory_bytes).document()
+            request["likeness"] = Likeness(likeness.memory_bytes, likeness.engine).document()
         with self._lock:
             try:
                 answer, descriptors = self._ask(request, ready, *cards)

@@ -114,10 +114,12 @@ def _wait(connection: socket.socket, other_end: int, own: bool, part: Part) -> N
     try:
         for descriptor in (*part.closed, other_end):
             os.close(descriptor)
-        part.rehearse()
+        with contextlib.suppress(PermissionError):  # it leads a group already
+            os.setsid()  # a session of its own, before it has a child
         NETWORK.make(ABOVE)
         if own:
             MOUNTS.make(ABOVE, lambda: root.furnish(libraries()))
+        part.rehearse()
         connection.send(_READY)
         part.introduce()
         data, descriptors, _, _ = socket.recv_fds(connection, PACKET_BYTES, 2 + MOST_DESCRIPTORS)

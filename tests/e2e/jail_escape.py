@@ -1,5 +1,6 @@
 """Goes into a runner's jail and tries to get out or to see more: `jail_escape.py WALLS DIRECTORY SECRET-FILE VICTIM-PID SOCKET`, as root.
-WALLS: all, as of a runner of the daemon; landlock, those that a daemon without privileges has.
+WALLS: all, as of a runner of the daemon; landlock, those that a daemon without privileges has; landlock around a child, as of a
+runner whose cell was made before it went in.
 
 Prints JSON: attempt -> "" when it was refused, else what it got.
 """
@@ -17,6 +18,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from hvd.jail import landlock
 from hvd.jail.enter import CELL, PERFMON, Jail, enter
 from hvd.jail.pids import own_pids
 from hvd.jail.user import NEEDED
@@ -106,6 +108,15 @@ def run_own_program() -> int:
     return os.posix_spawn("./program", ["program"], {})
 
 
+def lonely_child() -> int:
+    """A process that waits, within a Landlock that keeps signals in."""
+    landlock.close_signals()
+    if child := os.fork():
+        return child
+    signal.pause()
+    os._exit(1)
+
+
 def main(walls: str, directory: str, secret: str, victim: str, host_socket: str) -> None:
     os.chdir(directory)
     with own_pids(walls == "all"):
@@ -115,10 +126,14 @@ def main(walls: str, directory: str, secret: str, victim: str, host_socket: str)
                 os.setsid()
                 outside = os.open("/", os.O_PATH)  # what a careless runner might leave open is closed: see hvd.runner.__main__.detach
                 os.close(outside)
-                if walls == "landlock":  # which daemons without privileges do not have, and with which one reads everybody's memory
+                cell = lonely_child() if walls.endswith("a child") else None
+                if walls != "all":  # which daemons without privileges do not have, and with which one reads everybody's memory
                     give_up(PERFMON)
                     give_up(SYS_ADMIN)
-                enter(Jail(1_900_000_000 if walls == "all" else None), CELL)
+                enter(Jail(1_900_000_000 if walls == "all" else None), CELL, child=cell is not None)
+                if cell is not None:  # the only one that it may still signal
+                    os.kill(cell, signal.SIGKILL)
+                    os.waitpid(cell, 0)
                 find_ways_out(walls, secret, int(victim), host_socket)
                 sys.stdout.flush()
                 os._exit(0)
@@ -129,7 +144,7 @@ def main(walls: str, directory: str, secret: str, victim: str, host_socket: str)
 
 
 def find_ways_out(walls: str, secret: str, pid: int, host_socket: str) -> None:
-    attempts: dict[str, Callable[[], Any]] = ways_through_the_fence(secret, pid, host_socket) if walls == "landlock" else {
+    attempts: dict[str, Callable[[], Any]] = ways_through_the_fence(secret, pid, host_socket) if walls != "all" else {
         "read a file of the host": lambda: Path(secret).read_text(),
         "read /etc/passwd": lambda: Path("/etc/passwd").read_text(),
         "list the host's root": lambda: [name for name in os.listdir("/") if name in ("etc", "home", "usr", "dev", "sys", "run", "boot")],

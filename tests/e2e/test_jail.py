@@ -18,10 +18,12 @@ from typing import Any
 import pytest
 from real_daemon import ROOT, RealDaemon, children, kernel, wait_for
 
+from hvd.cell.area import Fd
 from hvd.jail import landlock, seccomp, user
 
 pytestmark = pytest.mark.skipif(bool(user.missing()), reason=f"the jail's walls need privileges: {', '.join(user.missing())}")
 RAWIO_CHROOT = 1 << 17 | 1 << 18
+PERFMON = 1 << 38
 
 
 def status(pid: int) -> dict[str, str]:
@@ -78,7 +80,7 @@ def test_a_guest_s_processes_are_locked_in(daemon: RealDaemon, backend: str, spa
         if daemon.hvctl("run", "--rm", "--backend", backend, "--kernel", kernel("hello.elf"), "--memory", "8M").returncode == 6:
             pytest.skip(f"{backend} does not run here")
         wait_for(lambda: spares(daemon, backend), "there is a spare")
-    waiting = spares(daemon, backend)
+    waiting = {pid: children(pid) for pid in spares(daemon, backend)}
     # It has a network and a root of its own at hand, but is still in the host's.
     for pid in waiting:
         for kind in ("net", "mnt"):
@@ -95,6 +97,7 @@ def test_a_guest_s_processes_are_locked_in(daemon: RealDaemon, backend: str, spa
     home = daemon.runtime_dir / "guests" / shown["uid"]
     assert {path.stat().st_uid for path in (home, home / "console.log", home / "control") if path.exists()} == {owner}
     allowed = {"/dev/null", "socket", "anon_inode", "pipe", kernel("echo.elf")}
+    allowed |= {f"/proc/{cell}/maps" for cell in waiting.get(runner, [])}
     odd = {
         target for target in descriptors(runner)
         if target.split(":")[0] not in allowed and not target.startswith(("/memfd:", "anon_inode:", str(home), str(daemon.state_dir / "blobs")))
@@ -106,11 +109,18 @@ def test_a_guest_s_processes_are_locked_in(daemon: RealDaemon, backend: str, spa
     assert {mount[4]: mount[5].split(",")[0] for mount in mounts if not mount[4].startswith("/proc")}.items() >= {"/": "ro", str(home): "rw"}.items()
     cells = children(runner)
     assert bool(cells) == (backend != "emulation")
+    assert not spare or cells == waiting[runner]  # made ahead
     for cell in cells:
         check_locked_in(cell, owner, RAWIO_CHROOT)
         assert int(status(cell)["CapEff"], 16) | 1 << 17 == 1 << 17
         assert status(cell)["Seccomp_filters"] == "2"
         assert os.listdir(f"/proc/{cell}/root") == []
+        assert {int(number) for number in os.listdir(f"/proc/{cell}/fd")} - {Fd.CONSOLE + 3} == {Fd.MEMORY, Fd.GO, Fd.LEFT, Fd.CONSOLE}
+        assert status(cell)["NSsid"] == status(runner)["NSsid"]
+        # Its runner goes on to look at it, and to signal it.
+        assert any(shadow.get("mapped") for shadow in json.loads(daemon.ok("-o", "json", "mem", "translate", "g", "0x100000").stdout)["shadows"])
+        daemon.ok("pause", "g")
+        daemon.ok("resume", "g")
     # It works as ever: console, memory, snapshot, what is written when it ends.
     daemon.ok("snapshot", "g", "one")
     daemon.ok("restore", "g", "one")
@@ -119,6 +129,30 @@ def test_a_guest_s_processes_are_locked_in(daemon: RealDaemon, backend: str, spa
     # And nothing of the jail is left.
     wait_for(lambda: not Path(f"/proc/{runner}").exists(), "the runner is gone")
     assert shown["uid"] not in Path("/proc/self/mountinfo").read_text()
+
+
+@pytest.mark.parametrize("why", ["its cell was killed", "another engine", "another size"])
+def test_a_spare_whose_cell_is_of_no_use_makes_another(daemon: RealDaemon, why: str) -> None:
+    words = ["run", "-d", "--backend", "rewriting", "--kernel", kernel("echo.elf")]
+    if daemon.hvctl(*words, "--memory", "8M", "--name", "a").returncode == 6:
+        pytest.skip("rewriting does not run here")
+    daemon.ok("kill", "a")
+    waiting = {pid: children(pid) for pid in wait_for(lambda: spares(daemon, "rewriting"), "there is a spare")}
+    for cell in (cell for cells in waiting.values() for cell in cells if why == "its cell was killed"):
+        os.kill(cell, signal.SIGKILL)
+    different = {"another engine": ["--engine", "breakpoint"], "another size": ["--memory", "16M"]}
+    done = daemon.hvctl(*words, "--memory", "8M", "--name", "b", *different.get(why, []))
+    if done.returncode == 6:
+        pytest.skip(done.stderr)
+    assert done.returncode == 0, done.stderr
+    runner, owner = daemon.runner("b"), user.user_of(daemon.show("b")["uid"])
+    assert runner in waiting
+    check_locked_in(runner, owner, RAWIO_CHROOT | PERFMON)
+    (cell,) = [cell for cell in children(runner) if not status(cell)["State"].startswith("Z")]
+    assert cell not in waiting[runner]
+    check_locked_in(cell, owner, RAWIO_CHROOT | PERFMON)
+    daemon.ok("pause", "b")
+    daemon.ok("kill", "b")
 
 
 def test_doctor_says_how_machines_are_held(daemon: RealDaemon) -> None:
@@ -192,8 +226,9 @@ def test_nobody_gets_out(tmp_path: Path) -> None:
 
 
 @pytest.mark.skipif(landlock.version() < 6, reason="a Landlock that keeps signals and abstract sockets in: kernel 6.12")
-def test_landlock_alone_keeps_even_root_from_what_is_not_the_guest_s(tmp_path: Path) -> None:
-    assert len(escape(tmp_path, "landlock")) > 20
+@pytest.mark.parametrize("walls", ["landlock", "landlock around a child"])
+def test_landlock_alone_keeps_even_root_from_what_is_not_the_guest_s(tmp_path: Path, walls: str) -> None:
+    assert len(escape(tmp_path, walls)) > 20
 
 
 def test_the_filter_knows_no_call_that_makes_links_devices_or_namespaces() -> None:

@@ -8,13 +8,14 @@ from hvd.board.hot import HotBoard
 from hvd.board.memory import GuestMemory
 from hvd.board.vcpu import Vcpu
 from hvd.cell import features as cell
+from hvd.cell.ahead import CellAhead
 from hvd.cell.area import Mode
 from hvd.cell.features import REHEARSED, told
 from hvd.cell.vcpu import CellVcpu, Cpuid
 from hvd.errors import HvdError
 from hvd.trace.points import BackendId
 
-__all__ = ["REHEARSED", "create", "preload"]
+__all__ = ["REHEARSED", "create", "create_ahead", "preload"]
 
 
 def preload() -> None:
@@ -28,3 +29,8 @@ def create(board: HotBoard, memory: GuestMemory, cpuid: Cpuid, engine: str) -> V
     if engine:
         raise HvdError("ENGINE_UNKNOWN", backend="paravirt", engine=engine, known="one way of executing, which has no name")
     return CellVcpu(board, memory, BackendId.PARAVIRT, Mode.PARAVIRT, told(cpuid))
+
+
+def create_ahead(board: HotBoard, memory: GuestMemory, cpuid: Cpuid, engine: str) -> Vcpu | None:
+    """One whose guest is not known yet; None: of this engine there are none. Raises what create() raises; OSError."""
+    return None if engine else CellAhead(board, memory, BackendId.PARAVIRT, Mode.PARAVIRT, told(cpuid))
