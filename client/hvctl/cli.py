@@ -10,10 +10,9 @@ import sys
 import threading
 from collections.abc import Sequence
 from types import CodeType, FrameType
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
-from click.shell_completion import CompletionItem
 
 from hvctl import failures
 from hvctl.sdk.errors import HvctlError
@@ -28,6 +27,9 @@ from hvctl.settings import (
     common_options,
 )
 from hvctl.verbs import VERBS
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 
 class VerbGroup(click.Group):

@@ -15,7 +15,7 @@ from hvctl import docker_archive, layout, rootfs
 from hvctl.filekind import HEAD_BYTES, check_raw, kind_of
 from hvctl.sdk.errors import HvctlError
 from hvctl.settings import Settings, say
-from hvctl.verbs.run import upload
+from hvctl.verbs.making import upload
 
 # Kind -> the field of an image that its file becomes.
 FIELD = {"kernel": "kernel", "initrd": "initrd", "disk": "disk", "cdrom": "disk", "rootfs": "rootfs"}

@@ -2,8 +2,8 @@
 
 `import grpc` alone imports asyncio and grpc.aio, longer than all the rest of it takes; importing is most of what a verb costs. Only the
 command line does this, before it imports anything else (hvctl.__main__): whoever uses the SDK decides for himself. A library that asks for
-something at once has it at once, as without this. Two threads must not be the first to ask (Python before 3.11.9 loads such a module without
-a lock): none of these is for anything that hvctl does in a thread.
+something at once has it at once, as without this. importlib.util.LazyLoader does the same, but before Python 3.11.9 two threads must not be the
+first to ask.
 """
 
 from __future__ import annotations
@@ -13,7 +13,6 @@ import sys
 import threading
 from collections.abc import Callable, Sequence
 from importlib.machinery import ModuleSpec, PathFinder
-from importlib.util import LazyLoader
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
@@ -22,8 +21,11 @@ if TYPE_CHECKING:
 
 NAMES = frozenset({
     "asyncio", "grpc.aio", "grpc_status._async",  # of grpc, for asyncio
-    "google.protobuf.internal.python_message",  # of protobuf, without its C part
     "pkgutil", "socket",  # of grpc
+    "traceback",  # of logging, for exceptions
+    "calendar",  # of protobuf, for times
+    "google.protobuf.descriptor_database", "google.protobuf.text_encoding",  # of protobuf, without its C part
+    "google.protobuf.internal.python_edition_defaults", "google.protobuf.internal.python_message",
 })  # fmt: skip
 # Of click, which asks them one thing each: (inspect) to tidy the help of every option, (platform, for uuid) what system this is.
 ANSWERS: dict[str, tuple[str, Callable[..., Any]]] = {
@@ -41,13 +43,51 @@ class Finder:
             return None
         spec = PathFinder.find_spec(name, path, target)
         if spec is not None and spec.loader is not None:
-            spec.loader = _Answering(spec.loader, *ANSWERS[name]) if name in ANSWERS else LazyLoader(spec.loader)  # type: ignore[assignment]
+            spec.loader = _Answering(spec.loader, *ANSWERS[name]) if name in ANSWERS else _Later(spec.loader)  # type: ignore[assignment]
         return spec
 
 
+class _Unloaded(ModuleType):
+    """Becomes a plain module with all that is in it when it is asked for anything; by the import statement it is asked for __spec__."""
+
+    def __getattribute__(self, name: str) -> Any:
+        if name in ("__spec__", "__class__"):
+            return super().__getattribute__(name)
+        self.__spec__.loader.load(self)  # type: ignore[union-attr]
+        return ModuleType.__getattribute__(self, name)
+
+
+class _Later:
+    """Loads when somebody asks, in any thread. Like _Answering it is an importlib.abc.Loader, but importing that takes longer than what is
+    spared here."""
+
+    def __init__(self, loader: Loader) -> None:
+        self._loader = loader
+        self._lock = threading.RLock()
+        self._begun = False
+
+    def create_module(self, spec: ModuleSpec) -> ModuleType | None:
+        return self._loader.create_module(spec)
+
+    def exec_module(self, module: ModuleType) -> None:
+        module.__class__ = _Unloaded
+
+    def load(self, module: ModuleType) -> None:
+        """Returns when it is whole; to the module's own code, while it is not."""
+        with self._lock:
+            if self._begun:
+                return
+            self._begun = True
+            try:
+                self._loader.exec_module(module)
+            except BaseException:
+                self._begun = False  # it is tried again, as after an import that failed
+                raise
+            module.__class__ = ModuleType
+
+
 class _Answering:
-    """Of a module that answers one question without being loaded; what else is asked for loads it, in any thread. It is an importlib.abc.Loader,
-    but importing that takes longer than what is spared here."""
+    """Of a module that answers one question without being loaded; what else is asked for loads it, in any thread."""
 
     def __init__(self, loader: Loader, question: str, answer: Callable[..., Any]) -> None:
         """answer: None = that needs the module."""

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
 import click
@@ -23,18 +22,18 @@ DOCUMENTS = ("table", "wide", "json", "jsonl", "yaml", "name")
 EVERY_FORMAT = (*DOCUMENTS, "text", "perfetto", "records")
 
 
-@dataclass
 class Settings:
     """What the common options said, and the client made of it."""
 
-    output: str = "table"
-    endpoint: str | None = None
-    tls_ca: str | None = None
-    tls_cert: str | None = None
-    tls_key: str | None = None
-    timeout: float | None = None
-    no_color: bool = False
-    _client: Client | None = field(default=None, repr=False)
+    def __init__(self, output: str = "table") -> None:
+        self.output = output
+        self.endpoint: str | None = None
+        self.tls_ca: str | None = None
+        self.tls_cert: str | None = None
+        self.tls_key: str | None = None
+        self.timeout: float | None = None
+        self.no_color = False
+        self._client: Client | None = None
 
     @property
     def client(self) -> Client:

@@ -9,11 +9,12 @@ from typing import Any, NamedTuple
 import click
 
 _SIZE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
-_SIZE = re.compile(r"(\d+)\s*([kmgt]?)(?:i?b)?", re.IGNORECASE)
+# Compiled when one is asked for: few commands ask for more than one.
+_SIZE = r"(?i)(\d+)\s*([kmgt]?)(?:i?b)?"
 _DURATION_UNITS = {"ms": 0.001, "": 1.0, "s": 1.0, "m": 60.0, "h": 3600.0, "d": 86400.0}
-_DURATION = re.compile(r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|)")
+_DURATION = r"(\d+(?:\.\d+)?)\s*(ms|s|m|h|d|)"
 _SHORT_UNITS = {"": 1, "ns": 1, "us": 1e3, "ms": 1e6, "s": 1e9}
-_SHORT = re.compile(r"(\d+(?:\.\d+)?)\s*(ns|us|ms|s|)")
+_SHORT = r"(\d+(?:\.\d+)?)\s*(ns|us|ms|s|)"
 _MAX_INT64 = (1 << 63) - 1
 _MAX_UINT64 = (1 << 64) - 1
 
@@ -27,7 +28,7 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic in the newest 
         if isinstance(value, int):
             return value
         text = str(value).strip()
-        match = _SIZE.fullmatch(text)
+        match = re.fullmatch(_SIZE, text)
         size = int(match[1]) * _SIZE_UNITS[match[2].lower()] if match else _integer(text)
         if size < 0:
             self.fail(f"'{value}' is no size; write bytes, or 64M, 1G", param, ctx)
@@ -44,7 +45,7 @@ class Seconds(click.ParamType):  # type: ignore[type-arg]  # generic in the newe
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> float:
         if isinstance(value, float):
             return value
-        match = _DURATION.fullmatch(str(value).strip())
+        match = re.fullmatch(_DURATION, str(value).strip())
         if match is None:
             self.fail(f"'{value}' is no duration; write seconds, or 500ms, 2m, 1h", param, ctx)
         return float(match[1]) * _DURATION_UNITS[match[2]]
@@ -58,7 +59,7 @@ class Nanoseconds(click.ParamType):  # type: ignore[type-arg]  # generic in the 
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> int:
         if isinstance(value, int):
             return value
-        match = _SHORT.fullmatch(str(value).strip())
+        match = re.fullmatch(_SHORT, str(value).strip())
         time = round(float(match[1]) * _SHORT_UNITS[match[2]]) if match else -1
         if not 0 <= time < 1 << 32:
             self.fail(f"'{value}' is no such time; write 800ns, 10us, 1ms, at most 4.29s", param, ctx)
@@ -125,7 +126,7 @@ class Moment(click.ParamType):  # type: ignore[type-arg]  # generic in the newes
         if isinstance(value, datetime):
             return value
         text = str(value).strip()
-        if match := _DURATION.fullmatch(text):
+        if match := re.fullmatch(_DURATION, text):
             return datetime.now(UTC) - timedelta(seconds=float(match[1]) * _DURATION_UNITS[match[2]])
         try:
             moment = datetime.fromisoformat(text)

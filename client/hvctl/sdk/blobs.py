@@ -6,11 +6,12 @@ import errno
 import os
 import stat
 from collections.abc import Iterator
-from typing import BinaryIO
-
-from hvapi.v1 import image_pb2
+from typing import TYPE_CHECKING, BinaryIO
 
 from hvctl.sdk.errors import HvctlError
+
+if TYPE_CHECKING:
+    from hvapi.v1 import image_pb2
 
 # The API's limits for one message of UploadBlob.
 CHUNK_BYTES = 1 << 20
@@ -28,6 +29,8 @@ _ZEROES = bytes(CHUNK_BYTES)
 def file_blob(path: Path, most: int = MOST_LOADED_BYTES) -> image_pb2.BlobInfo:
     """Digest and size of a file of at most so many bytes. Raises HvctlError FILE_UNREADABLE, FILE_TOO_LARGE."""
     import hashlib  # OpenSSL, which takes its time to load
+
+    from hvapi.v1 import image_pb2
 
     digest = hashlib.sha256()
     size = zeroes = 0
@@ -58,6 +61,8 @@ def file_blob(path: Path, most: int = MOST_LOADED_BYTES) -> image_pb2.BlobInfo:
 
 def upload_frames(path: Path, info: image_pb2.BlobInfo) -> Iterator[image_pb2.UploadBlobRequest]:
     """The messages of UploadBlob: the announcement, then chunks of at most 1 MiB and counts of zeroes."""
+    from hvapi.v1 import image_pb2
+
     yield image_pb2.UploadBlobRequest(info=info)
     with open(path, "rb", buffering=0) as file:
         for piece in _pieces(file):

@@ -8,16 +8,16 @@ A method takes a request message, or its fields as keyword arguments, and `timeo
 
 from __future__ import annotations
 
-import json
+import importlib
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING, Any, Generic, TypeVar, overload
 
-from google.protobuf import empty_pb2
-from google.protobuf.message import Message
-from hvapi.v1 import guest_pb2, image_pb2, inspect_pb2, metrics_pb2, network_pb2, system_pb2, trace_pb2, volume_pb2
-
 if TYPE_CHECKING:
+    from google.protobuf import empty_pb2
+    from google.protobuf.message import Message
+    from hvapi.v1 import guest_pb2, image_pb2, inspect_pb2, metrics_pb2, network_pb2, system_pb2, trace_pb2, volume_pb2
+
     from hvctl.sdk.aio import AsyncClient, AsyncServerStreamMethod, AsyncUnaryMethod
     from hvctl.sdk.client import Client, ServerStreamMethod, UnaryMethod
 
@@ -26,30 +26,54 @@ if TYPE_CHECKING:
 HEALTH_WATCH = "/grpc.health.v1.Health/Watch"
 HEALTH_SERVING = b"\x08\x01"
 
-Q = TypeVar("Q", bound=Message)
-R = TypeVar("R", bound=Message)
+
+class _Messages:
+    """A module of messages that is imported when one of them is asked for: connecting needs none, and few programs call every service."""
+
+    def __init__(self, module: str) -> None:
+        self._module = module
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(importlib.import_module(self._module), name)
+
+
+if not TYPE_CHECKING:
+    empty_pb2 = _Messages("google.protobuf.empty_pb2")
+    guest_pb2, image_pb2, inspect_pb2, metrics_pb2, network_pb2, system_pb2, trace_pb2, volume_pb2 = (
+        _Messages(f"hvapi.v1.{name}_pb2") for name in ("guest", "image", "inspect", "metrics", "network", "system", "trace", "volume")
+    )
+
+Q = TypeVar("Q", bound="Message")
+R = TypeVar("R", bound="Message")
 
 
 class _Call(Generic[Q, R]):
-    """One RPC. idempotent: repeating it changes nothing, so it is retried when the daemon is away for a moment.
-    waits: it answers when something happens, so it has no deadline unless one is given."""
+    """One RPC. messages: types of request and response, asked for when it is called: a service's messages need not be there for the calls of
+    others. idempotent: repeating it changes nothing, so it is retried when the daemon is away for a moment. waits: it answers when something
+    happens, so it has no deadline unless one is given."""
 
     def __init__(
         self,
         service: str,
         method: str,
-        request: type[Q],
-        response: type[R],
+        messages: Callable[[], tuple[type[Q], type[R]]],
         *,
         idempotent: bool = False,
         waits: bool = False,
     ):
         self.service = f"hvd.v1.{service}"
         self.method = method
-        self.request = request
-        self.response = response
+        self._messages = messages
         self.idempotent = idempotent
         self.waits = waits
+
+    @property
+    def request(self) -> type[Q]:
+        return self._messages()[0]
+
+    @property
+    def response(self) -> type[R]:
+        return self._messages()[1]
 
     @property
     def path(self) -> str:
@@ -98,13 +122,12 @@ class ServerStream(_Call[Q, R]):
         self,
         service: str,
         method: str,
-        request: type[Q],
-        response: type[R],
+        messages: Callable[[], tuple[type[Q], type[R]]],
         *,
         idempotent: bool = False,
         goes_on: bool | str = False,
     ):
-        super().__init__(service, method, request, response, idempotent=idempotent)
+        super().__init__(service, method, messages, idempotent=idempotent)
         self.goes_on = goes_on
 
     def is_bounded(self, request: Q) -> bool:
@@ -137,128 +160,127 @@ _VOLUME = "VolumeService"
 class Calls:
     """The table. proto/hvd/v1 documents each RPC under the same name."""
 
-    create_guest = Unary(_GUEST, "CreateGuest", guest_pb2.CreateGuestRequest, guest_pb2.Guest, idempotent=True)
-    get_guest = Unary(_GUEST, "GetGuest", guest_pb2.GetGuestRequest, guest_pb2.Guest, idempotent=True)
+    create_guest = Unary(_GUEST, "CreateGuest", lambda: (guest_pb2.CreateGuestRequest, guest_pb2.Guest), idempotent=True)
+    get_guest = Unary(_GUEST, "GetGuest", lambda: (guest_pb2.GetGuestRequest, guest_pb2.Guest), idempotent=True)
     list_guests = Unary(
-        _GUEST, "ListGuests", guest_pb2.ListGuestsRequest, guest_pb2.ListGuestsResponse, idempotent=True
+        _GUEST, "ListGuests", lambda: (guest_pb2.ListGuestsRequest, guest_pb2.ListGuestsResponse), idempotent=True
     )
-    update_guest = Unary(_GUEST, "UpdateGuest", guest_pb2.UpdateGuestRequest, guest_pb2.Guest, idempotent=True)
-    delete_guest = Unary(_GUEST, "DeleteGuest", guest_pb2.DeleteGuestRequest, empty_pb2.Empty)
-    start_guest = Unary(_GUEST, "StartGuest", guest_pb2.StartGuestRequest, guest_pb2.Guest)
-    stop_guest = Unary(_GUEST, "StopGuest", guest_pb2.StopGuestRequest, guest_pb2.Guest, idempotent=True)
-    kill_guest = Unary(_GUEST, "KillGuest", guest_pb2.KillGuestRequest, guest_pb2.Guest, idempotent=True)
-    pause_guest = Unary(_GUEST, "PauseGuest", guest_pb2.PauseGuestRequest, guest_pb2.Guest, idempotent=True)
-    resume_guest = Unary(_GUEST, "ResumeGuest", guest_pb2.ResumeGuestRequest, guest_pb2.Guest, idempotent=True)
-    reset_guest = Unary(_GUEST, "ResetGuest", guest_pb2.ResetGuestRequest, guest_pb2.Guest)
-    wait_guest = Unary(_GUEST, "WaitGuest", guest_pb2.WaitGuestRequest, guest_pb2.Guest, idempotent=True, waits=True)
+    update_guest = Unary(_GUEST, "UpdateGuest", lambda: (guest_pb2.UpdateGuestRequest, guest_pb2.Guest), idempotent=True)
+    delete_guest = Unary(_GUEST, "DeleteGuest", lambda: (guest_pb2.DeleteGuestRequest, empty_pb2.Empty))
+    start_guest = Unary(_GUEST, "StartGuest", lambda: (guest_pb2.StartGuestRequest, guest_pb2.Guest))
+    stop_guest = Unary(_GUEST, "StopGuest", lambda: (guest_pb2.StopGuestRequest, guest_pb2.Guest), idempotent=True)
+    kill_guest = Unary(_GUEST, "KillGuest", lambda: (guest_pb2.KillGuestRequest, guest_pb2.Guest), idempotent=True)
+    pause_guest = Unary(_GUEST, "PauseGuest", lambda: (guest_pb2.PauseGuestRequest, guest_pb2.Guest), idempotent=True)
+    resume_guest = Unary(_GUEST, "ResumeGuest", lambda: (guest_pb2.ResumeGuestRequest, guest_pb2.Guest), idempotent=True)
+    reset_guest = Unary(_GUEST, "ResetGuest", lambda: (guest_pb2.ResetGuestRequest, guest_pb2.Guest))
+    wait_guest = Unary(_GUEST, "WaitGuest", lambda: (guest_pb2.WaitGuestRequest, guest_pb2.Guest), idempotent=True, waits=True)
     watch_guests = ServerStream(
-        _GUEST, "WatchGuests", guest_pb2.WatchGuestsRequest, guest_pb2.GuestEvent, idempotent=True, goes_on=True
+        _GUEST, "WatchGuests", lambda: (guest_pb2.WatchGuestsRequest, guest_pb2.GuestEvent), idempotent=True, goes_on=True
     )
     _attach_console = ClientStream(
-        _GUEST, "AttachConsole", guest_pb2.AttachConsoleRequest, guest_pb2.AttachConsoleResponse
+        _GUEST, "AttachConsole", lambda: (guest_pb2.AttachConsoleRequest, guest_pb2.AttachConsoleResponse)
     )
     get_logs = ServerStream(
-        _GUEST, "GetLogs", guest_pb2.GetLogsRequest, guest_pb2.GetLogsResponse, idempotent=True, goes_on="follow"
+        _GUEST, "GetLogs", lambda: (guest_pb2.GetLogsRequest, guest_pb2.GetLogsResponse), idempotent=True, goes_on="follow"
     )
     get_screen = ServerStream(
-        _GUEST, "GetScreen", guest_pb2.GetScreenRequest, guest_pb2.GetScreenResponse, idempotent=True, goes_on="watch"
+        _GUEST, "GetScreen", lambda: (guest_pb2.GetScreenRequest, guest_pb2.GetScreenResponse), idempotent=True, goes_on="watch"
     )
-    type_keys = Unary(_GUEST, "TypeKeys", guest_pb2.TypeKeysRequest, guest_pb2.TypeKeysResponse, waits=True)
-    snapshot_guest = Unary(_GUEST, "SnapshotGuest", guest_pb2.SnapshotGuestRequest, guest_pb2.Snapshot, waits=True)
+    type_keys = Unary(_GUEST, "TypeKeys", lambda: (guest_pb2.TypeKeysRequest, guest_pb2.TypeKeysResponse), waits=True)
+    snapshot_guest = Unary(_GUEST, "SnapshotGuest", lambda: (guest_pb2.SnapshotGuestRequest, guest_pb2.Snapshot), waits=True)
     list_snapshots = Unary(
-        _GUEST, "ListSnapshots", guest_pb2.ListSnapshotsRequest, guest_pb2.ListSnapshotsResponse, idempotent=True
+        _GUEST, "ListSnapshots", lambda: (guest_pb2.ListSnapshotsRequest, guest_pb2.ListSnapshotsResponse), idempotent=True
     )
-    delete_snapshot = Unary(_GUEST, "DeleteSnapshot", guest_pb2.DeleteSnapshotRequest, empty_pb2.Empty)
-    restore_guest = Unary(_GUEST, "RestoreGuest", guest_pb2.RestoreGuestRequest, guest_pb2.Guest, waits=True)
-    clone_guest = Unary(_GUEST, "CloneGuest", guest_pb2.CloneGuestRequest, guest_pb2.Guest, idempotent=True, waits=True)
+    delete_snapshot = Unary(_GUEST, "DeleteSnapshot", lambda: (guest_pb2.DeleteSnapshotRequest, empty_pb2.Empty))
+    restore_guest = Unary(_GUEST, "RestoreGuest", lambda: (guest_pb2.RestoreGuestRequest, guest_pb2.Guest), waits=True)
+    clone_guest = Unary(_GUEST, "CloneGuest", lambda: (guest_pb2.CloneGuestRequest, guest_pb2.Guest), idempotent=True, waits=True)
     export_snapshot = ServerStream(
-        _GUEST, "ExportSnapshot", guest_pb2.ExportSnapshotRequest, guest_pb2.ExportSnapshotResponse
+        _GUEST, "ExportSnapshot", lambda: (guest_pb2.ExportSnapshotRequest, guest_pb2.ExportSnapshotResponse)
     )
-    _exec_guest = ClientStream(_GUEST, "ExecGuest", guest_pb2.ExecGuestRequest, guest_pb2.ExecGuestResponse)
-    _copy_in = ClientStream(_GUEST, "CopyIn", guest_pb2.CopyInRequest, guest_pb2.CopyInResponse)
-    copy_out = ServerStream(_GUEST, "CopyOut", guest_pb2.CopyOutRequest, guest_pb2.CopyOutResponse)
-    _import_snapshot = ClientStream(_GUEST, "ImportSnapshot", guest_pb2.ImportSnapshotRequest, guest_pb2.Snapshot)
+    _exec_guest = ClientStream(_GUEST, "ExecGuest", lambda: (guest_pb2.ExecGuestRequest, guest_pb2.ExecGuestResponse))
+    _copy_in = ClientStream(_GUEST, "CopyIn", lambda: (guest_pb2.CopyInRequest, guest_pb2.CopyInResponse))
+    copy_out = ServerStream(_GUEST, "CopyOut", lambda: (guest_pb2.CopyOutRequest, guest_pb2.CopyOutResponse))
+    _import_snapshot = ClientStream(_GUEST, "ImportSnapshot", lambda: (guest_pb2.ImportSnapshotRequest, guest_pb2.Snapshot))
 
     read_memory = ServerStream(
-        _INSPECT, "ReadMemory", inspect_pb2.ReadMemoryRequest, inspect_pb2.ReadMemoryResponse, idempotent=True
+        _INSPECT, "ReadMemory", lambda: (inspect_pb2.ReadMemoryRequest, inspect_pb2.ReadMemoryResponse), idempotent=True
     )
-    write_memory = Unary(_INSPECT, "WriteMemory", inspect_pb2.WriteMemoryRequest, inspect_pb2.WriteMemoryResponse)
+    write_memory = Unary(_INSPECT, "WriteMemory", lambda: (inspect_pb2.WriteMemoryRequest, inspect_pb2.WriteMemoryResponse))
     get_memory_map = Unary(
-        _INSPECT, "GetMemoryMap", inspect_pb2.GetMemoryMapRequest, inspect_pb2.MemoryMap, idempotent=True
+        _INSPECT, "GetMemoryMap", lambda: (inspect_pb2.GetMemoryMapRequest, inspect_pb2.MemoryMap), idempotent=True
     )
     translate_address = Unary(
         _INSPECT,
         "TranslateAddress",
-        inspect_pb2.TranslateAddressRequest,
-        inspect_pb2.AddressTranslation,
+        lambda: (inspect_pb2.TranslateAddressRequest, inspect_pb2.AddressTranslation),
         idempotent=True,
     )
     get_registers = Unary(
-        _INSPECT, "GetRegisters", inspect_pb2.GetRegistersRequest, inspect_pb2.Registers, idempotent=True
+        _INSPECT, "GetRegisters", lambda: (inspect_pb2.GetRegistersRequest, inspect_pb2.Registers), idempotent=True
     )
-    get_census = Unary(_INSPECT, "GetCensus", inspect_pb2.GetCensusRequest, inspect_pb2.Census, waits=True)
-    _debug = ClientStream(_INSPECT, "Debug", inspect_pb2.DebugRequest, inspect_pb2.DebugResponse)
+    get_census = Unary(_INSPECT, "GetCensus", lambda: (inspect_pb2.GetCensusRequest, inspect_pb2.Census), waits=True)
+    _debug = ClientStream(_INSPECT, "Debug", lambda: (inspect_pb2.DebugRequest, inspect_pb2.DebugResponse))
 
     stream_trace = ServerStream(
-        _TRACE, "StreamTrace", trace_pb2.StreamTraceRequest, trace_pb2.StreamTraceResponse, idempotent=True, goes_on=True
+        _TRACE, "StreamTrace", lambda: (trace_pb2.StreamTraceRequest, trace_pb2.StreamTraceResponse), idempotent=True, goes_on=True
     )
     summarize_trace = Unary(
-        _TRACE, "SummarizeTrace", trace_pb2.SummarizeTraceRequest, trace_pb2.TraceSummary, idempotent=True
+        _TRACE, "SummarizeTrace", lambda: (trace_pb2.SummarizeTraceRequest, trace_pb2.TraceSummary), idempotent=True
     )
     list_trace_points = Unary(
-        _TRACE, "ListTracePoints", trace_pb2.ListTracePointsRequest, trace_pb2.ListTracePointsResponse, idempotent=True
+        _TRACE, "ListTracePoints", lambda: (trace_pb2.ListTracePointsRequest, trace_pb2.ListTracePointsResponse), idempotent=True
     )
 
-    start_trace = Unary(_TRACE, "StartTrace", trace_pb2.StartTraceRequest, trace_pb2.TraceSession)
-    get_trace = Unary(_TRACE, "GetTrace", trace_pb2.GetTraceRequest, trace_pb2.TraceSession, idempotent=True)
-    list_traces = Unary(_TRACE, "ListTraces", trace_pb2.ListTracesRequest, trace_pb2.ListTracesResponse, idempotent=True)
-    stop_trace = Unary(_TRACE, "StopTrace", trace_pb2.StopTraceRequest, trace_pb2.TraceSession, idempotent=True)
-    delete_trace = Unary(_TRACE, "DeleteTrace", trace_pb2.DeleteTraceRequest, empty_pb2.Empty)
+    start_trace = Unary(_TRACE, "StartTrace", lambda: (trace_pb2.StartTraceRequest, trace_pb2.TraceSession))
+    get_trace = Unary(_TRACE, "GetTrace", lambda: (trace_pb2.GetTraceRequest, trace_pb2.TraceSession), idempotent=True)
+    list_traces = Unary(_TRACE, "ListTraces", lambda: (trace_pb2.ListTracesRequest, trace_pb2.ListTracesResponse), idempotent=True)
+    stop_trace = Unary(_TRACE, "StopTrace", lambda: (trace_pb2.StopTraceRequest, trace_pb2.TraceSession), idempotent=True)
+    delete_trace = Unary(_TRACE, "DeleteTrace", lambda: (trace_pb2.DeleteTraceRequest, empty_pb2.Empty))
     read_trace = ServerStream(
-        _TRACE, "ReadTrace", trace_pb2.ReadTraceRequest, trace_pb2.ReadTraceResponse, idempotent=True, goes_on="follow"
+        _TRACE, "ReadTrace", lambda: (trace_pb2.ReadTraceRequest, trace_pb2.ReadTraceResponse), idempotent=True, goes_on="follow"
     )
 
     get_metrics = Unary(
-        _METRICS, "GetMetrics", metrics_pb2.GetMetricsRequest, metrics_pb2.GetMetricsResponse, idempotent=True
+        _METRICS, "GetMetrics", lambda: (metrics_pb2.GetMetricsRequest, metrics_pb2.GetMetricsResponse), idempotent=True
     )
     watch_stats = ServerStream(
-        _METRICS, "WatchStats", metrics_pb2.WatchStatsRequest, metrics_pb2.WatchStatsResponse, idempotent=True, goes_on=True
+        _METRICS, "WatchStats", lambda: (metrics_pb2.WatchStatsRequest, metrics_pb2.WatchStatsResponse), idempotent=True, goes_on=True
     )
 
-    _upload_blob = ClientStream(_IMAGE, "UploadBlob", image_pb2.UploadBlobRequest, image_pb2.UploadBlobResponse)
-    find_blobs = Unary(_IMAGE, "FindBlobs", image_pb2.FindBlobsRequest, image_pb2.FindBlobsResponse, idempotent=True)
+    _upload_blob = ClientStream(_IMAGE, "UploadBlob", lambda: (image_pb2.UploadBlobRequest, image_pb2.UploadBlobResponse))
+    find_blobs = Unary(_IMAGE, "FindBlobs", lambda: (image_pb2.FindBlobsRequest, image_pb2.FindBlobsResponse), idempotent=True)
     download_blob = ServerStream(
-        _IMAGE, "DownloadBlob", image_pb2.DownloadBlobRequest, image_pb2.DownloadBlobResponse, idempotent=True
+        _IMAGE, "DownloadBlob", lambda: (image_pb2.DownloadBlobRequest, image_pb2.DownloadBlobResponse), idempotent=True
     )
-    create_image = Unary(_IMAGE, "CreateImage", image_pb2.CreateImageRequest, image_pb2.Image, idempotent=True)
-    get_image = Unary(_IMAGE, "GetImage", image_pb2.GetImageRequest, image_pb2.Image, idempotent=True)
+    create_image = Unary(_IMAGE, "CreateImage", lambda: (image_pb2.CreateImageRequest, image_pb2.Image), idempotent=True)
+    get_image = Unary(_IMAGE, "GetImage", lambda: (image_pb2.GetImageRequest, image_pb2.Image), idempotent=True)
     list_images = Unary(
-        _IMAGE, "ListImages", image_pb2.ListImagesRequest, image_pb2.ListImagesResponse, idempotent=True
+        _IMAGE, "ListImages", lambda: (image_pb2.ListImagesRequest, image_pb2.ListImagesResponse), idempotent=True
     )
-    delete_image = Unary(_IMAGE, "DeleteImage", image_pb2.DeleteImageRequest, empty_pb2.Empty)
+    delete_image = Unary(_IMAGE, "DeleteImage", lambda: (image_pb2.DeleteImageRequest, empty_pb2.Empty))
     # The tools that they run may be silent for long.
-    pull_image = ServerStream(_IMAGE, "PullImage", image_pb2.PullImageRequest, image_pb2.PullImageResponse, goes_on=True)
-    build_image = ServerStream(_IMAGE, "BuildImage", image_pb2.BuildImageRequest, image_pb2.BuildImageResponse, goes_on=True)
+    pull_image = ServerStream(_IMAGE, "PullImage", lambda: (image_pb2.PullImageRequest, image_pb2.PullImageResponse), goes_on=True)
+    build_image = ServerStream(_IMAGE, "BuildImage", lambda: (image_pb2.BuildImageRequest, image_pb2.BuildImageResponse), goes_on=True)
 
     create_network = Unary(
-        _NETWORK, "CreateNetwork", network_pb2.CreateNetworkRequest, network_pb2.Network, idempotent=True
+        _NETWORK, "CreateNetwork", lambda: (network_pb2.CreateNetworkRequest, network_pb2.Network), idempotent=True
     )
-    get_network = Unary(_NETWORK, "GetNetwork", network_pb2.GetNetworkRequest, network_pb2.Network, idempotent=True)
+    get_network = Unary(_NETWORK, "GetNetwork", lambda: (network_pb2.GetNetworkRequest, network_pb2.Network), idempotent=True)
     list_networks = Unary(
-        _NETWORK, "ListNetworks", network_pb2.ListNetworksRequest, network_pb2.ListNetworksResponse, idempotent=True
+        _NETWORK, "ListNetworks", lambda: (network_pb2.ListNetworksRequest, network_pb2.ListNetworksResponse), idempotent=True
     )
-    delete_network = Unary(_NETWORK, "DeleteNetwork", network_pb2.DeleteNetworkRequest, empty_pb2.Empty)
+    delete_network = Unary(_NETWORK, "DeleteNetwork", lambda: (network_pb2.DeleteNetworkRequest, empty_pb2.Empty))
 
-    create_volume = Unary(_VOLUME, "CreateVolume", volume_pb2.CreateVolumeRequest, volume_pb2.Volume)
-    get_volume = Unary(_VOLUME, "GetVolume", volume_pb2.GetVolumeRequest, volume_pb2.Volume, idempotent=True)
+    create_volume = Unary(_VOLUME, "CreateVolume", lambda: (volume_pb2.CreateVolumeRequest, volume_pb2.Volume))
+    get_volume = Unary(_VOLUME, "GetVolume", lambda: (volume_pb2.GetVolumeRequest, volume_pb2.Volume), idempotent=True)
     list_volumes = Unary(
-        _VOLUME, "ListVolumes", volume_pb2.ListVolumesRequest, volume_pb2.ListVolumesResponse, idempotent=True
+        _VOLUME, "ListVolumes", lambda: (volume_pb2.ListVolumesRequest, volume_pb2.ListVolumesResponse), idempotent=True
     )
-    delete_volume = Unary(_VOLUME, "DeleteVolume", volume_pb2.DeleteVolumeRequest, empty_pb2.Empty)
+    delete_volume = Unary(_VOLUME, "DeleteVolume", lambda: (volume_pb2.DeleteVolumeRequest, empty_pb2.Empty))
 
-    get_info = Unary(_SYSTEM, "GetInfo", system_pb2.GetInfoRequest, system_pb2.SystemInfo, idempotent=True)
+    get_info = Unary(_SYSTEM, "GetInfo", lambda: (system_pb2.GetInfoRequest, system_pb2.SystemInfo), idempotent=True)
     list_backends = Unary(
-        _SYSTEM, "ListBackends", system_pb2.ListBackendsRequest, system_pb2.ListBackendsResponse, idempotent=True
+        _SYSTEM, "ListBackends", lambda: (system_pb2.ListBackendsRequest, system_pb2.ListBackendsResponse), idempotent=True
     )
     # fmt: on
 
@@ -272,32 +294,24 @@ def table() -> Iterator[_Call[Any, Any]]:
 # changes nothing.
 MOST_ATTEMPTS = 4
 BACKOFF_SECONDS, LONGEST_BACKOFF = 0.1, 1.0
-RETRY_POLICY = {
-    "maxAttempts": MOST_ATTEMPTS,
-    "initialBackoff": f"{BACKOFF_SECONDS}s",
-    "maxBackoff": f"{LONGEST_BACKOFF}s",
-    "backoffMultiplier": 2,
-    "retryableStatusCodes": ["UNAVAILABLE"],
-}
+
+
+def _service_config() -> str:
+    """JSON, written by hand: importing json takes as long as a call does."""
+    # Streams are begun again in hvctl.sdk.streams, which says why.
+    retried = (call for call in table() if call.idempotent and isinstance(call, Unary))
+    names = ", ".join(f'{{"service": "{call.service}", "method": "{call.method}"}}' for call in retried)
+    policy = (
+        f'{{"maxAttempts": {MOST_ATTEMPTS}, "initialBackoff": "{BACKOFF_SECONDS}s", "maxBackoff": "{LONGEST_BACKOFF}s", '
+        '"backoffMultiplier": 2, "retryableStatusCodes": ["UNAVAILABLE"]}'
+    )
+    return f'{{"methodConfig": [{{"name": [{names}], "retryPolicy": {policy}}}]}}'
 
 
 def channel_options() -> list[tuple[str, Any]]:
     """For grpc.insecure_channel and its kin."""
-    config = {
-        "methodConfig": [
-            {
-                # Streams are begun again in hvctl.sdk.streams, which says why.
-                "name": [
-                    {"service": call.service, "method": call.method}
-                    for call in table()
-                    if call.idempotent and isinstance(call, Unary)
-                ],
-                "retryPolicy": RETRY_POLICY,
-            }
-        ]
-    }
     return [
-        ("grpc.service_config", json.dumps(config)),
+        ("grpc.service_config", _service_config()),
         ("grpc.enable_retries", 1),
         # A daemon that comes back shall be found within a second, not after gRPC's default of up to two minutes.
         ("grpc.initial_reconnect_backoff_ms", 100),

@@ -11,8 +11,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Any, Generic, Self
 
 import grpc
-from google.protobuf import empty_pb2
-from hvapi.v1 import guest_pb2, image_pb2, inspect_pb2
 
 from hvctl.sdk.blobs import MOST_LOADED_BYTES, Path, file_blob, frame_bytes, upload_frames
 from hvctl.sdk.calls import HEALTH_SERVING, HEALTH_WATCH, Calls, Q, R, ServerStream, Unary, channel_options
@@ -21,6 +19,8 @@ from hvctl.sdk.errors import HvctlError, from_rpc
 from hvctl.sdk.streams import Attempts, Stream
 
 if TYPE_CHECKING:
+    from hvapi.v1 import guest_pb2, image_pb2
+
     from hvctl.sdk.debug import DebugSession
     from hvctl.sdk.execution import Execution
     from hvctl.sdk.guests import GuestSpec
@@ -76,6 +76,8 @@ class Console:
     """
 
     def __init__(self, client: Client, setup: guest_pb2.AttachConsoleSetup, timeout: float | None) -> None:
+        from hvapi.v1 import guest_pb2
+
         call = Calls.__dict__["_attach_console"]
         self.ended: guest_pb2.Guest | None = None
         self.skipped_bytes = 0
@@ -115,6 +117,8 @@ class Console:
     def write(self, data: bytes) -> None:
         """Type this. Waits while much of what was typed before is still on its way to the daemon, not for the guest
         to read it."""
+        from hvapi.v1 import guest_pb2
+
         self._room.acquire()
         if self._closed:
             self._room.release()  # for the next writer that waits
@@ -123,9 +127,14 @@ class Console:
 
     def end_input(self) -> None:
         """Nothing more will be typed: the end of the standard input of a container that was started with attach_stdin."""
+        from google.protobuf import empty_pb2
+        from hvapi.v1 import guest_pb2
+
         self._requests.put(guest_pb2.AttachConsoleRequest(input_end=empty_pb2.Empty()))
 
     def resize(self, rows: int, columns: int) -> None:
+        from hvapi.v1 import guest_pb2
+
         self._requests.put(guest_pb2.AttachConsoleRequest(size=guest_pb2.ConsoleSize(rows=rows, columns=columns)))
 
     def close(self) -> None:
@@ -317,6 +326,8 @@ class Client(Calls):
     def debug(self, name: str, *, architecture: str = "", timeout: float | None = None) -> DebugSession:
         """Attaches a debugger, which stops the guest. architecture: "i386", "i386:x86-64" or "i8086"; absent = what the vcpu executes now.
         timeout: seconds until it is ended with TIMED_OUT; absent = never."""
+        from hvapi.v1 import inspect_pb2
+
         from hvctl.sdk.debug import DebugSession
 
         return DebugSession(self, inspect_pb2.DebugSetup(name=name, architecture=architecture), timeout)
@@ -339,6 +350,8 @@ class Client(Calls):
         """Attaches to a guest's console. replay_bytes: so much of what it wrote since its start first (at most 1 MiB).
         size: rows, columns.
         timeout: seconds until it is detached with TIMED_OUT; absent = never."""
+        from hvapi.v1 import guest_pb2
+
         setup = guest_pb2.AttachConsoleSetup(name=name, replay_bytes=replay_bytes, read_only=read_only)
         if size is not None:
             setup.size.rows, setup.size.columns = size

@@ -22,7 +22,7 @@ VERBS: dict[str, Verb] = {
     "version": Verb("system:version", "Versions of hvctl and, with --daemon, of the daemon", ("GetInfo",)),
     "run": Verb("run:run", "Make a guest, start it and attach to its console",
                 ("FindBlobs", "UploadBlob", "CreateGuest", "StartGuest", "AttachConsole", "GetGuest", "DeleteGuest")),
-    "create": Verb("run:create", "Make a guest, stopped", ("FindBlobs", "UploadBlob", "CreateGuest")),
+    "create": Verb("create:create", "Make a guest, stopped", ("FindBlobs", "UploadBlob", "CreateGuest")),
     "start": Verb("lifecycle:start", "Start guests", ("StartGuest",)),
     "stop": Verb("lifecycle:stop", "Ask guests to end, then end them", ("StopGuest",)),
     "kill": Verb("lifecycle:kill", "End guests at once", ("KillGuest",)),

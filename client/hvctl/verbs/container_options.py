@@ -14,7 +14,7 @@ from hvctl.values import SIZE
 if TYPE_CHECKING:
     from hvapi.v1 import guest_pb2
 
-_PORT = re.compile(
+_PORT = (
     r"(?:(?P<address>[0-9]+(?:\.[0-9]+)+|\[[0-9a-fA-F:]+\]):)?(?:(?P<host>\d*):)?(?P<port>\d+)(?:/(?P<protocol>tcp|udp))?"
 )
 
@@ -70,7 +70,7 @@ class Port(click.ParamType):  # type: ignore[type-arg]
     def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> dict[str, Any]:
         if isinstance(value, dict):
             return value
-        match = _PORT.fullmatch(str(value))
+        match = re.fullmatch(_PORT, str(value))
         if match is None or any(int(match[name] or 0) > 65535 for name in ("host", "port")) or int(match["port"]) == 0:
             self.fail(f"'{value}' is no port; write HOST:CONTAINER, 127.0.0.1:8080:80, 53:53/udp", param, ctx)
         return {
