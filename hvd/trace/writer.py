@@ -89,8 +89,14 @@ class RecordWriter:
                 flags = FLAG_MORE | FLAG_TEXT
                 pending.append(PIECE.pack(time_ns, len(piece), point, kind, backend, position, flags, number, piece))
 
-    def lose(self, count: int) -> None:
-        """So many records (of 64 bytes) did not come here."""
+    def count(self, point: int, count: int, total_ns: int, max_ns: int, histogram: Sequence[int]) -> None:
+        """Crossings of which there are no records, for the counters page."""
+        self._counters.add(point, count, total_ns, max_ns, histogram)
+
+    def lose(self, count: int, uncounted: int = 0) -> None:
+        """So many records (of 64 bytes) did not come here. uncounted: crossings that nobody told count() of."""
+        if uncounted:
+            self._counters.add(_LOST.id, uncounted, 0, 0, ())
         number = (self._head + len(self._pending)) & _MOST_NS
         self._pending.append(
             RECORD.pack(time.monotonic_ns(), 0, _LOST.id, _LOST.kind, self._backend, 0, FLAG_UNTIMED, number, 0, count, 0, 0, 0)
@@ -138,13 +144,25 @@ class _Page:
             HEADER.pack_into(self._map, 0, MAGIC, VERSION, time.monotonic_ns(), *[0] * (len(HEADER_FIELDS) - 1))
         self._words = memoryview(self._map).cast("Q")
 
+    @staticmethod
+    def _places(point: int) -> tuple[int, int]:
+        if point < POINTS:
+            return POINTS_OFFSET // 8 + point * POINT_WORDS, HISTOGRAM_OFFSET // 8 + point * BUCKETS
+        at = EXTENDED_OFFSET // 8 + (point - EXTENDED_BASE) * (POINT_WORDS + BUCKETS)
+        return at, at + POINT_WORDS
+
+    def add(self, point: int, count: int, total_ns: int, max_ns: int, histogram: Sequence[int]) -> None:
+        words = self._words
+        at, buckets = self._places(point)
+        words[at] += count
+        words[at + 1] += total_ns
+        words[at + 2] = max(words[at + 2], max_ns)
+        for index, more in enumerate(histogram):
+            words[buckets + index] += more
+
     def count(self, point: int, duration_ns: int | None) -> None:
         words = self._words
-        if point < POINTS:
-            at, histogram = POINTS_OFFSET // 8 + point * POINT_WORDS, HISTOGRAM_OFFSET // 8 + point * BUCKETS
-        else:
-            at = EXTENDED_OFFSET // 8 + (point - EXTENDED_BASE) * (POINT_WORDS + BUCKETS)
-            histogram = at + POINT_WORDS
+        at, histogram = self._places(point)
         words[at] += 1
         if duration_ns is not None:
             words[at + 1] += duration_ns

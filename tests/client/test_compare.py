@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,9 @@ from hvctl.compare.budget import FULL, LEAST_SECONDS, Budget
 from hvctl.compare.claims import claim_rows
 from hvctl.compare.kinds import KINDS, SOURCES, Claim, Kind, Measure
 from hvctl.compare.page import page
+from hvctl.compare.places import LOST, Usage
 from hvctl.compare.result import NATIVE, Table
+from hvctl.compare.runs import COUNTED_TIMES, COUNTING_TRIES, SLICES, Runs
 from hvctl.compare.text import reasons, rows, time_text
 from hvctl.compare.workloads import NANO, PROGRAMS, cost, costs
 from hvctl.sdk.errors import HvctlError
@@ -66,6 +69,36 @@ def test_a_warm_up_counts_only_where_nothing_came_after_it() -> None:
     assert 9.0 not in [*found.of("getpid", NATIVE).seconds.values(), *found.of("getpid", "trap").seconds.values()]
     (workload,) = (each for each in found.document({"programs": PROGRAMS}, **ABOUT)["workloads"] if each["name"] == "fork-exec")
     assert {result["place"]: result.get("ratio") for result in workload["results"]} == {NATIVE: 1.0, "trap": 3.0, "new": None}
+
+
+class Lossy:
+    """A Session whose calls are counted as long as a run makes no more than so many."""
+
+    def __init__(self, most: int) -> None:
+        self._most, self._crossings, self.numbers = most, {LOST: 1, ("system-call", "getpid"): 5}, list[int]()
+
+    def run(self, words: Sequence[str], seconds: float) -> str:
+        number = int(words[1].removeprefix("n=")) * SLICES if words[-1] == "getpid" else 0
+        self.numbers.append(number)
+        self._crossings[LOST] += max(0, number - self._most)
+        self._crossings["system-call", "getpid"] += min(number, self._most)
+        return f"op getpid 100 {number}"
+
+    def usage(self) -> Usage:
+        return Usage(dict(self._crossings), 0)
+
+
+@pytest.mark.parametrize(("most", "counted"), [(1_000_000, 4000), (300, 248), (1, 0)])
+def test_crossings_are_counted_whole_or_not_at_all(most: int, counted: int) -> None:
+    found, session = table(), Lossy(most)
+    (workload,) = (each for each in PROGRAMS if each.name == "getpid")
+    runs = Runs(found, lambda *_: None, lambda: 1.0, {}, "ops", None)
+    runs.sample = 1.0
+    runs._costs["getpid", "new"] = COUNTED_TIMES / 4000
+    measured = found.of("getpid", "new")
+    assert runs.count((workload,), "new", session) == ([] if counted else [workload])
+    assert sum(sum(crossings.values()) for crossings in measured.crossings) == measured.operations == counted
+    assert session.numbers[0] == 0 and len(session.numbers) == (COUNTING_TRIES + 1 if not counted else 2 if counted == 4000 else 4)
 
 
 class Clock:

@@ -17,6 +17,7 @@ from hvd.backends.container.trace.points import POINTS
 from hvd.backends.container.trace.syscalls import CALLS
 from hvd.guests.tracing import message_of
 from hvd.runner.directory import COUNTERS, TRACE, TRACE_RECORDS
+from hvd.trace import points
 from hvd.trace.counters import read_counters
 from hvd.trace.filter import Filter
 from hvd.trace.points import BY_ID, BackendId, Kind
@@ -26,6 +27,7 @@ from hvd.trace.writer import RecordWriter
 
 BY_NAME = {point.name: point for point in POINTS}
 RENAME, READ = BY_NAME["renameat2"], BY_NAME["read"]
+LOST = points.BY_NAME["lost"].id
 ALL = Filter((), (), POINTS)
 
 
@@ -99,6 +101,21 @@ def test_counters_of_system_calls(tmp_path: Path) -> None:
     counter = page.points[READ.id]
     assert (counter.count, counter.total_ns, counter.max_ns, sum(counter.histogram)) == (4, 140_600, 70_000, 4)
     assert page.records == 4 and RingReader(tmp_path / TRACE, from_start=True).unread() == 4
+
+
+def test_crossings_without_records_are_counted(tmp_path: Path) -> None:
+    writer = RecordWriter(tmp_path, BackendId.CONTAINER, 0)
+    writer.add(READ.id, READ.kind, 1, 300, 0, (0, 7, 0, 0), {})
+    writer.count(READ.id, 3, 70_200, 70_000, [2, 0, 0, 0, 0, 0, 0, 1])
+    writer.lose(5, 2)
+    writer.flush()
+    writer.close()
+    with (tmp_path / COUNTERS).open("rb") as file:
+        found = read_counters(file.fileno()).points
+    counter = found[READ.id]
+    assert (counter.count, counter.total_ns, counter.max_ns) == (4, 70_500, 70_000)
+    assert counter.histogram[:8] == (2, 1, 0, 0, 0, 0, 0, 1)
+    assert found[LOST].count == 2 and not found[LOST].total_ns
 
 
 @given(st.binary(max_size=64 * 12).map(lambda data: data[: len(data) // 64 * 64]))

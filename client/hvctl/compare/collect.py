@@ -169,7 +169,9 @@ class Collector:
                 self._say(f"counting what {name} crosses")
                 try:
                     with Container(self._client, backend, root, f"{self._name}-counted", True).opened(patience) as session:
-                        runs.count(workloads, name, session)
+                        lost = runs.count(workloads, name, session)
+                    if lost:
+                        self._say(f"what {name} crosses is not told of {', '.join(each.name for each in lost)}: some of it was lost each time")
                 except HvctlError as error:
                     self._say(f"the system calls of {name} are not counted: {error.message}")
 

@@ -29,6 +29,8 @@ _LOOK_SECONDS: Final = 0.02
 _COUNT_SECONDS: Final = 10.0
 # What `ops mark` calls. Calls are counted by a reader, later than they are made: when it has this one, it has those before it.
 _MARK: Final = ("system-call", "getpgid")
+# Calls that nobody could count: of containers that are traced by the kernel's trace files, when its buffers were full.
+LOST: Final = ("lost", "lost")
 REPLAY_BYTES: Final = 1 << 20
 # The root file system of the work, in a guest: by a disk that is mounted here.
 _MOUNT: Final = (

@@ -5,13 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Sequence
 from typing import Final, Protocol
 
-from hvctl.compare.places import Crossings, Session
+from hvctl.compare.places import LOST, Crossings, Session
 from hvctl.compare.result import Table
 from hvctl.compare.workloads import Workload, cost
 from hvctl.sdk.errors import HvctlError
 
 # Of what a container crosses, more is run: there is more beside the work that is counted with it, the runtime's.
 COUNTED_TIMES: Final = 4
+# So often it is run, each time with a quarter of the operations, until all of its crossings could be counted.
+COUNTING_TRIES: Final = 5
 # A measurement is so many runs in a row, of which the program tells the quickest: whatever else the machine does hits some only.
 SLICES: Final = 4
 
@@ -71,15 +73,29 @@ class Runs:
             measured.crossings.append(crossings)
             measured.operations += count
 
-    def count(self, workloads: Sequence[Workload], place: str, session: Session) -> None:
-        """The crossings alone. Raises HvctlError."""
-        self._starting[place] = self._start(session)
-        for workload in workloads:
-            _, count, crossings = self._run(workload, place, session, self._number(workload, place, COUNTED_TIMES))
-            if crossings is not None:
+    def count(self, workloads: Sequence[Workload], place: str, session: Session) -> list[Workload]:
+        """The crossings alone. Returns those of which some were lost each time: nothing is told of them. Raises HvctlError."""
+        for _ in range(COUNTING_TRIES):
+            self._starting[place] = self._start(session)
+            if LOST not in self._starting[place]:
+                break
+        else:
+            return list(workloads)
+        return [workload for workload in workloads if not self._count(workload, place, session)]
+
+    def _count(self, workload: Workload, place: str, session: Session) -> bool:
+        number = self._number(workload, place, COUNTED_TIMES)
+        for _ in range(COUNTING_TRIES):
+            _, count, crossings = self._run(workload, place, session, number)
+            if crossings is None:
+                return True
+            if LOST not in crossings:
                 measured = self._table.of(workload.name, place)
                 measured.crossings.append(crossings)
                 measured.operations += count
+                return True
+            number = max(1, number // 4)
+        return False
 
     def _start(self, session: Session) -> Crossings:
         before = session.usage().crossings

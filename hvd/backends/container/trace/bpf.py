@@ -13,11 +13,13 @@ _SYSCALL_BPF = 321  # x86-64
 _libc = ctypes.CDLL(None, use_errno=True)
 
 # enum bpf_cmd
-_MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _PROG_LOAD, _RAW_TRACEPOINT_OPEN = 0, 1, 2, 3, 5, 17
+_MAP_CREATE, _MAP_LOOKUP, _MAP_UPDATE, _MAP_DELETE, _MAP_GET_NEXT_KEY, _PROG_LOAD, _RAW_TRACEPOINT_OPEN = 0, 1, 2, 3, 4, 5, 17
 # enum bpf_map_type
 HASH, ARRAY, PERCPU_ARRAY, RINGBUF = 1, 2, 6, 27
 _PROG_TYPE_RAW_TRACEPOINT = 17
 NO_PREALLOC = 1
+# Of bpf_map_update_elem: only if it is not there (BPF_NOEXIST).
+NO_EXIST = 1
 _LOG_BYTES = 1 << 18
 
 # Ring buffer records: an 8 byte header before each (BPF_RINGBUF_*_BIT).
@@ -38,7 +40,7 @@ class Map:
     """A map of the kernel's; keys and values are bytes. Must be closed. Raises OSError."""
 
     def __init__(self, kind: int, key_bytes: int, value_bytes: int, entries: int, flags: int = 0) -> None:
-        self.value_bytes = value_bytes
+        self.key_bytes, self.value_bytes = key_bytes, value_bytes
         self.fd = _bpf(_MAP_CREATE, struct.pack("<IIIII", kind, key_bytes, value_bytes, entries, flags))
 
     def get(self, key: bytes) -> bytes | None:
@@ -62,6 +64,19 @@ class Map:
         except FileNotFoundError:
             return
 
+    def names(self) -> list[bytes]:
+        """The keys of a hash. Some may stand there twice, when others are taken away meanwhile."""
+        found: list[bytes] = []
+        last, following = ctypes.create_string_buffer(self.key_bytes), ctypes.create_string_buffer(self.key_bytes)
+        where = 0  # NULL asks for the first one
+        try:
+            while True:
+                _bpf(_MAP_GET_NEXT_KEY, struct.pack("<IIQQ", self.fd, 0, where, ctypes.addressof(following)))
+                found.append(following.raw)
+                last.raw, where = following.raw, ctypes.addressof(last)
+        except FileNotFoundError:
+            return found
+
     def close(self) -> None:
         os.close(self.fd)
 
@@ -80,8 +95,10 @@ class RingBuffer:
         self._position = 0
 
     def read(self) -> Iterator[bytes]:
-        """What is there now, oldest first; the room is given back piece by piece."""
-        end = struct.unpack_from("<Q", self._data, 0)[0]
+        """What is there now, and not when it is asked for, oldest first; the room is given back piece by piece."""
+        return self._until(struct.unpack_from("<Q", self._data, 0)[0])
+
+    def _until(self, end: int) -> Iterator[bytes]:
         unpack, data, mask = struct.Struct("<I").unpack_from, self._data, self._size - 1
         given_back = self._position
         try:
@@ -223,6 +240,10 @@ class Assembler:
     def if_greater(self, register: int, value: int, label: str) -> None:
         """Unsigned."""
         self._add(0x25, register, offset=label, value=value)
+
+    def if_not_above(self, register: int, other: int, label: str) -> None:
+        """Unsigned, both registers."""
+        self._add(0xBD, register, other, label)
 
     def if_positive(self, register: int, label: str) -> None:
         """Signed, more than 0."""

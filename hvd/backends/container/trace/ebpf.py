@@ -5,8 +5,9 @@ from __future__ import annotations
 import contextlib
 import itertools
 import os
+from collections.abc import Callable
 
-from hvd.backends.container.trace.points import BY_KEY, COMPATIBLE
+from hvd.backends.container.trace.points import BY_KEY, COMPATIBLE, unnamed
 from hvd.backends.container.trace.program import EVENT, PLACES, PLACES_32, SLOTS, TEXT, TEXT_BYTES, Programs
 from hvd.backends.container.trace.telling import tell
 from hvd.cgroup.hierarchy import PARENT, hierarchy
@@ -29,7 +30,9 @@ class Ebpf:
         self._slots: dict[str, int] = {}
         self._uids: dict[int, str] = {}
         self._groups: dict[str, int] = {}
-        self._before: dict[str, int] = {}
+        self._before: dict[str, tuple[int, int]] = {}
+        self._all_lost = 0
+        self._counted: dict[tuple[int, int], tuple[int, ...]] = {}  # what of Programs.counts() is in the counters pages
 
     def descriptors(self) -> list[int]:
         return [self._programs.ring.fd]
@@ -59,14 +62,20 @@ class Ebpf:
     def forget(self, uid: str) -> None:
         if (slot := self._slots.pop(uid, None)) is not None:
             del self._uids[slot], self._groups[uid], self._before[uid]
+            self._programs.forget_counts(slot)
+            self._counted = {name: words for name, words in self._counted.items() if name[0] != slot}
 
-    def losses(self, uid: str) -> int:
-        return self._programs.losses(self._slots[uid]) - self._before[uid]
+    def losses(self, uid: str) -> tuple[int, int]:
+        (records, calls), (earlier, uncounted) = self._programs.losses(self._slots[uid]), self._before[uid]
+        return records - earlier, calls - uncounted
 
-    def read(self, writers: dict[str, RecordWriter], most: int) -> bool:
+    def read(self, writers: dict[str, RecordWriter], most: int, losses: Callable[[str], None]) -> bool:
         by_slot = {slot: writers[uid] for slot, uid in list(self._uids.items()) if uid in writers}
         count = 0
-        for count, event in enumerate(itertools.islice(self._programs.events(), most), 1):  # noqa: B007
+        # Events that are there when losses are looked at: with a call, all that was lost before it is in the counters.
+        events = self._programs.events()
+        self._count_losses(by_slot)
+        for count, event in enumerate(itertools.islice(events, most), 1):  # noqa: B007
             fields = EVENT.unpack_from(event)
             if (writer := by_slot.get(fields[3])) is None:
                 continue  # of one that is traced no more
@@ -77,6 +86,19 @@ class Ebpf:
             texts = _texts(event, lengths, BY_KEY[key].address is not None) if any(lengths) else ()
             tell(writer, key, fields[2], fields[0], fields[1], fields[6], fields[7], fields[4], fields[5], arguments, texts)
         return count == most
+
+    def _count_losses(self, writers: dict[int, RecordWriter]) -> None:
+        lost, _ = self._programs.losses()
+        if lost == self._all_lost:
+            return
+        self._all_lost = lost
+        for slot, key, words in self._programs.counts():
+            before = self._counted.get((slot, key), (0,) * len(words))
+            self._counted[slot, key] = words
+            if words != before and (writer := writers.get(slot)) is not None:
+                call = BY_KEY.get(key)
+                count, total_ns, _, *histogram = (now - then for now, then in zip(words, before, strict=True))
+                writer.count(call.point if call is not None else unnamed(key, 0).id, count, total_ns, words[2], histogram)
 
     def close(self) -> None:
         self._programs.close()

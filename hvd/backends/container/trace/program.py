@@ -6,7 +6,8 @@
     about    array: key of a system call -> where its paths stand in struct pt_regs, and more (_word)
     calls    hash: thread -> its call that has not ended (struct EVENT)
     scratch  per CPU: where such a call is put together, since the stack is too small for it
-    lost     array: slot -> records of calls that could not be told
+    lost     array: slot -> records of calls that could not be told, and how many calls could not even be counted; its last: of all slots
+    missed   hash: slot, key -> calls that could not be told, counted as the counters page has them (_MISSED)
     ring     the calls that ended
 """
 
@@ -23,12 +24,14 @@ from hvapi.record import PAYLOAD_BYTES
 from hvd.backends.container.trace import bpf
 from hvd.backends.container.trace.bpf import Assembler, Map, RingBuffer
 from hvd.backends.container.trace.points import BY_KEY, COMPATIBLE, KEYS, UNNAMED
+from hvd.trace.counters import BUCKET_NS, BUCKETS, POINT_WORDS
 
 SLOTS = 1024
 TEXT_BYTES = 256  # of a path, its NUL included; longer ones are cut
 ADDRESS_BYTES = 112  # of a socket; longer ones are cut
 RING_BYTES = 8 << 20
 PENDING = 16384
+MISSED = 65536  # different calls of all containers together
 # time_ns, duration_ns, number, slot, pid, tgid (of the container), ip, result, registers, bytes of the first and of the second text
 # (and 1; 0 = none), key, records beyond the first that its arguments need.
 EVENT = struct.Struct("<QQIIIIQQ11QIIII")
@@ -44,6 +47,10 @@ _ARGUMENTS_32 = (40, 88, 96, 104, 112, 32)
 PLACES, PLACES_32 = (tuple((offset - _PT_BP) // 8 for offset in offsets) for offsets in (_ARGUMENTS, _ARGUMENTS_32))
 _GUEST = struct.Struct(f"<QQQ{KEYS // 8}s")  # device and inode of the pid namespace, slot, wanted calls
 _GUEST_WANTED = 24
+_LOST = struct.Struct("<QQ")
+# As a point in the counters page: count, sum and longest of the times, histogram.
+_MISSED = struct.Struct(f"<{POINT_WORDS + BUCKETS}Q")
+_MISSED_SLOT = KEYS.bit_length() - 1  # bits of a key; above them is the slot
 # struct thread_info, which begins struct task_struct (arch/x86/include/asm/thread_info.h): status, and its bit for a 32-bit call.
 _TS_COMPAT = 2
 _STATUS_OFFSETS = ((5, 11), 16, 8)  # from this version on, and before
@@ -92,7 +99,8 @@ class Programs:
             self.about = make(bpf.ARRAY, 4, 8, KEYS)
             self.calls = make(bpf.HASH, 4, EVENT_BYTES, PENDING, bpf.NO_PREALLOC)
             self.scratch = make(bpf.PERCPU_ARRAY, 4, EVENT_BYTES, 1)
-            self.lost = make(bpf.ARRAY, 4, 8, SLOTS)
+            self.lost = make(bpf.ARRAY, 4, _LOST.size, SLOTS + 1)
+            self.missed = make(bpf.HASH, 4, _MISSED.size, MISSED, bpf.NO_PREALLOC)
             self.ring = RingBuffer(RING_BYTES)
             stack.callback(self.ring.close)
             for key in BY_KEY:
@@ -129,11 +137,26 @@ class Programs:
                 self.wanted.put(struct.pack("<I", number), struct.pack("<I", now))
                 self._anybody[number] = now
 
-    def losses(self, slot: int) -> int:
-        """Records of this slot's calls that were not told since the programs are loaded."""
-        return int.from_bytes(self.lost.get(struct.pack("<I", slot)) or b"", "little")
+    def losses(self, slot: int = SLOTS) -> tuple[int, int]:
+        """Since the programs are loaded: records of this slot's calls (absent = of all) that were not told, and calls among them that were
+        not counted either."""
+        records, calls = _LOST.unpack(self.lost.get(struct.pack("<I", slot)) or bytes(_LOST.size))
+        return records, calls
+
+    def counts(self) -> Iterator[tuple[int, int, tuple[int, ...]]]:
+        """Slot and key of calls that were not told, and the words of the counters page for them, since they were forgotten."""
+        for name in self.missed.names():
+            if (value := self.missed.get(name)) is not None:
+                (word,) = struct.unpack("<I", name)
+                yield word >> _MISSED_SLOT, word & (KEYS - 1), _MISSED.unpack(value)
+
+    def forget_counts(self, slot: int) -> None:
+        for name in self.missed.names():
+            if int.from_bytes(name, "little") >> _MISSED_SLOT == slot:
+                self.missed.remove(name)
 
     def events(self) -> Iterator[bytes]:
+        """Those that are there when this is called."""
         return self.ring.read()
 
     def _enter(self, level: int) -> bytes:
@@ -285,6 +308,10 @@ class Programs:
         a.call(_RING_OUTPUT)
         a.if_equal(0, 0, done)
         a.label("lost")
+        a.store_value32(_STACK, -12, SLOTS)
+        _find(a, self.lost, -12, done)
+        a.set(1, 1)
+        a.atomic_add(0, 0, 1)
         a.load32(1, 8, _SLOT)
         a.store32(_STACK, -12, 1)
         _find(a, self.lost, -12, done)
@@ -302,6 +329,51 @@ class Programs:
             a.add_register(1, 2)
             a.label(f"no text {index}")
         a.atomic_add(0, 0, 1)
+        a.move(7, 0)
+        self._count(a, done)
+
+    def _count(self, a: Assembler, done: str) -> None:
+        """The call at r8 will be told by nobody, so it is counted here. r7: its slot's value of lost."""
+        a.load32(1, 8, _SLOT)
+        a.shift_left(1, _MISSED_SLOT)
+        a.load32(2, 8, _KEY)
+        a.or_register(1, 2)
+        a.store32(_STACK, -12, 1)
+        self._find_count(a)
+        zeroes = -32 - _MISSED.size
+        for offset in range(zeroes, -32, 8):
+            a.store_value(_STACK, offset, 0)
+        a.map(1, self.missed.fd)
+        _stack_address(a, 2, -12)
+        _stack_address(a, 3, zeroes)
+        a.set(4, bpf.NO_EXIST)  # another CPU may be at it, too
+        a.call(_UPDATE)
+        self._find_count(a)
+        a.set(1, 1)
+        a.atomic_add(7, 8, 1)
+        a.jump(done)
+        a.label("counted")
+        a.set(2, 1)
+        a.atomic_add(0, 0, 2)
+        a.load(1, 8, _DURATION)
+        a.if_equal(1, 0, done)  # it is not timed
+        a.atomic_add(0, 8, 1)
+        a.load(3, 0, 16)
+        a.if_not_above(1, 3, "not the longest")
+        a.store(0, 16, 1)
+        a.label("not the longest")
+        for index, bound in enumerate(BUCKET_NS):
+            a.if_greater(1, bound, f"longer {index}")
+            a.atomic_add(0, 8 * (POINT_WORDS + index), 2)
+            a.jump(done)
+            a.label(f"longer {index}")
+        a.atomic_add(0, 8 * (POINT_WORDS + len(BUCKET_NS)), 2)
+
+    def _find_count(self, a: Assembler) -> None:
+        a.map(1, self.missed.fd)
+        _stack_address(a, 2, -12)
+        a.call(_LOOKUP)
+        a.if_not_equal(0, 0, "counted")
 
 
 def _stack_address(a: Assembler, register: int, offset: int) -> None:

@@ -138,7 +138,7 @@ class _Reader:
     def __init__(self, source: Source) -> None:
         self.source = source
         self._writers: dict[str, RecordWriter] = {}
-        self._lost: dict[str, int] = {}
+        self._lost: dict[str, tuple[int, int]] = {}
         self._broken: set[str] = set()
         self._orders: deque[tuple[Callable[[], bool | None], Future[None]]] = deque()
         self._watched: list[int] = []
@@ -153,7 +153,7 @@ class _Reader:
 
     def add(self, uid: str, writer: RecordWriter) -> None:
         def order() -> None:
-            self._writers[uid], self._lost[uid] = writer, 0
+            self._writers[uid], self._lost[uid] = writer, (0, 0)
 
         self._order(order)
 
@@ -209,7 +209,7 @@ class _Reader:
 
     def _turn(self) -> bool:
         try:
-            more = self.source.read(self._writers, TURN_CALLS)
+            more = self.source.read(self._writers, TURN_CALLS, self._report_losses)
         except OSError as error:
             log.warning("system calls cannot be read", source=self.source.name, error=str(error))
             more = False
@@ -221,12 +221,13 @@ class _Reader:
 
     def _report_losses(self, uid: str) -> None:
         try:
-            lost = self.source.losses(uid)
+            records, calls = self.source.losses(uid)
         except (OSError, KeyError):  # it is not followed yet, or no more
             return
-        if lost > self._lost[uid]:
-            self._writers[uid].lose(lost - self._lost[uid])
-            self._lost[uid] = lost
+        told, uncounted = self._lost[uid]
+        if records > told:
+            self._writers[uid].lose(records - told, calls - uncounted)
+            self._lost[uid] = records, calls
 
     def _flush(self, uid: str) -> None:
         try:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from hvd.trace.writer import RecordWriter
@@ -33,10 +34,12 @@ class Source(Protocol):
     def forget(self, uid: str) -> None:
         """It was read."""
 
-    def read(self, writers: dict[str, RecordWriter], most: int) -> bool:
-        """Records of up to about so many calls to their writers. Is there more?"""
+    def read(self, writers: dict[str, RecordWriter], most: int, losses: Callable[[str], None]) -> bool:
+        """Records of up to about so many calls to their writers. Is there more? Whoever finds a call in the counters finds there, too, what
+        was lost before it: losses(uid) is called before calls are told, when some may have been lost that losses() has and the counters have
+        not."""
 
-    def losses(self, uid: str) -> int:
-        """Records of this container that could not be told, since follow()."""
+    def losses(self, uid: str) -> tuple[int, int]:
+        """Since follow(): records of this container that could not be told, and calls among them that the counters do not have either."""
 
     def close(self) -> None: ...

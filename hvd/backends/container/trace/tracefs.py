@@ -13,7 +13,7 @@ import os
 import struct
 import time
 from bisect import bisect_right
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -123,14 +123,19 @@ class Tracefs:
         if (guest := self._guests.pop(uid, None)) is not None:
             guest.close()
 
-    def losses(self, uid: str) -> int:
-        return self._guests[uid].losses()
+    def losses(self, uid: str) -> tuple[int, int]:
+        lost = self._guests[uid].losses()
+        return lost, lost  # of which calls, nobody knows
 
-    def read(self, writers: dict[str, RecordWriter], most: int) -> bool:
+    def read(self, writers: dict[str, RecordWriter], most: int, losses: Callable[[str], None]) -> bool:
         more = False
         for uid, guest in list(self._guests.items()):
             if (writer := writers.get(uid)) is not None:
-                more |= guest.read(writer, most)
+                until, left = guest.collect(most)
+                more |= left
+                if left:  # a buffer that is read to its end was not full, and it stays full until it is read
+                    losses(uid)
+                guest.tell(writer, until)
         return more
 
     def close(self) -> None:
@@ -283,7 +288,8 @@ class _Guest:
 
     # ---- what they did
 
-    def read(self, writer: RecordWriter, most: int) -> bool:
+    def collect(self, most: int) -> tuple[int, bool]:
+        """Reads what happened, up to about so many calls. Until when all is known (0 = nothing is to be told yet), and whether there may be more."""
         now = time.monotonic()
         starts = any(now - since < STARTING_SECONDS for since in list(self.starting.values()))
         # Not meanwhile: the kernel takes a list of threads for a whole, and forgets who was forked while it was changed.
@@ -305,14 +311,14 @@ class _Guest:
             else:
                 more = True
                 until = min(until, last)  # later ones of this CPU are still to come
-        if starts and len(self._waiting) < _MOST_WAITING:
-            return more
+        return (0 if starts and len(self._waiting) < _MOST_WAITING else until), more
+
+    def tell(self, writer: RecordWriter, until: int) -> None:
         self._waiting.sort(key=lambda seen: seen.time_ns)
         known = bisect_right(self._waiting, until, key=lambda seen: seen.time_ns)
         for seen in self._waiting[:known]:
             self._happen(writer, seen)
         del self._waiting[:known]
-        return more
 
     def _take(self, page: bytes) -> int:
         """The time of the page's last event."""
