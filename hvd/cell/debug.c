@@ -134,6 +134,8 @@ static bool is_untrapped(const struct hv_insn *insn)
 {
     if ((cell.mode == HV_MODE_REWRITING || cell.mode == HV_MODE_BREAKPOINT) && HV_CPU->cpl < 3)
         return false; /* rewritten */
+    if (insn->map == HV_MAP_0F && insn->opcode == 0x01 && insn->mod == 3)
+        return true; /* XGETBV and the like, which CPUID hides from the kernel alone */
     for (unsigned i = 0; i < sizeof untrapped / sizeof *untrapped; i++)
         if (untrapped[i].map == insn->map && untrapped[i].opcode == insn->opcode)
             return untrapped[i].groups >> insn->reg & 1;

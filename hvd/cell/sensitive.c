@@ -337,10 +337,17 @@ static enum hv_after invlpg(const struct hv_insn *insn)
     return NEXT;
 }
 
+#define RDTSCP 0xf9 /* ModRM; programs see in CPUID that their processor has it, and it traps when RDTSC does (docs/cell.md) */
+
 static enum hv_after group_01(const struct hv_insn *insn)
 {
+    if (insn->modrm == RDTSCP && HV_CPU->cpl == 3 && !insn->lock) {
+        hv_execute_rdtsc(insn);
+        HV_CPU->r[HV_ECX] = 0; /* IA32_TSC_AUX: of the only processor */
+        return NEXT;
+    }
     if (insn->mod == 3 && insn->reg != 4 && insn->reg != 6)
-        hv_raise(HV_UD); /* VMX, MONITOR, XGETBV, SVM, SWAPGS, RDTSCP: none is offered */
+        hv_raise(HV_UD); /* VMX, MONITOR, XGETBV, SVM, SWAPGS, RDTSCP: none is offered to kernels */
     switch (insn->reg) {
     case 0:
         return store_table(insn, &HV_CPU->gdt);

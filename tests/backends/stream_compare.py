@@ -95,8 +95,10 @@ class Pair:
         return difference(reference, self.other.run([program], timer, 8))
 
     def shrink(self, program: Program, timer: int = 0) -> Program:
-        """Drop chunks, then single instructions, as long as the two still differ in the same way."""
+        """Drop chunks, then single instructions, as long as the two still differ in the same way. Those that do not differ again stay whole."""
         kind = kind_of(self.check(program, timer))
+        if not kind:
+            return program
         size = max(len(program.chunks) // 2, 1)
         while True:
             at = 0

@@ -296,7 +296,7 @@ class PlainMaker(Stream):
                 [b"\x50", b"\x8f\x84\x24" + offset, SET_ESP],
                 [b"\xc8" + bytes((rng.randrange(64), 0, rng.randrange(4))), b"\xc9", SET_ESP],
                 [b"\x68" + u32(rng.getrandbits(32)), b"\x8f" + bytes((0xC0 | a,))],
-                [b"\x50\x8f\xc4", SET_ESP],
+                [b"\x54\x8f\xc4" if self.timer else b"\x50\x8f\xc4", SET_ESP],
                 [b"\x6a\x05\x8f\x04\x24\x83\xc4\x04", SET_ESP],
             )
         )
