@@ -26,6 +26,9 @@ class Host(Protocol):
     def disks_directory(self, uid: str) -> Path:
         """Where its disks are: what they hold outlives its runs."""
 
+    def take_blank(self, guest: guest_pb2.Guest) -> bool:
+        """Its directory, and that of its disks, of those that were made ahead. False: directory() is as it was."""
+
     def backend(self, name: str) -> Backend: ...
     def plugged(self, guest: guest_pb2.Guest, spec: LaunchSpec) -> AbstractAsyncContextManager[LaunchSpec]:
         """The spec with its network cards plugged in, for a launch within the block. Raises HvdError NETWORK_*,

@@ -338,8 +338,9 @@ class GuestLife(PolicyRestarts):
         try:
             spec = adapt(self._host.resolve(self.guest, paused))
             # Known before there is a process: should the daemon die now, the next one looks for it.
+            blank = self._host.take_blank(self.guest)
             await asyncio.gather(
-                asyncio.to_thread(records.prepare_directory, self.directory, self.guest), self._host.keep(self)
+                asyncio.to_thread(records.prepare_directory, self.directory, self.guest, blank=blank), self._host.keep(self)
             )
             spec = replace(spec, traced=self._host.trace.before_launch(self.directory))
             self.run += 1  # only now: whoever sees it finds nothing of the run before

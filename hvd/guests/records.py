@@ -127,21 +127,26 @@ def kill_process(process: Process) -> None:
         os.close(descriptor)
 
 
-def prepare_directory(directory: Path, guest: guest_pb2.Guest) -> None:
-    """For a start: a directory with guest.json and, of earlier runs, the console log. Raises HvdError DISK_FULL,
-    OSError.
+def prepare_directory(directory: Path, guest: guest_pb2.Guest, *, blank: bool = False) -> None:
+    """For a start: a directory with guest.json and, of earlier runs, the console log. blank: it was made for that, and is as it should be. Raises
+    HvdError DISK_FULL, OSError.
     """
     try:
-        directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-        with os.scandir(directory) as entries:
-            for entry in entries:
-                if entry.is_dir(follow_symlinks=False):
-                    shutil.rmtree(entry.path)
-                elif entry.name not in _KEPT:
-                    os.unlink(entry.path)
+        if not blank:
+            _empty(directory)
         (directory / GUEST).write_text(json_format.MessageToJson(guest, indent=None), "utf-8")
     except OSError as error:
         raise full(error, directory, GUEST) from error
+
+
+def _empty(directory: Path) -> None:
+    directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+    with os.scandir(directory) as entries:
+        for entry in entries:
+            if entry.is_dir(follow_symlinks=False):
+                shutil.rmtree(entry.path)
+            elif entry.name not in _KEPT:
+                os.unlink(entry.path)
 
 
 def full(error: OSError, directory: Path, what: str) -> Exception:

@@ -26,6 +26,7 @@ from hvd.config import Config
 from hvd.errors import HvdError
 from hvd.guests import adoption, containers, disks, limits, model, records
 from hvd.guests.autostart import start_after_boot
+from hvd.guests.blank import BlankDirectories
 from hvd.guests.changes import asked_fields, take
 from hvd.guests.events import EventLog, now
 from hvd.guests.lifecycle import GuestLife
@@ -35,6 +36,7 @@ from hvd.guests.placement import Backends
 from hvd.guests.store import Store
 from hvd.jail import group
 from hvd.network.cards import Cards
+from hvd.runner.directory import FIRST_FILES
 from hvd.trace.session import TraceSwitch
 
 log = structlog.get_logger()
@@ -43,6 +45,8 @@ GuestEvent = guest_pb2.GuestEvent
 # A store that cannot be written (full disk) is tried again after this long.
 STORE_AGAIN_SECONDS = 5.0
 _BOOT = "boot-id"
+# Beside the directories of guests, in the runtime and in the state directory.
+BLANK = "blank"
 T = TypeVar("T")
 
 
@@ -76,6 +80,8 @@ class Supervisor:
         self._cards = cards
         self._places = containers.Places(layers, config.disks_dir, config.volumes_dir, config.image_dirs)
         self._guests: dict[str, GuestLife] = {}
+        self._blank = BlankDirectories(config.runtime_dir / BLANK, (records.GUEST, *FIRST_FILES), config.spare_runners)
+        self._blank_disks = BlankDirectories(config.state_dir / BLANK, (), config.spare_runners)
         # The one that is being made: it needs its images and blobs already.
         self._coming: guest_pb2.Guest | None = None
         # Held while what was asked for changes: creation and updates, one at a time.
@@ -177,6 +183,13 @@ class Supervisor:
 
     def disks_directory(self, uid: str) -> Path:
         return self.config.disks_dir / uid
+
+    def take_blank(self, guest: guest_pb2.Guest) -> bool:
+        if containers.is_container(guest):
+            return False
+        if self.config.jail != "off":
+            self._blank_disks.take(self.disks_directory(guest.uid))
+        return self._blank.take(self.directory(guest.uid))
 
     def backend(self, name: str) -> Backend:
         return self.backends.get(name)
@@ -447,6 +460,7 @@ class Supervisor:
         self._cards.adopted(life.guest for life in self)
         seconds = round(time.monotonic() - began, 4)
         log.info("guests adopted", guests=len(self), alive=sum(life.is_alive for life in self), seconds=seconds)
+        await asyncio.gather(self._blank.start(), self._blank_disks.start())
         self.adopted.set()
         if last_boot != records.boot_id():
             self._autostart = asyncio.create_task(start_after_boot(self))
@@ -504,6 +518,7 @@ class Supervisor:
             self._autostart.cancel()
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(life.close() for life in self), return_exceptions=True)
+        await asyncio.gather(self._blank.close(), self._blank_disks.close())
         if self._writer is not None:
             self._writer.cancel()
             await asyncio.gather(self._writer, return_exceptions=True)

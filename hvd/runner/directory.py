@@ -62,6 +62,11 @@ SCREEN = "screen.json"
 CENSUS = "census.json"
 RUNNER_LOG = "runner.log"
 
+# What is written atomically gets its name when it is whole.
+NEW = ".new"
+# Files that a start makes: an empty one of these means no more than none (hvd/guests/blank.py).
+FIRST_FILES = (MACHINE + NEW, PID + NEW, EXIT + NEW, RUNNER_LOG, LOG, TRACE)
+
 # Files of one console log. More than a few descriptors do not go with one packet.
 LEAST_LOG_FILES, MOST_LOG_FILES = 2, 32
 LEAST_LOG_FILE_BYTES = 4096
@@ -133,7 +138,7 @@ class ExitRecord:
     def __init__(self, directory: str) -> None:
         """Raises OSError, e.g. when the disk is full now."""
         self._path = os.path.join(directory, EXIT)
-        self._fd = os.open(f"{self._path}.new", os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
+        self._fd = os.open(self._path + NEW, os.O_RDWR | os.O_CREAT | os.O_TRUNC | os.O_CLOEXEC, 0o600)
         os.posix_fallocate(self._fd, 0, EXIT_RECORD_BYTES)
 
     def write(self, reason: str, message: str, exit_code: int | None, metadata: Mapping[str, str]) -> None:
@@ -149,12 +154,12 @@ class ExitRecord:
         data = json.dumps(document).encode()
         os.pwrite(self._fd, data, 0)
         os.ftruncate(self._fd, len(data))
-        os.rename(f"{self._path}.new", self._path)
+        os.rename(self._path + NEW, self._path)
 
 
 def write_json(path: str, document: Mapping[str, Any]) -> None:
     """Atomically: a reader sees the old file or the new one."""
-    new = f"{path}.new"
+    new = path + NEW
     with open(new, "w", encoding="utf-8") as file:
         file.write(json.dumps(document))  # dump() makes and writes it piece by piece
     os.rename(new, path)

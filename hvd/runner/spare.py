@@ -92,7 +92,10 @@ class Spare:
             return False
 
     def start(self, directory: str, descriptors: Sequence[int]) -> int | None:
-        """The pid of one that is ready: it is that directory's runner now. None: it has ended; it is no more."""
+        """The pid of one that is ready: it is that directory's runner now. None: it has ended, or somebody has stopped it; it is no more."""
+        if _is_stopped(self._pid):
+            self.end()
+            return None
         try:
             socket.send_fds(self._connection, [directory.encode()], descriptors, socket.MSG_NOSIGNAL)
         except OSError:
@@ -106,6 +109,14 @@ class Spare:
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
+
+
+def _is_stopped(pid: int) -> bool:
+    """By a signal or a debugger (proc(5), /proc/PID/stat)."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in (b"T", b"t")
+    except OSError:
+        return False
 
 
 def _wait(connection: socket.socket, other_end: int, own: bool, part: Part) -> NoReturn:

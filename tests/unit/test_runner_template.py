@@ -206,6 +206,18 @@ async def test_spares_that_were_killed_hinder_no_start(start: Start) -> None:
     assert second.pid not in ahead and not any(exists(spare) for spare in ahead)  # reaped
 
 
+async def test_no_start_waits_for_a_spare_that_somebody_has_stopped(start: Start) -> None:
+    first = await start()
+    ahead = await spares_of(parent(first.pid))
+    for spare in ahead:
+        os.kill(spare, signal.SIGSTOP)
+    async with asyncio.timeout(10):
+        while {state(spare) for spare in ahead} != {"T"}:
+            await asyncio.sleep(0.01)
+        second = await start()
+    assert second.pid not in ahead and not any(exists(spare) for spare in ahead)  # reaped
+
+
 async def test_spares_end_with_their_template(start: Start) -> None:
     first = await start()
     ahead = await spares_of(parent(first.pid))
