@@ -30,6 +30,9 @@ enum hv_cell_reason {
 
 enum hv_cell_mode { HV_MODE_TRAP, HV_MODE_REWRITING, HV_MODE_BREAKPOINT /* rewriting, engine breakpoint */, HV_MODE_PARAVIRT };
 
+/* A cell that is made before its guest is known waits for a word (ahead.c). HV_AHEAD_OF_MUCH: its guest will probably have a lot of code at once. */
+enum hv_ahead_of { HV_AHEAD_NOT, HV_AHEAD_YES, HV_AHEAD_OF_MUCH };
+
 #define HV_AREA_STRING 1024
 
 struct hv_cell_exit {
@@ -127,7 +130,7 @@ struct hv_cell_area {
     uint32_t region_count, cpuid_count;
     uint32_t backend;     /* enum hv_backend_id, for records */
     uint32_t runner;      /* its process */
-    uint32_t ahead;       /* it is made before its guest is known, and waits for a word (ahead.c) */
+    uint32_t ahead;       /* enum hv_ahead_of */
     uint64_t memory_size; /* bytes of the memory file */
     uint64_t tsc_told_hz; /* what the guest was told of its time stamp counter; 0 = nothing */
     struct hv_cell_region regions[HV_AREA_REGIONS];

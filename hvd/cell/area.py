@@ -40,6 +40,14 @@ class Fd(enum.IntEnum):
     TRACE = 9
 
 
+class Ahead(enum.IntEnum):
+    """enum hv_ahead_of."""
+
+    NOT = 0
+    YES = 1
+    OF_MUCH = 2
+
+
 class Sandbox(enum.IntFlag):
     """enum hv_sandbox: which of its layers a cell has."""
 
@@ -173,7 +181,7 @@ _PROTOTYPES: Final[dict[str, tuple[Any, list[Any]]]] = {
     "hv_cell_code": (_pointer, [_pointer]),
     "hv_cell_sandbox": (_u32, [_pointer]),
     "hv_cell_console": (_pointer, [_pointer]),
-    "hv_cell_make_ahead": (None, [_pointer]),
+    "hv_cell_make_ahead": (None, [_pointer, _int]),
     "hv_cell_started": (None, [_pointer, _int]),
     "hv_cell_run": (_int, [_pointer]),
     "hv_cell_exit": (_pointer, [_pointer]),

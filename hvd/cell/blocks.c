@@ -134,7 +134,7 @@ void hv_entry_look_up(uint32_t entry)
 {
     uint32_t eip = entries[entry].eip;
     if (rows_used++ == FEW_LOOKUPS)
-        madvise((void *)((uintptr_t)cell.lookup & ~(uintptr_t)(PAGE - 1)), sizeof cell.lookup, MADV_POPULATE_WRITE);
+        hv_make_all_present(cell.lookup, sizeof cell.lookup);
     if (eip) /* whose negative is the key of empty rows */
         *lookup_row(eip, entries[entry].user) = (struct hv_lookup){-eip, 0, (uint64_t)hv_entry_host(entry)};
 }
@@ -323,13 +323,23 @@ static void make_room(void)
     else
         present_large = hv_make_present(present_large, next_block + ROOM);
     if (block_count == FEW_BLOCKS) { /* there will be many, all over them */
-        madvise((void *)((uintptr_t)buckets & ~(uintptr_t)(PAGE - 1)), sizeof buckets, MADV_POPULATE_WRITE);
-        madvise((void *)((uintptr_t)made & ~(uintptr_t)(PAGE - 1)), sizeof made, MADV_POPULATE_WRITE);
+        hv_make_all_present(buckets, sizeof buckets);
+        hv_make_all_present(made, sizeof made);
     }
     blocks = hv_rows(HV_BLOCK_ROWS, sizeof *blocks * (block_count + 1));
     entries = hv_rows(HV_ENTRY_ROWS, sizeof *entries * (entry_count + 512));
     exits = hv_rows(HV_EXIT_ROWS, sizeof *exits * (exit_count + 512));
     places = hv_rows(HV_PLACE_ROWS, sizeof *places * (place_count + 1024));
+}
+
+void hv_blocks_ahead(void)
+{
+    present_few = hv_make_present(present_few, cache + FEW_BYTES);
+    present_large = hv_make_present(present_large, cache + LARGE_CACHE + HV_LARGE_PAGE);
+    hv_make_all_present(cell.lookup, sizeof cell.lookup);
+    hv_make_all_present(buckets, sizeof buckets);
+    hv_make_all_present(made, sizeof made);
+    hv_tables_ahead();
 }
 
 struct hv_block *hv_block_begin(uint32_t eip, uint32_t *index)

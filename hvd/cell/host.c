@@ -206,7 +206,7 @@ void hv_cell_change_debug(struct hv_cell_host *host)
     host->known.debugged = host->debug.step || host->debug.breakpoint_count || host->debug.watchpoint_count;
 }
 
-void hv_cell_make_ahead(struct hv_cell_host *host) { host->area->ahead = true; }
+void hv_cell_make_ahead(struct hv_cell_host *host, enum hv_ahead_of of) { host->area->ahead = of; }
 
 void hv_cell_started(struct hv_cell_host *host, int pidfd)
 {

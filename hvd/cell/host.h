@@ -44,7 +44,7 @@ struct hv_cell_counters *hv_cell_counters(struct hv_cell_host *); /* the cell's 
 struct hv_cell_code *hv_cell_code(struct hv_cell_host *);         /* likewise */
 uint32_t hv_cell_sandbox(const struct hv_cell_host *);            /* likewise; enum hv_sandbox */
 struct hv_console *hv_cell_console(struct hv_cell_host *);
-void hv_cell_make_ahead(struct hv_cell_host *); /* before it is started: it will wait for struct hv_cell_word */
+void hv_cell_make_ahead(struct hv_cell_host *, enum hv_ahead_of); /* before it is started: it will wait for struct hv_cell_word */
 void hv_cell_started(struct hv_cell_host *, int pidfd); /* the process is there; the descriptor is the host's from now on */
 /* Runs the guest; returns an enum hv_cell_reason. One thread at a time; blocks. */
 int hv_cell_run(struct hv_cell_host *);

@@ -163,6 +163,8 @@ static void enter_sandbox(void)
     } else {
         if (!hv_sandbox_begin())
             give_up("no namespaces for a cell that is made ahead: %s", strerror(errno));
+        if (cell.area->ahead == HV_AHEAD_OF_MUCH && cell.mode == HV_MODE_REWRITING)
+            hv_blocks_ahead();
         if (!hv_ahead_wait(&ahead))
             _exit(0); /* the runner has another one, or has gone */
         join_crossings();

@@ -17,7 +17,7 @@ from typing import Any, Final
 from hvd.board.hot import HotBoard
 from hvd.board.memory import GuestMemory
 from hvd.cell import area
-from hvd.cell.area import Fd
+from hvd.cell.area import Ahead, Fd
 from hvd.errors import HvdError
 
 PROBE_SECONDS: Final = 30
@@ -122,7 +122,8 @@ def start(host: int, board: HotBoard, memory: GuestMemory, program: str = str(ar
         if word >= 0:
             descriptors[Fd.WORD] = word
             files = dict.fromkeys(files)
-            lib.hv_cell_make_ahead(host)
+            # Pages that a Linux takes at once (hvd/board/loaders/soon.py) are there for a guest with as much code.
+            lib.hv_cell_make_ahead(host, Ahead.OF_MUCH if memory.taken else Ahead.YES)
         if board.out_event >= 0:
             descriptors[Fd.CONSOLE] = board.out_event
         else:

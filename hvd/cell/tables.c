@@ -10,7 +10,7 @@
 #include <sys/mman.h>
 
 #define KIB 1024u
-#define LARGE_PAGE (2048u * KIB)
+#define SMALL_PAGE (4u * KIB)
 #define AHEAD (64u * KIB) /* bytes that are made present at once */
 #define FEW (64u * KIB)   /* of a table in small pages */
 
@@ -29,14 +29,14 @@ static struct stage {
 
 uint8_t *hv_reserve_tables(size_t size)
 {
-    uint8_t *at = mmap(NULL, size + LARGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+    uint8_t *at = mmap(NULL, size + HV_LARGE_PAGE, PROT_READ | PROT_WRITE, MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
     if (at == MAP_FAILED)
         return NULL;
-    uint8_t *aligned = (uint8_t *)(((uintptr_t)at + LARGE_PAGE - 1) & ~(uintptr_t)(LARGE_PAGE - 1));
+    uint8_t *aligned = (uint8_t *)(((uintptr_t)at + HV_LARGE_PAGE - 1) & ~(uintptr_t)(HV_LARGE_PAGE - 1));
     if (aligned > at)
         munmap(at, (size_t)(aligned - at));
-    if (aligned < at + LARGE_PAGE)
-        munmap(aligned + size, (size_t)(at + LARGE_PAGE - aligned));
+    if (aligned < at + HV_LARGE_PAGE)
+        munmap(aligned + size, (size_t)(at + HV_LARGE_PAGE - aligned));
     return aligned;
 }
 
@@ -47,6 +47,18 @@ uint8_t *hv_make_present(uint8_t *present, const uint8_t *until)
         present += AHEAD;
     }
     return present;
+}
+
+void hv_make_all_present(void *at, size_t size)
+{
+    uintptr_t first = (uintptr_t)at & ~(uintptr_t)(SMALL_PAGE - 1);
+    madvise((void *)first, (uintptr_t)at + size - first, MADV_POPULATE_WRITE);
+}
+
+void hv_tables_ahead(void)
+{
+    for (unsigned i = 0; i < HV_ROW_TABLES; i++)
+        hv_make_present(stages[i][SHARED].at, stages[i][SHARED].at + part[i]);
 }
 
 bool hv_tables_init(const size_t most_bytes[HV_ROW_TABLES])

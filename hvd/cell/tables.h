@@ -30,5 +30,8 @@ static inline void *hv_rows(enum hv_row_table table, size_t bytes)
 uint8_t *hv_reserve_tables(size_t size); /* from where a large page may begin; NULL = no memory */
 /* present .. until, by so much that calls are few. Faults, one for each page, take three times as long. */
 uint8_t *hv_make_present(uint8_t *present, const uint8_t *until);
+void hv_make_all_present(void *at, size_t size); /* of a table that is used all over */
+void hv_tables_ahead(void); /* what they will have in large pages that they share is present */
+#define HV_LARGE_PAGE (2048u << 10)
 
 #endif

@@ -66,6 +66,7 @@ struct hv_found {
 };
 
 /* ---- blocks.c */
+void hv_blocks_ahead(void); /* of a guest that will have many: their memory is present */
 bool hv_blocks_init(void); /* false: no memory at the cache's address, or none at all */
 void hv_blocks_flush(void);
 uint32_t hv_block_count(void);                        /* the valid ones and those that are gone */

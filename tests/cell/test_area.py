@@ -38,6 +38,7 @@ NUMBERS = {
     **{f"HV_CENSUS_{command.name}": command for command in CensusCommand},
     **{f"HV_REPLACED_{kind.name}": kind for kind in Replacement},
     **{f"HV_SANDBOX_{layer.name}": layer for layer in area.Sandbox},
+    **{f"HV_AHEAD_{which.name}": which for which in area.Ahead},
     **{f"HV_CELL_{reason.name}": reason for reason in ExitReason},
     **{f"HV_REGION_{kind.name}": kind for kind in RegionKind if kind is not RegionKind.HOLE},
 }

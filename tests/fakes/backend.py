@@ -114,7 +114,7 @@ class FakeRing:
         self.capacity = capacity
         self.head = 0
         # What the daemon switched on before the start stays on, as in hv_crossings_init.
-        enabled = self.enabled if path.exists() else 0
+        enabled = self.enabled if path.exists() and path.stat().st_size else 0
         with path.open("r+b" if path.exists() else "w+b") as file:
             file.write(struct.pack("<IIIIQ", 0x52545648, 1, capacity, enabled, 0).ljust(64, b"\0"))
             file.truncate(64 + capacity * 64)
@@ -282,7 +282,7 @@ class FakeBackend(Backend):
             raise HvdError(self.refuse_all, what="kernel", problem="it is not liked")
 
     async def launch(self, spec: LaunchSpec, directory: Path) -> Instance:
-        assert set(os.listdir(directory)) <= {records.GUEST, names.TRACE, names.LOG, f"{names.LOG}.1"}
+        assert set(os.listdir(directory)) <= {records.GUEST, names.TRACE, names.LOG, f"{names.LOG}.1", *names.FIRST_FILES}
         self.launches += 1
         script = dict(word.partition("=")[::2] for word in spec.command_line.split())
         if "slow" in script:
