@@ -192,13 +192,9 @@ class GuestLife(PolicyRestarts):
                     raise HvdError("ETAG_MISMATCH", name=self.guest.name)
                 if self.is_alive and not force:
                     raise HvdError(
-                        "GUEST_WRONG_STATE",
-                        name=self.guest.name,
-                        state=state_name(self.guest),
-                        verb="delete",
-                        needed="STOPPED, FAILED or LOST",
-                        remedy="stop it first, or delete with --force",
-                    )
+                        "GUEST_WRONG_STATE", name=self.guest.name, state=state_name(self.guest), verb="delete",
+                        needed="STOPPED, FAILED or LOST", remedy="stop it first, or delete with --force",
+                    )  # fmt: skip
                 self._cancel_restart()
                 await self._kill()
                 await self._host.forget(self)
@@ -338,10 +334,7 @@ class GuestLife(PolicyRestarts):
         try:
             spec = adapt(self._host.resolve(self.guest, paused))
             # Known before there is a process: should the daemon die now, the next one looks for it.
-            blank = self._host.take_blank(self.guest)
-            await asyncio.gather(
-                asyncio.to_thread(records.prepare_directory, self.directory, self.guest, blank=blank), self._host.keep(self)
-            )
+            await asyncio.gather(self._host.keep(self), self._prepare_directory())
             spec = replace(spec, traced=self._host.trace.before_launch(self.directory))
             self.run += 1  # only now: whoever sees it finds nothing of the run before
             async with self._host.plugged(self.guest, spec) as plugged:
@@ -355,6 +348,13 @@ class GuestLife(PolicyRestarts):
         self._follow(instance, status, "started")
         if status.state in _FINAL:
             await self._ended.wait()
+
+    async def _prepare_directory(self) -> None:
+        """Raises HvdError DISK_FULL, OSError."""
+        if self._host.take_blank(self.guest):
+            records.prepare_directory(self.directory, self.guest, blank=True)  # one small file: a thread would take longer
+        else:
+            await asyncio.to_thread(records.prepare_directory, self.directory, self.guest)
 
     async def _readopt(self, backend: Backend) -> bool:
         """A LOST guest's runner may live after all: one guest must never run twice."""
@@ -436,9 +436,7 @@ class GuestLife(PolicyRestarts):
         if conditions.warning(self.guest):
             self.warned.set()
 
-    def _move(
-        self, state: guest_pb2.Guest.State.ValueType, message: str, reason: str = "", explanation: str = ""
-    ) -> None:
+    def _move(self, state: guest_pb2.Guest.State.ValueType, message: str, reason: str = "", explanation: str = "") -> None:
         self.guest.state = state
         self.guest.reason = reason
         self.guest.status_message = explanation
