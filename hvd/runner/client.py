@@ -31,7 +31,8 @@ from hvd.runner import ending, launch
 from hvd.runner.channel import Channel
 from hvd.runner.console_client import RunnerConsole
 from hvd.runner.debug_client import RunnerDebugger
-from hvd.runner.directory import ENDS, EXIT, JAIL, MACHINE, RUNNER_LOG, ExitRecord, read_json, write_json
+from hvd.runner.directory import EXIT, JAIL, MACHINE, RUNNER_LOG, ExitRecord, read_json, write_json
+from hvd.runner.ended import ENDED, crashed, read_exit
 from hvd.runner.likeness import Likeness
 from hvd.runner.process import RunnerProcess, start_runner
 from hvd.runner.rewritten import census_of_message
@@ -44,7 +45,6 @@ SLOWEST_READING = 16e6
 KILL_SECONDS = 5.0
 # Between attempts to reach a runner that lives but does not talk.
 RETRY_SECONDS = 1.0
-ENDED = frozenset(ENDS.values())
 
 
 class RunnerInstance(Instance):
@@ -256,7 +256,7 @@ class RunnerInstance(Instance):
             await asyncio.gather(answer, exited, return_exceptions=True)
 
     def _final(self) -> InstanceStatus:
-        return read_exit(self.directory) or _crashed(self.directory, self.pid, self._wait_status)
+        return read_exit(self.directory) or crashed(self.directory, self.pid, self._wait_status)
 
     # ---- verbs
 
@@ -455,38 +455,6 @@ def _restoring_seconds(snapshot: Path | None) -> float:
         return snapshot.stat().st_size / SLOWEST_READING if snapshot is not None else 0
     except OSError:
         return 0  # the runner says what is wrong with it
-
-
-def read_exit(directory: Path) -> InstanceStatus | None:
-    """How the guest of a directory ended, by its exit record; None when there is none, or none that makes sense."""
-    record = read_json(str(directory / EXIT))
-    if record is None:
-        return None
-    reason, message, code, metadata = (record.get(key) for key in ("reason", "message", "exit_code", "metadata"))
-    if not (isinstance(reason, str) and isinstance(record.get("state"), str) and isinstance(message, str)):
-        return None
-    if record["state"] not in ENDED or not (code is None or isinstance(code, int)):
-        return None
-    return InstanceStatus(
-        record["state"],
-        reason,
-        message,
-        code,
-        metadata={str(key): str(value) for key, value in metadata.items()} if isinstance(metadata, dict) else None,
-    )
-
-
-def _crashed(directory: Path, pid: int, wait_status: int | None) -> InstanceStatus:
-    how = "ended"
-    if wait_status is not None:
-        code = os.waitstatus_to_exitcode(wait_status)
-        how = f"was ended by {signal.Signals(-code).name}" if code < 0 else f"ended with code {code}"
-    tail = launch.log_tail(directory)
-    message = f"the guest's runner, process {pid}, {how} and left no exit record" + (
-        f"; it said: {tail}" if tail else ""
-    )
-    message += "; `hvctl start` starts it anew"
-    return InstanceStatus(ENDS["RUNNER_CRASHED"], "RUNNER_CRASHED", message)
 
 
 def _status(status: control_pb2.Status) -> InstanceStatus:

@@ -21,7 +21,7 @@ from runner_rig import (
 )
 
 from hvd.errors import HvdError
-from hvd.runner.client import read_exit
+from hvd.runner.ended import read_exit
 
 
 async def test_two_viewers_and_the_log_see_the_same(launch: Launch, tmp_path: Path) -> None:
