@@ -17,10 +17,10 @@ import click
 from hvctl import failures
 from hvctl.sdk.errors import HvctlError
 from hvctl.settings import (
-    CONTEXT,
     EVERY_FORMAT,
     GIVE_UP,
     TLS_OPTIONS,
+    Context,
     PipeClosed,
     Settings,
     VerbCommand,
@@ -35,10 +35,12 @@ if TYPE_CHECKING:
 class VerbGroup(click.Group):
     """The verbs whose names begin with prefix, from the table; a verb's module is imported when the verb is used."""
 
+    context_class = Context
+
     def __init__(self, prefix: str = "", default: VerbCommand | None = None, **kwargs: Any) -> None:
         """default: takes the words when the first of them is no verb of the group; its options must come behind the group's name."""
         # Options of the default one are not known here: they are left to it.
-        super().__init__(context_settings=CONTEXT | {"ignore_unknown_options": default is not None}, **kwargs)
+        super().__init__(context_settings={"ignore_unknown_options": default is not None}, add_help_option=False, **kwargs)
         self._default = default
         self.params += common_options(EVERY_FORMAT, GIVE_UP)
         own = {name.removeprefix(prefix): row for name, row in VERBS.items() if name.startswith(prefix)}
@@ -165,10 +167,10 @@ def _on_signals(action: Any) -> None:
 def main(arguments: Sequence[str] | None = None) -> int:
     """Runs hvctl with these arguments and returns the exit code; without any, with sys.argv's, and ends the process."""
     words = list(sys.argv[1:] if arguments is None else arguments)
-    settings = Settings(output=_wanted_form(words))
+    in_main_thread = arguments is None
+    settings = Settings(output=_wanted_form(words), ends=in_main_thread)
     if sys.stdout is None:  # the caller closed it
         sys.stdout = open(os.devnull, "w", encoding="utf-8")  # noqa: SIM115  for the rest of the process
-    in_main_thread = arguments is None
     if in_main_thread:
         _on_signals(_terminate)
     try:

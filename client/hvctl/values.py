@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import os
 import re
 from datetime import UTC, datetime, timedelta
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import click
+
+if TYPE_CHECKING:
+    from click.shell_completion import CompletionItem
 
 _SIZE_UNITS = {"": 1, "k": 1 << 10, "m": 1 << 20, "g": 1 << 30, "t": 1 << 40}
 # Compiled when one is asked for: few commands ask for more than one.
@@ -35,6 +39,20 @@ class Size(click.ParamType):  # type: ignore[type-arg]  # generic in the newest 
         if not 0 < size <= _MAX_INT64:
             self.fail(f"'{value}' is out of range; it is at least 1 and less than 8E bytes", param, ctx)
         return size
+
+
+class File(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
+    """A file; whoever reads it says when it is missing. As click.Path, which looks its messages up in translations before it has any to tell."""
+
+    name = "file"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> str:
+        if os.path.isdir(value) or (os.path.exists(value) and not os.access(value, os.R_OK)):
+            click.Path(dir_okay=False).convert(value, param, ctx)  # says what is wrong with it
+        return str(value)
+
+    def shell_complete(self, ctx: click.Context, param: click.Parameter, incomplete: str) -> list[CompletionItem]:
+        return click.Path(dir_okay=False).shell_complete(ctx, param, incomplete)
 
 
 class Seconds(click.ParamType):  # type: ignore[type-arg]  # generic in the newest click only
@@ -217,6 +235,7 @@ SIZE, SECONDS, ADDRESS, LABEL, CARD, MOMENT, RESTART = (
     Restart(),
 )
 DISK = Disk()
+FILE = File()
 NANOSECONDS = Nanoseconds()
 HOST_PORT = HostPort()
 

@@ -4,26 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import TYPE_CHECKING
 
-from hvapi.v1 import guest_pb2
+from hvctl.sdk.guest_message import Boot, OnReset, guest_message
 
-from hvctl.sdk.blobs import Path
-from hvctl.sdk.names import image_name, network_name
+if TYPE_CHECKING:
+    from hvapi.v1 import guest_pb2
 
-OnReset = Literal["", "stop", "restart"]
-Boot = Literal["", "kernel", "disk", "cdrom"]
-_ON_RESET = {
-    "": guest_pb2.Guest.ON_RESET_UNSPECIFIED,
-    "stop": guest_pb2.Guest.STOP,
-    "restart": guest_pb2.Guest.RESTART,
-}
-_BOOT = {
-    "": guest_pb2.BOOT_SOURCE_UNSPECIFIED,
-    "kernel": guest_pb2.BOOT_SOURCE_KERNEL,
-    "disk": guest_pb2.BOOT_SOURCE_DISK,
-    "cdrom": guest_pb2.BOOT_SOURCE_CDROM,
-}
+    from hvctl.sdk.blobs import Path
 
 
 @dataclass(slots=True, kw_only=True)
@@ -60,30 +48,25 @@ class GuestSpec:
 
     def message(self, kernel_digest: str, initrd_digest: str, symbols_digest: str = "") -> guest_pb2.Guest:
         """The Guest for CreateGuest, its files replaced by their digests."""
-        return guest_pb2.Guest(
-            container=self.container,
-            limits=self.limits,
+        return guest_message(
             backend=self.backend,
             engine=self.engine,
-            image=image_name(self.image),
+            image=self.image,
+            kernel_digest=kernel_digest,
+            initrd_digest=initrd_digest,
+            symbols_digest=symbols_digest,
+            append=self.append,
+            memory_bytes=self.memory_bytes,
+            cpus=self.cpus,
+            flat_load_address=self.flat_load_address,
+            args=self.args,
+            disks=self.disks,
+            networks=self.networks,
+            boot=self.boot,
             labels=self.labels,
-            on_reset=_ON_RESET[self.on_reset],
-            restart_policy=self.restart,
+            on_reset=self.on_reset,
+            restart=self.restart,
             autostart=self.autostart,
-            machine=guest_pb2.MachineConfig(
-                memory_bytes=self.memory_bytes,
-                cpus=self.cpus,
-                kernel=kernel_digest,
-                initrd=initrd_digest,
-                append=self.append,
-                flat_load_address=self.flat_load_address,
-                args=self.args,
-                disks=self.disks,
-                network_interfaces=[
-                    guest_pb2.NetworkInterface(**{**card, "network": network_name(card["network"])})
-                    for card in self.networks
-                ],
-                boot=_BOOT[self.boot],
-                symbols=symbols_digest,
-            ),
+            container=self.container,
+            limits=self.limits,
         )

@@ -10,6 +10,7 @@ import click
 
 from hvctl.output import is_document, print_document, print_table
 from hvctl.settings import Settings, say, verb
+from hvctl.values import FILE
 
 
 def _read(path: str) -> dict[str, Any]:
@@ -32,7 +33,7 @@ def _read(path: str) -> dict[str, Any]:
 @click.option("--quick", is_flag=True, help="Few, short runs: within a minute.")
 @click.option("--backend", "backends", metavar="B", multiple=True, help="Only this one; may be repeated.")
 @click.option("--image", metavar="I", help="Root file system (32-bit) that CMD is in.")
-@click.option("--html", type=click.Path(dir_okay=False), metavar="F", help="Write one page with plots and explanations, for a browser.")
+@click.option("--html", type=FILE, metavar="F", help="Write one page with plots and explanations, for a browser.")
 @click.option("--from", "source", type=click.Path(dir_okay=False, exists=True), metavar="F", help="Show what `-o json` printed earlier.")
 @click.option("--guests", type=click.Path(file_okay=False), metavar="FOLDER", help="Where `make guests` put the guest programs.")
 @click.argument("command", nargs=-1, metavar="[CMD]...")

@@ -12,7 +12,7 @@ from hvctl.output import Column, document, is_document, print_document, print_it
 from hvctl.sdk.errors import HvctlError
 from hvctl.sdk.names import guest_id, image_id, image_name
 from hvctl.settings import Settings, verb
-from hvctl.values import LABEL, SIZE, size_text
+from hvctl.values import FILE, LABEL, SIZE, size_text
 from hvctl.verbs.deleting import delete_each
 
 if TYPE_CHECKING:
@@ -64,9 +64,9 @@ def list_images(settings: Settings) -> None:
 @click.option("--kind", type=click.Choice(KINDS), help="What it is; default: what it looks like.")
 @click.option("--as", "as_", type=click.Choice(["disk"]), help="Of a folder or tar file: make a disk with ext4.")
 @click.option("--size", type=SIZE, help="Size of that disk; default: what the files take, and some room.")
-@click.option("--kernel", type=click.Path(dir_okay=False), metavar="F", help="Kernel file.")
-@click.option("--initrd", type=click.Path(dir_okay=False), metavar="F", help="Initial RAM disk.")
-@click.option("--symbols", type=click.Path(dir_okay=False), metavar="F", help="ELF file with the kernel's symbols.")
+@click.option("--kernel", type=FILE, metavar="F", help="Kernel file.")
+@click.option("--initrd", type=FILE, metavar="F", help="Initial RAM disk.")
+@click.option("--symbols", type=FILE, metavar="F", help="ELF file with the kernel's symbols.")
 @click.option("--append", default="", metavar="S", help="Default kernel command line.")
 @click.option("--memory", type=SIZE, metavar="SIZE", help="Default RAM of its guests.")
 @click.option("--arch", type=click.Choice(["i386", "x86_64"]), help="Of its guests; for people.")

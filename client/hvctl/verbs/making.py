@@ -12,7 +12,7 @@ from hvctl.output import document, is_document, print_document
 from hvctl.sdk.errors import HvctlError
 from hvctl.sdk.names import guest_id, image_name
 from hvctl.settings import Settings, say
-from hvctl.values import ADDRESS, CARD, DISK, LABEL, RESTART, SIZE
+from hvctl.values import ADDRESS, CARD, DISK, FILE, LABEL, RESTART, SIZE
 from hvctl.verbs.container_options import CONTAINER_OPTIONS, container_of, limits_of
 
 if TYPE_CHECKING:
@@ -29,10 +29,10 @@ _SPEC_OPTIONS = [
     click.option("--engine", metavar="E", help="Way of executing within the backend."),
     click.option("--name", metavar="N", help="Name; default: the daemon makes one up."),
     click.option("--image", metavar="I", help="Image with the kernel and its defaults."),
-    click.option("--kernel", type=click.Path(dir_okay=False), metavar="F", help="Kernel file."),
-    click.option("--initrd", type=click.Path(dir_okay=False), metavar="F", help="Initial RAM disk."),
+    click.option("--kernel", type=FILE, metavar="F", help="Kernel file."),
+    click.option("--initrd", type=FILE, metavar="F", help="Initial RAM disk."),
     click.option("--append", metavar="S", help="Kernel command line; added to the image's."),
-    click.option("--symbols", type=click.Path(dir_okay=False), metavar="F", help="ELF file with the kernel's symbols."),
+    click.option("--symbols", type=FILE, metavar="F", help="ELF file with the kernel's symbols."),
     click.option("--disk", "disks", type=DISK, multiple=True, metavar="IMAGE[,ro][,bus=ide|virtio][,size=S]",
                  help="Disk of an image, or blank with size=S alone; may be repeated."),
     click.option("--cdrom", "cdroms", metavar="IMAGE", multiple=True, help="CD-ROM of an image; may be repeated."),
@@ -59,10 +59,11 @@ def spec_options(function: Callable[..., Any]) -> Callable[..., Any]:
 
 def make(settings: Settings, spec: dict[str, Any]) -> guest_pb2.Guest:
     """Makes the guest, and uploads the files that the daemon has not; says which backend was chosen when that was left open."""
+    client = settings.client  # it connects while messages are imported and files are read
     from hvapi.v1 import guest_pb2
 
     from hvctl.sdk.blobs import file_blob
-    from hvctl.sdk.guests import GuestSpec
+    from hvctl.sdk.guest_message import guest_message
 
     restart = spec["restart"]
     policy = None
@@ -84,36 +85,39 @@ def make(settings: Settings, spec: dict[str, Any]) -> guest_pb2.Guest:
     if spec["cpus"] and cpus != spec["cpus"]:  # parts of a CPU: only a container can have them
         limits = limits or guest_pb2.Limits()
         limits.cpus, cpus = spec["cpus"], 0
-    guest = GuestSpec(
-        name=guest_id(spec["name"] or ""),
+    files = [spec[what] or "" for what in ("kernel", "initrd", "symbols")]
+    infos = [file_blob(path) if path else None for path in files]
+    kernel, initrd, symbols = ("" if info is None else info.digest for info in infos)
+    message = guest_message(
         backend=spec["backend"] or "",
         engine=spec["engine"] or "",
         image=spec["image"] or "",
+        kernel_digest=kernel,
+        initrd_digest=initrd,
+        symbols_digest=symbols,
         append=spec["append"] or "",
         memory_bytes=spec["memory"] or 0,
         cpus=cpus,
-        container=container_of(spec),
-        limits=limits,
         flat_load_address=spec["flat"] or 0,
         args=spec["args"],
+        disks=disks,
         networks=spec["networks"],
+        boot=spec["boot"] or "",
         labels=dict(spec["labels"]),
         on_reset=spec["on_reset"] or "",
         restart=policy,
         autostart=spec["autostart"],
-        disks=disks,
-        boot=spec["boot"] or "",
+        container=container_of(spec),
+        limits=limits,
     )
-    files = [spec[what] or "" for what in ("kernel", "initrd", "symbols")]
-    infos = [file_blob(path) if path else None for path in files]
-    message = guest.message(*("" if info is None else info.digest for info in infos))
+    name = guest_id(spec["name"] or "")
     try:  # usually the daemon has them; otherwise it says so
-        made = settings.client.create_guest(guest_id=guest.name, guest=message)
+        made = client.create_guest(guest_id=name, guest=message)
     except HvctlError as error:
         if error.reason != "BLOB_NOT_FOUND":
             raise
         upload(settings, [path for path in files if path], known=[info for info in infos if info is not None])
-        made = settings.client.create_guest(guest_id=guest.name, guest=message)
+        made = client.create_guest(guest_id=name, guest=message)
     if not spec["backend"]:
         say(f"backend {made.backend}: {made.backend_reason or 'the daemon chose it'}")
     return made

@@ -12,7 +12,7 @@ from hvctl.output import Column, document, is_document, print_document, print_it
 from hvctl.sdk.errors import HvctlError
 from hvctl.sdk.names import guest_id, guest_name, snapshot_name
 from hvctl.settings import Settings, verb
-from hvctl.values import size_text
+from hvctl.values import FILE, size_text
 from hvctl.verbs.deleting import delete_each
 from hvctl.verbs.lifecycle import print_guest
 
@@ -123,7 +123,7 @@ def delete(settings: Settings, snapshot: tuple[str, ...], allow_missing: bool) -
 
 @verb(formats=("table",))
 @click.argument("saved", metavar="GUEST/NAME")
-@click.argument("file", type=click.Path(dir_okay=False), metavar="FILE")
+@click.argument("file", type=FILE, metavar="FILE")
 def export(settings: Settings, saved: str, file: str) -> None:
     """Writes a snapshot, with the kernel and the disk images that it needs, to a file; "-" is stdout."""
     if file == "-":
@@ -135,7 +135,7 @@ def export(settings: Settings, saved: str, file: str) -> None:
 
 
 @verb(formats=FORMATS)
-@click.argument("file", type=click.Path(dir_okay=False), metavar="FILE")
+@click.argument("file", type=FILE, metavar="FILE")
 @click.argument("snapshot", required=False, default="", metavar="[GUEST[/NAME]]")
 def import_(settings: Settings, file: str, snapshot: str) -> None:
     """Takes a snapshot from a file that `snapshots export` wrote. GUEST is made, stopped, if there is none; default: the
