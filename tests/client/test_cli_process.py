@@ -337,44 +337,6 @@ main()
     assert (done.returncode, done.stderr) == (130, b"")
 
 
-# What starts no sooner for being imported: of grpc, protobuf and Python, and our own for other verbs.
-_HEAVY = (
-    "asyncio.base_events", "ssl", "grpc.aio._channel", "grpc_status.rpc_status", "google.protobuf.text_format", "tarfile", "pathlib", "difflib",
-    "rich", "yaml", "ast", "dis", "tempfile", "hvctl.sdk.aio", "hvctl.sdk.copying", "hvctl.sdk.debug", "hvctl.sdk.trace", "hvctl.terminal",
-)  # fmt: skip
-
-
-def test_a_verb_imports_only_what_it_needs(daemon: FakeDaemon) -> None:
-    done = subprocess.run(
-        [sys.executable, "-X", "importtime", "-m", "hvctl", "list"],
-        env=environment(daemon), capture_output=True, text=True, timeout=DEADLINE, check=True,
-    )  # fmt: skip
-    imported = {line.rpartition("|")[2].strip() for line in done.stderr.splitlines() if line.startswith("import time")}
-    assert {"hvctl.output", "grpc"} <= imported
-    assert not imported.intersection(_HEAVY)
-
-
-def test_lazy_modules_are_whole_when_they_are_used() -> None:
-    code = """
-from hvctl import lazily
-lazily.install()
-lazily.install()
-import asyncio, grpc, grpc.aio, inspect, platform, socket
-assert inspect.cleandoc(" one line") == "one line" and platform.system() and not hasattr(inspect, "__path__")
-assert inspect.cleandoc("two\\n    lines") == "two\\nlines" and inspect.isfunction(inspect.signature) and platform.machine()
-try:
-    inspect.nothing
-except AttributeError as error:
-    assert "nothing" in str(error)
-else:
-    raise AssertionError
-async def main():
-    return grpc.aio.insecure_channel("unix:/nowhere"), asyncio.current_task(), socket.gethostname()
-assert all(asyncio.run(main()))
-"""
-    subprocess.run([sys.executable, "-c", code], timeout=DEADLINE, check=True)
-
-
 def test_an_interrupt_takes_no_lock_of_another_thread() -> None:
     """As grpc waits. Raised at once, some of these hundreds would release what the other thread holds (RuntimeError)."""
     code = """

@@ -440,3 +440,19 @@ def test_console_of_a_guest_that_has_ended(hvctl: Hvctl, daemon: FakeDaemon) -> 
     assert (outcome.code, outcome.out) == (0, "hello\r\n")
     assert "exit code 3" in outcome.err
     assert hvctl("console", "a", "--no-replay").out == ""
+
+
+def test_files_that_are_none(hvctl: Hvctl, tmp_path: Path) -> None:
+    for word in ("--kernel", "--initrd", "--symbols"):
+        outcome = hvctl("run", word, str(tmp_path))
+        assert outcome.code == 125 and f"File '{tmp_path}' is a directory." in outcome.err
+        assert "No such file" in hvctl("create", word, str(tmp_path / "none")).err
+    assert hvctl("create", "--kernel", "a\0b").code == 1
+
+
+@pytest.mark.parametrize(("columns", "widest"), [("60", 58), ("200", 78), ("10", 50), ("", 78), ("many", 78)])
+def test_help_is_as_wide_as_the_terminal(hvctl: Hvctl, monkeypatch: pytest.MonkeyPatch, columns: str, widest: int) -> None:
+    monkeypatch.setenv("COLUMNS", columns)
+    outcome = hvctl("run", "--help")
+    prose = outcome.out.partition("Options:")[0].splitlines()
+    assert outcome.code == 0 and widest - 16 < max(map(len, prose)) <= widest
