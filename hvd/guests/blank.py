@@ -74,7 +74,8 @@ class BlankDirectories:
         while len(self._ready) < self._count:
             directory = self._place / str(next(self._numbers))
             try:
-                directory.mkdir(mode=0o700, parents=True)
+                self._place.mkdir(mode=0o700, parents=True, exist_ok=True)
+                directory.mkdir(mode=0o700)
                 for name in self._files:
                     os.close(os.open(directory / name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             except OSError as error:  # a full disk: starts do without, and are told

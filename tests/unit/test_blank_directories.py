@@ -41,6 +41,7 @@ async def ready(tmp_path: Path, count: int) -> None:
 
 async def test_one_becomes_a_guests_and_another_is_made(two: BlankDirectories, tmp_path: Path) -> None:
     assert sorted(os.listdir(tmp_path / "blank")) == ["0", "1"]  # nothing of an earlier daemon
+    assert stat.S_IMODE((tmp_path / "blank").stat().st_mode) == 0o700
     assert two.take(tmp_path / "a") and two.take(tmp_path / "b") and not two.take(tmp_path / "c")
     assert not (tmp_path / "c").exists()
     for path in (tmp_path / "a", *(tmp_path / "a").iterdir()):
