@@ -101,11 +101,11 @@ def test_pages_are_taken_as_asked(memory: GuestMemory) -> None:
 
 
 def test_large_pages_hold_what_was_there(memory: GuestMemory) -> None:
-    """Those that lie in the piece as a whole; where the host makes none they stay small, and nobody sees a difference."""
+    """Those that lie in the piece as a whole; where the host makes none, or has no room for all, they stay small, and nobody sees a difference."""
     memory.write(6 * MIB - 3, b"before")
     memory.write(10 * MIB - 4, b"behind")
     made = slow_library().hv_make_large(memory.fd, 5 * MIB, 5 * MIB)
-    assert made in (0, 2)
-    assert memory.allocated_bytes() == (4 * MIB + 2 * 4096 if made == 2 else 4 * 4096)
+    assert made <= 2
+    assert memory.allocated_bytes() == 2 * MIB * made + (4 - made) * 4096
     assert memory.read(6 * MIB - 3, 6) == b"before" and memory.read(10 * MIB - 4, 6) == b"behind"
     assert slow_library().hv_make_large(memory.fd, 5 * MIB, 2 * MIB) == 0
