@@ -2,111 +2,27 @@
 
 from __future__ import annotations
 
-import struct
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from hvapi.record import FLAG_LONG, Record, decode
-from scripted_vcpu import ScriptedVcpu, Step, port_in, port_out
+from machine_bench import FLAT, RING, Bench, bench
+from scripted_vcpu import ScriptedVcpu, port_in, port_out
 
 from hvd.board.devices.cmos import Cmos
-from hvd.board.end import End
 from hvd.board.hot import HotBoard
 from hvd.board.machine import Machine
 from hvd.board.memory import GuestMemory
-from hvd.board.spec import MachineSpec
 from hvd.board.vcpu import Exit, ExitReason
 from hvd.errors import HvdError
 from hvd.trace.counters import decode_counters
 from hvd.trace.points import BY_NAME, BackendId, Kind
 
-FLAT = 0x7C00
-CALL, RESULT = 0x6870, 0x6874
-RING = 1024
-
-
-class Bench:
-    """A machine, its scripted vcpu and the thread that runs it."""
-
-    def __init__(self, directory: Path, steps: Sequence[Step], **spec: Any) -> None:
-        self.directory = directory
-        kernel = directory / "kernel.bin"
-        kernel.write_bytes(b"\xf4" * 512)
-        self.vcpu = ScriptedVcpu(steps)
-        self.states: list[str] = []
-        self.logged: list[bytes] = []
-        self.changed = threading.Event()
-        self.board = HotBoard(BackendId.EMULATION, counters=directory / "c", trace=directory / "t", trace_records=RING)
-        self.memory = GuestMemory(1 << 20)
-        values = {"name": "m", "backend": "emulation", "engine": "", "memory_bytes": 1 << 20, "kernel": str(kernel)}
-        self.spec = MachineSpec(**values | {"flat_load_address": FLAT} | spec)
-        self.machine = Machine(
-            self.spec, self.board, self.memory, self.vcpu.create, on_change=self._on_change, on_log=self.logged.append
-        )
-        self.thread = threading.Thread(target=self.machine.run, daemon=True)
-
-    def _on_change(self) -> None:
-        self.states.append(self.machine.state)
-        self.changed.set()
-
-    def run(self) -> End:
-        return self.machine.run()
-
-    def start(self) -> None:
-        self.thread.start()
-
-    def call(self, function: Callable[[], Any]) -> Any:
-        """In the vcpu thread; waits for the result."""
-        answered = threading.Event()
-        answer: list[Any] = []
-
-        def done(result: Any, error: HvdError | None) -> None:
-            answer.extend((result, error))
-            answered.set()
-
-        self.machine.call(function, done)
-        assert answered.wait(10)
-        if answer[1] is not None:
-            raise answer[1]
-        return answer[0]
-
-    def join(self) -> End:
-        self.thread.join(10)
-        assert not self.thread.is_alive()
-        assert self.machine.end is not None
-        return self.machine.end
-
-    def trace(self, *kinds: Kind) -> None:
-        with open(self.directory / "t", "rb+") as file:
-            file.seek(12)
-            file.write(struct.pack("<I", sum(1 << kind for kind in kinds)))
-
-    def records(self) -> list[Record]:
-        data = (self.directory / "t").read_bytes()
-        head = int.from_bytes(data[16:24], "little")
-        return list(decode(data[64 : 64 + 64 * head]))
-
-
-@pytest.fixture
-def bench(tmp_path: Path) -> Iterator[Callable[..., Bench]]:
-    made: list[Bench] = []
-
-    def make(*steps: Step, **spec: Any) -> Bench:
-        made.append(Bench(tmp_path, steps, **spec))
-        return made[-1]
-
-    yield make
-    for one in made:
-        if one.thread.is_alive():
-            one.machine.call(one.machine.kill, lambda result, error: None)
-            one.join()
-        one.board.close()
-        one.memory.close()
+__all__ = ["bench"]
 
 
 def test_the_machine_is_loaded_and_entered_in_the_vcpu_thread(bench: Callable[..., Bench]) -> None:
@@ -392,95 +308,6 @@ def test_writing_memory_tells_the_vcpu(bench: Callable[..., Bench]) -> None:
 
 
 # ---- hypercalls
-
-
-def call(number: int, *arguments: int, flags: int = 0) -> Callable[[ScriptedVcpu], Exit]:
-    def step(vcpu: ScriptedVcpu) -> Exit:
-        vcpu.values.update(zip(("rbx", "rcx", "rsi"), arguments, strict=False))
-        return port_out(CALL, number, 4, flags)
-
-    return step
-
-
-def results(*calls: Callable[[ScriptedVcpu], Exit]) -> list[Step]:
-    steps: list[Step] = []
-    for one in calls:
-        steps += [one, port_in(RESULT, 4), port_in(RESULT, 4)]
-    return steps
-
-
-def signed(answers: Sequence[int]) -> list[int]:
-    pairs = zip(answers[::2], answers[1::2], strict=True)
-    return [struct.unpack("<q", struct.pack("<II", low, high))[0] for low, high in pairs]
-
-
-def test_hypercall_results(bench: Callable[..., Bench]) -> None:
-    one = bench(
-        *results(
-            call(0), call(1, FLAT, 5), call(1, FLAT, 1025), call(1, 0xFFFF_0000, 16), call(2, 1, 2), call(4), call(6)
-        ),
-        *results(call(7), call(0xFFFF_FFFF)),
-        call(5, 0x1_0000_112A),  # only the low 8 bits count
-    )
-    one.machine.console_size = (25, 80)
-    end = one.run()
-    assert signed(one.vcpu.answers) == [1, 0, -22, -14, 0, 0, 25 << 16 | 80, -38, -38]
-    assert one.logged == [b"\xf4" * 5]
-    assert (end.reason, end.exit_code) == ("EXITED", 42)
-
-
-def test_hypercall_signature_and_widths(bench: Callable[..., Bench]) -> None:
-    one = bench(
-        port_in(CALL, 4), port_in(CALL, 1), port_in(CALL, 2), port_in(RESULT, 1), port_out(CALL, 5, 1), port_out(RESULT, 5, 4),
-        port_out(0xF4, 3),
-    )  # fmt: skip
-    assert one.run().exit_code == 3
-    assert one.vcpu.answers == [0x31647668, 0xFF, 0xFFFF, 0xFF]
-
-
-def test_the_result_alternates_and_begins_anew_with_a_call(bench: Callable[..., Bench]) -> None:
-    reads = [port_in(RESULT, 4) for _ in range(3)]
-    one = bench(call(7), *reads, call(0), port_in(RESULT, 4), port_out(0xF4, 0))
-    one.run()
-    assert one.vcpu.answers == [(1 << 32) - 38, (1 << 32) - 1, (1 << 32) - 38, 1]
-
-
-def test_the_clock_call_is_the_virtual_clock(bench: Callable[..., Bench]) -> None:
-    one = bench(*results(call(3)), port_out(0xF4, 0))
-    one.run()
-    (clock,) = signed(one.vcpu.answers)
-    assert 0 < clock <= one.machine.clock_ns()
-
-
-def test_long_mode_arguments_have_64_bits(bench: Callable[..., Bench]) -> None:
-    wide = 0xFFFF_8000_0000_0000 | FLAT
-    one = bench(*results(call(1, wide, 4), call(1, wide, 4, flags=FLAG_LONG)), port_out(0xF4, 0))
-    one.vcpu.values |= {"cr0": 0x8000_0001, "cr4": 0x20, "efer": 0x500, "cr3": 0x41000}
-    one.memory.write(0x41000, struct.pack("<Q", 0x42003))  # PML4E 0 -> PDPT
-    one.memory.write(0x41000 + 8 * 256, struct.pack("<Q", 0x42003))
-    one.memory.write(0x42000, struct.pack("<Q", 0x43003))
-    one.memory.write(0x43000, struct.pack("<Q", 0x83))  # 2 MiB page at 0
-    one.run()
-    assert signed(one.vcpu.answers) == [0, 0]
-    # Without the flag it is the low half, which the same tables map to the same place.
-    assert one.logged == [b"\xf4" * 4] * 2
-
-
-def test_a_call_is_one_record_of_its_own_point(bench: Callable[..., Bench]) -> None:
-    one = bench(call(2, 0xAB, 0xCD, 0xEF), port_in(RESULT, 4), call(9, 1), port_out(0xF4, 0))
-    one.trace(Kind.HYPERCALL, Kind.PORT_IO)
-    one.run()
-    records = one.records()
-    names = {point.id: name for name, point in BY_NAME.items()}
-    assert [names[record.point] for record in records] == [
-        "hypercall.annotate", "port-in", "hypercall.unknown", "port-out",
-    ]  # fmt: skip
-    assert records[0][-4:] == (0xAB, 0xCD, 0, 0)
-    assert records[0].rip == 0x1000
-    assert records[0].duration_ns > 0
-    assert records[1][-4:-1] == (RESULT, 4, 0)
-    assert records[2][-4:] == (9, 0, 0, (1 << 64) - 38)
-    assert records[3][-4:-1] == (0xF4, 1, 0)
 
 
 def test_resets_and_faults_are_crossings(bench: Callable[..., Bench]) -> None:
