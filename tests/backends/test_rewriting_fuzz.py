@@ -47,6 +47,7 @@ TIMER = 400  # periods of the 8254: 335 us
 MOST_SHOWN = 4
 MP, EM, TS, TSD = 2, 4, 8, 4
 RDTSC, ENTER_LEAVE = b"\x0f\x31", b"\xc8\x10\0\0\xc9"
+READS_DR = re.compile(rb"\x0f\x21[\xc0-\xdf]")
 MOVES_DR = re.compile(rb"\x0f\x23[\xc0-\xdf]")
 REPEATED = re.compile(rb"[\xf2\xf3][\xa4-\xa7\xaa-\xaf]")
 SMALL_STACK = b"\x8e\xd3\xbc"  # MOV SS, EBX; MOV ESP
@@ -134,12 +135,14 @@ def watched(seed: int, timer: bool = False) -> Program:
     LEAVE on a 16-bit stack it shows another upper half of EBP than a processor. Nor on a 16-bit stack of a program that is interrupted: IRET leaves
     ESP the upper half of the kernel's there. What #DB's frame leaves below the stack is not looked at: undefined flags. Nor may a kernel that has
     repeated string instructions watch what those access: after the last turn EIP is behind one (hvd/cell/strings.c), and emulation's is still at it.
+    Nor does it read where its watched memory is, to have its stack there: the frame of #DB hits once more under emulation.
     """
     random = Random(seed)
     program = RareMaker(seed, timer=timer).program()
     program.chunks = [[PUSH_TOP if atom == PUSH_BELOW else atom for atom in chunk] for chunk in program.chunks]
-    if any(REPEATED.search(atom) for chunk in program.chunks for atom in chunk):
-        program.chunks = [[b"\x90" if MOVES_DR.match(atom) else atom for atom in chunk] for chunk in program.chunks]
+    repeated = any(REPEATED.search(atom) for chunk in program.chunks for atom in chunk)
+    for avoided in (READS_DR, *([MOVES_DR] if repeated else [])):
+        program.chunks = [[b"\x90" if avoided.match(atom) else atom for atom in chunk] for chunk in program.chunks]
     code = program.code()[0]
     dr7 = random.choice((0x40, 0x80)) if random.random() < 0.2 and RDTSC not in code else 0
     # The third is for a program's stack: a kernel's handlers have frames there.
