@@ -122,6 +122,8 @@ struct hv_entropy {
     uint8_t byte[HV_ENTROPY_BYTES];
 };
 
+enum { HV_CELL_REGISTERS = 1, HV_CELL_WHOLE_STATE };
+
 struct hv_cell_area {
     uint32_t magic, version;
 
@@ -141,7 +143,7 @@ struct hv_cell_area {
 
     /* ---- the runner's word to the cell, at `go` */
     uint32_t quit;          /* end yourself */
-    uint32_t cpu_changed;   /* take `cpu` over; an access that waits for its answer is dropped */
+    uint32_t cpu_changed;   /* HV_CELL_REGISTERS or more: take `cpu` over; an access that waits for its answer is dropped */
     uint32_t debug_changed;
     uint32_t range_count;   /* ranges of guest-physical memory that were written: address, length; more than fit = all of it */
     uint64_t ranges[HV_AREA_RANGES][2];

@@ -187,6 +187,7 @@ _PROTOTYPES: Final[dict[str, tuple[Any, list[Any]]]] = {
     "hv_cell_exit": (_pointer, [_pointer]),
     "hv_cell_cpu": (_pointer, [_pointer]),
     "hv_cell_change_cpu": (None, [_pointer]),
+    "hv_cell_set_cpu": (None, [_pointer]),
     "hv_cell_debug": (_pointer, [_pointer]),
     "hv_cell_change_debug": (None, [_pointer]),
     "hv_cell_memory_changed": (None, [_pointer, ctypes.c_char_p, _u32]),

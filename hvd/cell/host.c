@@ -34,7 +34,8 @@ struct hv_cell_host {
     uint32_t string_done; /* of it */
     struct hv_cpu cpu;
     struct hv_cell_debug debug;
-    bool started, dead, cpu_changed, debug_changed;
+    bool started, dead, debug_changed;
+    uint32_t cpu_changed; /* as in the area */
     uint32_t range_count;
     uint64_t ranges[HV_AREA_RANGES][2];
     /* Of a kick that is not answered yet. */
@@ -198,7 +199,13 @@ struct hv_console *hv_cell_console(struct hv_cell_host *host) { return &host->ar
 struct hv_cell_exit *hv_cell_exit(struct hv_cell_host *host) { return &host->exit; }
 struct hv_cpu *hv_cell_cpu(struct hv_cell_host *host) { return &host->cpu; }
 struct hv_cell_debug *hv_cell_debug(struct hv_cell_host *host) { return &host->debug; }
-void hv_cell_change_cpu(struct hv_cell_host *host) { host->cpu_changed = true; }
+void hv_cell_change_cpu(struct hv_cell_host *host)
+{
+    if (!host->cpu_changed)
+        host->cpu_changed = HV_CELL_REGISTERS;
+}
+
+void hv_cell_set_cpu(struct hv_cell_host *host) { host->cpu_changed = HV_CELL_WHOLE_STATE; }
 
 void hv_cell_change_debug(struct hv_cell_host *host)
 {
@@ -313,7 +320,8 @@ static void hand_over(struct hv_cell_host *host)
     keep_time(host);
     hv_cell_give_devices(area, host->board);
     give_entropy(&area->entropy);
-    host->cpu_changed = host->debug_changed = false;
+    host->cpu_changed = 0;
+    host->debug_changed = false;
     host->range_count = 0;
     if (__atomic_load_n(&host->kicked, __ATOMIC_SEQ_CST))
         __atomic_store_n(&area->kick, 1, __ATOMIC_SEQ_CST); /* a cell may have forgotten it */

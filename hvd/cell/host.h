@@ -52,6 +52,7 @@ struct hv_cell_exit *hv_cell_exit(struct hv_cell_host *);   /* the last one; its
 struct hv_cpu *hv_cell_cpu(struct hv_cell_host *);          /* as at the last exit */
 void hv_cell_change_cpu(struct hv_cell_host *);             /* it was changed: the cell takes it over, an access that waits is dropped */
 struct hv_cell_debug *hv_cell_debug(struct hv_cell_host *); /* to be filled in, then */
+void hv_cell_set_cpu(struct hv_cell_host *);                /* it is another one, as after a reset: what was mapped for the old one goes, too */
 void hv_cell_change_debug(struct hv_cell_host *);
 void hv_cell_memory_changed(struct hv_cell_host *, const uint64_t *ranges, uint32_t count); /* addresses and lengths in turn */
 /* A turn for the census alone, between two runs; false: the cell is gone, or does not answer, as the next run says. */

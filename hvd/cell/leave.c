@@ -116,8 +116,11 @@ void hv_leave(enum hv_cell_reason reason)
     cell.back_ns = hv_host_ns();
     hv_lookaside_empty();
     if (area->cpu_changed) {
+        bool whole = area->cpu_changed == HV_CELL_WHOLE_STATE;
         cell.cpu = area->cpu;
         hv_debug_update();
+        if (whole)
+            hv_shadow_flush(true); /* a reset leaves nothing in the TLB, whatever CR3 is (SDM vol. 3A, 10.1.1) */
         if (hv_paravirtual())
             hv_paravirt_forget_twins(); /* after a reset the guest may have other tables */
         hv_abandon();

@@ -140,7 +140,7 @@ class CellVcpu(Vcpu):
         """Everything is as in it."""
         self._answered = None
         ctypes.memmove(ctypes.addressof(self.cpu), ctypes.addressof(cpu), ctypes.sizeof(cpu))
-        self._lib.hv_cell_change_cpu(self._host)
+        self._lib.hv_cell_set_cpu(self._host)
 
     def enter(self, state: EntryState) -> None:
         cpu = self.new_state()
