@@ -34,6 +34,7 @@ from hvd.guests.model import Guest
 from hvd.guests.pages import decode_token, encode_token
 from hvd.guests.placement import Backends
 from hvd.guests.store import Store
+from hvd.guests.write_behind import WriteBehind
 from hvd.jail import group
 from hvd.network.cards import Cards
 from hvd.runner.directory import FIRST_FILES
@@ -42,8 +43,6 @@ from hvd.trace.session import TraceSwitch
 log = structlog.get_logger()
 
 GuestEvent = guest_pb2.GuestEvent
-# A store that cannot be written (full disk) is tried again after this long.
-STORE_AGAIN_SECONDS = 5.0
 _BOOT = "boot-id"
 # Beside the directories of guests, in the runtime and in the state directory.
 BLANK = "blank"
@@ -69,8 +68,6 @@ class Supervisor:
         self.trace = trace
         self.events = EventLog()
         self.stop_grace = config.stop_grace
-        # Why the store cannot be written at the moment; empty = it can.
-        self.store_problem = ""
         # What was found odd at the start and left alone: for `hvctl doctor`.
         self.oddities: list[str] = []
         self.adopted = asyncio.Event()
@@ -86,11 +83,9 @@ class Supervisor:
         self._coming: guest_pb2.Guest | None = None
         # Held while what was asked for changes: creation and updates, one at a time.
         self._asking = asyncio.Lock()
-        self._dirty: dict[str, GuestLife] = {}
-        self._dirt = asyncio.Event()
+        self._behind = WriteBehind(store)
         # uid -> what an earlier daemon did not end (hvd.guests.store).
         self._half_made: dict[str, str] = {}
-        self._writer: asyncio.Task[None] | None = None
         self._autostart: asyncio.Task[None] | None = None
         self._tasks: set[asyncio.Task[Any]] = set()
 
@@ -226,27 +221,19 @@ class Supervisor:
         self.events.publish(kind, life.guest, message)
         self._cards.changed(life.guest)
         if kind == GuestEvent.CHANGED:
-            self._dirty[life.guest.uid] = life
-            self._dirt.set()
+            self._behind.add(life)
 
     def keep(self, life: GuestLife) -> Awaitable[None]:
-        self._dirty.pop(life.guest.uid, None)  # at once, or it would be written twice, and whoever waits for this wait for both
-        return self._keep_now(life)
+        return self._behind.keep(life)
 
-    async def _keep_now(self, life: GuestLife) -> None:
-        kept = False
-        try:
-            with contextlib.suppress(HvdError):
-                await self._store.put([life.guest])
-                kept = True
-        finally:
-            if not kept:  # or whoever waited was called off: it is tried again behind
-                self._dirty.setdefault(life.guest.uid, life)
-                self._dirt.set()
+    @property
+    def store_problem(self) -> str:
+        """Why the store cannot be written at the moment; empty = it can."""
+        return self._behind.problem
 
     async def forget(self, life: GuestLife) -> None:
         await self._store.delete(life.guest.uid)
-        self._dirty.pop(life.guest.uid, None)
+        self._behind.forget(life)
         self._guests.pop(model.parse_name(life.guest.name), None)
         self._cards.gone(life.guest)
 
@@ -439,7 +426,7 @@ class Supervisor:
         """
         began = time.monotonic()
         last_boot = await self._store.fact(_BOOT)
-        self._writer = asyncio.create_task(self._write_behind())
+        self._behind.start()
         await self._adopt_strangers()
         # Whoever asked meanwhile may have made others, and be starting them.
         await asyncio.gather(*(life.adopt(last_boot) for life in self if not life.is_known))
@@ -488,25 +475,6 @@ class Supervisor:
                 log.error("store cannot be written", reason=error.reason, problem=error.message)
             self._guests[identifier] = GuestLife(guest, self, known=False)
 
-    async def _write_behind(self) -> None:
-        while True:
-            await self._dirt.wait()
-            self._dirt.clear()
-            dirty, self._dirty = self._dirty, {}
-            if not dirty:
-                continue
-            try:
-                await self._store.put([life.guest for life in dirty.values() if not life.deleted])
-                self.store_problem = ""
-            except Exception as error:
-                if not self.store_problem:
-                    unexpected = None if isinstance(error, HvdError) else error
-                    log.error("store cannot be written; trying again", problem=str(error), exc_info=unexpected)
-                self.store_problem = str(error)
-                self._dirty = {**dirty, **self._dirty}
-                await asyncio.sleep(STORE_AGAIN_SECONDS)
-                self._dirt.set()
-
     def leave(self) -> None:
         """The daemon is about to go: end what waits for guests."""
         for life in self:
@@ -519,9 +487,7 @@ class Supervisor:
         await asyncio.gather(*self._tasks, return_exceptions=True)
         await asyncio.gather(*(life.close() for life in self), return_exceptions=True)
         await asyncio.gather(self._blank.close(), self._blank_disks.close())
-        if self._writer is not None:
-            self._writer.cancel()
-            await asyncio.gather(self._writer, return_exceptions=True)
+        await self._behind.close()
         if not self._guests:  # none were read, since the store could not be opened
             return
         try:

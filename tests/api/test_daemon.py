@@ -73,7 +73,7 @@ async def test_daemon_that_died_without_a_word(start_world: StartWorld) -> None:
         await first.daemon.supervisor._store.put([guest])
     first.stopped = True  # type: ignore[attr-defined]
     await first.daemon.server.stop()
-    first.daemon.supervisor._writer.cancel()  # type: ignore[union-attr]
+    first.daemon.supervisor._behind._writer.cancel()  # type: ignore[union-attr]
     second = await start_world(first.backend)
     assert (await second.get(guest)).state == Guest.RUNNING
 
@@ -229,7 +229,7 @@ async def test_a_guest_that_is_made_while_others_are_adopted_is_left_alone(start
 
 
 async def test_full_disk_is_told_and_survived(start_world: StartWorld, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("hvd.guests.supervisor.STORE_AGAIN_SECONDS", 0.1)
+    monkeypatch.setattr("hvd.guests.write_behind.STORE_AGAIN_SECONDS", 0.1)
     world = await start_world()
     guest = await world.create("a")
     full = "PRAGMA max_page_count=1"  # sqlite raises it to what is used: no further page can be had
