@@ -142,7 +142,7 @@ def watched(seed: int, timer: bool = False) -> Program:
     program.chunks = [[PUSH_TOP if atom == PUSH_BELOW else atom for atom in chunk] for chunk in program.chunks]
     repeated = any(REPEATED.search(atom) for chunk in program.chunks for atom in chunk)
     for avoided in (READS_DR, *([MOVES_DR] if repeated else [])):
-        program.chunks = [[b"\x90" if avoided.match(atom) else atom for atom in chunk] for chunk in program.chunks]
+        program.chunks = [[b"\x90" * len(atom) if avoided.match(atom) else atom for atom in chunk] for chunk in program.chunks]
     code = program.code()[0]
     dr7 = random.choice((0x40, 0x80)) if random.random() < 0.2 and RDTSC not in code else 0
     # The third is for a program's stack: a kernel's handlers have frames there.
