@@ -57,7 +57,7 @@ from stream_kernel import (
 from hvd.board import cpuid
 from hvd.board.hot import MMIO, HotBoard
 from hvd.board.memory import GuestMemory
-from hvd.board.vcpu import EntryState, ExitReason, Segment, Vcpu
+from hvd.board.vcpu import EntryState, Exit, ExitReason, Segment, Vcpu
 from hvd.trace.counters import Counters, decode_counters
 from hvd.trace.points import BackendId
 
@@ -223,6 +223,17 @@ class Side:
         memory.write(STATE + 28, struct.pack("<I", timer))
         return placed
 
+    def kick_after(self, timer: int, seconds: float) -> float:
+        """How long until the vcpu is kicked, again."""
+        return KICK_SECONDS if timer else seconds
+
+    def interrupted(self) -> None:
+        """Between two runs of the vcpu, after a kick."""
+
+    def stopped(self, exit_: Exit) -> bool:
+        """Whether it goes on after what a debugger asked for."""
+        return False
+
     def run(self, programs: Sequence[Program], timer: int = 0, seconds: float = SECONDS) -> Outcome:
         """As many of the programs as there is room for. timer: periods of the 8254 between interrupts, 0 = none."""
         placed = self._load(programs, timer)
@@ -242,12 +253,13 @@ class Side:
         over = threading.Event()
 
         def kick() -> None:
-            """When it is late; with a timer, all the time."""
+            """When it is late, or all the time."""
             until = time.monotonic() + seconds
-            while not over.wait(KICK_SECONDS if timer else seconds):
+            while not over.wait(self.kick_after(timer, seconds)):
                 if time.monotonic() >= until:
                     late.set()
-                vcpu.kick()
+                assert self.vcpu
+                self.vcpu.kick()
 
         kicker = threading.Thread(target=kick)
         kicker.start()
@@ -255,11 +267,14 @@ class Side:
         end = ""
         kicks = 0
         while not end:
-            exit_ = vcpu.run()
+            exit_ = self.vcpu.run()
             match exit_.reason:
                 case ExitReason.INTERRUPTED:
                     kicks += 1
                     end = "late" if late.is_set() else ""
+                    self.interrupted()
+                case ExitReason.DEBUG if self.stopped(exit_):
+                    pass
                 case ExitReason.PORT_OUT if exit_.address == EXIT_PORT:
                     end = f"exit {exit_.value:#x}"
                 case ExitReason.PORT_OUT | ExitReason.MMIO_WRITE:
