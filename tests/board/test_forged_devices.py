@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_machine import Bench
+from machine_bench import Bench
 from test_nonsense import accesses
 
 from hvd.board.block.overlay import create_overlay

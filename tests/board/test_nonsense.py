@@ -11,8 +11,8 @@ from tempfile import TemporaryDirectory
 from hvapi.record import FLAG_LONG
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from machine_bench import CALL, RESULT, Bench
 from scripted_vcpu import ScriptedVcpu, Step, port_in, port_out
-from test_machine import CALL, RESULT, Bench
 
 from hvd.board.vcpu import Exit, ExitReason
 
