@@ -2,7 +2,7 @@
  * and a RET is behind them. In the program's own text, so that they need no code that is written at run time. */
 	.section .note.GNU-stack, "", @progbits
 	.text
-	.globl hv_x87_registers, hv_x87_memory, hv_x87_memory_16, hv_emms, hv_sse_forms, hv_sse_compares
+	.globl hv_x87_registers, hv_x87_memory, hv_x87_memory_16, hv_emms, hv_sse_forms, hv_sse_compares, hv_int1
 
 /* [(opcode - D8) * 64 + ModRM - C0], 4 bytes each */
 hv_x87_registers:
@@ -28,6 +28,11 @@ hv_x87_memory_16:
 
 hv_emms:
 	emms
+	ret
+
+/* For int1.c, which is told where its trap comes from. */
+hv_int1:
+	.byte 0xf1
 	ret
 
 /* [prefix][opcode], 8 bytes each; no prefix, 66, F3, F2 */

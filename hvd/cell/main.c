@@ -21,6 +21,7 @@
 #include "debug.h"
 #include "mappings.h"
 #include "paravirt.h"
+#include "signals.h"
 #include "sites.h"
 #include "start.h"
 #include "translate.h"
@@ -143,7 +144,7 @@ static void prepare_signals(void)
     stack_t alternate = {.ss_sp = stack + PAGE, .ss_size = STACK_BYTES};
     struct sigaction action = {.sa_sigaction = hv_on_signal, .sa_flags = SA_SIGINFO | SA_ONSTACK};
     sigfillset(&action.sa_mask);
-    bool failed = sigaltstack(&alternate, NULL) != 0;
+    bool failed = sigaltstack(&alternate, NULL) != 0 || !hv_int1_init();
     for (size_t i = 0; i < sizeof handled / sizeof *handled; i++)
         failed |= sigaction(handled[i], &action, NULL) != 0;
     failed |= !hv_timer_create();

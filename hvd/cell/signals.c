@@ -21,6 +21,9 @@
 
 #define INT 0xcd
 #define IRET 0xcf
+#ifndef TRAP_BRKPT
+#define TRAP_BRKPT 1 /* si_code of a #DB that DR6 has no cause of: INT1 */
+#endif
 #ifndef TRAP_PERF
 #define TRAP_PERF 6 /* si_code of a breakpoint set by perf_event_open(2) */
 #endif
@@ -113,16 +116,20 @@ static void debug_trap(void)
 {
     if (in_slot()) /* TF was set in front of INT 80, which has no trap behind it */
         return;
+    bool int1 = hv_trap.info->si_code == TRAP_BRKPT;
     if (hv_trap.stepping) { /* the instruction behind STI or MOV SS is done, or one of the debugger's */
         bool trap = HV_CPU->eflags & HV_TF;
         hv_trap.stepping = false;
         HV_CPU->interrupt_shadow = 0;
         if (hv_debugging)
             hv_debug_native((uint32_t)hv_frame_registers()[REG_EFL]);
-        if (!trap)
+        if (!trap && !int1)
             return;
     }
-    hv_breaks_trap(HV_DR6_BS);
+    if (int1)
+        hv_int1_trap();
+    else
+        hv_breaks_trap(HV_DR6_BS);
 }
 
 /* INT 80, and SYSCALL or SYSENTER, which the host takes for system calls of its own. */

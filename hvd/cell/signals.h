@@ -3,6 +3,7 @@
  *   signals.c     the handler, and what each cause of a trap in native code asks for
  *   translated.c  signals in 64-bit code: translated code, stubs, the monitor itself
  *   frame.c       the guest's state in and out of a signal's frame
+ *   int1.c        INT1 of programs
  *   unwind.c      faults of the guest: unwinding, double and triple faults
  *   resume.c      everything before the guest's next instruction
  */
@@ -53,6 +54,10 @@ bool hv_was_abandoned(void);         /* since the last call: the runner has repl
 bool hv_user_fault(uint32_t *linear); /* the last page fault of the guest's programs, once */
 bool hv_user_faulted(void);           /* is there one still? */
 bool hv_kernel_fault(uint32_t eip, uint32_t *linear); /* the last one of its kernel, if it was there, once */
+
+/* ---- int1.c */
+bool hv_int1_init(void); /* at the start, before the handlers are there for good. False: errno */
+void hv_int1_trap(void); /* a program has executed it */
 
 /* ---- frame.c */
 void hv_take_state(void); /* registers, flags and segments out of the frame */

@@ -18,12 +18,12 @@ from chained_programs import ChainedMaker
 from rare_programs import RareMaker
 from stream_compare import DONE, Pair, all_same, difference, disassembled
 from stream_guest import Program, Side
-from stream_kernel import CR0, CR4, DEVICE, KERNEL, STACK, USER, Paging
+from stream_kernel import CR0, CR4, DEVICE, KERNEL, STACK, STREAMS, USER, Paging
 from stream_programs import SET_ESI, SET_ESP
 
 from hvd.backends.emulation.backend import BACKEND as EMULATION
 from hvd.backends.rewriting.backend import BACKEND as REWRITING
-from hvd.board.vcpu import CensusCommand
+from hvd.board.vcpu import CensusCommand, Exit
 from hvd.cell.decoder import Decoded, Decoder
 from hvd.cell.rewritten import Replacement, sites
 
@@ -262,6 +262,35 @@ def test_misaligned_sse_operands(pair: Pair) -> None:
 def test_lock_where_it_must_not_be(pair: Pair) -> None:
     for code in ("f001c8", "f08b06", "f090"):
         assert alone(pair, code)[0][0] == 6
+
+
+@pytest.mark.parametrize("ring", (0, 3))
+def test_int1_is_a_trap(pair: Pair, ring: int) -> None:
+    """Wherever the host's own #DB for it leaves EIP; two in a row tell. Emulation knows no INT1."""
+    records = alone(pair, "f1", "f1", "90", ring=ring)
+    start = records[0][2] - 1
+    assert [(record[0], record[2] - start) for record in records[:3]] == [(1, 1), (1, 2), (0x81, 5)]
+
+
+def test_int1_is_stepped_over(pair: Pair) -> None:
+    """By the debugger, with every instruction of a program that executes it."""
+    vcpu = pair.other.vcpu
+    assert vcpu
+    program = Program(3, 0x202, [0] * 8, [[b"\x90\xf1"], [b"\x90"]])
+    undisturbed = pair.other.run([program]).records
+    stops = []
+
+    def stopped(exit_: Exit) -> bool:
+        stops.append(vcpu.registers()["rip"])
+        vcpu.set_debug(frozenset(), frozenset(), step=vcpu.registers()["rip"] - STREAMS < 0x100)
+        return True
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(pair.other, "stopped", stopped)
+        vcpu.set_debug(frozenset({STREAMS}), frozenset(), step=False)
+        assert pair.other.run([program]).records == undisturbed
+        vcpu.set_debug(frozenset(), frozenset(), step=False)
+    assert stops[:2] == [STREAMS, STREAMS + 1] and stops[2] >= KERNEL
 
 
 def test_shrinking_keeps_what_differs_by_chance_only(pair: Pair, monkeypatch: pytest.MonkeyPatch) -> None:
