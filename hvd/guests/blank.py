@@ -53,15 +53,21 @@ class BlankDirectories:
 
     def take(self, directory: Path) -> bool:
         """Make it that directory. False: there is none left, or no room for it, as when there is such a directory already."""
-        if not self._ready:
-            return False
-        try:
-            os.rename(self._ready[-1], directory)
-        except OSError:
-            return False  # whoever makes it otherwise is told
+        while self._ready:
+            try:
+                os.rename(self._ready[-1], directory)
+            except FileNotFoundError:  # somebody has removed it
+                self._drop()
+            except OSError:
+                return False  # whoever makes it otherwise is told
+            else:
+                self._drop()
+                return True
+        return False
+
+    def _drop(self) -> None:
         self._ready.pop()
         self._taken.set()
-        return True
 
     async def _keep(self) -> None:
         while True:

@@ -21,6 +21,7 @@ from hvd.cgroup.files import number, text
 from hvd.cgroup.hierarchy import PARENT, Hierarchy, hierarchy
 from hvd.cgroup.processes import kill_all, oom_kills, remove
 from hvd.jail.enter import MOST_PROCESSES
+from hvd.jail.pids import children
 
 log = structlog.get_logger()
 
@@ -97,7 +98,7 @@ def join(uid: str, pid: int, found: Hierarchy | None = None) -> None:
     members = [directory / "cgroup.procs" for directory in directories if directory.is_dir()]
     try:
         if members and _move(pid, uid, members):
-            for child in _children(pid):  # looked for when new ones are in it
+            for child in children(pid):  # looked for when new ones are in it
                 _move(child, uid, members)
     except OSError as error:
         log.warning("a machine is not in its control group", guest=uid, problem=str(error))
@@ -197,14 +198,6 @@ def _write(file: Path, value: int) -> None:
         os.write(descriptor, str(value).encode("ascii"))
     finally:
         os.close(descriptor)
-
-
-def _children(pid: int) -> list[int]:
-    """Of all its threads (CONFIG_PROC_CHILDREN)."""
-    found: list[int] = []
-    for thread in Path(f"/proc/{pid}/task").glob("*"):
-        found += map(int, text(thread, "children").split())
-    return found
 
 
 def _in_memory(path: Path) -> bool:

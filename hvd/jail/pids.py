@@ -9,7 +9,10 @@ import errno
 import functools
 import os
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Final
+
+from hvd.cgroup.files import text
 
 # linux/sched.h
 _NEW_PIDS: Final = 0x2000_0000
@@ -34,6 +37,19 @@ def own_pids(wanted: bool) -> Iterator[None]:
         yield
     finally:
         _check(libc.setns(home, _NEW_PIDS))
+
+
+def children(pid: int) -> list[int]:
+    """Of all its threads (CONFIG_PROC_CHILDREN)."""
+    found: list[int] = []
+    for thread in Path(f"/proc/{pid}/task").glob("*"):
+        found += map(int, text(thread, "children").split())
+    return found
+
+
+def is_stopped(pid: int) -> bool:
+    """By a signal or a debugger (proc(5), /proc/PID/stat)."""
+    return text(Path(f"/proc/{pid}"), "stat").rpartition(")")[2].split()[:1] in (["T"], ["t"])
 
 
 def _check(result: int) -> None:

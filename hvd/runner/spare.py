@@ -30,7 +30,7 @@ from hvd.board.spec import MachineSpec
 from hvd.jail import root
 from hvd.jail.enter import libraries
 from hvd.jail.namespaces import MOUNTS, NETWORK
-from hvd.jail.pids import own_pids
+from hvd.jail.pids import children, is_stopped, own_pids
 from hvd.runner.ahead import open_descriptors
 from hvd.runner.directory import MACHINE, PID, ExitRecord, own_pid, process_identity, read_json, write_json
 from hvd.runner.inheritance import ABOVE, MOST_DESCRIPTORS
@@ -92,8 +92,9 @@ class Spare:
             return False
 
     def start(self, directory: str, descriptors: Sequence[int]) -> int | None:
-        """The pid of one that is ready: it is that directory's runner now. None: it has ended, or somebody has stopped it; it is no more."""
-        if _is_stopped(self._pid):
+        """The pid of one that is ready: it is that directory's runner now. None: it has ended, or somebody has stopped it or its cell; it is no
+        more."""
+        if any(map(is_stopped, (self._pid, *children(self._pid)))):
             self.end()
             return None
         try:
@@ -109,14 +110,6 @@ class Spare:
         with contextlib.suppress(ProcessLookupError, ChildProcessError):
             os.kill(self._pid, signal.SIGKILL)
             os.waitpid(self._pid, 0)
-
-
-def _is_stopped(pid: int) -> bool:
-    """By a signal or a debugger (proc(5), /proc/PID/stat)."""
-    try:
-        return Path(f"/proc/{pid}/stat").read_bytes().rpartition(b")")[2].split()[0] in (b"T", b"t")
-    except OSError:
-        return False
 
 
 def _wait(connection: socket.socket, other_end: int, own: bool, part: Part) -> NoReturn:

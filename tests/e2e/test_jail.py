@@ -131,25 +131,26 @@ def test_a_guest_s_processes_are_locked_in(daemon: RealDaemon, backend: str, spa
     assert shown["uid"] not in Path("/proc/self/mountinfo").read_text()
 
 
-@pytest.mark.parametrize("why", ["its cell was killed", "another engine", "another size"])
+@pytest.mark.parametrize("why", ["its cell was killed", "its cell was stopped", "another engine", "another size"])
 def test_a_spare_whose_cell_is_of_no_use_makes_another(daemon: RealDaemon, why: str) -> None:
     words = ["run", "-d", "--backend", "rewriting", "--kernel", kernel("echo.elf")]
     if daemon.hvctl(*words, "--memory", "8M", "--name", "a").returncode == 6:
         pytest.skip("rewriting does not run here")
     daemon.ok("kill", "a")
     waiting = {pid: children(pid) for pid in wait_for(lambda: spares(daemon, "rewriting"), "there is a spare")}
-    for cell in (cell for cells in waiting.values() for cell in cells if why == "its cell was killed"):
-        os.kill(cell, signal.SIGKILL)
+    sent = {"its cell was killed": signal.SIGKILL, "its cell was stopped": signal.SIGSTOP}
+    for cell in (cell for cells in waiting.values() for cell in cells if why in sent):
+        os.kill(cell, sent[why])
     different = {"another engine": ["--engine", "breakpoint"], "another size": ["--memory", "16M"]}
     done = daemon.hvctl(*words, "--memory", "8M", "--name", "b", *different.get(why, []))
     if done.returncode == 6:
         pytest.skip(done.stderr)
     assert done.returncode == 0, done.stderr
     runner, owner = daemon.runner("b"), user.user_of(daemon.show("b")["uid"])
-    assert runner in waiting
+    assert (runner in waiting) == (why != "its cell was stopped")  # that spare is ended, and another, or none, taken
     check_locked_in(runner, owner, RAWIO_CHROOT | PERFMON)
     (cell,) = [cell for cell in children(runner) if not status(cell)["State"].startswith("Z")]
-    assert cell not in waiting[runner]
+    assert not any(cell in cells for cells in waiting.values())
     check_locked_in(cell, owner, RAWIO_CHROOT | PERFMON)
     daemon.ok("pause", "b")
     daemon.ok("kill", "b")

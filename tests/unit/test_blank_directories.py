@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import shutil
 import stat
 from collections.abc import AsyncIterator
 from pathlib import Path
@@ -59,6 +60,15 @@ async def test_a_directory_of_an_earlier_run_stays(two: BlankDirectories, tmp_pa
     assert not two.take(tmp_path / "a")
     assert (tmp_path / "a" / "console.log").read_text() == "kept"
     assert two.take(tmp_path / "b")  # it is there still
+
+
+async def test_those_that_somebody_has_removed_are_made_again(two: BlankDirectories, tmp_path: Path) -> None:
+    shutil.rmtree(tmp_path / "blank")
+    assert not two.take(tmp_path / "a") and not (tmp_path / "a").exists()
+    async with asyncio.timeout(10):
+        while not two.take(tmp_path / "b"):
+            await asyncio.sleep(0.005)
+    assert set(os.listdir(tmp_path / "b")) == set(FILES)
 
 
 async def test_without_any_and_on_a_place_that_cannot_be_written(tmp_path: Path) -> None:
